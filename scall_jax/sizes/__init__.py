@@ -1,0 +1,17 @@
+"""From a parameter budget to one embedding size per entity: shares, exact allocation, ranking."""
+
+from scall_jax.sizes.allocate import allocate
+from scall_jax.sizes.rank import order_by, rank
+from scall_jax.sizes.shares import FAMILIES, expected_shares
+from scall_jax.sizes.sides import assign, shared_vector_sizes, split_sides
+
+__all__ = [
+    "FAMILIES",
+    "allocate",
+    "assign",
+    "expected_shares",
+    "order_by",
+    "rank",
+    "shared_vector_sizes",
+    "split_sides",
+]

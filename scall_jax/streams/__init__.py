@@ -1,0 +1,26 @@
+"""Raw files to segments: read, cut, replay; embedded and synthetic streams."""
+
+from scall_jax.streams.cut import cut
+from scall_jax.streams.embedded import EMBEDDED, load
+from scall_jax.streams.interactions import Interactions, from_arrays
+from scall_jax.streams.read import read
+from scall_jax.streams.segments import HALF_LIVES, POPULARITY, Capacity, Graph, Rows, Segment
+from scall_jax.streams.stream import Stream
+from scall_jax.streams.synthetic import synthetic
+
+__all__ = [
+    "EMBEDDED",
+    "HALF_LIVES",
+    "POPULARITY",
+    "Capacity",
+    "Graph",
+    "Interactions",
+    "Rows",
+    "Segment",
+    "Stream",
+    "cut",
+    "from_arrays",
+    "load",
+    "read",
+    "synthetic",
+]

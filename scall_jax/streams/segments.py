@@ -1,0 +1,118 @@
+"""Segment: one step of the stream as a pytree of fixed shapes, so that segments stack and scan.
+
+Capacities are those of the whole stream and lengths are data: U users, V items, N = U + V nodes (users first), E graph
+entries, B segment users, R segment positives, Q evaluated users, T relevant pairs, H popularity statistics. Ids are given by
+first appearance, so whoever is known at some moment is a prefix of each side.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+
+class Graph(NamedTuple):
+    """Normalised adjacency D^-1/2 A D^-1/2 of users and items in compressed sparse rows; symmetric.
+
+    Entries beyond indptr[-1] are padding: zero values that no row refers to.
+    """
+
+    indptr: jax.Array  # i32[N + 1]
+    indices: jax.Array  # i32[E], ascending within a row
+    values: jax.Array  # f32[E]
+
+
+class Rows(NamedTuple):
+    """Ragged item lists of some users: users[i] has items[indptr[i]:indptr[i+1]], distinct and ascending."""
+
+    users: jax.Array  # i32[B]
+    indptr: jax.Array  # i32[B + 1]
+    items: jax.Array  # i32[R]
+    count: jax.Array  # i32[], users in use
+
+
+class Segment(NamedTuple):
+    """What may be known at the cut between training and validation of one segment, and the parts held back."""
+
+    index: jax.Array  # i32[]
+    users: jax.Array  # i32[], users seen by the end of the training part
+    items: jax.Array  # i32[]
+    users_before: jax.Array  # i32[], users seen before this segment; those from here to `users` are new
+    items_before: jax.Array  # i32[]
+    interactions: jax.Array  # i32[], rows of the segment, all parts, replay apart
+    graph: Graph  # all interactions before the segment and its training part
+    positives: Rows  # segment's training part and replayed rows
+    valid: Rows  # relevant items by user: known at the cut and not among the user's training items
+    test: Rows
+    dropped: jax.Array  # i32[2], rows of valid and test whose user or item is not known at the cut
+    frequency: jax.Array  # i32[N], rows of the training part and of the replay
+    total: jax.Array  # i32[N], rows before the cut
+    recency: jax.Array  # i32[N], 1 + position of the last row before the cut, 0 if none
+    popularity: jax.Array  # f32[H, V]: all-time, segment, then decayed counts by half-life
+
+
+HALF_LIVES = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
+"""Half-lives of the decayed counts, in interactions."""
+
+POPULARITY = ("all", "segment", *(f"decayed-{h}" for h in HALF_LIVES))
+"""Names of the rows of `Segment.popularity`."""
+
+
+class Capacity(NamedTuple):
+    """Static sizes shared by all segments of a stream."""
+
+    users: int
+    items: int
+    edges: int
+    positives: int
+    valid: int
+    test: int
+
+    @property
+    def nodes(self) -> int:
+        """Users and items."""
+        return self.users + self.items
+
+
+def pad(values: np.ndarray, length: int, fill=0) -> np.ndarray:
+    """The vector extended to `length`."""
+    out = np.full(length, fill, values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+def make_rows(user: np.ndarray, item: np.ndarray, capacity: int, rng: np.random.Generator | None = None) -> Rows:
+    """Distinct pairs grouped by user; users ascending, or in random order if `rng` is given."""
+    keys = np.unique(user.astype(np.int64) << 32 | item.astype(np.int64))
+    user, item = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
+    users, starts, counts = np.unique(user, return_index=True, return_counts=True)
+    if rng is not None:
+        shuffled = rng.permutation(len(users))
+        users, starts, counts = users[shuffled], starts[shuffled], counts[shuffled]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        item = item[np.repeat(starts, counts) + within]
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return Rows(
+        users=pad(users, capacity),
+        indptr=pad(indptr, capacity + 1, indptr[-1]),
+        items=pad(item, capacity),
+        count=np.int32(len(users)),
+    )
+
+
+def make_graph(by_user: tuple, by_item: tuple, users: int, nodes: int, edges: int) -> Graph:
+    """Symmetric normalised graph.
+
+    Args:
+      by_user: (user, item) of the distinct pairs, sorted by user, then item.
+      by_item: the same pairs sorted by item, then user.
+      users: capacity of the user side, where the items' nodes begin.
+      nodes, edges: capacities.
+    """
+    degree = np.bincount(by_user[0], minlength=nodes) + np.bincount(by_item[1] + users, minlength=nodes)
+    indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)
+    row = np.concatenate([by_user[0], by_item[1] + users])
+    indices = np.concatenate([by_user[1] + users, by_item[0]]).astype(np.int32)
+    scale = 1.0 / np.sqrt(np.maximum(degree, 1))
+    values = (scale[row] * scale[indices]).astype(np.float32)
+    return Graph(indptr, pad(indices, edges), pad(values, edges))

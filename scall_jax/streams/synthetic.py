@@ -1,0 +1,80 @@
+"""A seeded stream of any size with what real streams have: Zipf popularity, arrivals, fading, drifting tastes."""
+
+import jax
+import numpy as np
+
+from scall_jax.streams.interactions import Interactions, from_arrays
+
+
+def synthetic(
+    key: jax.Array,
+    *,
+    users: int = 2000,
+    items: int = 1000,
+    interactions: int = 40000,
+    tastes: int = 8,
+    zipf: float = 0.8,
+    lifetime: float = 0.4,
+    drift: float = 0.5,
+    strength: float = 4.0,
+    days: float = 365.0,
+) -> Interactions:
+    """Draw a stream.
+
+    Every entity arrives at a random moment (a fifth of them at the start) and its activity decays exponentially from
+    then on. Users and items have unit taste vectors; users' tastes turn towards a second vector in the course of the stream.
+    A row is a user drawn by activity and an item drawn with probability proportional to activity x exp(strength x <taste, taste>).
+
+    Args:
+      key: typed PRNG key.
+      users, items, interactions: sizes; entities that draw no row do not appear.
+      tastes: dimension of the taste vectors.
+      zipf: exponent of base activity by rank, both sides.
+      lifetime: mean lifetime of an entity as a part of the stream; infinity for no fading.
+      drift: how far users' tastes turn, 0 none to 1 entirely.
+      strength: weight of taste against popularity; 0 makes popularity all there is.
+      days: length of the stream.
+
+    Returns:
+      Interactions sorted by time, ids `u<number>` and `i<number>`.
+
+    Raises:
+      ValueError: sizes below 1 or negative parameters.
+    """
+    if min(users, items, interactions, tastes) < 1 or min(zipf, lifetime, drift, strength, days) < 0:
+        raise ValueError("sizes must be at least 1 and zipf, lifetime, drift, strength, days not negative")
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    user_side = _side(rng, users, tastes, zipf)
+    item_side = _side(rng, items, tastes, zipf)
+    turned = _unit(rng.normal(size=(users, tastes)))
+    moments = np.sort(rng.uniform(size=interactions))
+    parts = []
+    for chunk in np.array_split(moments, max(1, interactions // 2000)):
+        now = chunk.mean()
+        active = _activity(user_side, now, lifetime)
+        user = rng.choice(users, size=len(chunk), p=active / active.sum())
+        weight = drift * now
+        taste = _unit((1 - weight) * user_side[2][user] + weight * turned[user])
+        logits = strength * taste @ item_side[2].T + np.log(_activity(item_side, now, lifetime))
+        gumbel = logits + rng.gumbel(size=logits.shape)
+        parts.append((user, gumbel.argmax(1)))
+    user, item = (np.concatenate(column) for column in zip(*parts, strict=True))
+    time = (moments * days * 86_400_000).astype(np.int64)
+    return from_arrays([f"u{u}" for u in user], [f"i{i}" for i in item], time, "synthetic")
+
+
+def _unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _side(rng, n, tastes, zipf):
+    base = rng.permutation(np.arange(1, n + 1) ** -zipf)
+    arrival = np.where(rng.uniform(size=n) < 0.2, 0.0, rng.uniform(size=n) * 0.95)
+    return base, arrival, _unit(rng.normal(size=(n, tastes)))
+
+
+def _activity(side, now, lifetime):
+    base, arrival, _ = side
+    age = now - arrival
+    fading = np.exp(-np.maximum(age, 0) / lifetime) if lifetime > 0 else np.ones_like(age)
+    return np.where(age >= 0, base * fading, 1e-12) + 1e-300

@@ -1,0 +1,266 @@
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from scall_jax import sizes
+from scall_jax.sizes.allocate import allocate_host
+
+
+def _shares(kind: str, n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return {
+        "uniform": lambda: np.ones(n),
+        "zipf": lambda: rng.permutation(1.0 / np.arange(1, n + 1) ** 2),
+        "ties": lambda: rng.integers(0, 3, n).astype(float),
+        "zeros": lambda: np.zeros(n),
+        "one": lambda: np.eye(1, n, rng.integers(n))[0],
+        "extreme": lambda: 10.0 ** rng.uniform(-37, 37, n),
+        "tiny": lambda: rng.uniform(0, 1e-37, n),
+    }[kind]().astype(np.float32)
+
+
+def _check(shares, result, total, minimum, maximum):
+    result = np.asarray(result).astype(np.int64)
+    n = len(shares)
+    assert result.sum() == min(total, n * maximum)
+    if total >= n * minimum:
+        assert result.min() >= minimum
+    else:
+        assert ((result == 0) | (result == minimum)).sum() >= n - 1
+    assert result.max() <= maximum
+    order = np.lexsort((np.arange(n), -shares.astype(np.float64)))
+    assert (np.diff(result[order]) <= 0).all()
+
+
+# a few capacities, padded by live: one compilation each
+_CAPACITIES = (1, 7, 64, 1000, 10**5)
+
+
+@given(
+    kind=st.sampled_from(["uniform", "zipf", "ties", "zeros", "one", "extreme", "tiny"]),
+    n=st.one_of(st.integers(1, 200), st.integers(1, 10**5)),
+    total=st.one_of(st.integers(0, 5000), st.integers(0, 2**31 - 1)),
+    bounds=st.sampled_from([(1, 256), (1, 1), (0, 64), (4, 128), (3, 4), (16, 16), (1, 4096)]),
+    seed=st.integers(0, 5),
+)
+@example(kind="zipf", n=10**5, total=2**31 - 1, bounds=(1, 4096), seed=0)
+@example(kind="extreme", n=10**5, total=10**5, bounds=(1, 256), seed=1)
+@example(kind="one", n=1, total=0, bounds=(1, 256), seed=1)
+def test_allocate_exact_sum_bounds_and_order(kind, n, total, bounds, seed):
+    capacity = next(c for c in _CAPACITIES if c >= n)
+    shares = np.zeros(capacity, np.float32)
+    shares[:n] = _shares(kind, n, seed)
+    result = np.asarray(sizes.allocate(shares, total, *bounds, live=n))
+    assert (result[n:] == 0).all()
+    _check(shares[:n], result[:n], total, *bounds)
+
+
+@settings(max_examples=12)
+@given(kind=st.sampled_from(["zipf", "ties", "one", "extreme"]), n=st.integers(1, 30), seed=st.integers(0, 9))
+def test_allocate_larger_budget_never_shrinks_an_entity(kind, n, seed):
+    shares = _shares(kind, n, seed)
+    padded = np.pad(shares, (0, 30 - n))
+    totals = np.arange(n, n * 16 + 1)
+    many = jax.vmap(lambda total: sizes.allocate(padded, total, 1, 16, live=n))(totals)
+    assert (np.diff(np.asarray(many), axis=0) >= 0).all()
+    assert (np.asarray(many).sum(1) == totals).all()
+
+
+def _divisor_method(shares, total, minimum, maximum):
+    """Webster's method one unit at a time: the next goes to the largest share / (size + 1/2)."""
+    result = np.full(len(shares), minimum)
+    for _ in range(total - result.sum()):
+        priority = np.where(result < maximum, shares / (result + 0.5), -1)
+        result[np.argmax(priority)] += 1
+    return result
+
+
+@given(
+    values=st.lists(st.integers(1, 1000), min_size=1, max_size=20), extra=st.integers(0, 150), low=st.integers(0, 2)
+)
+def test_allocate_is_webster_with_bounds(values, extra, low):
+    shares = np.asarray(values, np.float32)
+    total = min(len(values) * low + extra, len(values) * 9)
+    ours = np.asarray(sizes.allocate(shares, total, low, 9))
+    theirs = _divisor_method(shares.astype(np.float64), total, low, 9)
+    # equal up to exact ties of the priority share / (size + 1/2)
+    assert np.abs(ours - theirs).max() <= 1
+    grown, passed_over = ours > theirs, ours < theirs
+    np.testing.assert_allclose(
+        sorted(shares[grown] / (ours[grown] - 0.5)), sorted(shares[passed_over] / (theirs[passed_over] - 0.5)), rtol=1e-5
+    )
+
+
+def test_allocate_host_and_device_agree():
+    shares = _shares("zipf", 1000, 0)
+    for total in (0, 500, 1000, 5000, 10**5, 10**6):
+        device = np.asarray(sizes.allocate(shares, total, 1, 256))
+        host = allocate_host(shares, total, 1, 256)
+        assert host.sum() == device.sum()
+        assert np.abs(device - host).max() <= 1
+
+
+def test_allocate_beyond_int32_on_the_host():
+    shares = _shares("zipf", 1000, 0)
+    total = 2**40 + 7
+    result = sizes.allocate(shares, total, 1, 2**31)
+    assert result.dtype == np.int64
+    _check(shares, result, total, 1, 2**31)
+    with pytest.raises(ValueError, match="64-bit"):
+        jax.jit(lambda s: sizes.allocate(s, 10, 1, 2**31))(shares)
+
+
+def test_allocate_ten_million_entities():
+    n = 10**7
+    shares = np.asarray(sizes.expected_shares("powerlaw", 0.5, n))
+    run = jax.jit(lambda s, t: sizes.allocate(s, t, 1, 256))
+    run(shares, 8 * n).block_until_ready()
+    start = time.perf_counter()
+    result = np.asarray(run(shares, 2**31 - 1))
+    print(f"allocate, n = 10^7: {time.perf_counter() - start:.2f} s")
+    _check(shares, result, 2**31 - 1, 1, 256)
+
+
+def test_allocate_traces_once_over_totals_and_live_counts():
+    count = chex.assert_max_traces(lambda s, t, n: sizes.allocate(s, t, 1, 64, live=n), n=1)
+    run = jax.jit(count)
+    shares = jnp.ones(50)
+    for live in (3, 50):
+        for total in (0, 10, 10**6):
+            assert int(run(shares, total, live).sum()) == min(total, 64 * live)
+    chex.clear_trace_counter()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sizes.allocate([0.5, np.nan], 4),
+        lambda: sizes.allocate([0.5, -0.1], 4),
+        lambda: sizes.allocate([0.5, np.inf], 4),
+        lambda: sizes.allocate([0.5, 0.5], -1),
+        lambda: sizes.allocate([0.5, 0.5], 4, 5, 4),
+        lambda: sizes.allocate([], 4),
+        lambda: sizes.expected_shares("cauchy", 1.0, 4),
+        lambda: sizes.expected_shares("powerlaw", 0.0, 4),
+        lambda: sizes.expected_shares("pareto", 1.0, 4),
+        lambda: sizes.expected_shares("powerlaw", 1.0, 0),
+    ],
+)
+def test_bad_sizes_arguments(call):
+    with pytest.raises(ValueError):
+        call()
+
+
+def _draws(family, shape, n, rng):
+    size = (4000, n)
+    if family == "powerlaw":
+        return rng.uniform(size=size) ** (1 / shape)
+    if family == "pareto":
+        return 1 + rng.pareto(shape, size)
+    if family == "lognormal":
+        return rng.lognormal(0, shape, size)
+    from scipy import stats
+
+    if family == "truncnorm":
+        low, high = -1 / n / shape, (1 - 1 / n) / shape
+        return stats.truncnorm.rvs(low, high, loc=1 / n, scale=shape, size=size, random_state=rng)
+    return stats.truncexpon.rvs(shape, scale=1 / shape, size=size, random_state=rng)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "tolerance"),
+    [
+        ("powerlaw", 0.1, 0.01),
+        ("powerlaw", 0.5, 0.01),
+        ("powerlaw", 30.0, 0.01),
+        ("pareto", 30.0, 0.01),
+        ("pareto", 100.0, 0.01),
+        ("truncnorm", 0.001, 0.01),
+        ("truncnorm", 0.02, 0.02),
+        ("truncexp", 5.0, 0.01),
+        ("lognormal", 0.5, 0.01),
+    ],
+)
+def test_expected_shares_match_sorted_draws(family, shape, tolerance):
+    """L1 distance to the averaged sorted draws, as SCALL makes them."""
+    n = 300
+    drawn = -np.sort(-_draws(family, shape, n, np.random.default_rng(0)), axis=1)
+    drawn = (drawn / drawn.sum(1, keepdims=True)).mean(0)
+    shares = np.asarray(sizes.expected_shares(family, shape, n))
+    assert np.abs(shares - drawn).sum() < tolerance
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert (np.diff(shares) <= 0).all()
+
+
+@pytest.mark.parametrize(("family", "shapes"), [("powerlaw", (0.1, 0.5, 3.0, 30.0)), ("pareto", (1.5, 30.0, 100.0))])
+def test_expected_shares_match_log_gamma_in_float64(family, shapes):
+    from scipy.special import gammaln
+
+    for n in (1, 2, 17, 10**4, 10**6):
+        k = np.arange(1, n + 1, dtype=np.float64)
+        for shape in shapes:
+            z, s = (n - k + 1, 1 / shape) if family == "powerlaw" else (k, -1 / shape)
+            logs = gammaln(z + s) - gammaln(z)
+            exact = np.exp(logs - logs.max())
+            exact /= exact.sum()
+            ours = np.asarray(sizes.expected_shares(family, shape, n), np.float64)
+            big = exact > 1e-30
+            np.testing.assert_allclose(ours[big], exact[big], rtol=3e-5)
+
+
+def test_expected_shares_traced_count_equals_static_one():
+    run = jax.jit(lambda n, a: sizes.expected_shares("powerlaw", a, n, capacity=100))
+    for n in (1, 30, 100):
+        padded = np.asarray(run(n, 0.5))
+        np.testing.assert_allclose(padded[:n], sizes.expected_shares("powerlaw", 0.5, n), rtol=1e-5)
+        assert (padded[n:] == 0).all()
+
+
+def test_expected_shares_and_allocate_vmap_over_shape_and_total():
+    def run(shape, total):
+        return sizes.allocate(sizes.expected_shares("powerlaw", shape, 50), total, 1, 40)
+
+    shapes, totals = jnp.array([0.1, 0.5, 5.0]), jnp.array([50, 400, 1999])
+    many = jax.vmap(run)(shapes, totals)
+    for one, shape, total in zip(many, shapes, totals, strict=True):
+        np.testing.assert_array_equal(one, run(shape, total))
+
+
+def test_rank_orders_by_frequency_then_recency():
+    frequency = jnp.array([3, 0, 3, 0, 5, 0, 0])
+    recency = jnp.array([9, 1, 10, 1, 2, 8, 99])
+    total = jnp.array([3, 7, 3, 7, 5, 2, 99])
+    # 4 (5), 2 (3, later), 0, then inactive by total: 3 and 1 tie (later arrival first), 5; 6 does not exist yet
+    np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, jnp.int32(6)), [4, 2, 0, 3, 1, 5, 6])
+    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, 6), [2, 4, 1, 3, 0, 5, 6])
+
+
+@given(
+    users=st.integers(0, 500),
+    items=st.integers(1, 500),
+    total=st.integers(0, 40000),
+    share=st.floats(0, 1, width=32),
+    minimum=st.integers(0, 3),
+)
+def test_split_sides_is_exact_and_within_what_the_sides_can_hold(users, items, total, share, minimum):
+    for_users, for_items = map(int, sizes.split_sides(total, share, users, items, minimum, 32))
+    assert for_users + for_items == min(total, 32 * (users + items))
+    assert 0 <= for_users <= 32 * users and 0 <= for_items <= 32 * items
+    if total >= minimum * (users + items):
+        assert for_users >= minimum * users and for_items >= minimum * items
+
+
+def test_shared_vectors_exist_only_while_the_minimum_does_not_fit():
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(100), jnp.int32(10), 4), [0, 0])
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(39), jnp.int32(10), 4), [4, 4])
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(5), jnp.int32(10), 4), [4, 1])
+
+
+def test_assign_gives_sizes_in_order():
+    np.testing.assert_array_equal(sizes.assign(jnp.array([9, 4, 1]), jnp.array([2, 0, 1])), [4, 1, 9])
