@@ -237,8 +237,9 @@ def test_rank_orders_by_frequency_then_recency():
     recency = jnp.array([9, 1, 10, 1, 2, 8, 99])
     total = jnp.array([3, 7, 3, 7, 5, 2, 99])
     # 4 (5), 2 (3, later), 0, then inactive by total: 3 and 1 tie (later arrival first), 5; 6 does not exist yet
-    np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, jnp.int32(6)), [4, 2, 0, 3, 1, 5, 6])
-    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, 6), [2, 4, 1, 3, 0, 5, 6])
+    alive = jnp.arange(7) < 6
+    np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, alive), [4, 2, 0, 3, 1, 5, 6])
+    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, alive), [2, 4, 1, 3, 0, 5, 6])
 
 
 @given(

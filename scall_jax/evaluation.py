@@ -1,0 +1,188 @@
+"""Full-ranking evaluation: exact top-k over all candidate items, in blocks of users that bound memory."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.streams import Graph, Rows
+
+CUTOFFS = (5, 10, 20)
+STRATA = ("all", "new", "warm")
+
+_DEPTH = max(CUTOFFS)
+_CHUNK = 64  # items per chunk of the two-level top-k
+_EDGES = 8192  # training interactions masked at once
+_BLOCK_BYTES = 2**24  # scores held at once
+
+
+class Metrics(NamedTuple):
+    """Means over evaluated users by stratum of `STRATA` and cutoff of `CUTOFFS`; 0 where a stratum has no user."""
+
+    recall: jax.Array  # f32[3, 3], |hits| / |relevant items|
+    ndcg: jax.Array  # f32[3, 3], ideal: min(|relevant items|, k) hits first
+    users: jax.Array  # i32[3], users evaluated
+    coverage: jax.Array  # f32[3], by cutoff: part of the candidates that someone gets recommended
+
+    def fitness(self) -> jax.Array:
+        """Mean of Recall@20 and NDCG@20 over all users, the quantity that selection and reward use; f32[]."""
+        return (self.recall[0, -1] + self.ndcg[0, -1]) / 2
+
+
+def evaluate(
+    user_vectors: jax.Array,
+    item_vectors: jax.Array,
+    item_bias: jax.Array,
+    relevant: Rows,
+    graph: Graph,
+    users: int,
+    items: jax.Array,
+    *,
+    users_before: jax.Array | int = 0,
+    used_width: jax.Array | None = None,
+    candidates: str = "all",
+) -> Metrics:
+    """Rank items for the users of `relevant` and compare.
+
+    Args:
+      user_vectors: f32[Q, width], of relevant.users in this order.
+      item_vectors: f32[V, width].
+      item_bias: f32[V], added to inner products.
+      relevant: items to be found, by user.
+      graph: known interactions; a user's are not recommended.
+      users: capacity of the user side.
+      items: i32[], items known: the candidates.
+      users_before: users with a smaller id are warm, the others new.
+      used_width: i32[], columns beyond it are zero; saves work.
+      candidates: `all` known items, or `segment`: only items relevant to some user here (the published protocol).
+
+    Returns:
+      Metrics. Ties go to the lower item id.
+
+    Raises:
+      ValueError: unknown candidates.
+    """
+    if candidates not in ("all", "segment"):
+        raise ValueError(f"candidates={candidates!r}: choose all or segment")
+    capacity = item_vectors.shape[0]
+    padded_items = -(-max(capacity, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
+    queries = relevant.users.shape[0]
+    block = max(1, min(256, queries, _BLOCK_BYTES // (4 * padded_items)))
+    allowed = jnp.arange(padded_items) < items
+    if candidates == "segment":
+        wanted = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
+        at = jnp.where(wanted, relevant.items, padded_items)
+        allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
+    offset = jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf)
+    by_width = _scorers(_pad(item_vectors, padded_items), offset)
+    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
+
+    def rank_block(number, totals):
+        # the last block of a full capacity is moved back; users seen twice count once
+        first = jnp.minimum(number * block, queries - block)
+        vectors = jax.lax.dynamic_slice_in_dim(user_vectors, first, block)
+        at = first + jnp.arange(block, dtype=jnp.int32)
+        user = relevant.users[at]
+        scores = _mask_known(by_width(vectors, used_width), graph, user, users)
+        values, top = top_k(scores)
+        counted = (at >= number * block) & (at < relevant.count)
+        return _add(totals, values, top, at, user, counted, relevant, users_before)
+
+    blocks = -(-relevant.count // block)
+    zeros = (jnp.zeros((3, 3)), jnp.zeros((3, 3)), jnp.zeros(3, jnp.int32), jnp.full(padded_items, _DEPTH, jnp.int32))
+    recall, ndcg, count, best = jax.lax.fori_loop(0, blocks, rank_block, zeros)
+    covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
+    scale = 1.0 / jnp.maximum(count, 1)[:, None]
+    return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32))
+
+
+def _pad(values, length):
+    return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
+
+
+def _scorers(item_vectors, offset):
+    """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask."""
+    width = item_vectors.shape[1]
+    widths = [w for w in (16, 32, 64, 128) if w < width] + [width]
+
+    def scorer(w):
+        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T + offset
+
+    def scores(vectors, used_width):
+        which = (used_width > jnp.asarray(widths[:-1], jnp.int32)).sum() if len(widths) > 1 else 0
+        return jax.lax.switch(which, [scorer(w) for w in widths], vectors)
+
+    return scores
+
+
+def _mask_known(scores, graph: Graph, user, users):
+    """Set the users' known items to -inf, a fixed number of interactions at a time."""
+    start = graph.indptr[user]
+    ends = jnp.cumsum(graph.indptr[user + 1] - start)
+    begins = ends - (graph.indptr[user + 1] - start)
+
+    def body(carry):
+        done, scores = carry
+        flat = done + jnp.arange(_EDGES, dtype=jnp.int32)
+        row = jnp.searchsorted(ends, flat, side="right").astype(jnp.int32)
+        valid = flat < ends[-1]
+        row = jnp.where(valid, row, 0)
+        item = graph.indices[jnp.where(valid, start[row] + flat - begins[row], 0)] - users
+        row = jnp.where(valid, row, scores.shape[0])
+        return done + _EDGES, scores.at[row, item].set(-jnp.inf, mode="drop")
+
+    return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
+
+
+def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The 20 largest of each row, (f32[B, 20], i32[B, 20]), ties to the lower column.
+
+    Exact in two levels: the 20 chunks with the largest maxima, in order of column, hold the 20 largest values, since each
+    value of another chunk has 20 maxima before it.
+    """
+    batch, n = scores.shape
+    chunked = scores.reshape(batch, n // _CHUNK, _CHUNK)
+    _, chunk = jax.lax.top_k(chunked.max(-1), min(_DEPTH, n // _CHUNK))
+    chunk = jnp.sort(chunk, axis=1)
+    kept = jnp.take_along_axis(chunked, chunk[:, :, None], axis=1).reshape(batch, -1)
+    values, at = jax.lax.top_k(kept, _DEPTH)
+    return values, jnp.take_along_axis(chunk, at // _CHUNK, axis=1) * _CHUNK + at % _CHUNK
+
+
+def _add(totals, values, top, at, user, counted, relevant: Rows, users_before):
+    recall, ndcg, count, best = totals
+    start, end = relevant.indptr[at], relevant.indptr[at + 1]
+    hits = _contains(relevant.items, start, end, top) & jnp.isfinite(values)
+    size = jnp.maximum(end - start, 1).astype(jnp.float32)
+    discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
+    ideal = jnp.cumsum(discount)
+    gains = jnp.where(hits, discount, 0.0)
+    new = user >= users_before
+    strata = jnp.stack([counted, counted & new, counted & ~new]).astype(jnp.float32)
+    r = jnp.stack([hits[:, :k].sum(1) / size for k in CUTOFFS], axis=1)
+    g = jnp.stack(
+        [gains[:, :k].sum(1) / ideal[jnp.minimum(size, k).astype(jnp.int32) - 1] for k in CUTOFFS], axis=1
+    )
+    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32), top.shape)
+    shown = counted[:, None] & jnp.isfinite(values)
+    best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop")
+    highest = jax.lax.Precision.HIGHEST
+    recall += jnp.matmul(strata, r, precision=highest)
+    ndcg += jnp.matmul(strata, g, precision=highest)
+    return recall, ndcg, count + strata.sum(1).astype(jnp.int32), best
+
+
+def _contains(items, start, end, wanted):
+    """Whether each of wanted i32[B, K] is in its row's ascending items[start:end], by bisection."""
+    low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
+    end = high
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) // 2
+        inside = low < high
+        less = items[jnp.minimum(middle, items.shape[0] - 1)] < wanted
+        return jnp.where(inside & less, middle + 1, low), jnp.where(inside & ~less, middle, high)
+
+    low, _ = jax.lax.fori_loop(0, max(1, items.shape[0].bit_length()), halve, (low, high))
+    return (low < end) & (items[jnp.minimum(low, items.shape[0] - 1)] == wanted)

@@ -1,0 +1,77 @@
+"""Bayesian personalised ranking (Rendle et al., UAI 2009): triples drawn on device, and their loss."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.streams import Graph, Rows
+
+
+class Triples(NamedTuple):
+    """A batch of B triples; item ids count from 0."""
+
+    user: jax.Array  # i32[B]
+    positive: jax.Array  # i32[B]
+    negative: jax.Array  # i32[B], an item that the user has not met
+    weight: jax.Array  # f32[B], 0 where a user has met every item
+
+
+def sample(
+    key: jax.Array, positives: Rows, graph: Graph, users: int, items: jax.Array, batch: int, source: str = "segment"
+) -> Triples:
+    """Draw triples: users uniform over the segment's users, positives and negatives uniform given the user.
+
+    Args:
+      key: typed PRNG key.
+      positives: the segment's users and their items.
+      graph: all known interactions; a user's negatives are the known items outside its row.
+      users: capacity of the user side (items are the nodes from there on).
+      items: i32[], known items.
+      batch: B.
+      source: positives from the `segment` or from `all` known items of the user.
+
+    Returns:
+      Triples; negatives are exact, without rejection.
+    """
+    user_key, positive_key, negative_key = jax.random.split(key, 3)
+    at = jax.random.randint(user_key, (batch,), 0, positives.count)
+    user = positives.users[at]
+    known_start, known_end = graph.indptr[user], graph.indptr[user + 1]
+    if source == "segment":
+        chosen = jax.random.randint(positive_key, (batch,), positives.indptr[at], positives.indptr[at + 1])
+        positive = positives.items[chosen]
+    else:
+        chosen = jax.random.randint(positive_key, (batch,), known_start, known_end)
+        positive = graph.indices[chosen] - users
+    free = items - (known_end - known_start)
+    place = jax.random.randint(negative_key, (batch,), 0, jnp.maximum(free, 1))
+    negative = jnp.minimum(_skip(graph, users, known_start, known_end, place), items - 1)
+    return Triples(user, positive, negative, (free > 0).astype(jnp.float32))
+
+
+def _skip(graph, users, start, end, place):
+    """The `place`-th item outside the ascending row [start, end), by bisection on how many of the row come before it."""
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) // 2
+        inside = low < high
+        before = graph.indices[jnp.minimum(middle, end - 1)] - users - (middle - start) <= place
+        return jnp.where(inside & before, middle + 1, low), jnp.where(inside & ~before, middle, high)
+
+    steps = max(1, graph.indices.shape[0].bit_length())
+    low, _ = jax.lax.fori_loop(0, steps, halve, (start, end))
+    return place + (low - start)
+
+
+def loss(final: jax.Array, own: jax.Array, item_bias: jax.Array, triples: Triples, l2: float) -> jax.Array:
+    """Mean softplus(-(s_ui - s_uj)) plus l2/2 x the mean squared norm of the triples' own embeddings; f32[].
+
+    `final`, `own`: f32[3 B, width] of users, positives and negatives in this order. `item_bias`: f32[V], added to scores.
+    """
+    user, positive, negative = jnp.split(final, 3)
+    margin = (user * (positive - negative)).sum(-1) + item_bias[triples.positive] - item_bias[triples.negative]
+    batch = triples.weight.shape[0]
+    ranking = (jax.nn.softplus(-margin) * triples.weight).sum() / jnp.maximum(triples.weight.sum(), 1.0)
+    return ranking + 0.5 * l2 * (own * own).sum() / batch

@@ -1,0 +1,212 @@
+"""The compiled training loop: Adam on the stored parameters, early stopping on valid, best parameters kept."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scall_jax import evaluation
+from scall_jax.recommenders import bpr
+from scall_jax.recommenders.lightgcn import embed
+from scall_jax.streams import Rows, Segment
+from scall_jax.tables.table import Params, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Training of one segment."""
+
+    layers: int = 3
+    """Propagations of LightGCN; 0 is matrix factorisation."""
+    batch: int = 2048
+    """Triples per step."""
+    steps: int = 2000
+    """At most this many steps."""
+    learning_rate: float = 0.02
+    """Of Adam at the start."""
+    decay: float = 0.95
+    """Factor on the learning rate every `decay_every` steps."""
+    decay_every: int = 200
+    """Steps between decays."""
+    least_learning_rate: float = 0.001
+    """The learning rate does not fall below this."""
+    l2: float = 1e-4
+    """Weight of the squared norm of a batch's own embeddings."""
+    eval_every: int = 100
+    """Steps between evaluations on valid."""
+    patience: int = 4
+    """Evaluations without improvement before stopping; twice as many while the training loss still falls."""
+    valid_users: int = 4096
+    """Users (a random sample) that early stopping looks at."""
+    positives: str = "segment"
+    """Positives from the user's interactions in the `segment` or from `all` of them."""
+
+    def __post_init__(self):
+        for name in ("batch", "steps", "decay_every", "eval_every", "patience", "valid_users"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.layers < 0:
+            raise ValueError(f"layers={self.layers}: must not be negative")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be greater than 0")
+        if self.positives not in ("segment", "all"):
+            raise ValueError(f"positives={self.positives!r}: choose segment or all")
+
+
+class FitState(NamedTuple):
+    """Carried through the training loop."""
+
+    params: Params
+    moments: optax.OptState
+    step: jax.Array  # i32[], steps made
+    best_params: Params
+    best_fitness: jax.Array  # f32[], on valid
+    best_step: jax.Array  # i32[]
+    stale: jax.Array  # i32[], evaluations since the best
+    loss: jax.Array  # f32[], mean since the last evaluation
+    lowest_loss: jax.Array  # f32[], lowest such mean
+    falling: jax.Array  # bool[], the loss fell in the last interval
+    bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+
+
+class Fitted(NamedTuple):
+    """Result of a fit."""
+
+    params: Params
+    steps: jax.Array  # i32[], steps made
+    best_step: jax.Array  # i32[], step of the parameters
+    fitness: jax.Array  # f32[], on the users that early stopping looks at
+    loss: jax.Array  # f32[], training loss over the last interval
+    bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+
+
+def optimiser(config: FitConfig) -> optax.GradientTransformation:
+    """Adam with the learning rate decayed in stairs; moments have the shape of the parameters."""
+    rate = optax.exponential_decay(
+        config.learning_rate,
+        config.decay_every,
+        config.decay,
+        staircase=True,
+        end_value=min(config.least_learning_rate, config.learning_rate),
+    )
+    return optax.adam(rate)
+
+
+def ranked(table: Table, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
+    """Evaluate parameters on some users of a segment; `options` as in `evaluation.evaluate`."""
+    users = table.nodes - item_bias.shape[0]
+    items = jnp.arange(users, table.nodes, dtype=jnp.int32)
+    rows = jnp.concatenate([relevant.users, items])
+    final, _ = embed(table, config.layers, params, layout, segment.graph, rows)
+    queries = relevant.users.shape[0]
+    return evaluation.evaluate(
+        final[:queries],
+        final[queries:],
+        item_bias,
+        relevant,
+        segment.graph,
+        users,
+        segment.items,
+        used_width=layout.blocks * table.columns,
+        **options,
+    )
+
+
+def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, candidates: str = "all") -> Callable:
+    """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled.
+
+    `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
+    """
+    adam = optimiser(config)
+
+    def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
+        users = table.nodes - item_bias.shape[0]
+        sampled = first_users(segment.valid, config.valid_users)
+
+        def one_step(i, carry):
+            params, moments, total, bad, start = carry
+            step = start + i
+            triples = bpr.sample(
+                jax.random.fold_in(key, step),
+                segment.positives,
+                segment.graph,
+                users,
+                segment.items,
+                config.batch,
+                config.positives,
+            )
+            rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
+
+            def objective(params):
+                final, own = embed(table, config.layers, params, layout, segment.graph, rows)
+                return bpr.loss(final, own, item_bias, triples, config.l2)
+
+            value, gradient = jax.value_and_grad(objective)(params)
+            updates, moments = adam.update(gradient, moments, params)
+            params = optax.apply_updates(params, updates)
+            bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
+            return params, moments, total + value, bad, start
+
+        def interval(state: FitState) -> FitState:
+            count = jnp.minimum(config.eval_every, config.steps - state.step)
+            carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step)
+            params, moments, total, bad, _ = jax.lax.fori_loop(0, count, one_step, carry)
+            metrics = ranked(table, config, params, layout, segment, sampled, item_bias, candidates=candidates)
+            mean_loss = total / count
+            # without validation users the loss decides
+            fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)
+            state = _judge(state, params, moments, state.step + count, mean_loss, fitness, bad)
+            if progress is not None:
+                jax.debug.callback(progress, segment.index, state.step, mean_loss, fitness, ordered=False)
+            return state
+
+        def goes_on(state: FitState):
+            patience = jnp.where(state.falling, 2 * config.patience, config.patience)
+            return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
+
+        end = jax.lax.while_loop(goes_on, interval, _initial(params, adam))
+        return Fitted(end.best_params, end.step, end.best_step, end.best_fitness, end.loss, end.bad_step)
+
+    return fit
+
+
+def first_users(rows: Rows, most: int) -> Rows:
+    """The first `most` users (their order is random), statically."""
+    most = min(most, rows.users.shape[0])
+    return Rows(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
+
+
+def _initial(params, adam) -> FitState:
+    return FitState(
+        params=params,
+        moments=adam.init(params),
+        step=jnp.int32(0),
+        best_params=params,
+        best_fitness=jnp.float32(-jnp.inf),
+        best_step=jnp.int32(0),
+        stale=jnp.int32(0),
+        loss=jnp.float32(0),
+        lowest_loss=jnp.float32(jnp.inf),
+        falling=jnp.bool_(True),
+        bad_step=jnp.int32(-1),
+    )
+
+
+def _judge(state: FitState, params, moments, step, loss, fitness, bad) -> FitState:
+    better = fitness > state.best_fitness
+    return FitState(
+        params=params,
+        moments=moments,
+        step=step,
+        best_params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best_params),
+        best_fitness=jnp.where(better, fitness, state.best_fitness),
+        best_step=jnp.where(better, step, state.best_step),
+        stale=jnp.where(better, 0, state.stale + 1),
+        loss=loss,
+        lowest_loss=jnp.minimum(state.lowest_loss, loss),
+        falling=loss < 0.99 * state.lowest_loss,
+        bad_step=bad,
+    )

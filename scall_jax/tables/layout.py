@@ -1,0 +1,42 @@
+"""Where the coordinates of every entity lie: a pure function of the sizes, O(N) integers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+COLUMNS = 16  # columns handled at once: a sparse product this wide costs little more than a narrow one
+
+
+class Layout(NamedTuple):
+    """Jagged-diagonal layout of M vectors: sorted by size, coordinate k of the first m_k vectors lies together.
+
+    The M vectors are the N nodes (users, then items) and the shared vectors of users and of items.
+    """
+
+    sizes: jax.Array  # i32[M]
+    order: jax.Array  # i32[M], vectors from the largest to the smallest
+    source: jax.Array  # i32[N], place in `order` of the vector that a node reads: its own, or its side's shared one
+    starts: jax.Array  # i32[width + 1], where column k begins in the pool; starts[k + 1] - starts[k] vectors have it
+    blocks: jax.Array  # i32[], blocks of columns up to the largest size
+
+
+def padded_width(maximum: int) -> int:
+    """`maximum` rounded up to whole blocks of columns."""
+    columns = min(COLUMNS, maximum)
+    return -(-maximum // columns) * columns
+
+
+def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
+    """Layout of sizes i32[N + 2], the last two being those of the shared vectors; `users` is the users' capacity."""
+    columns, width = min(COLUMNS, maximum), padded_width(maximum)
+    index = jnp.arange(sizes.shape[0], dtype=jnp.int32)
+    order = jax.lax.sort((-sizes, index), num_keys=2)[1]
+    position = jnp.zeros_like(index).at[order].set(index, unique_indices=True)
+    nodes = sizes.shape[0] - 2
+    shared = jnp.where(index[:nodes] < users, position[nodes], position[nodes + 1])
+    histogram = jnp.zeros(width + 1, jnp.int32).at[sizes].add(1)
+    at_least = jnp.cumsum(histogram[::-1])[::-1]  # vectors of size k or more
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(at_least[1:])])
+    blocks = -(-sizes.max() // columns)
+    return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, blocks)
