@@ -2,6 +2,21 @@
 
 from scall_jax import sizes, streams
 from scall_jax.budgets import Budget
+from scall_jax.config import Config
+from scall_jax.loop import run_segments, scan
+from scall_jax.recommenders.fit import FitConfig
+from scall_jax.run import METHODS, make_run
 from scall_jax.version import __version__
 
-__all__ = ["Budget", "__version__", "sizes", "streams"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "Config",
+    "FitConfig",
+    "__version__",
+    "make_run",
+    "run_segments",
+    "scan",
+    "sizes",
+    "streams",
+]

@@ -1,0 +1,109 @@
+"""Methods that choose sizes without learning: one function (key, segment, total) -> sizes each."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax import sizes
+from scall_jax.config import Config
+from scall_jax.streams import Segment
+
+Allocator = Callable[[jax.Array, Segment, jax.Array], jax.Array]
+"""(key, segment, total i32[]) -> sizes i32[N] by node, adding up to min(total, entities x maximum)."""
+
+
+def sides(segment: Segment) -> tuple[int, int]:
+    """Capacities of users and items."""
+    items = segment.popularity.shape[-1]
+    return segment.frequency.shape[-1] - items, items
+
+
+def alive(segment: Segment) -> jax.Array:
+    """bool[N], nodes that exist at the segment's cut."""
+    users, items = sides(segment)
+    return jnp.concatenate([jnp.arange(users) < segment.users, jnp.arange(items) < segment.items])
+
+
+def _order(config: Config, segment: Segment, part: slice = slice(None)) -> jax.Array:
+    frequency = segment.frequency if config.ranking == "segment" else segment.total
+    return sizes.order_by(frequency[part], segment.recency[part], segment.total[part], alive(segment)[part])
+
+
+def _joint(config: Config, segment: Segment, shares_by_rank, order, total):
+    """Sizes of all entities out of one pool of ranks."""
+    live = segment.users + segment.items
+    by_rank = sizes.allocate(shares_by_rank, total, config.minimum, config.maximum, live=live)
+    return sizes.assign(by_rank, order)
+
+
+def uniform(config: Config) -> Allocator:
+    """The same size for all, the remainder one each to the most frequent."""
+
+    def allocator(key, segment, total):
+        del key
+        order = _order(config, segment)
+        return _joint(config, segment, jnp.ones(order.shape[0]), order, total)
+
+    return allocator
+
+
+def frequency(config: Config) -> Allocator:
+    """Size proportional to frequency^power, users and items alike."""
+
+    def allocator(key, segment, total):
+        del key
+        order = _order(config, segment)
+        count = segment.frequency if config.ranking == "segment" else segment.total
+        shares = count[order].astype(jnp.float32) ** config.power
+        return _joint(config, segment, jnp.where(count[order] > 0, shares, 0.0), order, total)
+
+    return allocator
+
+
+def fixed(config: Config, shuffle: bool = False) -> Allocator:
+    """One action (rho, user shape, item shape) for all segments; sizes by frequency rank within a side."""
+
+    def allocator(key, segment, total):
+        users, items = sides(segment)
+        rho = segment.users / (segment.users + segment.items) if config.rho is None else config.rho
+        totals = sizes.split_sides(total, rho, segment.users, segment.items, config.minimum, config.maximum)
+        parts = (slice(0, users), slice(users, users + items))
+        given = zip(
+            parts, totals, (config.user_shape, config.item_shape), (segment.users, segment.items), strict=True
+        )
+        result = []
+        for number, (part, side_total, shape, live) in enumerate(given):
+            capacity = part.stop - part.start
+            shares = sizes.expected_shares(config.family, shape, live, capacity)
+            by_rank = sizes.allocate(shares, side_total, config.minimum, config.maximum, live=live)
+            order = _shuffled(jax.random.fold_in(key, number), capacity, live) if shuffle else _order(config, segment, part)
+            result.append(sizes.assign(by_rank, order))
+        return jnp.concatenate(result)
+
+    return allocator
+
+
+def _shuffled(key, capacity, live):
+    index = jnp.arange(capacity, dtype=jnp.int32)
+    dead = (index >= live).astype(jnp.int32)
+    return jax.lax.sort((dead, jax.random.bits(key, (capacity,)), index), num_keys=2)[-1]
+
+
+def shuffled(config: Config) -> Allocator:
+    """The sizes of `fixed` given out in random order within a side: what remains is the shape alone."""
+    return fixed(config, shuffle=True)
+
+
+def full(config: Config) -> Allocator:
+    """The largest size for all; its run has no other budget."""
+    return uniform(config)
+
+
+ALLOCATORS = {
+    "uniform": uniform,
+    "fixed": fixed,
+    "frequency": frequency,
+    "shuffled": shuffled,
+    "full": full,
+}

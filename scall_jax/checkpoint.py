@@ -1,0 +1,95 @@
+"""Checkpoints after each segment: the pool that the budget pays for, one size per entity, and the key."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scall_jax.run import RunState
+
+FORMAT = 1
+_PENDING = ".pending"
+_NAME = re.compile(r"segment-(\d+)")
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # compression would hide what the parameters cost on disk
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def save(folder: Path, segment: int, state: RunState, users: int) -> Path:
+    """Write the state after `segment` to a pending place; `publish` makes it count. `users` is the users' capacity."""
+    sizes, known = np.asarray(state.sizes), np.asarray(state.known)
+    stored = np.concatenate([sizes[: known[0]], sizes[users : users + known[1]], sizes[-2:]])
+    params = np.asarray(state.params)
+    tree = {
+        "format": np.int32(FORMAT),
+        "key": np.asarray(jax.random.key_data(state.key)),
+        "known": known,
+        # a packed pool is stored as far as it is in use; a masked table has rows and is stored whole
+        "params": params[: sizes.sum()] if params.ndim == 1 else params,
+        "sizes": stored.astype(np.min_scalar_type(max(1, int(stored.max(initial=0))))),
+    }
+    path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
+    shutil.rmtree(path, ignore_errors=True)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+    return path
+
+
+def publish(path: Path) -> None:
+    """Move a pending checkpoint to its place in one step and drop the older ones."""
+    folder = path.parent.parent
+    place = folder / path.name
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(path, place)
+    for other in finished(folder):
+        if folder / f"segment-{other:04d}" != place:
+            shutil.rmtree(folder / f"segment-{other:04d}")
+
+
+def finished(folder: Path) -> list[int]:
+    """Segments with a complete checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def restore(folder: Path, segment: int, template: RunState, users: int) -> RunState:
+    """The state after `segment`, in the shapes of `template` (from `Run.init` on the same stream).
+
+    Raises:
+      ValueError: a checkpoint of another format, or of another stream or budget.
+    """
+    path = folder.absolute() / f"segment-{segment:04d}"
+    with _checkpointer() as checkpointer:
+        tree = checkpointer.restore(path)
+    if int(tree["format"]) != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
+    known, stored, params = (np.asarray(tree[name]) for name in ("known", "sizes", "params"))
+    sizes = np.zeros(template.sizes.shape, np.int32)
+    if len(stored) != known.sum() + 2 or known[0] > users or len(params) > template.params.shape[0]:
+        raise ValueError(f"{path}: does not fit this stream and budget")
+    sizes[: known[0]] = stored[: known[0]]
+    sizes[users : users + known[1]] = stored[known[0] : -2]
+    sizes[-2:] = stored[-2:]
+    full = np.zeros(template.params.shape, np.float32)
+    full[: len(params)] = params
+    return RunState(
+        key=jax.random.wrap_key_data(jnp.asarray(tree["key"])),
+        params=jnp.asarray(full),
+        sizes=jnp.asarray(sizes),
+        known=jnp.asarray(known),
+        totals=template.totals,
+    )
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of all files below a path."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,167 @@
+"""Running over a stream: on the host with checkpoints and a run folder, or as one scan."""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scall_jax import checkpoint, records
+from scall_jax.config import Config
+from scall_jax.run import Record, Run, RunState, make_run
+from scall_jax.streams import Stream
+from scall_jax.tables.table import nbytes
+
+
+def scan(config: Config, stream: Stream, key: jax.Array) -> tuple[RunState, Record]:
+    """The whole run as one compiled `lax.scan`; records with a leading axis of segments.
+
+    Raises:
+      ValueError: a non-finite loss, after the fact.
+    """
+    run = make_run(config)
+    state = run.init(key, stream)
+    state, record = jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))(state, stream.stack())
+    records.check_finite(record)
+    return state, record
+
+
+class Phases:
+    """The phases of a run, each compiled ahead of time at first use, with the seconds that took."""
+
+    def __init__(self, run: Run):
+        self._jitted = {name: jax.jit(getattr(run, name)) for name in ("prepare", "fit", "evaluate")}
+        self._compiled = {}
+        self.seconds_compile = 0.0
+
+    def __call__(self, name: str, *arguments):
+        """Result and seconds of one phase; compilation is not in them."""
+        if name not in self._compiled:
+            start = time.perf_counter()
+            self._compiled[name] = self._jitted[name].lower(*arguments).compile()
+            self.seconds_compile += time.perf_counter() - start
+        start = time.perf_counter()
+        result = jax.block_until_ready(self._compiled[name](*arguments))
+        return result, time.perf_counter() - start
+
+    def take_seconds_compile(self) -> float:
+        """Seconds of compilation since the last call."""
+        seconds, self.seconds_compile = self.seconds_compile, 0.0
+        return seconds
+
+
+def run_segments(
+    config: Config,
+    stream: Stream,
+    key: jax.Array,
+    *,
+    folder: Path | None = None,
+    progress: Callable | None = None,
+    on_segment: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Run over a stream segment by segment; the lines of `metrics.jsonl`.
+
+    Args:
+      config, stream, key: determine the result.
+      folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
+        segments of the same run is continued.
+      progress: as in `make_run`.
+      on_segment: called with each new line.
+
+    Raises:
+      ValueError: a non-finite loss; a folder of another run.
+    """
+    run = make_run(config, progress)
+    state, lines = run.init(key, stream), []
+    if folder is not None:
+        state, lines = _open_folder(folder, config, stream, key, state)
+    phases = Phases(run)
+    for t in range(len(lines), len(stream)):
+        state, line = _one_segment(phases, state, stream, t)
+        if folder is not None:
+            _store(folder, state, line, stream)
+        lines.append(line)
+        if on_segment is not None:
+            on_segment(line)
+    return lines
+
+
+def _one_segment(phases: Phases, state: RunState, stream: Stream, t: int) -> tuple[RunState, dict]:
+    segment = jax.device_put(stream.segment(t))
+    prepared, seconds_prepare = phases("prepare", state, segment)
+    fitted, seconds_fit = phases("fit", state, segment, prepared)
+    (state, record), seconds_evaluate = phases("evaluate", state, segment, prepared, fitted)
+    records.check_finite(record)
+    line = records.as_dict(record) | {
+        "table_bytes": nbytes(state.params),
+        "disk_bytes": None,
+        "seconds_fit": seconds_fit,
+        "seconds_evaluate": seconds_evaluate,
+        "seconds_search": 0.0,
+        "seconds_sizes": seconds_prepare,
+        "seconds_compile": phases.take_seconds_compile(),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    return state, line
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _store(folder: Path, state: RunState, line: dict, stream: Stream) -> None:
+    users = stream.capacity.users
+    known = np.asarray(state.known)
+    sizes = np.asarray(state.sizes)
+    (folder / "sizes").mkdir(exist_ok=True)
+    np.savez_compressed(
+        folder / "sizes" / f"segment-{line['segment']:04d}.npz",
+        users=sizes[: known[0]],
+        items=sizes[users : users + known[1]],
+        shared=sizes[-2:],
+    )
+    # the checkpoint counts last: whatever it says is finished has its line and its sizes
+    path = checkpoint.save(folder / "checkpoints", line["segment"], state, users)
+    line["disk_bytes"] = checkpoint.disk_bytes(path)
+    records.append_line(folder / "metrics.jsonl", line)
+    checkpoint.publish(path)
+
+
+def _open_folder(folder, config, stream, key, state):
+    """Create a run folder, or return what it has finished of the same run."""
+    identity = {
+        "config": dataclasses.asdict(config),
+        "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    identity = json.loads(json.dumps(identity))
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_atomically(path, json.dumps(identity, indent=2) + "\n")
+    other = json.loads(path.read_text())
+    for name in ("config", "stream", "key"):
+        if other[name] != identity[name]:
+            raise ValueError(f"{folder} holds another run ({_difference(other, identity, name)}): choose another folder")
+    done = checkpoint.finished(folder / "checkpoints")
+    lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
+    records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    if done:
+        state = checkpoint.restore(folder / "checkpoints", done[-1], state, stream.capacity.users)
+    return state, lines
+
+
+def _difference(other, identity, name):
+    if not isinstance(other[name], dict):
+        return f"{name} {other[name]} there, {identity[name]} here"
+    keys = [k for k in identity[name] if other[name].get(k) != identity[name][k]]
+    return ", ".join(f"{name}.{k} {other[name].get(k)!r} there, {identity[name][k]!r} here" for k in keys)

@@ -1,0 +1,111 @@
+"""Records of a run as plain dictionaries and JSON lines, and their summary."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scall_jax.evaluation import CUTOFFS, STRATA
+from scall_jax.run import Record
+from scall_jax.streams import POPULARITY
+
+TIMINGS = ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile", "peak_rss_bytes")
+"""Keys that differ from one execution of the same run to the next."""
+
+
+def as_dict(record: Record) -> dict:
+    """The fields of `metrics.jsonl` that the record holds; all but the timings and the bytes."""
+    record = jax.tree.map(np.asarray, record)
+    popularity = int(record.popularity)
+    line = {
+        "segment": int(record.segment),
+        "users": int(record.users),
+        "items": int(record.items),
+        "new_users": int(record.new_users),
+        "new_items": int(record.new_items),
+        "interactions": int(record.interactions),
+        "dropped_valid_rows": int(record.dropped[0]),
+        "dropped_test_rows": int(record.dropped[1]),
+        "budget_parameters": int(record.budget),
+        "allocated_parameters": int(record.allocated),
+        "entities_without_parameters": int(record.without),
+        "largest_size": int(record.largest),
+        "steps": int(record.steps),
+        "best_step": int(record.best_step),
+        "loss": _number(record.loss),
+        "popularity": POPULARITY[popularity] if popularity >= 0 else None,
+    }
+    for part, metrics in (("valid", record.valid), ("test", record.test)):
+        line |= _metrics(part, metrics)
+    return line
+
+
+def _metrics(part, metrics):
+    line = {}
+    for s, stratum in enumerate(STRATA):
+        infix = "" if stratum == "all" else f"_{stratum}"
+        line[f"{part}{infix}_users"] = int(metrics.users[s])
+        for k, cutoff in enumerate(CUTOFFS):
+            line[f"{part}{infix}_recall@{cutoff}"] = _number(metrics.recall[s, k])
+            line[f"{part}{infix}_ndcg@{cutoff}"] = _number(metrics.ndcg[s, k])
+    return line | {f"{part}_coverage@{cutoff}": _number(metrics.coverage[k]) for k, cutoff in enumerate(CUTOFFS)}
+
+
+def _number(value) -> float:
+    return float(np.float32(value))
+
+
+def check_finite(record: Record) -> None:
+    """Raise ValueError if training met a non-finite loss, naming segment and step."""
+    bad = np.atleast_1d(record.bad_step)
+    if (bad >= 0).any():
+        at = int(np.argmax(bad >= 0))
+        segment = int(np.atleast_1d(record.segment)[at])
+        raise ValueError(
+            f"segment {segment}, step {int(bad[at])}: the loss is not finite: lower fit.learning_rate or init_std"
+        )
+
+
+def summarise(lines: list[dict]) -> dict:
+    """Means over the segments after the first that have test users (as published), and over their users."""
+    later = [line for line in lines if line["segment"] > 0 and line["test_users"] > 0]
+    summary = {"segments": len(lines), "averaged_segments": len(later)}
+    weights = np.array([line["test_users"] for line in later], np.float64)
+    for part in ("valid", "test"):
+        for metric in ("recall@20", "ndcg@20"):
+            values = np.array([line[f"{part}_{metric}"] for line in later])
+            summary[f"mean_{part}_{metric}"] = float(values.mean()) if len(later) else None
+            pooled = float(values @ weights / weights.sum()) if len(later) else None
+            summary[f"pooled_{part}_{metric}"] = pooled
+    for name in ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile"):
+        summary[name] = sum(line.get(name, 0.0) for line in lines)
+    summary["peak_rss_bytes"] = max((line.get("peak_rss_bytes", 0) for line in lines), default=0)
+    return summary
+
+
+def append_line(path: Path, line: dict) -> None:
+    """Append one JSON line and have it on disk before returning."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The complete lines of a JSON-lines file; a torn last line is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that either exists whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
