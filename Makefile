@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt constraints.txt setup.cfg
 	touch $@
 
 run: install
-	$(PY) -m experiments.demo --out runs/demo
+	$(PY) -m experiments.run --overwrite
 
 test: install
 	$(PY) -m pytest

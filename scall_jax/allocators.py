@@ -26,14 +26,14 @@ def alive(segment: Segment) -> jax.Array:
 
 
 def _order(config: Config, segment: Segment, part: slice = slice(None)) -> jax.Array:
-    frequency = segment.frequency if config.ranking == "segment" else segment.total
+    frequency = segment.frequency if config.sizes.ranking == "segment" else segment.total
     return sizes.order_by(frequency[part], segment.recency[part], segment.total[part], alive(segment)[part])
 
 
 def _joint(config: Config, segment: Segment, shares_by_rank, order, total):
     """Sizes of all entities out of one pool of ranks."""
     live = segment.users + segment.items
-    by_rank = sizes.allocate(shares_by_rank, total, config.minimum, config.maximum, live=live)
+    by_rank = sizes.allocate(shares_by_rank, total, config.sizes.minimum, config.sizes.maximum, live=live)
     return sizes.assign(by_rank, order)
 
 
@@ -54,8 +54,8 @@ def frequency(config: Config) -> Allocator:
     def allocator(key, segment, total):
         del key
         order = _order(config, segment)
-        count = segment.frequency if config.ranking == "segment" else segment.total
-        shares = count[order].astype(jnp.float32) ** config.power
+        count = segment.frequency if config.sizes.ranking == "segment" else segment.total
+        shares = count[order].astype(jnp.float32) ** config.sizes.power
         return _joint(config, segment, jnp.where(count[order] > 0, shares, 0.0), order, total)
 
     return allocator
@@ -66,18 +66,24 @@ def fixed(config: Config, shuffle: bool = False) -> Allocator:
 
     def allocator(key, segment, total):
         users, items = sides(segment)
-        rho = segment.users / (segment.users + segment.items) if config.rho is None else config.rho
-        totals = sizes.split_sides(total, rho, segment.users, segment.items, config.minimum, config.maximum)
+        rho = segment.users / (segment.users + segment.items) if config.sizes.rho is None else config.sizes.rho
+        totals = sizes.split_sides(total, rho, segment.users, segment.items, config.sizes.minimum, config.sizes.maximum)
         parts = (slice(0, users), slice(users, users + items))
         given = zip(
-            parts, totals, (config.user_shape, config.item_shape), (segment.users, segment.items), strict=True
+            parts,
+            totals,
+            (config.sizes.user_shape, config.sizes.item_shape),
+            (segment.users, segment.items),
+            strict=True,
         )
         result = []
         for number, (part, side_total, shape, live) in enumerate(given):
             capacity = part.stop - part.start
-            shares = sizes.expected_shares(config.family, shape, live, capacity)
-            by_rank = sizes.allocate(shares, side_total, config.minimum, config.maximum, live=live)
-            order = _shuffled(jax.random.fold_in(key, number), capacity, live) if shuffle else _order(config, segment, part)
+            shares = sizes.expected_shares(config.sizes.family, shape, live, capacity)
+            by_rank = sizes.allocate(shares, side_total, config.sizes.minimum, config.sizes.maximum, live=live)
+            order = (
+                _shuffled(jax.random.fold_in(key, number), capacity, live) if shuffle else _order(config, segment, part)
+            )
             result.append(sizes.assign(by_rank, order))
         return jnp.concatenate(result)
 

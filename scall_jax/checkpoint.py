@@ -35,6 +35,8 @@ def save(folder: Path, segment: int, state: RunState, users: int) -> Path:
         "params": params[: sizes.sum()] if params.ndim == 1 else params,
         "sizes": stored.astype(np.min_scalar_type(max(1, int(stored.max(initial=0))))),
     }
+    if not params.size:
+        del tree["params"]  # a method without parameters; arrays of size 0 cannot be stored
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
     with _checkpointer() as checkpointer:
@@ -72,7 +74,7 @@ def restore(folder: Path, segment: int, template: RunState, users: int) -> RunSt
         tree = checkpointer.restore(path)
     if int(tree["format"]) != FORMAT:
         raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
-    known, stored, params = (np.asarray(tree[name]) for name in ("known", "sizes", "params"))
+    known, stored, params = (np.asarray(tree.get(name, ())) for name in ("known", "sizes", "params"))
     sizes = np.zeros(template.sizes.shape, np.int32)
     if len(stored) != known.sum() + 2 or known[0] > users or len(params) > template.params.shape[0]:
         raise ValueError(f"{path}: does not fit this stream and budget")
@@ -93,3 +95,12 @@ def restore(folder: Path, segment: int, template: RunState, users: int) -> RunSt
 def disk_bytes(path: Path) -> int:
     """Bytes of all files below a path."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what a run wrote to its folder, and nothing else; its config last."""
+    for name in ("summary.json", "metrics.jsonl", "quality.png", "sizes.png", "memory.png"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "sizes"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "config.json").unlink(missing_ok=True)

@@ -89,7 +89,12 @@ def evaluate(
         return _add(totals, values, top, at, user, counted, relevant, users_before)
 
     blocks = -(-relevant.count // block)
-    zeros = (jnp.zeros((3, 3)), jnp.zeros((3, 3)), jnp.zeros(3, jnp.int32), jnp.full(padded_items, _DEPTH, jnp.int32))
+    zeros = (
+        jnp.zeros((3, 3)),
+        jnp.zeros((3, 3)),
+        jnp.zeros(3, jnp.int32),
+        jnp.full(padded_items, _DEPTH, jnp.int32),
+    )
     recall, ndcg, count, best = jax.lax.fori_loop(0, blocks, rank_block, zeros)
     covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
     scale = 1.0 / jnp.maximum(count, 1)[:, None]
@@ -137,8 +142,8 @@ def _mask_known(scores, graph: Graph, user, users):
 def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The 20 largest of each row, (f32[B, 20], i32[B, 20]), ties to the lower column.
 
-    Exact in two levels: the 20 chunks with the largest maxima, in order of column, hold the 20 largest values, since each
-    value of another chunk has 20 maxima before it.
+    Exact in two levels: the 20 chunks with the largest maxima, in order of column, hold the 20 largest values,
+    since each value of another chunk has 20 maxima before it.
     """
     batch, n = scores.shape
     chunked = scores.reshape(batch, n // _CHUNK, _CHUNK)
@@ -160,9 +165,7 @@ def _add(totals, values, top, at, user, counted, relevant: Rows, users_before):
     new = user >= users_before
     strata = jnp.stack([counted, counted & new, counted & ~new]).astype(jnp.float32)
     r = jnp.stack([hits[:, :k].sum(1) / size for k in CUTOFFS], axis=1)
-    g = jnp.stack(
-        [gains[:, :k].sum(1) / ideal[jnp.minimum(size, k).astype(jnp.int32) - 1] for k in CUTOFFS], axis=1
-    )
+    g = jnp.stack([gains[:, :k].sum(1) / ideal[jnp.minimum(size, k).astype(jnp.int32) - 1] for k in CUTOFFS], axis=1)
     place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32), top.shape)
     shown = counted[:, None] & jnp.isfinite(values)
     best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop")

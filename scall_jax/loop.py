@@ -151,7 +151,9 @@ def _open_folder(folder, config, stream, key, state):
     other = json.loads(path.read_text())
     for name in ("config", "stream", "key"):
         if other[name] != identity[name]:
-            raise ValueError(f"{folder} holds another run ({_difference(other, identity, name)}): choose another folder")
+            raise ValueError(
+                f"{folder} holds another run ({_difference(other, identity, name)}): choose another folder"
+            )
     done = checkpoint.finished(folder / "checkpoints")
     lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

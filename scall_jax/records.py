@@ -15,6 +15,10 @@ TIMINGS = ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile
 """Keys that differ from one execution of the same run to the next."""
 
 
+LEAST_USERS = 20
+"""Test users that a segment must have to count in a mean over segments."""
+
+
 def as_dict(record: Record) -> dict:
     """The fields of `metrics.jsonl` that the record holds; all but the timings and the bytes."""
     record = jax.tree.map(np.asarray, record)
@@ -69,8 +73,12 @@ def check_finite(record: Record) -> None:
 
 
 def summarise(lines: list[dict]) -> dict:
-    """Means over the segments after the first that have test users (as published), and over their users."""
-    later = [line for line in lines if line["segment"] > 0 and line["test_users"] > 0]
+    """Means over segments, and over all their users (`pooled`).
+
+    As published, the first segment does not count; nor do segments with fewer than `LEAST_USERS` test users, whose
+    means are noise.
+    """
+    later = [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
     summary = {"segments": len(lines), "averaged_segments": len(later)}
     weights = np.array([line["test_users"] for line in later], np.float64)
     for part in ("valid", "test"):

@@ -111,7 +111,7 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     totals = []
     for t, bounds in enumerate(stream.bounds):
         entities = sum(stream.known(bounds.train))
-        total = entities * config.maximum if config.method == "full" else config.budget.parameters(t, entities)
+        total = entities * config.sizes.maximum if config.method == "full" else config.budget.parameters(t, entities)
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
                 f"budget ({config.budget}) of {total} parameters at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
@@ -127,8 +127,8 @@ def _init(config, floor):
             return RunState(key, jnp.zeros(0), sizes, known, jnp.zeros(len(stream), jnp.int32))
         totals = budget_totals(config, stream)
         entities = [sum(stream.known(b.train)) for b in stream.bounds]
-        held = max(min(p, n * config.maximum) for p, n in zip(totals, entities, strict=True))
-        table = tables.TABLES[config.table](held, stream.capacity.users, stream.capacity.items, config.maximum)
+        held = max(min(p, n * config.sizes.maximum) for p, n in zip(totals, entities, strict=True))
+        table = tables.TABLES[config.table](held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
         return RunState(key, table.zeros(), sizes, known, jnp.array(totals, jnp.int32))
 
     return init
@@ -137,7 +137,7 @@ def _init(config, floor):
 def table_of(config: Config, state: RunState, segment: Segment) -> tables.Table:
     """The table whose parameters the state holds."""
     users, items = sides(segment)
-    return tables.TABLES[config.table](jnp.shape(state.params)[0], users, items, config.maximum)
+    return tables.TABLES[config.table](jnp.shape(state.params)[0], users, items, config.sizes.maximum)
 
 
 def _keys(state, segment):
@@ -150,7 +150,7 @@ def _prepare(config):
     def prepare(state: RunState, segment: Segment) -> Prepared:
         size_key, table_key, _ = _keys(state, segment)
         total = state.totals[segment.index]
-        shared = shared_vector_sizes(total, segment.users + segment.items, config.minimum)
+        shared = shared_vector_sizes(total, segment.users + segment.items, config.sizes.minimum)
         own = allocator(size_key, segment, total - shared.sum())
         sizes = jnp.concatenate([own, shared])
         params = _carry_over(config, state, segment, sizes, table_key)
@@ -164,14 +164,14 @@ def _carry_over(config, state, segment, sizes, key):
     new = table.layout(sizes)
 
     def fresh():
-        return init_params(table, key, new, config.init_std)
+        return init_params(table, key, new, config.carry.init_std)
 
     def warm():
         old = table.layout(state.sizes)
         users, items = sides(segment)
         known = jnp.concatenate([jnp.arange(users) < state.known[0], jnp.arange(items) < state.known[1]])
         weight = jnp.where(known, segment.total, 0).astype(jnp.float32)
-        axes = tables.principal_axes(table, state.params, old, weight) if config.rotate else None
+        axes = tables.principal_axes(table, state.params, old, weight) if config.carry.rotate else None
         return tables.resize(
             table,
             key,
@@ -179,20 +179,20 @@ def _carry_over(config, state, segment, sizes, key):
             old,
             new,
             known,
-            shrink=config.shrink,
+            shrink=config.carry.shrink,
             axes=axes,
-            std=config.init_std,
-            grow_std=config.grow_std,
+            std=config.carry.init_std,
+            grow_std=config.carry.grow_std,
         )
 
-    return jax.lax.cond(state.known.sum() > 0, warm, fresh) if config.warm else fresh()
+    return jax.lax.cond(state.known.sum() > 0, warm, fresh) if config.carry.warm else fresh()
 
 
 def _item_bias(config, segment):
     if config.bias == "none":
         return jnp.zeros(segment.popularity.shape[1]), jnp.int32(-1)
     row = best_half_life(segment, config.fit.valid_users, candidates=config.candidates)
-    return config.bias_weight * jnp.log1p(segment.popularity[row]), row
+    return jnp.log1p(segment.popularity[row]), row
 
 
 def _prepare_floor(config):
@@ -225,9 +225,7 @@ def _evaluate(config, floor):
             return ranked_by(prepared.item_bias, segment, relevant, **options)
         table = table_of(config, state, segment)
         layout = table.layout(prepared.sizes)
-        return ranked(
-            table, config.fit, fitted.params, layout, segment, relevant, prepared.item_bias, **options
-        )
+        return ranked(table, config.fit, fitted.params, layout, segment, relevant, prepared.item_bias, **options)
 
     def evaluate(state, segment, prepared, fitted):
         valid, test = (metrics(state, segment, prepared, fitted, part) for part in (segment.valid, segment.test))

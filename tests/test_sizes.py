@@ -82,7 +82,9 @@ def _divisor_method(shares, total, minimum, maximum):
 
 
 @given(
-    values=st.lists(st.integers(1, 1000), min_size=1, max_size=20), extra=st.integers(0, 150), low=st.integers(0, 2)
+    values=st.lists(st.integers(1, 1000), min_size=1, max_size=20),
+    extra=st.integers(0, 150),
+    low=st.integers(0, 2),
 )
 def test_allocate_is_webster_with_bounds(values, extra, low):
     shares = np.asarray(values, np.float32)
@@ -93,7 +95,9 @@ def test_allocate_is_webster_with_bounds(values, extra, low):
     assert np.abs(ours - theirs).max() <= 1
     grown, passed_over = ours > theirs, ours < theirs
     np.testing.assert_allclose(
-        sorted(shares[grown] / (ours[grown] - 0.5)), sorted(shares[passed_over] / (theirs[passed_over] - 0.5)), rtol=1e-5
+        sorted(shares[grown] / (ours[grown] - 0.5)),
+        sorted(shares[passed_over] / (theirs[passed_over] - 0.5)),
+        rtol=1e-5,
     )
 
 

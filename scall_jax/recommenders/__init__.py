@@ -5,4 +5,15 @@ from scall_jax.recommenders.fit import FitConfig, Fitted, make_fit, ranked
 from scall_jax.recommenders.graph import propagate
 from scall_jax.recommenders.lightgcn import embed, smooth
 
-__all__ = ["FitConfig", "Fitted", "Triples", "embed", "loss", "make_fit", "propagate", "ranked", "sample", "smooth"]
+__all__ = [
+    "FitConfig",
+    "Fitted",
+    "Triples",
+    "embed",
+    "loss",
+    "make_fit",
+    "propagate",
+    "ranked",
+    "sample",
+    "smooth",
+]

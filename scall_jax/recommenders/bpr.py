@@ -18,7 +18,13 @@ class Triples(NamedTuple):
 
 
 def sample(
-    key: jax.Array, positives: Rows, graph: Graph, users: int, items: jax.Array, batch: int, source: str = "segment"
+    key: jax.Array,
+    positives: Rows,
+    graph: Graph,
+    users: int,
+    items: jax.Array,
+    batch: int,
+    source: str = "segment",
 ) -> Triples:
     """Draw triples: users uniform over the segment's users, positives and negatives uniform given the user.
 
@@ -51,7 +57,8 @@ def sample(
 
 
 def _skip(graph, users, start, end, place):
-    """The `place`-th item outside the ascending row [start, end), by bisection on how many of the row come before it."""
+    """The `place`-th item outside the ascending row [start, end), by bisection on how many of the row come before
+    it."""
 
     def halve(_, bracket):
         low, high = bracket
@@ -68,7 +75,8 @@ def _skip(graph, users, start, end, place):
 def loss(final: jax.Array, own: jax.Array, item_bias: jax.Array, triples: Triples, l2: float) -> jax.Array:
     """Mean softplus(-(s_ui - s_uj)) plus l2/2 x the mean squared norm of the triples' own embeddings; f32[].
 
-    `final`, `own`: f32[3 B, width] of users, positives and negatives in this order. `item_bias`: f32[V], added to scores.
+    `final`, `own`: f32[3 B, width] of users, positives and negatives in this order. `item_bias`: f32[V], added to
+    scores.
     """
     user, positive, negative = jnp.split(final, 3)
     margin = (user * (positive - negative)).sum(-1) + item_bias[triples.positive] - item_bias[triples.negative]

@@ -15,7 +15,8 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     Args:
       graph: of N nodes.
       x: f32[N, C].
-      method: `segment_sum`, the reference, which runs everywhere; `csr`, the compressed-row kernel of the CPU backend, whose cost
+      method: `segment_sum`, the reference, which runs everywhere; `csr`, the compressed-row kernel of the CPU
+      backend, whose cost
         follows the entries in use and not the padding; `auto` takes the latter on CPU. Under `vmap` over x the
         mapped axis is folded into the columns, so that the fast kernel still runs.
 

@@ -1,4 +1,5 @@
-"""LightGCN (He et al., SIGIR 2020): mean of the embeddings propagated 0 to L times; with L = 0, matrix factorisation."""
+"""LightGCN (He et al., SIGIR 2020): mean of the embeddings propagated 0 to L times; with L = 0, matrix
+factorisation."""
 
 import functools
 

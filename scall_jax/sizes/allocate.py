@@ -33,7 +33,8 @@ def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> 
       worked out on the host: int64[n] as a numpy array.
 
     Raises:
-      ValueError: bounds out of order; concrete shares negative, NaN or infinite; concrete total negative; traced arguments
+      ValueError: bounds out of order; concrete shares negative, NaN or infinite; concrete total negative; traced
+      arguments
         that need the host.
     """
     _check(shares, total, minimum, maximum, live)

@@ -68,7 +68,8 @@ def _gamma_ratio(z: jax.Array, s: jax.Array, z_max: jax.Array) -> jax.Array:
     """Γ(z+s)/Γ(z) relative to its value at `z_max`, for z >= 1 and -1 < s <= 10, in float32.
 
     Γ(z+s)/Γ(z) = Π_{i<m} (z+i)/(z+s+i) · Γ(z+m+s)/Γ(z+m), and with w = z + m + (s-1)/2 the last ratio is
-    w^s Σ_k C(s, 2k) B_2k^(1+s)((1+s)/2) w^-2k (Fields 1966, after Tricomi and Erdélyi 1951), B the generalised Bernoulli
+    w^s Σ_k C(s, 2k) B_2k^(1+s)((1+s)/2) w^-2k (Fields 1966, after Tricomi and Erdélyi 1951), B the generalised
+    Bernoulli
     polynomials; four terms leave less than float32 shows. Working relative to z_max keeps the exponent small.
     """
     c2 = -s * (s * s - 1) / 24

@@ -3,13 +3,14 @@
 from scall_jax.streams.cut import cut
 from scall_jax.streams.embedded import EMBEDDED, load
 from scall_jax.streams.interactions import Interactions, from_arrays
-from scall_jax.streams.read import read
+from scall_jax.streams.read import FORMATS, read
 from scall_jax.streams.segments import HALF_LIVES, POPULARITY, Capacity, Graph, Rows, Segment
 from scall_jax.streams.stream import Stream
 from scall_jax.streams.synthetic import synthetic
 
 __all__ = [
     "EMBEDDED",
+    "FORMATS",
     "HALF_LIVES",
     "POPULARITY",
     "Capacity",

@@ -1,5 +1,6 @@
 """Interactions to a Stream: order, cores, segment boundaries, parts of a segment, replay."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,8 @@ def cut(
 
     Args:
       interactions: rows in source order; they are sorted by (time, source order).
-      new_entities: start a new segment before the row with which new users + new items since the last cut exceed this (SCALL
+      new_entities: start a new segment before the row with which new users + new items since the last cut exceed
+      this (SCALL
         section 5.1: 15,000; the default if no other rule is given). A last segment with fewer than a tenth as many
         joins the one before it.
       segments: instead, this many parts of equally many rows.
@@ -40,9 +42,11 @@ def cut(
       published: the protocol of the SCALL code: 80/0/20 by rows, valid is test, earlier replay rows are replayed again.
       replay: rows of earlier segments trained on again, as a part of the segment's training rows; drawn without
         replacement from the rows of users in the training part.
-      k_core: keep only users and items with at least this many rows, repeatedly. This looks at the whole file, so the later
+      k_core: keep only users and items with at least this many rows, repeatedly. This looks at the whole file, so
+      the later
         part of the stream decides which early rows are seen; 0 (default) does not.
-      shuffle_ties: order rows of equal time at random (by `seed`) and not as the source has them, for day-granular data.
+      shuffle_ties: order rows of equal time at random (by `seed`) and not as the source has them, for day-granular
+      data.
       max_segments: stop after this many segments.
       seed: of ties, replay and the order of evaluated users.
 
@@ -141,7 +145,7 @@ def _parts(edges, time, split, align, source) -> tuple[Bounds, ...]:
     if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0 or split[2] == 0:
         raise ValueError(f"split={split}: three parts that add up to 1, train and test above 0")
     bounds = []
-    for t, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for t, (start, end) in enumerate(itertools.pairwise(edges)):
         length = end - start
         train = start + round(split[0] * length)
         valid = start + round((split[0] + split[1]) * length)
@@ -165,7 +169,7 @@ def _aligned(time, start, train, valid, end):
 
 
 def _replay(user, bounds, part, compounding, rng) -> tuple[np.ndarray, ...]:
-    if not 0 <= part:
+    if not part >= 0:
         raise ValueError(f"replay={part}: must not be negative")
     drawn, pool = [], np.empty(0, np.int64)
     for b in bounds:
@@ -176,5 +180,7 @@ def _replay(user, bounds, part, compounding, rng) -> tuple[np.ndarray, ...]:
         count = min(len(candidates), int(part * length))
         chosen = rng.choice(candidates, count, replace=False) if count else candidates[:0]
         drawn.append(np.sort(chosen))
-        pool = np.concatenate([pool, np.arange(b.start, b.end), drawn[-1]] if compounding else [pool, np.arange(b.start, b.end)])
+        pool = np.concatenate(
+            [pool, np.arange(b.start, b.end), drawn[-1]] if compounding else [pool, np.arange(b.start, b.end)]
+        )
     return tuple(drawn)

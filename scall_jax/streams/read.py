@@ -1,8 +1,8 @@
 """Files to Interactions: published formats and any table with named columns, checked row by row.
 
 Recognised by content: MovieLens `ratings.dat` (`user::item::rating::timestamp`, also MovieTweetings), `u.data`,
-`ratings.csv`; Amazon reviews and Yelp `review.json` as JSON lines; Gowalla check-ins; any CSV, TSV, JSON-lines or Parquet file
-with named columns; all of the text formats also gzipped.
+`ratings.csv`; Amazon reviews and Yelp `review.json` as JSON lines; Gowalla check-ins; any CSV, TSV, JSON-lines or
+Parquet file with named columns; all of the text formats also gzipped.
 """
 
 import gzip
@@ -20,7 +20,18 @@ FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "movielens-dat", "movielens
 
 _ALIASES = {
     "user": ("user", "user_id", "userId", "userid", "reviewerID", "uid"),
-    "item": ("item", "item_id", "itemId", "itemid", "movieId", "movie_id", "parent_asin", "asin", "business_id", "iid"),
+    "item": (
+        "item",
+        "item_id",
+        "itemId",
+        "itemid",
+        "movieId",
+        "movie_id",
+        "parent_asin",
+        "asin",
+        "business_id",
+        "iid",
+    ),
     "timestamp": ("timestamp", "time", "ts", "unixReviewTime", "date", "datetime"),
     "rating": ("rating", "overall", "stars"),
 }

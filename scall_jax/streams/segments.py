@@ -1,8 +1,8 @@
 """Segment: one step of the stream as a pytree of fixed shapes, so that segments stack and scan.
 
 Capacities are those of the whole stream and lengths are data: U users, V items, N = U + V nodes (users first), E graph
-entries, B segment users, R segment positives, Q evaluated users, T relevant pairs, H popularity statistics. Ids are given by
-first appearance, so whoever is known at some moment is a prefix of each side.
+entries, B segment users, R segment positives, Q evaluated users, T relevant pairs, H popularity statistics. Ids are
+given by first appearance, so whoever is known at some moment is a prefix of each side.
 """
 
 from typing import NamedTuple

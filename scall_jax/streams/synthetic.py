@@ -22,8 +22,10 @@ def synthetic(
     """Draw a stream.
 
     Every entity arrives at a random moment (a fifth of them at the start) and its activity decays exponentially from
-    then on. Users and items have unit taste vectors; users' tastes turn towards a second vector in the course of the stream.
-    A row is a user drawn by activity and an item drawn with probability proportional to activity x exp(strength x <taste, taste>).
+    then on. Users and items have unit taste vectors; users' tastes turn towards a second vector in the course of
+    the stream.
+    A row is a user drawn by activity and an item drawn with probability proportional to activity x exp(strength x
+    <taste, taste>).
 
     Args:
       key: typed PRNG key.

@@ -11,8 +11,8 @@ _LOCAL_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%
 def milliseconds(values: pl.Series, unit: str, where) -> np.ndarray:
     """i64[rows], milliseconds since 1970 UTC, from numbers, text or dates.
 
-    Numbers are seconds below 10^11 (by their largest), milliseconds below 10^14, else microseconds, unless `unit` says so.
-    `where.refuse` reports the first value that is no time or is negative.
+    Numbers are seconds below 10^11 (by their largest), milliseconds below 10^14, else microseconds, unless `unit`
+    says so. `where.refuse` reports the first value that is no time or is negative.
     """
     if unit != "auto" and unit not in TIME_UNITS:
         raise ValueError(f"time_unit={unit!r}: choose auto, {', '.join(TIME_UNITS)}")

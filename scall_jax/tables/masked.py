@@ -1,4 +1,4 @@
-"""The masked table: all vectors at full width under a prefix mask. The reference that the packed table is tested against."""
+"""The masked table: all vectors at full width under a prefix mask, the reference for the packed one."""
 
 import jax
 import jax.numpy as jnp

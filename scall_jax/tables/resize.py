@@ -44,7 +44,8 @@ def resize(
       params, old, new: parameters of the old layout, both layouts.
       known: bool[N], nodes that existed under the old layout.
       shrink: factor on what is kept. Below 1 it lets the next fit move away from the old optimum.
-      axes: optional f32[width, width], orthogonal: embeddings are turned by it first, so that leading coordinates are the
+      axes: optional f32[width, width], orthogonal: embeddings are turned by it first, so that leading coordinates
+      are the
         important ones (see `principal_axes`); inner products do not change.
       std: of the vectors of new nodes.
       grow_std: of noise on coordinates that a node did not have before.

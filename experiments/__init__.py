@@ -1,0 +1,1 @@
+"""Experiments: each module's docstring gives its command, cost and expected result."""

@@ -1,0 +1,38 @@
+"""Progress bars over segments and training steps, fed from the host side of a run."""
+
+import sys
+
+from tqdm.auto import tqdm
+
+from scall_jax.streams import Stream
+
+
+class Progress:
+    """Two nested bars: segments of the stream, steps of the current fit."""
+
+    def __init__(self, name: str, stream: Stream, steps: int):
+        quiet = not sys.stderr.isatty()
+        # without a terminal one line per segment is enough
+        options = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 30 if quiet else 0.1}
+        self._segments = tqdm(total=len(stream), desc=f"{name:18s}", unit="segment", **options)
+        self._steps = tqdm(total=steps, desc="  training", unit="step", leave=False, disable=quiet, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._steps.close()
+        self._segments.close()
+
+    def step(self, segment, step, loss, fitness) -> None:
+        """After an evaluation during a fit."""
+        self._steps.set_postfix_str(f"segment {int(segment)} loss {float(loss):.3f} valid {float(fitness):.4f}")
+        self._steps.n = int(step)
+        self._steps.refresh()
+
+    def segment(self, line: dict) -> None:
+        """After a segment; its line of metrics."""
+        self._segments.n = line["segment"]
+        held = f"{line['allocated_parameters']}/{line['budget_parameters']} parameters"
+        self._segments.set_postfix_str(f"recall@20 {line['test_recall@20']:.4f} {held}", refresh=False)
+        self._segments.update(1)

@@ -1,0 +1,214 @@
+"""The main job: a stream in, a recommender within its budget out, several methods side by side.
+
+    python -m experiments.run                                        # online-retail, mean size 8
+    python -m experiments.run --data clicks.csv --columns.user uid --budget.megabytes 4 --out runs/clicks
+    python -m experiments.run --help
+
+Writes a folder per method: config.json, metrics.jsonl (a line per segment), summary.json (last: its presence marks a
+finished run), sizes/, checkpoints/ and plots. Cost and result of the default run: see the README.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.progress import Progress
+from scall_jax import METHODS, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
+from scall_jax.config import CarryConfig, SizesConfig
+
+GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetFlags:
+    """Give at most one; without any, mean size 8."""
+
+    mean_size: float | None = None
+    """Parameters per user and item seen so far."""
+    megabytes: float | None = None
+    """Constant size of the table in 10^6 bytes."""
+    schedule: tuple[float, ...] = ()
+    """Mean size per segment; the last one holds on."""
+
+    def budget(self) -> Budget:
+        """The budget that the flags describe."""
+        given = [x for x in (self.mean_size, self.megabytes, self.schedule or None) if x is not None]
+        if len(given) > 1:
+            raise ValueError("give one of --budget.mean-size, --budget.megabytes and --budget.schedule")
+        if self.megabytes is not None:
+            return Budget.megabytes(self.megabytes)
+        if self.schedule:
+            return Budget.schedule([Budget.mean_size(size) for size in self.schedule])
+        return Budget.mean_size(8 if self.mean_size is None else self.mean_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """How to read a file; names are needed only where they are not the published ones."""
+
+    format: str = "auto"
+    """One of `scall_jax.streams.FORMATS`."""
+    user: str | None = None
+    item: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+    min_rating: float | None = None
+    """Keep only rows rated at least this."""
+    time_unit: str = "auto"
+    """s, ms or us."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How the stream is cut; see `scall_jax.streams.cut`."""
+
+    new_entities: int | None = None
+    """New users + items per segment (default: 800 for online-retail, 3000 for movietweetings, else 15000)."""
+    segments: int | None = None
+    """Instead: this many segments of equally many rows."""
+    at: tuple[str, ...] = ()
+    """Instead: timestamps at which segments start."""
+    max_segments: int | None = None
+    """Stop after this many segments."""
+    replay: float = 0.2
+    """Earlier rows trained on again, as a part of the segment's training rows."""
+    k_core: int = 0
+    """Keep users and items with at least this many rows (looks at the whole file)."""
+    shuffle_ties: bool = False
+    """Order rows of equal time at random: for day-granular data."""
+    published: bool = False
+    """The published protocol: 80/0/20, selection on test. For comparison only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Main:
+    """Flags."""
+
+    data: str = "online-retail"
+    """online-retail, movietweetings, or the path of a file."""
+    method: tuple[str, ...] = ("uniform", "fixed", "frequency", "popularity")
+    """Methods to run; `popularity` stands for its three floors."""
+    budget: BudgetFlags = BudgetFlags()
+    seed: int = 0
+    """Of everything random, the cut included."""
+    out: Path = Path("runs/demo")
+    """Folder of the results, with a sub-folder per method."""
+    resume: bool = False
+    """Continue unfinished runs in the folder, and keep finished ones."""
+    overwrite: bool = False
+    """Replace runs in the folder."""
+    columns: Columns = Columns()
+    cut: Cut = Cut()
+    sizes: SizesConfig = SizesConfig()
+    carry: CarryConfig = CarryConfig()
+    fit: FitConfig = FitConfig()
+    table: str = "packed"
+    """packed or masked storage."""
+    bias: str = "none"
+    """decayed: add the log of an item's decayed count to its score."""
+
+
+_NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
+
+
+def load_stream(main: Main) -> streams.Stream:
+    """Read and cut the stream that the flags name."""
+    if main.data in streams.EMBEDDED:
+        rows = streams.load(main.data)
+    else:
+        rows = streams.read(main.data, **dataclasses.asdict(main.columns))
+    rules = dataclasses.asdict(main.cut)
+    rules["at"] = list(rules["at"]) or None
+    if rules["new_entities"] is None and rules["segments"] is None and rules["at"] is None:
+        rules["new_entities"] = _NEW_ENTITIES.get(main.data)
+    return streams.cut(rows, seed=main.seed, **rules)
+
+
+def main(flags: Main) -> list[dict]:
+    """Run all methods; the summaries, which are also in their folders."""
+    methods = [m for name in flags.method for m in GROUPS.get(name, (name,))]
+    configs = {method: _config(flags, method) for method in methods}
+    for method in methods:
+        _check_folder(flags, flags.out / method)
+    stream = load_stream(flags)
+    print(
+        f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
+        f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"
+    )
+    if stream.select_on_test:
+        print("published protocol: parameters are selected on the test part, figures are optimistic")
+    summaries, runs = [], {}
+    for method, config in configs.items():
+        summary, lines = run_method(flags, config, stream, flags.out / method)
+        summaries.append(summary)
+        runs[method] = lines
+    report.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
+    text = report.table(summaries)
+    records.write_atomically(flags.out / "table.md", text + "\n")
+    counted = f"segments after the first with at least {records.LEAST_USERS} test users"
+    print(f"\n{text}\nmeans over {counted}; by user: over all these users")
+
+    print(f"plots, metrics and checkpoints: {flags.out}/")
+    return summaries
+
+
+def _config(flags: Main, method: str) -> Config:
+    candidates = "segment" if flags.cut.published else "all"
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join([*METHODS, *GROUPS])}")
+    return Config(
+        method=method,
+        budget=flags.budget.budget(),
+        sizes=flags.sizes,
+        carry=flags.carry,
+        fit=flags.fit,
+        table=flags.table,
+        bias=flags.bias,
+        candidates=candidates,
+    )
+
+
+def _check_folder(flags: Main, folder: Path) -> None:
+    if not (folder / "config.json").exists() or flags.resume:
+        return
+    if not flags.overwrite:
+        state = "finished" if (folder / "summary.json").exists() else "unfinished"
+        raise ValueError(f"{folder} holds an {state} run: --resume it, --overwrite it, or choose another --out")
+
+
+def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path) -> tuple[dict, list[dict]]:
+    """One method over the stream, in its folder."""
+    if flags.overwrite and not flags.resume:
+        checkpoint.remove_run(folder)
+    key = jax.random.key(flags.seed)
+    done = folder / "summary.json"
+    with Progress(config.method, stream, config.fit.steps) as progress:
+        done.unlink(missing_ok=True)
+        lines = run_segments(config, stream, key, folder=folder, progress=progress.step, on_segment=progress.segment)
+    last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
+    title = f"{stream.source}, {config.method}, {config.budget}"
+    report.plot_quality(folder / "quality.png", {config.method: lines}, title)
+    if last["users"].any():
+        report.plot_sizes(folder / "sizes.png", last["users"], last["items"], title)
+        report.plot_memory(folder / "memory.png", lines, title)
+    summary = report.describe(config.method, lines) | records.summarise(lines)
+    records.write_atomically(done, json.dumps(summary, indent=2) + "\n")
+    return summary, lines
+
+
+def cli(arguments: list[str] | None = None) -> None:
+    """Command line: bad input ends with its message and exit code 2."""
+    try:
+        main(tyro.cli(Main, args=arguments, description=__doc__))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    cli()

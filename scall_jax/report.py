@@ -1,0 +1,104 @@
+"""Tables and plots of finished runs."""
+
+from pathlib import Path
+
+import numpy as np
+
+_COLUMNS = (
+    ("method", "method", "{}"),
+    ("mean size", "mean_size", "{:.2f}"),
+    ("table MB", "table_mb", "{:.3f}"),
+    ("Recall@20", "mean_test_recall@20", "{:.4f}"),
+    ("NDCG@20", "mean_test_ndcg@20", "{:.4f}"),
+    ("by user R@20", "pooled_test_recall@20", "{:.4f}"),
+    ("by user N@20", "pooled_test_ndcg@20", "{:.4f}"),
+    ("valid R@20", "mean_valid_recall@20", "{:.4f}"),
+    ("fit s", "seconds_fit", "{:.1f}"),
+    ("eval s", "seconds_evaluate", "{:.1f}"),
+    ("compile s", "seconds_compile", "{:.1f}"),
+)
+
+
+def table(summaries: list[dict]) -> str:
+    """Markdown table, a row per run: means over the segments after the first, and over all their test users."""
+    header = [title for title, _, _ in _COLUMNS]
+    rows = [[_cell(summary.get(key), form) for _, key, form in _COLUMNS] for summary in summaries]
+    widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
+
+    def line(cells):
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _cell(value, form):
+    return "-" if value is None else form.format(value)
+
+
+def describe(method: str, lines: list[dict]) -> dict:
+    """What the table shows of a run beside `records.summarise`."""
+    last = lines[-1]
+    floor = last["budget_parameters"] == 0
+    return {
+        "method": method,
+        "mean_size": None if floor else last["allocated_parameters"] / (last["users"] + last["items"]),
+        "table_mb": None if floor else 4e-6 * last["allocated_parameters"],
+    }
+
+
+def plot_quality(path: Path, runs: dict[str, list[dict]], title: str) -> None:
+    """Recall@20 and NDCG@20 on test by segment, a line per run."""
+    figure, axes = _figure(1, 2)
+    for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
+        for name, lines in runs.items():
+            shown = [line for line in lines if line["test_users"] > 0]
+            style = "--" if name.startswith("popularity") else "-"
+            axis.plot(
+                [x["segment"] for x in shown],
+                [x[f"test_{metric}"] for x in shown],
+                style,
+                label=name,
+                marker=".",
+            )
+        axis.set(xlabel="segment", ylabel=f"test {metric}", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    _save(figure, path, title)
+
+
+def plot_memory(path: Path, lines: list[dict], title: str) -> None:
+    """Budget, parameters given out and bytes on disk by segment."""
+    figure, (axis,) = _figure(1, 1)
+    segments = [line["segment"] for line in lines]
+    axis.plot(segments, [4e-6 * x["budget_parameters"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
+    axis.plot(segments, [4e-6 * x["allocated_parameters"] for x in lines], ".-", label="allocated")
+    axis.plot(segments, [1e-6 * (x["disk_bytes"] or np.nan) for x in lines], "x--", label="on disk, with sizes")
+    axis.set(xlabel="segment", ylabel="MB (10^6 bytes)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path, title)
+
+
+def plot_sizes(path: Path, users: np.ndarray, items: np.ndarray, title: str) -> None:
+    """Sizes from the largest to the smallest, both sides of one segment."""
+    figure, (axis,) = _figure(1, 1)
+    for name, sizes in (("users", users), ("items", items)):
+        axis.step(np.arange(1, len(sizes) + 1), np.sort(sizes)[::-1], where="mid", label=name)
+    axis.set(xlabel="rank by frequency", ylabel="embedding size", xscale="log", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path, title)
+
+
+def _figure(rows, columns):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(rows, columns))
+
+
+def _save(figure, path, title):
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
