@@ -177,8 +177,8 @@ def _check_folder(flags: Main, folder: Path) -> None:
     if not (folder / "config.json").exists() or flags.resume:
         return
     if not flags.overwrite:
-        state = "finished" if (folder / "summary.json").exists() else "unfinished"
-        raise ValueError(f"{folder} holds an {state} run: --resume it, --overwrite it, or choose another --out")
+        state = "a finished" if (folder / "summary.json").exists() else "an unfinished"
+        raise ValueError(f"{folder} holds {state} run: --resume it, --overwrite it, or choose another --out")
 
 
 def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path) -> tuple[dict, list[dict]]:

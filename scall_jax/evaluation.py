@@ -64,6 +64,7 @@ def evaluate(
     """
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
+    relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
     capacity = item_vectors.shape[0]
     padded_items = -(-max(capacity, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
     queries = relevant.users.shape[0]
@@ -111,7 +112,7 @@ def _scorers(item_vectors, offset):
     widths = [w for w in (16, 32, 64, 128) if w < width] + [width]
 
     def scorer(w):
-        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T + offset
+        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T + offset[None, :]
 
     def scores(vectors, used_width):
         which = (used_width > jnp.asarray(widths[:-1], jnp.int32)).sum() if len(widths) > 1 else 0
@@ -161,12 +162,12 @@ def _add(totals, values, top, at, user, counted, relevant: Rows, users_before):
     size = jnp.maximum(end - start, 1).astype(jnp.float32)
     discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
     ideal = jnp.cumsum(discount)
-    gains = jnp.where(hits, discount, 0.0)
+    gains = jnp.where(hits, discount[None, :], 0.0)
     new = user >= users_before
     strata = jnp.stack([counted, counted & new, counted & ~new]).astype(jnp.float32)
     r = jnp.stack([hits[:, :k].sum(1) / size for k in CUTOFFS], axis=1)
     g = jnp.stack([gains[:, :k].sum(1) / ideal[jnp.minimum(size, k).astype(jnp.int32) - 1] for k in CUTOFFS], axis=1)
-    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32), top.shape)
+    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], top.shape)
     shown = counted[:, None] & jnp.isfinite(values)
     best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop")
     highest = jax.lax.Precision.HIGHEST

@@ -11,8 +11,16 @@ from scall_jax.evaluation import CUTOFFS, STRATA
 from scall_jax.run import Record
 from scall_jax.streams import POPULARITY
 
-TIMINGS = ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile", "peak_rss_bytes")
-"""Keys that differ from one execution of the same run to the next."""
+VOLATILE = (
+    "seconds_fit",
+    "seconds_evaluate",
+    "seconds_search",
+    "seconds_sizes",
+    "seconds_compile",
+    "peak_rss_bytes",
+    "disk_bytes",
+)
+"""Keys that differ from one execution of the same run to the next, disk bytes by a few bytes of bookkeeping."""
 
 
 LEAST_USERS = 20
@@ -20,7 +28,7 @@ LEAST_USERS = 20
 
 
 def as_dict(record: Record) -> dict:
-    """The fields of `metrics.jsonl` that the record holds; all but the timings and the bytes."""
+    """The fields of `metrics.jsonl` that the record holds; all but times and bytes."""
     record = jax.tree.map(np.asarray, record)
     popularity = int(record.popularity)
     line = {

@@ -149,7 +149,7 @@ def _parts(edges, time, split, align, source) -> tuple[Bounds, ...]:
         length = end - start
         train = start + round(split[0] * length)
         valid = start + round((split[0] + split[1]) * length)
-        if align:
+        if align and start < train <= valid < end:
             train, valid = _aligned(time, start, train, valid, end)
         if not start < train < end or not train <= valid < end or (split[1] > 0 and train == valid):
             raise ValueError(

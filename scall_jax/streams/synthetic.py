@@ -5,6 +5,8 @@ import numpy as np
 
 from scall_jax.streams.interactions import Interactions, from_arrays
 
+_START = 1_577_836_800_000  # 2020-01-01 in milliseconds
+
 
 def synthetic(
     key: jax.Array,
@@ -38,7 +40,7 @@ def synthetic(
       days: length of the stream.
 
     Returns:
-      Interactions sorted by time, ids `u<number>` and `i<number>`.
+      Interactions sorted by time, from 2020-01-01, ids `u<number>` and `i<number>`.
 
     Raises:
       ValueError: sizes below 1 or negative parameters.
@@ -61,7 +63,7 @@ def synthetic(
         gumbel = logits + rng.gumbel(size=logits.shape)
         parts.append((user, gumbel.argmax(1)))
     user, item = (np.concatenate(column) for column in zip(*parts, strict=True))
-    time = (moments * days * 86_400_000).astype(np.int64)
+    time = _START + (moments * days * 86_400_000).astype(np.int64)
     return from_arrays([f"u{u}" for u in user], [f"i{i}" for i in item], time, "synthetic")
 
 

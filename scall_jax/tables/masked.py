@@ -22,16 +22,16 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
     def gather(buffer, layout: Layout, block):
         first = block * columns
         values = jax.lax.dynamic_slice_in_dim(buffer, first, columns, axis=1)
-        mask = first + jnp.arange(columns) < layout.sizes[:, None]
+        mask = (first + jnp.arange(columns))[None, :] < layout.sizes[:, None]
         return jnp.where(mask, values, 0.0)[reads(layout)]
 
     def write(buffer, layout: Layout, block, values):
         first = block * columns
-        mask = first + jnp.arange(columns) < layout.sizes[:, None]
+        mask = (first + jnp.arange(columns))[None, :] < layout.sizes[:, None]
         return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(mask, values, 0.0), first, axis=1)
 
     def lookup(params, layout: Layout, rows):
-        mask = jnp.arange(width) < layout.sizes[:, None]
+        mask = jnp.arange(width)[None, :] < layout.sizes[:, None]
         return jnp.where(mask, params, 0.0)[reads(layout)[rows]]
 
     return Table(

@@ -1,0 +1,41 @@
+"""Small graphs, tables and streams for tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax import Config, FitConfig, streams
+from scall_jax.config import SizesConfig
+from scall_jax.streams.segments import make_graph
+
+
+def small_stream(segments: int = 4, **options) -> streams.Stream:
+    rows = streams.synthetic(jax.random.key(7), users=120, items=80, interactions=4000, **options)
+    return streams.cut(rows, segments=segments)
+
+
+def small_config(method: str = "fixed", **options) -> Config:
+    fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10, valid_users=64)
+    return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=40)} | options))
+
+
+def random_graph(rng, users: int, items: int, pairs: int, padding: int = 13):
+    """Graph with padded entries, and its dense float64 normalised adjacency."""
+    keys = np.unique(rng.integers(0, users, pairs) * items + rng.integers(0, items, pairs))
+    user, item = keys // items, keys % items
+    by_item = np.lexsort((user, item))
+    nodes = users + items
+    edges = 2 * len(keys) + padding
+    graph = make_graph((user, item), (user[by_item], item[by_item]), users, nodes, edges)
+    dense = np.zeros((nodes, nodes))
+    dense[user, item + users] = 1
+    dense += dense.T
+    degree = np.maximum(dense.sum(1), 1)
+    return jax.tree.map(jnp.asarray, graph), dense / np.sqrt(np.outer(degree, degree))
+
+
+def random_sizes(rng, nodes: int, maximum: int, zeros: bool) -> jax.Array:
+    """Sizes of N nodes and the two shared vectors."""
+    sizes = rng.integers(0 if zeros else 1, maximum + 1, nodes)
+    shared = [min(3, maximum), min(5, maximum)] if zeros else [0, 0]
+    return jnp.asarray(np.concatenate([sizes, shared]), jnp.int32)

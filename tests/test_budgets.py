@@ -1,0 +1,54 @@
+import pytest
+
+from scall_jax import Budget, Config, FitConfig
+from scall_jax.config import CarryConfig, SizesConfig
+
+
+@pytest.mark.parametrize(
+    ("budget", "segment", "entities", "parameters"),
+    [
+        (Budget.mean_size(8), 0, 100, 800),
+        (Budget.mean_size(0.5), 3, 101, 50),
+        (Budget.mean_size(2.5), 0, 3, 7),
+        (Budget.megabytes(32), 7, 5, 8_000_000),
+        (Budget.megabytes(1e-5), 0, 5, 2),
+        (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 0, 10, 40),
+        (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 1, 10, 100_000),
+        (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 9, 10, 100_000),
+    ],
+)
+def test_parameters(budget, segment, entities, parameters):
+    assert budget.parameters(segment, entities) == parameters
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Budget.mean_size(0),
+        lambda: Budget.mean_size(-1),
+        lambda: Budget.megabytes(0),
+        lambda: Budget.megabytes(float("nan")),
+        lambda: Budget.schedule([]),
+        lambda: Budget(),
+        lambda: Budget(size=1, mb=1),
+        lambda: SizesConfig(minimum=5, maximum=4),
+        lambda: SizesConfig(minimum=0),
+        lambda: SizesConfig(rho=1.5),
+        lambda: SizesConfig(family="cauchy"),
+        lambda: SizesConfig(power=0.0),
+        lambda: CarryConfig(shrink=-1.0),
+        lambda: FitConfig(batch=0),
+        lambda: FitConfig(layers=-1),
+        lambda: FitConfig(learning_rate=0.0),
+        lambda: FitConfig(positives="some"),
+        lambda: Config(table="hash"),
+        lambda: Config(bias="global"),
+    ],
+)
+def test_bad_values_are_refused(call):
+    with pytest.raises(ValueError):
+        call()
+
+
+def test_configuration_is_hashable():
+    assert hash(Config()) == hash(Config())

@@ -1,0 +1,134 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from experiments import run
+from scall_jax import records, streams
+
+TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = streams.synthetic(jax.random.key(0), users=150, items=80, interactions=4000)
+    path = tmp_path_factory.mktemp("data") / "rows.csv"
+    users, items = rows.user_ids.gather(rows.user).to_list(), rows.item_ids.gather(rows.item).to_list()
+    lines = [f"{u},{i},{t}" for u, i, t in zip(users, items, rows.time.tolist(), strict=True)]
+    path.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    return path
+
+
+def _arguments(data, out, *more):
+    return ["--data", str(data), "--cut.segments", "4", "--out", str(out), *TINY, *more]
+
+
+def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
+    run.cli(_arguments(data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"))
+    printed = capsys.readouterr().out
+    for method in ("uniform", "frequency", "popularity-all", "popularity-segment", "popularity-decayed"):
+        assert f"| {method} " in printed
+        folder = tmp_path / method
+        lines = records.read_lines(folder / "metrics.jsonl")
+        assert [line["segment"] for line in lines] == [0, 1, 2, 3]
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["segments"] == 4 and summary["method"] == method
+        wanted = ["config.json", "quality.png"]
+        if not method.startswith("popularity"):
+            wanted += ["sizes.png", "memory.png", "checkpoints/segment-0003"]
+            assert all(line["allocated_parameters"] == 4 * (line["users"] + line["items"]) for line in lines)
+        for name in wanted:
+            assert (folder / name).exists(), name
+    for key in [
+        "segment",
+        "users",
+        "items",
+        "interactions",
+        "budget_parameters",
+        "allocated_parameters",
+        "table_bytes",
+        "disk_bytes",
+        "entities_without_parameters",
+        "valid_recall@20",
+        "valid_ndcg@20",
+        "test_recall@20",
+        "test_ndcg@20",
+        "test_users",
+        "seconds_fit",
+        "seconds_evaluate",
+        "seconds_search",
+        "seconds_compile",
+        "peak_rss_bytes",
+    ]:
+        assert key in lines[0]
+
+
+def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
+    arguments = _arguments(data, tmp_path, "--method", "popularity-all")
+    run.cli(arguments)
+    with pytest.raises(SystemExit) as stop:
+        run.cli(arguments)
+    assert stop.value.code == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    run.cli([*arguments, "--resume"])
+    run.cli([*arguments, "--overwrite"])
+
+
+HEAD = "user,item,timestamp\n1,2,3\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (HEAD + "1,2,soon\n", [], "row 3, column 'timestamp'"),
+        (HEAD, [], "too short"),
+        ("", [], "empty"),
+        (HEAD, ["--budget.mean-size", "0"], "greater than 0"),
+        (HEAD, ["--budget.megabytes", "-3"], "greater than 0"),
+        (HEAD, ["--budget.mean-size", "4", "--budget.megabytes", "3"], "give one of"),
+        (HEAD, ["--sizes.minimum", "9", "--sizes.maximum", "8"], "minimum=9, maximum=8"),
+        (HEAD, ["--method", "magic"], "unknown method 'magic': choose one of uniform"),
+        (HEAD, ["--columns.user", "uid"], "no column 'uid'"),
+        (None, [], "no such file"),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, flags, message):
+    path = tmp_path / "rows.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run.cli(["--data", str(path), "--out", str(tmp_path / "out"), *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_kill_and_resume_reach_the_same_records(data, tmp_path):
+    """kill -9 while segments are being written, then --resume."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run.cli(_arguments(data, whole, "--method", "fixed"))
+    command = [sys.executable, "-m", "experiments.run", *_arguments(data, parts, "--method", "fixed", "--resume")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    metrics = parts / "fixed" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (parts / "fixed" / "summary.json").exists()
+    run.cli(_arguments(data, parts, "--method", "fixed", "--resume"))
+    left_out = set(records.VOLATILE)
+    one, other = (
+        [
+            {k: v for k, v in line.items() if k not in left_out}
+            for line in records.read_lines(p / "fixed" / "metrics.jsonl")
+        ]
+        for p in (whole, parts)
+    )
+    assert one == other and len(one) == 4

@@ -1,0 +1,221 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scall_jax import streams
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return streams.synthetic(jax.random.key(3), users=300, items=150, interactions=6000)
+
+
+@pytest.fixture(scope="module")
+def stream(rows):
+    return streams.cut(rows, new_entities=80)
+
+
+def test_every_cut_is_where_the_rule_puts_it(stream):
+    """The row that starts a segment is the first with which more than 80 entities would be new."""
+    for this, following in zip(stream.bounds[:-1], stream.bounds[1:], strict=True):
+        before = sum(stream.known(this.start))
+        assert sum(stream.known(following.start)) - before <= 80
+        assert sum(stream.known(following.start + 1)) - before > 80
+    assert stream.bounds[0].start == 0 and stream.bounds[-1].end == len(stream.user)
+
+
+def test_ids_are_by_first_appearance_in_time_and_known_both_ways(rows, stream):
+    order = np.argsort(rows.time, kind="stable")
+    for codes, ids, index, source_codes, source_ids in (
+        (stream.user, stream.user_ids, stream.user_index(), rows.user, rows.user_ids),
+        (stream.item, stream.item_ids, stream.item_index(), rows.item, rows.item_ids),
+    ):
+        _, first = np.unique(codes, return_index=True)
+        assert (np.diff(first) > 0).all()
+        assert ids.gather(codes).to_list() == source_ids.gather(source_codes[order]).to_list()
+        assert all(index[raw] == code for code, raw in enumerate(ids.to_list()))
+
+
+def _dense(segment, users):
+    graph = segment.graph
+    nodes = len(graph.indptr) - 1
+    dense = np.zeros((nodes, nodes))
+    for n in range(nodes):
+        for e in range(graph.indptr[n], graph.indptr[n + 1]):
+            dense[n, graph.indices[e]] += graph.values[e]
+    return dense
+
+
+def test_graph_is_the_normalised_adjacency_of_what_came_before_the_cut(stream):
+    t = len(stream) // 2
+    segment, cut, users = stream.segment(t), stream.bounds[t].train, stream.capacity.users
+    adjacency = np.zeros((stream.capacity.nodes,) * 2)
+    adjacency[stream.user[:cut], stream.item[:cut] + users] = 1  # repeated pairs once
+    adjacency += adjacency.T
+    degree = np.maximum(adjacency.sum(1), 1)
+    np.testing.assert_allclose(_dense(segment, users), adjacency / np.sqrt(np.outer(degree, degree)), rtol=1e-6)
+    for n in range(stream.capacity.nodes):
+        row = segment.graph.indices[segment.graph.indptr[n] : segment.graph.indptr[n + 1]]
+        assert (np.diff(row) > 0).all()
+
+
+def test_counts_recency_and_popularity_of_a_segment(stream):
+    t = len(stream) - 2
+    segment, bounds, users = stream.segment(t), stream.bounds[t], stream.capacity.users
+    trained = np.concatenate([np.arange(bounds.start, bounds.train), stream.replay[t]])
+    for item in range(0, 100, 7):
+        where = np.flatnonzero(stream.item[: bounds.train] == item)
+        assert segment.frequency[users + item] == (stream.item[trained] == item).sum()
+        assert segment.total[users + item] == len(where)
+        assert segment.recency[users + item] == (where[-1] + 1 if len(where) else 0)
+        half_life = streams.HALF_LIVES[2]
+        decayed = (0.5 ** ((bounds.train - 1 - where) / half_life)).sum()
+        row = streams.POPULARITY.index(f"decayed-{half_life}")
+        assert segment.popularity[row, item] == pytest.approx(decayed, rel=1e-5)
+        assert segment.popularity[0, item] == len(where)
+        assert segment.popularity[1, item] == (where >= bounds.start).sum()
+
+
+def _lists(rows):
+    return {
+        int(rows.users[i]): set(rows.items[rows.indptr[i] : rows.indptr[i + 1]].tolist()) for i in range(rows.count)
+    }
+
+
+def test_held_out_parts_hold_known_entities_and_no_training_pair(stream):
+    for t, segment in enumerate(stream):
+        bounds = stream.bounds[t]
+        users, items = stream.known(bounds.train)
+        seen = set(zip(stream.user[: bounds.train].tolist(), stream.item[: bounds.train].tolist(), strict=True))
+        for rows, start, end in ((segment.valid, bounds.train, bounds.valid), (segment.test, bounds.valid, bounds.end)):
+            expected = {}
+            for u, i in zip(stream.user[start:end].tolist(), stream.item[start:end].tolist(), strict=True):
+                if u < users and i < items and (u, i) not in seen:
+                    expected.setdefault(u, set()).add(i)
+            assert _lists(rows) == expected
+
+
+def test_nothing_after_the_cut_reaches_a_segment(rows, stream):
+    """Changing all rows after a segment's training part changes nothing but its held-out parts."""
+    t = len(stream) // 2
+    cut = stream.bounds[t].train
+    order = np.argsort(rows.time, kind="stable")
+    rng = np.random.default_rng(0)
+    user, item = rows.user.copy(), rows.item.copy()
+    user[order[cut:]], item[order[cut:]] = rng.permutation(user[order[cut:]]), rng.permutation(item[order[cut:]])
+    changed = streams.cut(
+        streams.from_arrays(user, item, rows.time), at=[int(stream.time[b.start]) for b in stream.bounds[1:]]
+    )
+    # the same boundaries, so that only the content differs
+    assert changed.bounds[: t + 1] == stream.bounds[: t + 1]
+    capacities = stream.capacity, changed.capacity
+    one, other = stream.segment(t), changed.segment(t)
+    assert (one.users, one.items) == (other.users, other.items)
+    for name in ("frequency", "total", "recency"):
+        for lengths in ((0, int(one.users)), (None, int(one.items))):
+            starts = [c.users if lengths[0] is None else 0 for c in capacities]
+            a, b = (getattr(s, name)[o : o + lengths[1]] for s, o in zip((one, other), starts, strict=True))
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(one.popularity[:, : one.items], other.popularity[:, : one.items])
+    assert _lists(one.positives) == _lists(other.positives)
+    assert one.graph.indptr[-1] == other.graph.indptr[-1]
+
+
+def test_replay_rows_are_earlier_rows_of_training_users_each_once(stream):
+    for t, (bounds, drawn) in enumerate(zip(stream.bounds, stream.replay, strict=True)):
+        assert len(np.unique(drawn)) == len(drawn)
+        assert len(drawn) <= 0.2 * (bounds.train - bounds.start)
+        if t:
+            assert len(drawn) > 0 and drawn.max() < bounds.start
+            assert np.isin(stream.user[drawn], stream.user[bounds.start : bounds.train]).all()
+
+
+def test_published_protocol_compounds_replay_and_selects_on_test(rows):
+    published = streams.cut(rows, new_entities=80, published=True)
+    assert published.select_on_test
+    repeats = 0
+    for t, bounds in enumerate(published.bounds):
+        assert bounds.train == bounds.valid
+        assert bounds.train - bounds.start == round(0.8 * (bounds.end - bounds.start))
+        segment = published.segment(t)
+        assert _lists(segment.valid) == _lists(segment.test)
+        repeats += len(published.replay[t]) - len(np.unique(published.replay[t]))
+    assert repeats > 0
+
+
+def test_segments_stack_with_equal_shapes(stream):
+    stacked = stream.stack()
+    assert stacked.index.tolist() == list(range(len(stream)))
+    for leaf, first in zip(jax.tree.leaves(stacked), jax.tree.leaves(stream.segment(0)), strict=True):
+        assert leaf.shape == (len(stream), *first.shape) and leaf.dtype == first.dtype
+
+
+def test_no_moment_lies_on_both_sides_of_a_cut():
+    time = np.repeat(np.arange(40), 25) * 60_000
+    rng = np.random.default_rng(0)
+    rows = streams.from_arrays(rng.integers(0, 30, 1000), rng.integers(0, 50, 1000), time)
+    for bounds in streams.cut(rows, segments=4).bounds:
+        assert time[bounds.train - 1] < time[bounds.train] and time[bounds.valid - 1] < time[bounds.valid]
+
+
+def test_shuffled_ties_are_seeded():
+    rows = streams.from_arrays(np.arange(200) % 20, np.arange(200) % 30, np.zeros(200))
+    one, same, other = (streams.cut(rows, segments=2, shuffle_ties=True, seed=s).user_ids.to_list() for s in (0, 0, 1))
+    assert one == same != other
+
+
+def test_equal_parts_timestamps_and_limits(rows):
+    assert [b.end - b.start for b in streams.cut(rows, segments=4).bounds] == [1500] * 4
+    ordered = np.sort(rows.time)
+    by_time = streams.cut(rows, at=[int(ordered[3000])])
+    assert [b.start for b in by_time.bounds] == [0, int(np.searchsorted(ordered, ordered[3000]))]
+    assert len(streams.cut(rows, segments=4, max_segments=2)) == 2
+
+
+@settings(max_examples=10)
+@given(k=st.integers(2, 6))
+def test_core_is_what_repeated_removal_leaves(k):
+    rows = streams.synthetic(jax.random.key(1), users=80, items=60, interactions=700)
+    left = list(zip(rows.user.tolist(), rows.item.tolist(), strict=True))
+    while True:
+        users, items = [u for u, _ in left], [i for _, i in left]
+        kept = [(u, i) for u, i in left if users.count(u) >= k and items.count(i) >= k]
+        if len(kept) == len(left):
+            break
+        left = kept
+    if len(left) < 10:
+        return
+    assert len(streams.cut(rows, segments=1, k_core=k).user) == len(left)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"segments": 5000}, "too short"),
+        ({"segments": 10**6}, "do not make"),
+        ({"segments": 2, "new_entities": 10}, "give one of"),
+        ({"new_entities": 1}, "at least 2"),
+        ({"split": (0.5, 0.1, 0.1)}, "add up to 1"),
+        ({"split": (1.0, 0.0, 0.0)}, "above 0"),
+        ({"replay": -1.0}, "negative"),
+        ({"k_core": 10**6}, "core"),
+        ({"at": ["soon"]}, "'soon'"),
+    ],
+)
+def test_bad_rules_are_refused(rows, rules, message):
+    with pytest.raises(ValueError, match=message):
+        streams.cut(rows, **rules)
+
+
+def test_synthetic_stream_is_seeded_and_has_what_it_promises(rows):
+    again = streams.synthetic(jax.random.key(3), users=300, items=150, interactions=6000)
+    np.testing.assert_array_equal(rows.user, again.user)
+    assert len(rows) == 6000 and (np.diff(rows.time) >= 0).all()
+    counts = np.sort(np.bincount(rows.item))[::-1]
+    assert counts[: len(counts) // 5].sum() > 0.4 * counts.sum()  # a few items are popular
+    early, late = np.unique(rows.user[:1500]), np.unique(rows.user[-1500:])
+    assert np.isin(late, early).mean() < 0.7  # others arrive
+    with pytest.raises(ValueError):
+        streams.synthetic(jax.random.key(0), users=0)

@@ -1,0 +1,147 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from scall_jax import streams, tables
+from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, propagate, smooth
+from scall_jax.streams.segments import make_rows
+from scall_jax.tables.resize import init
+from tests.helpers import random_graph, random_sizes, small_stream
+
+
+@pytest.mark.parametrize("method", ["csr", "segment_sum", "auto"])
+@pytest.mark.parametrize("columns", [1, 16, 33])
+def test_propagation_agrees_with_scipy(method, columns):
+    rng = np.random.default_rng(columns)
+    graph, dense = random_graph(rng, 60, 40, 500)
+    x = rng.normal(size=(100, columns))
+    expected = scipy.sparse.csr_matrix(dense) @ x
+    got = jax.jit(lambda g, x: propagate(g, x, method))(graph, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    cotangent = rng.normal(size=expected.shape)
+    _, vjp = jax.vjp(lambda x: propagate(graph, x, method), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(vjp(jnp.asarray(cotangent, jnp.float32))[0], dense.T @ cotangent, atol=1e-5)
+
+
+def test_propagation_of_a_graph_without_entries():
+    graph, _ = random_graph(np.random.default_rng(0), 3, 2, 0)
+    for method in ("csr", "segment_sum"):
+        np.testing.assert_array_equal(propagate(graph, jnp.ones((5, 4)), method), np.zeros((5, 4)))
+
+
+def test_propagation_under_vmap_over_embeddings_and_over_graphs():
+    rng = np.random.default_rng(0)
+    graphs, dense = zip(*(random_graph(rng, 20, 10, 60, padding=400) for _ in range(2)), strict=True)
+    length = min(g.indices.shape[0] for g in graphs)
+    graphs = [g._replace(indices=g.indices[:length], values=g.values[:length]) for g in graphs]
+    x = rng.normal(size=(2, 30, 5)).astype(np.float32)
+    for method in ("csr", "segment_sum"):
+        one_graph = jax.vmap(lambda x, m=method: propagate(graphs[0], x, m))(x)
+        np.testing.assert_allclose(one_graph, dense[0] @ x, atol=1e-5)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *graphs)
+        each = jax.vmap(lambda g, x, m=method: propagate(g, x, m))(stacked, x)
+        np.testing.assert_allclose(each, np.stack(dense) @ x, atol=1e-5)
+    with pytest.raises(ValueError, match="choose auto"):
+        propagate(graphs[0], x[0], "cusparse")
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_embedding_and_its_gradient_agree_with_float64(layers):
+    rng = np.random.default_rng(layers)
+    users, items = 30, 20
+    graph, dense = random_graph(rng, users, items, 200)
+    sizes = random_sizes(rng, users + items, 37, False)
+    table = tables.packed(int(sizes.sum()), users, items, 37)
+    layout = table.layout(sizes)
+    params = init(table, jax.random.key(0), layout, 1.0)
+    rows = jnp.asarray(rng.integers(0, users + items, 40), jnp.int32)
+    x = np.asarray(table.lookup(params, layout, jnp.arange(users + items)), np.float64)
+    operator = sum(np.linalg.matrix_power(dense, k) for k in range(layers + 1)) / (layers + 1)
+    (final, own), vjp = jax.vjp(lambda p: embed(table, layers, p, layout, graph, rows), params)
+    np.testing.assert_allclose(final, (operator @ x)[rows], atol=1e-5)
+    np.testing.assert_allclose(own, x[rows], atol=1e-6)
+    np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
+    g_final, g_own = (rng.normal(size=final.shape) for _ in range(2))
+    (gradient,) = vjp((jnp.asarray(g_final, jnp.float32), jnp.asarray(g_own, jnp.float32)))
+    back = np.zeros_like(x)
+    np.add.at(back, np.asarray(rows), g_final)
+    back = operator.T @ back
+    np.add.at(back, np.asarray(rows), g_own)
+    got = table.lookup(gradient, layout, jnp.arange(users + items))
+    mask = np.arange(table.width) < np.asarray(sizes[:-2])[:, None]
+    np.testing.assert_allclose(got, back * mask, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """40 users of whom some met nearly all of 30 items; two met all."""
+    rng = np.random.default_rng(0)
+    chance = np.concatenate([np.full(20, 0.2), np.full(18, 0.95), np.ones(2)])
+    met = rng.uniform(size=(40, 30)) < chance[:, None]
+    met[:, 0] = True
+    user, item = np.nonzero(met)
+    by_item = np.lexsort((user, item))
+    graph = streams.segments.make_graph((user, item), (user[by_item], item[by_item]), 40, 70, 2 * len(user) + 5)
+    positives = make_rows(user, item, len(user) + 3)
+    return met, jax.tree.map(jnp.asarray, graph), jax.tree.map(jnp.asarray, positives)
+
+
+@pytest.mark.parametrize("source", ["segment", "all"])
+def test_a_million_negatives_are_unmet_and_uniform(crowded, source):
+    met, graph, positives = crowded
+    batch = 2**20
+    draw = jax.jit(lambda key: bpr.sample(key, positives, graph, 40, jnp.int32(30), batch, source))
+    triples = jax.tree.map(np.asarray, draw(jax.random.key(0)))
+    served = triples.weight > 0
+    np.testing.assert_array_equal(served, ~met.all(1)[triples.user])
+    assert not met[triples.user[served], triples.negative[served]].any()
+    assert met[triples.user, triples.positive].all()
+    counts = np.zeros((40, 30, 2))
+    for k, item in enumerate((triples.positive, triples.negative)):
+        np.add.at(counts[..., k], (triples.user[served], item[served]), 1)
+    per_user = np.bincount(triples.user, minlength=40)
+    assert np.abs(per_user - batch / 40).max() < 6 * np.sqrt(batch / 40)
+    for user in np.flatnonzero(~met.all(1)):
+        for k, choices in enumerate((met[user], ~met[user])):
+            seen, expected = counts[user, choices, k], per_user[user] / choices.sum()
+            assert np.abs(seen - expected).max() < 6 * np.sqrt(expected)
+
+
+def test_items_beyond_the_known_ones_are_never_drawn(crowded):
+    _, graph, positives = crowded
+    # 5 more items of capacity that do not exist yet: same rows, items known 30 of 35
+    triples = bpr.sample(jax.random.key(1), positives, graph, 40, jnp.int32(30), 10000)
+    assert int(triples.negative.max()) < 30
+
+
+def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
+    """Two groups of users with disjoint tastes: random ranking finds 20 of 80 items, a fit nearly all."""
+    stream = small_stream(segments=2, strength=12.0, zipf=0.2, drift=0.0, tastes=3, lifetime=5.0)
+    segment = jax.tree.map(jnp.asarray, stream.segment(1))
+    users, items = stream.capacity.users, stream.capacity.items
+    sizes = jnp.concatenate([jnp.full(users + items, 8), jnp.zeros(2, int)]).astype(jnp.int32)
+    table = tables.packed(int(sizes.sum()), users, items, 8)
+    layout = table.layout(sizes)
+    params = init(table, jax.random.key(0), layout, 0.1)
+    config = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
+    fitted = jax.jit(make_fit(table, config))(jax.random.key(1), params, layout, segment, jnp.zeros(items))
+    assert float(fitted.fitness) > 0.38
+    assert int(fitted.bad_step) == -1
+
+    broken = table._replace(scatter=lambda buffer, layout, block, values: table.scatter(buffer, layout, block, -values))
+    worse = jax.jit(make_fit(broken, config))(jax.random.key(1), params, layout, segment, jnp.zeros(items))
+    assert float(worse.fitness) < 0.3
+
+
+def test_non_finite_loss_stops_the_fit_and_names_the_step():
+    stream = small_stream(segments=2)
+    segment = jax.tree.map(jnp.asarray, stream.segment(1))
+    users, items = stream.capacity.users, stream.capacity.items
+    sizes = jnp.concatenate([jnp.full(users + items, 4), jnp.zeros(2, int)]).astype(jnp.int32)
+    table = tables.packed(int(sizes.sum()), users, items, 4)
+    config = FitConfig(layers=1, batch=64, steps=100, eval_every=10)
+    params = table.zeros().at[0].set(jnp.nan)
+    fitted = make_fit(table, config)(jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items))
+    assert int(fitted.bad_step) == 0 and int(fitted.steps) == 10

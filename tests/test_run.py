@@ -1,0 +1,230 @@
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scall_jax import METHODS, Budget, FitConfig, make_run, records, run_segments, scan
+from scall_jax.allocators import ALLOCATORS
+from scall_jax.config import CarryConfig, SizesConfig
+from tests.helpers import small_config, small_stream
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return small_stream()
+
+
+def _comparable(lines):
+    left_out = {*records.VOLATILE, "table_bytes"}
+    return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+
+
+def _as_lines(record, count):
+    return [records.as_dict(jax.tree.map(lambda leaf, t=t: leaf[t], record)) for t in range(count)]
+
+
+@pytest.mark.parametrize("method", ["fixed", "frequency", "popularity-decayed"])
+def test_scan_and_host_loop_give_the_same_records(stream, method):
+    config = small_config(method, bias="decayed")
+    key = jax.random.key(5)
+    lines = run_segments(config, stream, key)
+    _, record = scan(config, stream, key)
+    for host, scanned in zip(_comparable(lines), _as_lines(record, len(stream)), strict=True):
+        assert host.keys() == scanned.keys()
+        for name, value in host.items():
+            expected = pytest.approx(scanned[name], abs=1e-5) if isinstance(value, float) else scanned[name]
+            assert value == expected, name
+
+
+def test_packed_and_masked_tables_give_the_same_records(stream):
+    budget = Budget.mean_size(2.5)
+    packed, masked = (
+        run_segments(small_config("fixed", budget=budget, table=table), stream, jax.random.key(1))
+        for table in ("packed", "masked")
+    )
+    for a, b in zip(packed, masked, strict=True):
+        assert a["allocated_parameters"] == b["allocated_parameters"]
+        assert a["test_recall@20"] == pytest.approx(b["test_recall@20"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert packed[-1]["table_bytes"] == 4 * packed[-1]["budget_parameters"]
+    assert masked[-1]["table_bytes"] > 5 * packed[-1]["table_bytes"]
+
+
+BUDGETS = [
+    Budget.mean_size(0.3),  # not even the minimum fits
+    Budget.mean_size(1),
+    Budget.mean_size(7.3),
+    Budget.mean_size(1000),  # more than the largest sizes take
+    Budget.megabytes(4e-6),  # one parameter
+    Budget.schedule([Budget.mean_size(8), Budget.mean_size(0.5), Budget.mean_size(12)]),
+]
+
+
+@pytest.mark.parametrize("method", list(ALLOCATORS))
+@pytest.mark.parametrize("minimum", [1, 3])
+def test_every_method_gives_out_every_budget_exactly(stream, method, minimum):
+    sizes_config = SizesConfig(minimum=minimum, maximum=40)
+    for budget in BUDGETS:
+        config = small_config(method, budget=budget, sizes=sizes_config)
+        run = make_run(config)
+        state = run.init(jax.random.key(0), stream)
+        prepare = jax.jit(run.prepare)
+        for t, segment in enumerate(stream):
+            prepared = prepare(state, segment)
+            entities = int(segment.users + segment.items)
+            allowed = entities * 40 if method == "full" else budget.parameters(t, entities)
+            sizes = np.asarray(prepared.sizes)
+            own = np.concatenate([sizes[: segment.users], sizes[stream.capacity.users :][: segment.items]])
+            assert sizes.sum() == min(allowed, entities * 40)
+            assert own.sum() + sizes[-2:].sum() == sizes.sum()  # nothing for who does not exist
+            assert sizes.max() <= 40
+            if allowed >= minimum * entities:
+                assert own.min() >= minimum and sizes[-2:].sum() == 0
+            else:
+                assert (own == 0).any() and sizes[-2:].sum() == min(2 * minimum, allowed)
+            assert np.count_nonzero(prepared.params) <= sizes.sum()
+
+
+def test_sizes_follow_frequency_except_where_shuffled(stream):
+    segment = stream.segment(3)
+    frequency = segment.total[: segment.users]
+
+    def agreement(method):
+        config = small_config(method)
+        run = make_run(config)
+        sizes = run.prepare(run.init(jax.random.key(0), stream), segment).sizes[: segment.users]
+        return np.corrcoef(np.argsort(np.argsort(frequency)), np.asarray(sizes))[0, 1], np.sort(sizes)
+
+    (fixed, sizes), (shuffled, same_sizes) = agreement("fixed"), agreement("shuffled")
+    assert fixed > 0.9 and abs(shuffled) < 0.3
+    np.testing.assert_array_equal(sizes, same_sizes)
+
+
+def test_one_compilation_for_all_segments_and_budgets(stream):
+    traces = []
+    config = small_config("fixed")
+    run = make_run(config)
+
+    def step(state, segment):
+        traces.append(1)
+        return run.step(state, segment)
+
+    compiled = jax.jit(step)
+    state = run.init(jax.random.key(0), stream)
+    for totals in (state.totals, state.totals // 2):
+        carried = state._replace(totals=totals)
+        for segment in stream:
+            carried, record = compiled(carried, jax.tree.map(jnp.asarray, segment))
+            assert int(record.allocated) == int(totals[record.segment])
+    assert len(traces) == 1
+
+
+def test_no_host_transfer_inside_a_step(stream):
+    run = make_run(small_config("fixed"))
+    state = run.init(jax.random.key(0), stream)
+    segment = jax.device_put(stream.segment(0))
+    step = jax.jit(run.step).lower(state, segment).compile()
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(step(state, segment))
+
+
+def test_a_run_is_a_function_of_its_key(stream):
+    config = small_config("uniform")
+    one, same, other = (_comparable(run_segments(config, stream, jax.random.key(k))) for k in (0, 0, 1))
+    assert one == same != other
+
+
+def test_starting_afresh_forgets_and_warm_start_does_not(stream):
+    segment = stream.segment(1)
+    for warm, forgets in ((True, False), (False, True)):
+        config = small_config("uniform", carry=CarryConfig(warm=warm, rotate=False))
+        run = make_run(config)
+        state = run.init(jax.random.key(0), stream)
+        state = state._replace(
+            params=jnp.full_like(state.params, 7.0),
+            sizes=run.prepare(state, stream.segment(0)).sizes,
+            known=jnp.stack([stream.segment(0).users, stream.segment(0).items]),
+        )
+        params = np.asarray(run.prepare(state, segment).params)
+        assert (np.abs(params).max() < 1) == forgets
+        if not forgets:
+            assert np.isclose(params, 0.3 * 7).sum() == 8 * int(stream.segment(0).users + stream.segment(0).items)
+
+
+def test_records_on_disk_hold_the_budget(stream, tmp_path):
+    config = small_config("fixed", budget=Budget.mean_size(30.7))
+    seen = []
+    lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "r", on_segment=seen.append)
+    assert lines == seen == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        entities = line["users"] + line["items"]
+        assert line["allocated_parameters"] == line["budget_parameters"] == int(30.7 * entities)
+        exact = 4 * line["budget_parameters"] + entities
+        assert abs(line["disk_bytes"] - exact) < 0.01 * exact + 64 * 1024
+        stored = np.load(tmp_path / "r" / "sizes" / f"segment-{line['segment']:04d}.npz")
+        assert stored["users"].sum() + stored["items"].sum() == line["allocated_parameters"]
+        assert len(stored["users"]) == line["users"] and len(stored["items"]) == line["items"]
+
+
+@pytest.mark.parametrize("method", ["fixed", "popularity-decayed"])
+def test_a_stopped_run_continues_to_the_same_records_bit_for_bit(stream, tmp_path, method):
+    config, key = small_config(method), jax.random.key(3)
+    whole = run_segments(config, stream, key, folder=tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    for stop_at in range(len(stream) - 1):
+
+        def stop(line, at=stop_at):
+            if line["segment"] == at:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run_segments(config, stream, key, folder=tmp_path / "parts", on_segment=stop)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"segment": 3, "torn')
+    parts = run_segments(config, stream, key, folder=tmp_path / "parts")
+    assert _comparable(whole) == _comparable(parts)
+
+
+def test_a_folder_of_another_run_is_refused(stream, tmp_path):
+    run_segments(small_config("popularity-all"), stream, jax.random.key(0), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run.*config.method 'popularity-all' there"):
+        run_segments(small_config("popularity-segment"), stream, jax.random.key(0), folder=tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        run_segments(small_config("popularity-all"), stream, jax.random.key(1), folder=tmp_path)
+
+
+def test_non_finite_loss_names_segment_and_step(stream):
+    fit = FitConfig(layers=1, batch=64, steps=40, eval_every=10, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"segment 0, step \d+: the loss is not finite"):
+        run_segments(small_config("uniform", fit=fit), stream, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"segment 0, step \d+: the loss is not finite"):
+        scan(small_config("uniform", fit=fit), stream, jax.random.key(0))
+
+
+def test_unknown_method_and_impossible_budget(stream):
+    with pytest.raises(ValueError, match="choose one of uniform"):
+        make_run(small_config("magic"))
+    for budget in (Budget.megabytes(1e-9), Budget.megabytes(1e6)):
+        with pytest.raises(ValueError, match="must lie between 1 and"):
+            make_run(small_config(budget=budget)).init(jax.random.key(0), stream)
+    assert len(METHODS) == len(set(METHODS))
+
+
+def test_runs_map_over_seeds(stream):
+    """vmap over keys gives the records of separate runs."""
+    config = small_config("fixed")
+    run = make_run(config)
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = [run.init(key, stream) for key in keys]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    segment = jax.tree.map(jnp.asarray, stream.segment(1))
+    _, many = jax.jit(jax.vmap(run.step, in_axes=(0, None)))(stacked, segment)
+    for i, state in enumerate(states):
+        _, one = jax.jit(run.step)(state, segment)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], many), one, atol=1e-5)
