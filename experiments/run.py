@@ -106,11 +106,12 @@ class Main:
     cut: Cut = Cut()
     sizes: SizesConfig = SizesConfig()
     carry: CarryConfig = CarryConfig()
-    fit: FitConfig = FitConfig()
+    fit: FitConfig = FitConfig(steps=400)
     table: str = "packed"
     """packed or masked storage."""
-    bias: str = "none"
-    """decayed: add the log of an item's decayed count to its score."""
+    bias: str | None = None
+    """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
+    streams, where valid prefers it, else none."""
 
 
 _NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
@@ -131,8 +132,8 @@ def load_stream(main: Main) -> streams.Stream:
 
 def main(flags: Main) -> list[dict]:
     """Run all methods; the summaries, which are also in their folders."""
-    methods = [m for name in flags.method for m in GROUPS.get(name, (name,))]
-    configs = {method: _config(flags, method) for method in methods}
+    methods = expand(flags.method)
+    configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
         _check_folder(flags, flags.out / method)
     stream = load_stream(flags)
@@ -157,7 +158,17 @@ def main(flags: Main) -> list[dict]:
     return summaries
 
 
-def _config(flags: Main, method: str) -> Config:
+def expand(names: tuple[str, ...]) -> list[str]:
+    """Methods, groups of them spelled out."""
+    return [method for name in names for method in GROUPS.get(name, (name,))]
+
+
+def make_config(flags: Main, method: str) -> Config:
+    """Configuration of one method.
+
+    Raises:
+      ValueError: unknown method, or a value out of its range.
+    """
     candidates = "segment" if flags.cut.published else "all"
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join([*METHODS, *GROUPS])}")
@@ -168,7 +179,7 @@ def _config(flags: Main, method: str) -> Config:
         carry=flags.carry,
         fit=flags.fit,
         table=flags.table,
-        bias=flags.bias,
+        bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),
         candidates=candidates,
     )
 
@@ -201,10 +212,10 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     return summary, lines
 
 
-def cli(arguments: list[str] | None = None) -> None:
-    """Command line: bad input ends with its message and exit code 2."""
+def cli(flags: type = Main, job=main, description: str | None = __doc__, arguments: list[str] | None = None) -> None:
+    """Command line of an experiment: bad input ends with its message and exit code 2."""
     try:
-        main(tyro.cli(Main, args=arguments, description=__doc__))
+        job(tyro.cli(flags, args=arguments, description=description))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

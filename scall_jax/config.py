@@ -30,7 +30,7 @@ class SizesConfig:
     """`fixed`, `shuffled`: family of the size distributions."""
     power: float = 0.5
     """`frequency`: sizes are proportional to frequency to this power."""
-    ranking: str = "total"
+    ranking: str = "segment"
     """Frequency that sizes follow: of the current `segment` (as published) or in `total`."""
 
     def __post_init__(self):

@@ -23,6 +23,11 @@ def table(summaries: list[dict]) -> str:
     """Markdown table, a row per run: means over the segments after the first, and over all their test users."""
     header = [title for title, _, _ in _COLUMNS]
     rows = [[_cell(summary.get(key), form) for _, key, form in _COLUMNS] for summary in summaries]
+    return markdown(header, rows)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown table, first column to the left, the others to the right."""
     widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
 
     def line(cells):

@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from experiments import run
+from experiments import compare, run
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -29,7 +29,11 @@ def _arguments(data, out, *more):
 
 
 def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
-    run.cli(_arguments(data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"))
+    run.cli(
+        arguments=_arguments(
+            data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"
+        )
+    )
     printed = capsys.readouterr().out
     for method in ("uniform", "frequency", "popularity-all", "popularity-segment", "popularity-decayed"):
         assert f"| {method} " in printed
@@ -68,15 +72,55 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
         assert key in lines[0]
 
 
+def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
+    arguments = _arguments(
+        data, tmp_path, "--method", "uniform", "popularity-all", "--mean-sizes", "2", "--seeds", "0", "1"
+    )
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        run.cli(compare.Compare, compare.main, arguments=arguments)
+        first = capsys.readouterr().out
+        stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/checkpoints/segment-0003")}
+        run.cli(compare.Compare, compare.main, arguments=arguments)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(r["method"], r["mean size"], r["seeds"]) for r in rows] == [
+        ("uniform", "2", "2"),
+        ("popularity-all", "-", "1"),
+    ]
+    cells = tmp_path.glob("uniform/none-mean2-seed*/summary.json")
+    recalls = [json.loads(cell.read_text())["mean_test_recall@20"] for cell in cells]
+    assert len(recalls) == 2
+    mean, spread = map(float, rows[0]["Recall@20"].split(" ± "))
+    assert mean == pytest.approx(sum(recalls) / 2, abs=5e-5)
+    assert spread == pytest.approx(abs(recalls[0] - recalls[1]) / 2**0.5, abs=5e-5)
+    assert stamps and stamps == {p: p.stat().st_mtime_ns for p in stamps}  # nothing was trained again
+    assert capsys.readouterr().out.split("\n\n")[-2:] == first.split("\n\n")[-2:]
+
+
+def test_compare_has_one_cell_for_what_a_flag_does_not_change():
+    flags = compare.Compare(method=("uniform", "full", "popularity"), mean_sizes=(1.0, 2.0), seeds=(0, 1))
+    names = [name for name, _ in compare.cells(flags)]
+    assert {name: names.count(name) for name in names} == {
+        ("uniform", "none", "1"): 2,
+        ("uniform", "none", "2"): 2,
+        ("full", "none", "-"): 2,
+        ("popularity-all", "-", "-"): 1,
+        ("popularity-segment", "-", "-"): 1,
+        ("popularity-decayed", "-", "-"): 1,
+    }
+
+
 def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
     arguments = _arguments(data, tmp_path, "--method", "popularity-all")
-    run.cli(arguments)
+    run.cli(arguments=arguments)
     with pytest.raises(SystemExit) as stop:
-        run.cli(arguments)
+        run.cli(arguments=arguments)
     assert stop.value.code == 2
     assert "holds a finished run" in capsys.readouterr().err
-    run.cli([*arguments, "--resume"])
-    run.cli([*arguments, "--overwrite"])
+    run.cli(arguments=[*arguments, "--resume"])
+    run.cli(arguments=[*arguments, "--overwrite"])
 
 
 HEAD = "user,item,timestamp\n1,2,3\n"
@@ -102,7 +146,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
     if content is not None:
         path.write_text(content)
     with pytest.raises(SystemExit) as stop:
-        run.cli(["--data", str(path), "--out", str(tmp_path / "out"), *flags])
+        run.cli(arguments=["--data", str(path), "--out", str(tmp_path / "out"), *flags])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -112,7 +156,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
 def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     """kill -9 while segments are being written, then --resume."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run.cli(_arguments(data, whole, "--method", "fixed"))
+    run.cli(arguments=_arguments(data, whole, "--method", "fixed"))
     command = [sys.executable, "-m", "experiments.run", *_arguments(data, parts, "--method", "fixed", "--resume")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     metrics = parts / "fixed" / "metrics.jsonl"
@@ -122,7 +166,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (parts / "fixed" / "summary.json").exists()
-    run.cli(_arguments(data, parts, "--method", "fixed", "--resume"))
+    run.cli(arguments=_arguments(data, parts, "--method", "fixed", "--resume"))
     left_out = set(records.VOLATILE)
     one, other = (
         [

@@ -23,7 +23,7 @@ class FitConfig:
     """Propagations of LightGCN; 0 is matrix factorisation."""
     batch: int = 2048
     """Triples per step."""
-    steps: int = 2000
+    steps: int = 1000
     """At most this many steps."""
     learning_rate: float = 0.02
     """Of Adam at the start."""
