@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 
 from experiments import run
 from scall_jax import records, report
