@@ -93,7 +93,7 @@ def test_sizes_follow_frequency_except_where_shuffled(stream):
     frequency = segment.total[: segment.users]
 
     def agreement(method):
-        config = small_config(method)
+        config = small_config(method, sizes=SizesConfig(ranking="total"))
         run = make_run(config)
         sizes = run.prepare(run.init(jax.random.key(0), stream), segment).sizes[: segment.users]
         return np.corrcoef(np.argsort(np.argsort(frequency)), np.asarray(sizes))[0, 1], np.sort(sizes)
