@@ -149,6 +149,7 @@ def _open_folder(folder, config, stream, key, state):
         folder.mkdir(parents=True, exist_ok=True)
         records.write_atomically(path, json.dumps(identity, indent=2) + "\n")
     other = json.loads(path.read_text())
+    other["stream"]["source"] = stream.source  # the same rows may lie elsewhere
     for name in ("config", "stream", "key"):
         if other[name] != identity[name]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.rank import order_by, rank
+from scall_jax.sizes.sample import sample
 from scall_jax.sizes.shares import FAMILIES, expected_shares
 from scall_jax.sizes.sides import assign, shared_vector_sizes, split_sides
 
@@ -12,6 +13,7 @@ __all__ = [
     "expected_shares",
     "order_by",
     "rank",
+    "sample",
     "shared_vector_sizes",
     "split_sides",
 ]

@@ -37,7 +37,7 @@ def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> 
       arguments
         that need the host.
     """
-    _check(shares, total, minimum, maximum, live)
+    check_arguments(shares, total, minimum, maximum, live)
     n = np.shape(shares)[0]
     traced = any(isinstance(x, jax.core.Tracer) for x in (shares, total, live))
     beyond = n * maximum > 2**32 - 1 or maximum > 2**22
@@ -53,7 +53,8 @@ def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> 
     return _allocate(shares, jnp.asarray(total, jnp.int32), jnp.asarray(live, jnp.int32), minimum, maximum)
 
 
-def _check(shares, total, minimum, maximum, live):
+def check_arguments(shares, total, minimum, maximum, live) -> None:
+    """Raise ValueError for what `allocate` and `sample` cannot take."""
     if np.ndim(shares) != 1 or np.shape(shares)[0] < 1:
         raise ValueError(f"shares of shape {np.shape(shares)}: must be a vector with at least one entity")
     if not 0 <= minimum <= maximum or maximum < 1:
