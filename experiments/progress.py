@@ -8,19 +8,22 @@ from scall_jax.streams import Stream
 
 
 class Progress:
-    """Two nested bars: segments of the stream, steps of the current fit."""
+    """Nested bars: segments of the stream, steps of the current fit, probes of the current search."""
 
-    def __init__(self, name: str, stream: Stream, steps: int):
+    def __init__(self, name: str, stream: Stream, steps: int, probes: int = 0):
         quiet = not sys.stderr.isatty()
         # without a terminal one line per segment is enough
         options = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 30 if quiet else 0.1}
         self._segments = tqdm(total=len(stream), desc=f"{name:18s}", unit="segment", **options)
         self._steps = tqdm(total=steps, desc="  training", unit="step", leave=False, disable=quiet, **options)
+        hidden = quiet or not probes
+        self._probes = tqdm(total=probes, desc="  search", unit="probe", leave=False, disable=hidden, **options)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
+        self._probes.close()
         self._steps.close()
         self._segments.close()
 
@@ -29,6 +32,12 @@ class Progress:
         self._steps.set_postfix_str(f"segment {int(segment)} loss {float(loss):.3f} valid {float(fitness):.4f}")
         self._steps.n = int(step)
         self._steps.refresh()
+
+    def probes(self, segment, done, best) -> None:
+        """After a round of probes."""
+        self._probes.set_postfix_str(f"segment {int(segment)} best {float(best):.3f} of the reference")
+        self._probes.n = int(done)
+        self._probes.refresh()
 
     def segment(self, line: dict) -> None:
         """After a segment; its line of metrics."""

@@ -19,8 +19,9 @@ import numpy as np
 import tyro
 
 from experiments.progress import Progress
-from scall_jax import METHODS, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
-from scall_jax.config import CarryConfig, SizesConfig
+from scall_jax import METHODS, SEARCHED, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
+from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
+from scall_jax.policies import ObserveConfig, PolicyConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 
@@ -108,6 +109,13 @@ class Main:
     sizes: SizesConfig = SizesConfig()
     carry: CarryConfig = CarryConfig()
     fit: FitConfig = FitConfig(steps=300)
+    search: SearchConfig = SearchConfig()
+    policy: PolicyConfig = PolicyConfig()
+    observe: ObserveConfig = ObserveConfig()
+    protocol: str = "clean"
+    """clean, or published: the settings of the official code, selection on test included. For comparison only; it
+    replaces what the flags say about cut.published, search (but its probes and their steps: published are 50 of 200),
+    policy, carry and bias."""
     table: str = "packed"
     """packed or masked storage."""
     bias: str | None = None
@@ -131,8 +139,33 @@ def load_stream(main: Main) -> streams.Stream:
     return streams.cut(rows, seed=main.seed, **rules)
 
 
+def by_protocol(flags: Main) -> Main:
+    """Flags with the settings of the official code of SCALL where the protocol asks for them.
+
+    Raises:
+      ValueError: unknown protocol.
+    """
+    if flags.protocol not in ("clean", "published"):
+        raise ValueError(f"unknown protocol {flags.protocol!r}: choose clean or published")
+    if flags.protocol == "clean":
+        return flags
+    kept = {"probes": flags.search.probes, "probe_steps": flags.search.probe_steps}
+    return dataclasses.replace(
+        flags,
+        cut=dataclasses.replace(flags.cut, published=True),
+        search=dataclasses.replace(
+            SearchConfig.published(), probes=flags.search.probes, probe_steps=flags.search.probe_steps
+        ),
+        policy=PolicyConfig.published(),
+        observe=ObserveConfig(groups=flags.observe.groups),
+        carry=CarryConfig(shrink=1.0, rotate=False, init_std=0.01, grow_std=0.0),
+        bias="none",
+    )
+
+
 def main(flags: Main) -> list[dict]:
     """Run all methods; the summaries, which are also in their folders."""
+    flags = by_protocol(flags)
     methods = expand(flags.method)
     configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
@@ -143,7 +176,7 @@ def main(flags: Main) -> list[dict]:
         f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"
     )
     if stream.select_on_test:
-        print("published protocol: parameters are selected on the test part, figures are optimistic")
+        print("published protocol: models and rewards are selected on the test part; figures are optimistic")
     summaries, runs = [], {}
     for method, config in configs.items():
         summary, lines = run_method(flags, config, stream, flags.out / method)
@@ -170,7 +203,6 @@ def make_config(flags: Main, method: str) -> Config:
     Raises:
       ValueError: unknown method, or a value out of its range.
     """
-    candidates = "segment" if flags.cut.published else "all"
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join([*METHODS, *GROUPS])}")
     return Config(
@@ -179,9 +211,12 @@ def make_config(flags: Main, method: str) -> Config:
         sizes=flags.sizes,
         carry=flags.carry,
         fit=flags.fit,
+        search=flags.search,
+        policy=flags.policy,
+        observe=flags.observe,
         table=flags.table,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),
-        candidates=candidates,
+        candidates="segment" if flags.cut.published else "all",
     )
 
 
@@ -199,9 +234,11 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
         checkpoint.remove_run(folder)
     key = jax.random.key(flags.seed)
     done = folder / "summary.json"
-    with Progress(config.method, stream, config.fit.steps) as progress:
+    probes = config.search.probes if config.method in SEARCHED else 0
+    with Progress(config.method, stream, config.fit.steps, probes) as progress:
         done.unlink(missing_ok=True)
-        lines = run_segments(config, stream, key, folder=folder, progress=progress.step, on_segment=progress.segment)
+        callbacks = {"progress": progress.step, "on_probes": progress.probes, "on_segment": progress.segment}
+        lines = run_segments(config, stream, key, folder=folder, **callbacks)
     last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
     title = f"{stream.source}, {config.method}, {config.budget}"
     report.plot_quality(folder / "quality.png", {config.method: lines}, title)

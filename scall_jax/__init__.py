@@ -5,11 +5,12 @@ from scall_jax.budgets import Budget
 from scall_jax.config import Config
 from scall_jax.loop import run_segments, scan
 from scall_jax.recommenders.fit import FitConfig
-from scall_jax.run import METHODS, make_run
+from scall_jax.run import METHODS, SEARCHED, make_run
 from scall_jax.version import __version__
 
 __all__ = [
     "METHODS",
+    "SEARCHED",
     "Budget",
     "Config",
     "FitConfig",

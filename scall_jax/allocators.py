@@ -25,7 +25,8 @@ def alive(segment: Segment) -> jax.Array:
     return jnp.concatenate([jnp.arange(users) < segment.users, jnp.arange(items) < segment.items])
 
 
-def _order(config: Config, segment: Segment, part: slice = slice(None)) -> jax.Array:
+def entities_order(config: Config, segment: Segment, part: slice = slice(None)) -> jax.Array:
+    """Nodes of a part from the hottest to the coldest, as `SizesConfig.ranking` says."""
     frequency = segment.frequency if config.sizes.ranking == "segment" else segment.total
     return sizes.order_by(frequency[part], segment.recency[part], segment.total[part], alive(segment)[part])
 
@@ -42,7 +43,7 @@ def uniform(config: Config) -> Allocator:
 
     def allocator(key, segment, total):
         del key
-        order = _order(config, segment)
+        order = entities_order(config, segment)
         return _joint(config, segment, jnp.ones(order.shape[0]), order, total)
 
     return allocator
@@ -53,7 +54,7 @@ def frequency(config: Config) -> Allocator:
 
     def allocator(key, segment, total):
         del key
-        order = _order(config, segment)
+        order = entities_order(config, segment)
         count = segment.frequency if config.sizes.ranking == "segment" else segment.total
         shares = count[order].astype(jnp.float32) ** config.sizes.power
         return _joint(config, segment, jnp.where(count[order] > 0, shares, 0.0), order, total)
@@ -66,28 +67,33 @@ def fixed(config: Config, shuffle: bool = False) -> Allocator:
 
     def allocator(key, segment, total):
         users, items = sides(segment)
-        rho = segment.users / (segment.users + segment.items) if config.sizes.rho is None else config.sizes.rho
-        totals = sizes.split_sides(total, rho, segment.users, segment.items, config.sizes.minimum, config.sizes.maximum)
-        parts = (slice(0, users), slice(users, users + items))
-        given = zip(
-            parts,
-            totals,
+        bounds, shapes = (
+            (config.sizes.minimum, config.sizes.maximum),
             (config.sizes.user_shape, config.sizes.item_shape),
-            (segment.users, segment.items),
-            strict=True,
         )
-        result = []
-        for number, (part, side_total, shape, live) in enumerate(given):
+        rho = segment.users / (segment.users + segment.items) if config.sizes.rho is None else config.sizes.rho
+        totals = sizes.split_sides(total, rho, segment.users, segment.items, *bounds)
+
+        def one_side(number, part, live):
             capacity = part.stop - part.start
-            shares = sizes.expected_shares(config.sizes.family, shape, live, capacity)
-            by_rank = sizes.allocate(shares, side_total, config.sizes.minimum, config.sizes.maximum, live=live)
-            order = (
-                _shuffled(jax.random.fold_in(key, number), capacity, live) if shuffle else _order(config, segment, part)
-            )
-            result.append(sizes.assign(by_rank, order))
-        return jnp.concatenate(result)
+            shares = sizes.expected_shares(config.sizes.family, shapes[number], live, capacity)
+            by_rank = sizes.allocate(shares, totals[number], *bounds, live=live)
+            if shuffle:
+                order = _shuffled(jax.random.fold_in(key, number), capacity, live)
+            else:
+                order = entities_order(config, segment, part)
+            return sizes.assign(by_rank, order)
+
+        return split_by_side(users, items, segment, one_side)
 
     return allocator
+
+
+def split_by_side(users: int, items: int, segment: Segment, one_side: Callable) -> jax.Array:
+    """Sizes of all nodes from `one_side(number, nodes of the side, how many exist)` for users, then items."""
+    parts = (slice(0, users), slice(users, users + items))
+    live = (segment.users, segment.items)
+    return jnp.concatenate([one_side(i, parts[i], live[i]) for i in range(2)])
 
 
 def _shuffled(key, capacity, live):

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scall_jax.run import RunState
+from scall_jax.state import RunState
 
-FORMAT = 1
+FORMAT = 2
 _PENDING = ".pending"
+_TABLE, _POLICY = "table", "policy"
 _NAME = re.compile(r"segment-(\d+)")
 
 
@@ -40,8 +41,27 @@ def save(folder: Path, segment: int, state: RunState, users: int) -> Path:
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
     with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
+        leaves = _leaves(state.search)
+        if leaves:
+            checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
     return path
+
+
+def _leaves(tree) -> dict[str, np.ndarray]:
+    """Leaves of the search's state by number; arrays of size 0 cannot be stored."""
+    return {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
+
+
+def _from_leaves(path, template, stored):
+    leaves, structure = jax.tree.flatten(template)
+    restored = []
+    for i, leaf in enumerate(leaves):
+        value = np.asarray(stored[f"{i:04d}"]) if leaf.size and f"{i:04d}" in stored else np.zeros(0, leaf.dtype)
+        if value.size != leaf.size:
+            raise ValueError(f"{path}: does not fit this policy")
+        restored.append(jnp.asarray(value.reshape(leaf.shape)))
+    return jax.tree.unflatten(structure, restored)
 
 
 def publish(path: Path) -> None:
@@ -71,7 +91,8 @@ def restore(folder: Path, segment: int, template: RunState, users: int) -> RunSt
     """
     path = folder.absolute() / f"segment-{segment:04d}"
     with _checkpointer() as checkpointer:
-        tree = checkpointer.restore(path)
+        tree = checkpointer.restore(path / _TABLE)
+        searched = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
     if int(tree["format"]) != FORMAT:
         raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
     known, stored, params = (np.asarray(tree.get(name, ())) for name in ("known", "sizes", "params"))
@@ -89,11 +110,21 @@ def restore(folder: Path, segment: int, template: RunState, users: int) -> RunSt
         sizes=jnp.asarray(sizes),
         known=jnp.asarray(known),
         totals=template.totals,
+        search=_from_leaves(path, template.search, searched),
     )
 
 
-def disk_bytes(path: Path) -> int:
-    """Bytes of all files below a path."""
+def table_bytes(path: Path) -> int:
+    """Bytes on disk of a checkpoint's parameters and sizes."""
+    return _bytes(path / _TABLE)
+
+
+def policy_bytes(path: Path) -> int:
+    """Bytes on disk of a checkpoint's search."""
+    return _bytes(path / _POLICY)
+
+
+def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -101,6 +132,6 @@ def remove_run(folder: Path) -> None:
     """Delete what a run wrote to its folder, and nothing else; its config last."""
     for name in ("summary.json", "metrics.jsonl", "quality.png", "sizes.png", "memory.png"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "sizes"):
+    for name in ("checkpoints", "sizes", "users"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "config.json").unlink(missing_ok=True)

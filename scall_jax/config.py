@@ -3,6 +3,7 @@
 import dataclasses
 
 from scall_jax.budgets import Budget
+from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
 
@@ -67,6 +68,76 @@ class CarryConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How sizes are searched."""
+
+    probes: int = 12
+    """At most this many probes per segment, rounded up to whole rounds."""
+    probes_at_once: int = 1
+    """Probes of a round, made together."""
+    probe_steps: int = 50
+    """Training steps of a probe (200 as published)."""
+    start: str = "fresh"
+    """Probes start from `fresh` parameters (published) or `warm` ones, resized."""
+    on: str = "previous"
+    """Probe on the `previous` segment's data (published) or on the train and valid parts of the `current` one."""
+    reference: str = "uniform"
+    """Rewards relative to a probe with `uniform` sizes or to the first evaluation of the `last_fit` (published)."""
+    common: bool = True
+    """Probes of a segment share their random numbers."""
+    low: float = 0.7
+    """Fitness by the reference that earns reward 0 (published: 0.7 or 0.9)."""
+    high: float = 1.2
+    """Fitness by the reference that earns reward 10 (published: 1.2 or 1.1)."""
+    map: str = "log"
+    """Shapes from actions: `log` or `linear` (published) in the family's range."""
+    family: str = "powerlaw"
+    """Family of the size distributions."""
+    concentration: float | None = None
+    """Of the sampled sizes around the expected ones; None: the expected ones."""
+    learn_concentration: bool = False
+    """The concentration is the fourth number of the action."""
+    converge: bool = False
+    """Stop early once the greedy users' share has settled (published)."""
+    tolerance: float = 0.01
+    """Settled: moved by less than this ..."""
+    settled_rounds: int = 5
+    """... in each of so many rounds ..."""
+    least_probes: int = 10
+    """... and after more than so many probes."""
+
+    def __post_init__(self):
+        for name in ("probes", "probes_at_once", "probe_steps", "settled_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"search {name}={getattr(self, name)}: must be at least 1")
+        if not self.low < self.high:
+            raise ValueError(f"search low={self.low}, high={self.high}: need low < high")
+        if self.concentration is not None and not self.concentration > 0:
+            raise ValueError(f"search concentration={self.concentration}: must be greater than 0")
+        _choose("search start", self.start, ("fresh", "warm"))
+        _choose("search on", self.on, ("previous", "current"))
+        _choose("search reference", self.reference, ("uniform", "last_fit"))
+        _choose("search map", self.map, ("log", "linear"))
+        _choose("search family", self.family, FAMILIES)
+
+    @classmethod
+    def published(cls) -> "SearchConfig":
+        """The settings of the official code: probes of 200 steps, rewards by the last fit's first 200."""
+        return cls(
+            probes=50,
+            probe_steps=200,
+            reference="last_fit",
+            common=False,
+            map="linear",
+            converge=True,
+        )
+
+    def probe_fit(self, fit: FitConfig) -> FitConfig:
+        """The training of a probe: as the segment's, for `probe_steps`, evaluated once at the end."""
+        return dataclasses.replace(fit, steps=self.probe_steps, eval_every=self.probe_steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """What a run does to a stream. With stream and key it determines the result."""
 
@@ -80,6 +151,12 @@ class Config:
     """What a segment starts from."""
     fit: FitConfig = FitConfig()
     """Training of one segment."""
+    search: SearchConfig = SearchConfig()
+    """`scall`: how sizes are searched."""
+    policy: PolicyConfig = PolicyConfig()
+    """`scall`: parameters of the policy."""
+    observe: ObserveConfig = ObserveConfig()
+    """`scall`: what the policy sees."""
     table: str = "packed"
     """Storage: `packed` holds the budget and no more, `masked` is the full-width reference."""
     bias: str = "none"

@@ -23,6 +23,7 @@ class Metrics(NamedTuple):
     ndcg: jax.Array  # f32[3, 3], ideal: min(|relevant items|, k) hits first
     users: jax.Array  # i32[3], users evaluated
     coverage: jax.Array  # f32[3], by cutoff: part of the candidates that someone gets recommended
+    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user of `relevant`, 0 beyond its count
 
     def fitness(self) -> jax.Array:
         """Mean of Recall@20 and NDCG@20 over all users, the quantity that selection and reward use; f32[]."""
@@ -87,7 +88,9 @@ def evaluate(
         scores = _mask_known(by_width(vectors, used_width), graph, user, users)
         values, top = top_k(scores)
         counted = (at >= number * block) & (at < relevant.count)
-        return _add(totals, values, top, at, user, counted, relevant, users_before)
+        totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, users_before), totals[-1]
+        *totals, block_values = totals
+        return (*totals, jax.lax.dynamic_update_slice(single, block_values, (first, 0)))
 
     blocks = -(-relevant.count // block)
     zeros = (
@@ -95,11 +98,12 @@ def evaluate(
         jnp.zeros((3, 3)),
         jnp.zeros(3, jnp.int32),
         jnp.full(padded_items, _DEPTH, jnp.int32),
+        jnp.zeros((queries, 2)),
     )
-    recall, ndcg, count, best = jax.lax.fori_loop(0, blocks, rank_block, zeros)
+    recall, ndcg, count, best, by_user = jax.lax.fori_loop(0, blocks, rank_block, zeros)
     covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
     scale = 1.0 / jnp.maximum(count, 1)[:, None]
-    return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32))
+    return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
 
 
 def _pad(values, length):
@@ -173,7 +177,8 @@ def _add(totals, values, top, at, user, counted, relevant: Rows, users_before):
     highest = jax.lax.Precision.HIGHEST
     recall += jnp.matmul(strata, r, precision=highest)
     ndcg += jnp.matmul(strata, g, precision=highest)
-    return recall, ndcg, count + strata.sum(1).astype(jnp.int32), best
+    single = jnp.where((at < relevant.count)[:, None], jnp.stack([r[:, -1], g[:, -1]], axis=1), 0.0)
+    return recall, ndcg, count + strata.sum(1).astype(jnp.int32), best, single
 
 
 def _contains(items, start, end, wanted):

@@ -27,15 +27,18 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> tuple[RunState, Reco
     run = make_run(config)
     state = run.init(key, stream)
     state, record = jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))(state, stream.stack())
-    records.check_finite(record)
+    records.check(record)
     return state, record
+
+
+PHASES = ("prepare", "fit", "evaluate", "search")
 
 
 class Phases:
     """The phases of a run, each compiled ahead of time at first use, with the seconds that took."""
 
     def __init__(self, run: Run):
-        self._jitted = {name: jax.jit(getattr(run, name)) for name in ("prepare", "fit", "evaluate")}
+        self._jitted = {name: jax.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
         self._compiled = {}
         self.seconds_compile = 0.0
 
@@ -62,6 +65,7 @@ def run_segments(
     *,
     folder: Path | None = None,
     progress: Callable | None = None,
+    on_probes: Callable | None = None,
     on_segment: Callable[[dict], None] | None = None,
 ) -> list[dict]:
     """Run over a stream segment by segment; the lines of `metrics.jsonl`.
@@ -70,44 +74,51 @@ def run_segments(
       config, stream, key: determine the result.
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
-      progress: as in `make_run`.
+      progress, on_probes: as in `make_run`.
       on_segment: called with each new line.
 
     Raises:
       ValueError: a non-finite loss; a folder of another run.
     """
-    run = make_run(config, progress)
+    run = make_run(config, progress, on_probes)
     state, lines = run.init(key, stream), []
     if folder is not None:
         state, lines = _open_folder(folder, config, stream, key, state)
     phases = Phases(run)
     for t in range(len(lines), len(stream)):
-        state, line = _one_segment(phases, state, stream, t)
+        state, line, record = _one_segment(run, phases, state, stream, t)
         if folder is not None:
-            _store(folder, state, line, stream)
+            _store(folder, state, line, record, stream)
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
     return lines
 
 
-def _one_segment(phases: Phases, state: RunState, stream: Stream, t: int) -> tuple[RunState, dict]:
+def _one_segment(run: Run, phases: Phases, state: RunState, stream: Stream, t: int):
     segment = jax.device_put(stream.segment(t))
+    found, seconds_search = None, 0.0
+    if run.search_when == "before":
+        (state, found), seconds_search = phases("search", state, segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
     fitted, seconds_fit = phases("fit", state, segment, prepared)
     (state, record), seconds_evaluate = phases("evaluate", state, segment, prepared, fitted)
-    records.check_finite(record)
+    if run.search_when == "after":
+        (state, found), seconds_search = phases("search", state, segment)
+    record = record if found is None else record._replace(search=found)
+    records.check(record)
     line = records.as_dict(record) | {
         "table_bytes": nbytes(state.params),
         "disk_bytes": None,
+        "policy_bytes": nbytes(state.search),
         "seconds_fit": seconds_fit,
         "seconds_evaluate": seconds_evaluate,
-        "seconds_search": 0.0,
+        "seconds_search": seconds_search,
         "seconds_sizes": seconds_prepare,
         "seconds_compile": phases.take_seconds_compile(),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    return state, line
+    return state, line, record
 
 
 def peak_rss_bytes() -> int:
@@ -116,7 +127,7 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _store(folder: Path, state: RunState, line: dict, stream: Stream) -> None:
+def _store(folder: Path, state: RunState, line: dict, record: Record, stream: Stream) -> None:
     users = stream.capacity.users
     known = np.asarray(state.known)
     sizes = np.asarray(state.sizes)
@@ -127,9 +138,18 @@ def _store(folder: Path, state: RunState, line: dict, stream: Stream) -> None:
         items=sizes[users : users + known[1]],
         shared=sizes[-2:],
     )
+    tested = stream.segment(line["segment"]).test
+    count = int(tested.count)
+    (folder / "users").mkdir(exist_ok=True)
+    np.savez_compressed(
+        folder / "users" / f"segment-{line['segment']:04d}.npz",
+        users=tested.users[:count],
+        metrics=np.asarray(record.test.by_user)[:count],
+    )
     # the checkpoint counts last: whatever it says is finished has its line and its sizes
     path = checkpoint.save(folder / "checkpoints", line["segment"], state, users)
-    line["disk_bytes"] = checkpoint.disk_bytes(path)
+    line["disk_bytes"] = checkpoint.table_bytes(path)
+    line["policy_disk_bytes"] = checkpoint.policy_bytes(path)
     records.append_line(folder / "metrics.jsonl", line)
     checkpoint.publish(path)
 

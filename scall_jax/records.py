@@ -19,6 +19,7 @@ VOLATILE = (
     "seconds_compile",
     "peak_rss_bytes",
     "disk_bytes",
+    "policy_disk_bytes",
 )
 """Keys that differ from one execution of the same run to the next, disk bytes by a few bytes of bookkeeping."""
 
@@ -51,7 +52,23 @@ def as_dict(record: Record) -> dict:
     }
     for part, metrics in (("valid", record.valid), ("test", record.test)):
         line |= _metrics(part, metrics)
+    if record.action.any() or record.search.count > 0:
+        line |= _search(record)
     return line
+
+
+def _search(record):
+    made = slice(0, int(record.search.count))
+    return {
+        "action": [_number(x) for x in record.action],
+        "probes": int(record.search.count),
+        "probe_budget_parameters": int(record.search.expected),
+        "probe_allocated_parameters": [int(x) for x in record.search.allocated[made]],
+        "probe_reference": _number(record.search.reference),
+        "probe_fitness": [_number(x) for x in record.search.fitness[made]],
+        "probe_rewards": [_number(x) for x in record.search.reward[made]],
+        "probe_actions": [[_number(x) for x in action] for action in record.search.action[made]],
+    }
 
 
 def _metrics(part, metrics):
@@ -69,15 +86,25 @@ def _number(value) -> float:
     return float(np.float32(value))
 
 
-def check_finite(record: Record) -> None:
-    """Raise ValueError if training met a non-finite loss, naming segment and step."""
+def check(record: Record) -> None:
+    """Raise ValueError if training met a non-finite loss, or a segment or a probe missed the budget.
+
+    Takes one record or a stack of them.
+    """
+    record = jax.tree.map(np.asarray, record)
+    segments = np.atleast_1d(record.segment)
     bad = np.atleast_1d(record.bad_step)
     if (bad >= 0).any():
         at = int(np.argmax(bad >= 0))
-        segment = int(np.atleast_1d(record.segment)[at])
         raise ValueError(
-            f"segment {segment}, step {int(bad[at])}: the loss is not finite: lower fit.learning_rate or init_std"
+            f"segment {segments.flat[at]}, step {bad.flat[at]}: the loss is not finite: "
+            "lower fit.learning_rate or init_std"
         )
+    made = np.arange(record.search.fitness.shape[-1]) < record.search.count[..., None]
+    off = made & (record.search.allocated != record.search.expected[..., None])
+    over = record.allocated > record.budget
+    if off.any() or over.any():
+        raise AssertionError("sizes do not add up to the budget: please report this with the run's config.json")
 
 
 def summarise(lines: list[dict]) -> dict:

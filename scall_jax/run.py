@@ -7,27 +7,22 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax import tables
-from scall_jax.allocators import ALLOCATORS, alive, sides
+from scall_jax.actions import action_length
+from scall_jax.allocators import ALLOCATORS, alive
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
+from scall_jax.policies import POLICIES
 from scall_jax.recommenders.fit import Fitted, make_fit, ranked
-from scall_jax.recommenders.popularity import FLOORS, best_half_life, chosen_row, ranked_by
-from scall_jax.sizes import shared_vector_sizes
+from scall_jax.recommenders.popularity import FLOORS, chosen_row, ranked_by
+from scall_jax.search import SearchRecord, make_search, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
+from scall_jax.state import RunState, budget_of, carry_over, item_bias, segment_keys, table_of
 from scall_jax.streams import Segment, Stream
-from scall_jax.tables.resize import init as init_params
 
-METHODS = (*ALLOCATORS, *FLOORS)
+SEARCHED = {"scall": "sac"} | {f"scall-{name}": name for name in POLICIES}
+"""Methods that search sizes, and their policies."""
 
-
-class RunState(NamedTuple):
-    """What passes from segment to segment, and all that a checkpoint must hold."""
-
-    key: jax.Array  # typed PRNG key of the run
-    params: Any  # of the table; packed: f32[P], P the largest budget of the stream
-    sizes: jax.Array  # i32[N + 2], the last two of the shared vectors
-    known: jax.Array  # i32[2], users and items that have been given sizes
-    totals: jax.Array  # i32[T], parameters allowed at each segment
+METHODS = (*ALLOCATORS, *SEARCHED, *FLOORS)
 
 
 class Record(NamedTuple):
@@ -49,6 +44,8 @@ class Record(NamedTuple):
     loss: jax.Array  # f32[], over the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
     popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
+    action: jax.Array  # f32[A] that sized the segment, 0 without one
+    search: SearchRecord  # probes on this segment's data
     valid: Metrics
     test: Metrics
 
@@ -60,6 +57,7 @@ class Prepared(NamedTuple):
     sizes: jax.Array  # i32[N + 2]
     item_bias: jax.Array  # f32[V]
     popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
+    action: jax.Array  # f32[A] that the sizes come from, 0 without one
 
 
 class Run(NamedTuple):
@@ -72,15 +70,18 @@ class Run(NamedTuple):
     prepare: Callable[[RunState, Segment], Prepared]
     fit: Callable[[RunState, Segment, Prepared], Fitted]
     evaluate: Callable[[RunState, Segment, Prepared, Fitted], tuple[RunState, Record]]
+    search: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
+    search_when: str | None  # `before` the segment is prepared or `after` it is evaluated
     step: Callable[[RunState, Segment], tuple[RunState, Record]]
 
 
-def make_run(config: Config, progress: Callable | None = None) -> Run:
+def make_run(config: Config, progress: Callable | None = None, on_probes: Callable | None = None) -> Run:
     """Build the functions of a run.
 
     Args:
       config: of the method.
       progress: called on the host as progress(segment, step, loss, fitness) after each evaluation during a fit.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
 
     Returns:
       Run. `step(state, segment) -> (state, record)` is jit-able and scans over `Stream.stack()`.
@@ -90,16 +91,30 @@ def make_run(config: Config, progress: Callable | None = None) -> Run:
     """
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
-    floor = config.method in FLOORS
-    prepare = _prepare_floor(config) if floor else _prepare(config)
+    floor, policy = config.method in FLOORS, SEARCHED.get(config.method)
+    search = make_search(config, policy, on_probes) if policy else None
+    prepare = _prepare_floor(config) if floor else _prepare(config, search)
     fit = _no_fit if floor else _fit(config, progress)
     evaluate = _evaluate(config, floor)
+    when = None if search is None else "before" if config.search.on == "current" else "after"
 
     def step(state, segment):
+        found = no_search(config)
+        if when == "before":
+            state, found = run_search(state, segment)
         prepared = prepare(state, segment)
-        return evaluate(state, segment, prepared, fit(state, segment, prepared))
+        state, record = evaluate(state, segment, prepared, fit(state, segment, prepared))
+        if when == "after":
+            state, found = run_search(state, segment)
+        return state, record._replace(search=found)
 
-    return Run(_init(config, floor), prepare, fit, evaluate, step)
+    def run_search(state, segment):
+        # nothing to size by it: the first segment is uniform, and after the last one there is none
+        last = state.totals.shape[0] - 1
+        useful = segment.index > 0 if when == "before" else segment.index < last
+        return jax.lax.cond(useful, lambda: search.run(state, segment), lambda: (state, no_search(config)))
+
+    return Run(_init(config, floor, search), prepare, fit, evaluate, run_search if search else None, when, step)
 
 
 def budget_totals(config: Config, stream: Stream) -> list[int]:
@@ -120,7 +135,7 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     return totals
 
 
-def _init(config, floor):
+def _init(config, floor, search):
     def init(key: jax.Array, stream: Stream) -> RunState:
         sizes, known = jnp.zeros(stream.capacity.nodes + 2, jnp.int32), jnp.zeros(2, jnp.int32)
         if floor:
@@ -129,76 +144,38 @@ def _init(config, floor):
         entities = [sum(stream.known(b.train)) for b in stream.bounds]
         held = max(min(p, n * config.sizes.maximum) for p, n in zip(totals, entities, strict=True))
         table = tables.TABLES[config.table](held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
-        return RunState(key, table.zeros(), sizes, known, jnp.array(totals, jnp.int32))
+        searched = search.init(key, table.width) if search else ()
+        return RunState(key, table.zeros(), sizes, known, jnp.array(totals, jnp.int32), searched)
 
     return init
 
 
-def table_of(config: Config, state: RunState, segment: Segment) -> tables.Table:
-    """The table whose parameters the state holds."""
-    users, items = sides(segment)
-    return tables.TABLES[config.table](jnp.shape(state.params)[0], users, items, config.sizes.maximum)
+def _prepare(config, search):
+    if search is None:
+        allocator = ALLOCATORS[config.method](config)
 
-
-def _keys(state, segment):
-    return jax.random.split(jax.random.fold_in(state.key, segment.index), 3)
-
-
-def _prepare(config):
-    allocator = ALLOCATORS[config.method](config)
+    def choose(state, segment, key, total):
+        if search is None:
+            return allocator(key, segment, total), jnp.zeros(action_length(config.search))
+        return search.choose(state, segment, key, total)
 
     def prepare(state: RunState, segment: Segment) -> Prepared:
-        size_key, table_key, _ = _keys(state, segment)
-        total = state.totals[segment.index]
-        shared = shared_vector_sizes(total, segment.users + segment.items, config.sizes.minimum)
-        own = allocator(size_key, segment, total - shared.sum())
+        size_key, table_key, _ = segment_keys(state, segment)
+        total, shared = budget_of(config, state, segment)
+        own, action = choose(state, segment, size_key, total)
         sizes = jnp.concatenate([own, shared])
-        params = _carry_over(config, state, segment, sizes, table_key)
-        return Prepared(params, sizes, *_item_bias(config, segment))
+        params = carry_over(config, state, segment, sizes, table_key)
+        return Prepared(params, sizes, *item_bias(config, segment), action)
 
     return prepare
-
-
-def _carry_over(config, state, segment, sizes, key):
-    table = table_of(config, state, segment)
-    new = table.layout(sizes)
-
-    def fresh():
-        return init_params(table, key, new, config.carry.init_std)
-
-    def warm():
-        old = table.layout(state.sizes)
-        users, items = sides(segment)
-        known = jnp.concatenate([jnp.arange(users) < state.known[0], jnp.arange(items) < state.known[1]])
-        weight = jnp.where(known, segment.total, 0).astype(jnp.float32)
-        axes = tables.principal_axes(table, state.params, old, weight) if config.carry.rotate else None
-        return tables.resize(
-            table,
-            key,
-            state.params,
-            old,
-            new,
-            known,
-            shrink=config.carry.shrink,
-            axes=axes,
-            std=config.carry.init_std,
-            grow_std=config.carry.grow_std,
-        )
-
-    return jax.lax.cond(state.known.sum() > 0, warm, fresh) if config.carry.warm else fresh()
-
-
-def _item_bias(config, segment):
-    if config.bias == "none":
-        return jnp.zeros(segment.popularity.shape[1]), jnp.int32(-1)
-    row = best_half_life(segment, config.fit.valid_users, candidates=config.candidates)
-    return jnp.log1p(segment.popularity[row]), row
 
 
 def _prepare_floor(config):
     def prepare(state: RunState, segment: Segment) -> Prepared:
         row = chosen_row(config.method, segment, config.fit.valid_users, candidates=config.candidates)
-        return Prepared(state.params, state.sizes, segment.popularity[row], row)
+        return Prepared(
+            state.params, state.sizes, segment.popularity[row], row, jnp.zeros(action_length(config.search))
+        )
 
     return prepare
 
@@ -207,7 +184,7 @@ def _fit(config, progress):
     def fit(state: RunState, segment: Segment, prepared: Prepared) -> Fitted:
         table = table_of(config, state, segment)
         run_fit = make_fit(table, config.fit, progress, config.candidates)
-        _, _, key = _keys(state, segment)
+        _, _, key = segment_keys(state, segment)
         return run_fit(key, prepared.params, table.layout(prepared.sizes), segment, prepared.item_bias)
 
     return fit
@@ -215,7 +192,8 @@ def _fit(config, progress):
 
 def _no_fit(state, segment, prepared):
     del state, segment
-    return Fitted(prepared.params, jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.float32(0), jnp.int32(-1))
+    none, zero = jnp.float32(0), jnp.int32(0)
+    return Fitted(prepared.params, zero, zero, none, none, none, jnp.int32(-1))
 
 
 def _evaluate(config, floor):
@@ -247,10 +225,15 @@ def _evaluate(config, floor):
             loss=fitted.loss,
             bad_step=fitted.bad_step,
             popularity=prepared.popularity,
+            action=prepared.action,
+            search=no_search(config),
             valid=valid,
             test=test,
         )
         known = jnp.stack([segment.users, segment.items])
-        return state._replace(params=fitted.params, sizes=prepared.sizes, known=known), record
+        state = state._replace(params=fitted.params, sizes=prepared.sizes, known=known)
+        if state.search:
+            state = state._replace(search=state.search._replace(reference=fitted.first_fitness))
+        return state, record
 
     return evaluate

@@ -64,6 +64,7 @@ class FitState(NamedTuple):
     step: jax.Array  # i32[], steps made
     best_params: Params
     best_fitness: jax.Array  # f32[], on valid
+    first_fitness: jax.Array  # f32[], at the first evaluation
     best_step: jax.Array  # i32[]
     stale: jax.Array  # i32[], evaluations since the best
     loss: jax.Array  # f32[], mean since the last evaluation
@@ -79,6 +80,7 @@ class Fitted(NamedTuple):
     steps: jax.Array  # i32[], steps made
     best_step: jax.Array  # i32[], step of the parameters
     fitness: jax.Array  # f32[], on the users that early stopping looks at
+    first_fitness: jax.Array  # f32[], the same after the first `eval_every` steps
     loss: jax.Array  # f32[], training loss over the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
 
@@ -168,7 +170,9 @@ def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, 
             return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
 
         end = jax.lax.while_loop(goes_on, interval, _initial(params, adam))
-        return Fitted(end.best_params, end.step, end.best_step, end.best_fitness, end.loss, end.bad_step)
+        return Fitted(
+            end.best_params, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step
+        )
 
     return fit
 
@@ -186,6 +190,7 @@ def _initial(params, adam) -> FitState:
         step=jnp.int32(0),
         best_params=params,
         best_fitness=jnp.float32(-jnp.inf),
+        first_fitness=jnp.float32(0),
         best_step=jnp.int32(0),
         stale=jnp.int32(0),
         loss=jnp.float32(0),
@@ -203,6 +208,7 @@ def _judge(state: FitState, params, moments, step, loss, fitness, bad) -> FitSta
         step=step,
         best_params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best_params),
         best_fitness=jnp.where(better, fitness, state.best_fitness),
+        first_fitness=jnp.where(jnp.isinf(state.best_fitness), fitness, state.first_fitness),
         best_step=jnp.where(better, step, state.best_step),
         stale=jnp.where(better, 0, state.stale + 1),
         loss=loss,

@@ -1,0 +1,36 @@
+"""Policies that search the action which shapes the sizes, behind one interface."""
+
+from collections.abc import Callable
+
+from scall_jax.policies.controls import grid, random, surface
+from scall_jax.policies.observe import ObserveConfig, Side, length, observe
+from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies.sac import sac
+
+
+def _ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+    # rlax is slow to import and only needed here
+    from scall_jax.policies.ddpg import ddpg
+
+    return ddpg(config, observation, actions)
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "sac": sac,
+    "ddpg": _ddpg,
+    "surface": surface,
+    "random": random,
+    "grid": grid,
+}
+"""Makers: (config, length of the observation, number of actions) -> Policy."""
+
+__all__ = [
+    "POLICIES",
+    "ObserveConfig",
+    "Policy",
+    "PolicyConfig",
+    "Side",
+    "Transition",
+    "length",
+    "observe",
+]

@@ -1,0 +1,81 @@
+"""Actors and critics of the learned policies, in flax linen."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_LOG_STD = (-20.0, 2.0)
+
+
+class _Hidden(nn.Module):
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        """Apply the network."""
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width)(x))
+        return x
+
+
+class GaussianActor(nn.Module):
+    """Observation to mean and log standard deviation of A normals, before squashing."""
+
+    actions: int
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, observation):
+        """Apply the network."""
+        x = _Hidden(self.widths)(observation)
+        return nn.Dense(self.actions)(x), jnp.clip(nn.Dense(self.actions)(x), *_LOG_STD)
+
+
+class Actor(nn.Module):
+    """Observation to an action in (0, 1)^A; starts near the middle."""
+
+    actions: int
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, observation):
+        """Apply the network."""
+        x = _Hidden(self.widths)(observation)
+        return nn.sigmoid(nn.Dense(self.actions, kernel_init=nn.initializers.uniform(3e-3))(x))
+
+
+class Critic(nn.Module):
+    """Observation and action to a value."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, observation, action):
+        """Apply the network."""
+        x = _Hidden(self.widths)(jnp.concatenate([observation, action], axis=-1))
+        return nn.Dense(1)(x)[..., 0]
+
+
+class TwinCritic(nn.Module):
+    """Two critics of the same inputs; f32[..., 2]."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, observation, action):
+        """Apply the network."""
+        values = [Critic(self.widths, name=f"critic_{i}")(observation, action) for i in range(2)]
+        return jnp.stack(values, axis=-1)
+
+
+def squash(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Normal variates moved to (0, 1) by (tanh + 1) / 2, and the log density of tanh; (f32[..., A], f32[...]).
+
+    The density is that of the action in (-1, 1), as usual for soft actor-critic (Haarnoja et al., arXiv 1801.01290,
+    appendix C); in (0, 1) it is larger by a constant.
+    """
+    raw = mean + jnp.exp(log_std) * noise
+    normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    # log(1 - tanh^2), stable for large arguments
+    slope = 2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))
+    return (jnp.tanh(raw) + 1) / 2, (normal - slope).sum(-1)

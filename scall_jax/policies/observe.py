@@ -1,0 +1,103 @@
+"""What a policy sees: a vector of fixed length, whatever the numbers of users and items (SCALL, arXiv 2407.15411)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ObserveConfig:
+    """Parts of the observation. The variants of the published ablation are combinations of them."""
+
+    groups: int = 64
+    """Windows of frequency on each side (256 as published)."""
+    embedding: bool = True
+    """The mean embedding of each side."""
+    spread: bool = True
+    """The spread of the sizes on each side."""
+    gini: bool = False
+    """The Gini coefficient of the frequencies on each side."""
+
+    def __post_init__(self):
+        if self.groups < 1:
+            raise ValueError(f"observe groups={self.groups}: must be at least 1")
+
+
+class Side(NamedTuple):
+    """All users or all items, in any order; n = `live` of a capacity C exist."""
+
+    frequency: jax.Array  # i32[C]
+    sizes: jax.Array  # i32[C]
+    alive: jax.Array  # bool[C]
+    live: jax.Array  # i32[], number of alive ones
+    mean: jax.Array  # f32[D], mean embedding
+
+
+def length(config: ObserveConfig, width: int) -> int:
+    """Length of the observation for embeddings of `width` coordinates."""
+    return 2 * config.groups + 2 + 2 * width * config.embedding + 2 * config.spread + 2 * config.gini
+
+
+def observe(config: ObserveConfig, users: Side, items: Side, ratio: jax.Array, maximum: int) -> jax.Array:
+    """Pooled frequencies of users and items, last reward ratio, users' part of the entities, and the optional parts.
+
+    Args:
+      config: which parts.
+      users, items: the sides.
+      ratio: f32[], last probe's fitness relative to the reference.
+      maximum: largest size.
+
+    Returns:
+      f32[length(config, D)], independent of the order of the entities and of padding.
+    """
+    sides = (users, items)
+    entities = jnp.maximum(users.live + items.live, 1)
+    parts = [pooled(side.frequency, side.alive, side.live, config.groups) for side in sides]
+    parts.append(jnp.stack([ratio, users.live / entities]))
+    if config.embedding:
+        parts += [side.mean for side in sides]
+    if config.spread:
+        parts.append(jnp.stack([_spread(side, maximum) for side in sides]))
+    if config.gini:
+        parts.append(jnp.stack([gini(side.frequency, side.alive, side.live) for side in sides]))
+    return jnp.concatenate(parts).astype(jnp.float32)
+
+
+def _descending(frequency, alive):
+    return -jnp.sort(jnp.where(alive, -frequency, jnp.iinfo(jnp.int32).max))
+
+
+def pooled(frequency: jax.Array, alive: jax.Array, live: jax.Array, groups: int) -> jax.Array:
+    """Frequencies in descending order, scaled to [0, 1], averaged in windows of ceil(live / groups); f32[groups].
+
+    Windows beyond the last entity are 0; so is everything where all frequencies are equal.
+    """
+    ordered = _descending(frequency, alive)
+    rank = jnp.arange(frequency.shape[0], dtype=jnp.int32)
+    exists = rank < live
+    low = ordered[jnp.maximum(live - 1, 0)]
+    span = (ordered[0] - low).astype(jnp.float32)
+    scaled = jnp.where(exists & (span > 0), (ordered - low) / jnp.maximum(span, 1.0), 0.0)
+    window = jnp.where(exists, rank // jnp.maximum(-(-live // groups), 1), groups)
+    sums = jax.ops.segment_sum(scaled, window, groups + 1, indices_are_sorted=True)
+    counts = jax.ops.segment_sum(exists.astype(jnp.float32), window, groups + 1, indices_are_sorted=True)
+    return (sums / jnp.maximum(counts, 1.0))[:groups]
+
+
+def gini(frequency: jax.Array, alive: jax.Array, live: jax.Array) -> jax.Array:
+    """Gini coefficient of the frequencies of those alive, by sorting; f32[] in [0, 1), 0 where all are 0."""
+    ordered = _descending(frequency, alive)
+    rank = jnp.arange(frequency.shape[0], dtype=jnp.float32)
+    values = jnp.where(rank < live, ordered, 0).astype(jnp.float32)
+    # the k-th largest of n (from 0) weighs n - 1 - 2 k
+    weighted = (values * (live - 1 - 2 * rank)).sum()
+    total = values.sum()
+    return jnp.where(total > 0, weighted / jnp.maximum(live * total, 1.0), 0.0)
+
+
+def _spread(side: Side, maximum: int):
+    largest = jnp.where(side.alive, side.sizes, 0).max()
+    smallest = jnp.where(side.alive, side.sizes, maximum).min()
+    return (largest - smallest) / max(maximum - 1, 1)

@@ -1,0 +1,120 @@
+"""Soft actor-critic (Haarnoja et al., arXiv 1801.01290 and 1812.05905), the policy of SCALL."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scall_jax.policies import replay as buffer
+from scall_jax.policies.networks import GaussianActor, TwinCritic, squash
+from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+
+
+class SacState(NamedTuple):
+    """Networks, optimisers and replay."""
+
+    actor: Any
+    critic: Any
+    target: Any
+    log_entropy: jax.Array  # f32[], log of the entropy's weight
+    actor_moments: optax.OptState
+    critic_moments: optax.OptState
+    entropy_moments: optax.OptState
+    replay: buffer.Replay
+
+
+def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> optax.GradientTransformation:
+    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand."""
+    steps = [optax.add_decayed_weights(weight_decay), optax.adam(rate)]
+    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
+
+
+def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+    """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
+    actor_net, critic_net = GaussianActor(actions, config.widths), TwinCritic(config.widths)
+    actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
+    critic_adam = optimiser(config.critic_rate, config.weight_decay)
+    entropy_adam = optax.adam(config.actor_rate)
+    target_entropy = -float(actions)
+
+    def init(key):
+        actor_key, critic_key, target_key = jax.random.split(key, 3)
+        seen, action = jnp.zeros(observation), jnp.zeros(actions)
+        actor = actor_net.init(actor_key, seen)
+        critic = critic_net.init(critic_key, seen, action)
+        target = critic if config.copy_target else critic_net.init(target_key, seen, action)
+        log_entropy = jnp.log(jnp.float32(config.entropy))
+        return SacState(
+            actor,
+            critic,
+            target,
+            log_entropy,
+            actor_adam.init(actor),
+            critic_adam.init(critic),
+            entropy_adam.init(log_entropy),
+            buffer.empty(config.replay, observation, actions),
+        )
+
+    def sampled(actor, key, seen):
+        mean, log_std = actor_net.apply(actor, seen)
+        return squash(mean, log_std, jax.random.normal(key, mean.shape))
+
+    def act(state, key, seen):
+        return sampled(state.actor, key, seen)[0]
+
+    def greedy(state, seen):
+        mean, _ = actor_net.apply(state.actor, seen)
+        return (jnp.tanh(mean) + 1) / 2
+
+    def learn(i, carry):
+        state, key = carry
+        draw_key, next_key, now_key = jax.random.split(jax.random.fold_in(key, i), 3)
+        batch = buffer.draw(state.replay, draw_key, config.batch, config.newer)
+        few = state.replay.count <= config.full_batch_after
+        used = jnp.where(few, min(config.first_batch, config.batch), config.batch)
+        weight = (jnp.arange(config.batch) < used) / used
+        entropy = jnp.exp(state.log_entropy)
+
+        action, log_density = sampled(state.actor, next_key, batch.next_observation)
+        ahead = critic_net.apply(state.target, batch.next_observation, action).min(-1) - entropy * log_density
+        wanted = jax.lax.stop_gradient(batch.reward + config.gamma * ahead)
+
+        def critic_loss(critic):
+            values = critic_net.apply(critic, batch.observation, batch.action)
+            return (weight[:, None] * (values - wanted[:, None]) ** 2).sum()
+
+        gradient = jax.grad(critic_loss)(state.critic)
+        updates, critic_moments = critic_adam.update(gradient, state.critic_moments, state.critic)
+        critic = optax.apply_updates(state.critic, updates)
+
+        def actor_loss(actor):
+            action, log_density = sampled(actor, now_key, batch.observation)
+            value = critic_net.apply(critic, batch.observation, action).min(-1)
+            return (weight * (entropy * log_density - value)).sum(), log_density
+
+        gradient, log_density = jax.grad(actor_loss, has_aux=True)(state.actor)
+        updates, actor_moments = actor_adam.update(gradient, state.actor_moments, state.actor)
+        actor = optax.apply_updates(state.actor, updates)
+
+        log_entropy, entropy_moments = state.log_entropy, state.entropy_moments
+        if config.learn_entropy:
+            gradient = -(weight * (log_density + target_entropy)).sum()
+            updates, entropy_moments = entropy_adam.update(gradient, entropy_moments)
+            log_entropy = log_entropy + updates
+        state = state._replace(
+            actor=actor,
+            critic=critic,
+            target=optax.incremental_update(critic, state.target, config.tau),
+            log_entropy=log_entropy,
+            actor_moments=actor_moments,
+            critic_moments=critic_moments,
+            entropy_moments=entropy_moments,
+        )
+        return state, key
+
+    def update(state, key, new: Transition):
+        state = state._replace(replay=buffer.add(state.replay, new))
+        return jax.lax.fori_loop(0, config.updates * new.reward.shape[0], learn, (state, key))[0]
+
+    return Policy(init, lambda state: state, act, greedy, update)

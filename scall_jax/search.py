@@ -1,0 +1,229 @@
+"""The search of SCALL: probe actions by short trainings, learn from their rewards, size the segment by the best.
+
+An action is rho (users' share of the budget), one shape per side, and optionally the concentration of the sampler, each
+in (0, 1). A probe gives out the whole budget by it, trains for a few steps and evaluates on valid.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax import policies, tables
+from scall_jax.actions import action_length, sizes_by_action
+from scall_jax.allocators import ALLOCATORS, alive, sides
+from scall_jax.config import Config
+from scall_jax.recommenders.fit import make_fit
+from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, table_of
+from scall_jax.streams import Segment
+
+_KEY = 0x5EA7C4  # sets the search's keys apart from those of the segment's other phases
+
+
+class SearchState(NamedTuple):
+    """What the search carries from segment to segment."""
+
+    policy: Any
+    ratio: jax.Array  # f32[], fitness of the last probe by the reference
+    reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
+
+
+class SearchRecord(NamedTuple):
+    """Probes of one segment, M at most; rows from `count` on are 0."""
+
+    count: jax.Array  # i32[], probes made
+    action: jax.Array  # f32[M, A]
+    fitness: jax.Array  # f32[M], mean of Recall@20 and NDCG@20 on valid
+    reward: jax.Array  # f32[M]
+    allocated: jax.Array  # i32[M], parameters given out
+    expected: jax.Array  # i32[], parameters that each had to give out
+    reference: jax.Array  # f32[], fitness that rewards are relative to
+
+
+class Search(NamedTuple):
+    """Pure functions of a search."""
+
+    init: Callable[[jax.Array, int], SearchState]  # key, table's width
+    choose: Callable[..., tuple[jax.Array, jax.Array]]  # state, segment, key, total -> own sizes, action
+    run: Callable[[RunState, Segment], tuple[RunState, SearchRecord]]
+
+
+class _Probe(NamedTuple):
+    fitness: jax.Array
+    allocated: jax.Array
+    observation: jax.Array
+
+
+def make_search(config: Config, name: str, progress: Callable | None = None) -> Search:
+    """Build the search by the policy `name` of `policies.POLICIES`.
+
+    `progress(segment, probes, best ratio)` is called on the host after each round of probes.
+    """
+    length = action_length(config.search)
+
+    def policy_for(width: int) -> policies.Policy:
+        seen = policies.length(config.observe, width)
+        return policies.POLICIES[name](config.policy, seen, length)
+
+    def init(key, width):
+        policy = policy_for(width).init(jax.random.fold_in(key, _KEY))
+        return SearchState(policy, jnp.float32(1), jnp.float32(0))
+
+    def choose(state, segment, key, total):
+        # at segment 0 nothing has been searched: uniform sizes, as published
+        policy = policy_for(table_of(config, state, segment).width)
+        action = policy.greedy(state.search.policy, _observe(config, state, segment, state.params, state.sizes))
+        own = jax.lax.cond(
+            segment.index > 0,
+            lambda: sizes_by_action(config, key, segment, total, action),
+            lambda: ALLOCATORS["uniform"](config)(key, segment, total),
+        )
+        return own, action
+
+    def run(state, segment):
+        return _search(config, policy_for(table_of(config, state, segment).width), state, segment, progress)
+
+    return Search(init, choose, run)
+
+
+def no_search(config: Config) -> SearchRecord:
+    """The record of a segment without search."""
+    most = _rounds(config) * config.search.probes_at_once
+    return SearchRecord(
+        count=jnp.int32(0),
+        action=jnp.zeros((most, action_length(config.search))),
+        fitness=jnp.zeros(most),
+        reward=jnp.zeros(most),
+        allocated=jnp.zeros(most, jnp.int32),
+        expected=jnp.int32(0),
+        reference=jnp.float32(0),
+    )
+
+
+def _rounds(config: Config) -> int:
+    return -(-config.search.probes // config.search.probes_at_once)
+
+
+def _observe(config, state, segment, params, sizes, ratio=None):
+    table = table_of(config, state, segment)
+    users, items = sides(segment)
+    # without sizes yet, the layout is empty and the means are 0
+    means = tables.mean_vectors(table, params, table.layout(sizes), users, segment.users, segment.items)
+    exists = alive(segment)
+    parts = ((slice(0, users), segment.users), (slice(users, users + items), segment.items))
+    described = [
+        policies.Side(segment.frequency[part], sizes[part], exists[part], live, mean)
+        for (part, live), mean in zip(parts, means, strict=True)
+    ]
+    ratio = state.search.ratio if ratio is None else ratio
+    return policies.observe(config.observe, *described, ratio, config.sizes.maximum)
+
+
+def _prober(config: Config, state: RunState, segment: Segment):
+    """Function (key, function from a total to own sizes) -> _Probe."""
+    table = table_of(config, state, segment)
+    run_fit = make_fit(table, config.search.probe_fit(config.fit), None, config.candidates)
+    bias, _ = item_bias(config, segment)
+    total, shared = budget_of(config, state, segment)
+
+    def probe(key, allocate) -> _Probe:
+        table_key, fit_key = jax.random.split(key)
+        sizes = jnp.concatenate([allocate(total), shared])
+        start = carry_over if config.search.start == "warm" else fresh
+        params = start(config, state, segment, sizes, table_key)
+        fitted = run_fit(fit_key, params, table.layout(sizes), segment, bias)
+        fitness = jnp.where(fitted.bad_step < 0, fitted.fitness, 0.0)
+        return _Probe(fitness, sizes.sum(), _observe(config, state, segment, fitted.params, sizes, 0.0))
+
+    return probe
+
+
+class _Carry(NamedTuple):
+    round: jax.Array
+    policy: Any
+    observation: jax.Array
+    ratio: jax.Array
+    best: jax.Array
+    rho: jax.Array  # greedy share of the users
+    still: jax.Array  # rounds in a row in which it hardly moved
+    record: SearchRecord
+
+
+def _search(config, policy, state, segment, progress):
+    options, at_once = config.search, config.search.probes_at_once
+    key = jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
+    probe = _prober(config, state, segment)
+    size_key = jax.random.fold_in(key, 0)
+
+    def by_action(probe_key, sample_key, action):
+        return probe(probe_key, lambda total: sizes_by_action(config, sample_key, segment, total, action))
+
+    reference = state.search.reference
+    if options.reference == "uniform":
+        uniform = ALLOCATORS["uniform"](config)
+        reference = probe(key, lambda total: uniform(size_key, segment, total)).fitness
+
+    def one_round(carry: _Carry) -> _Carry:
+        round_key = jax.random.fold_in(key, 1 + carry.round)
+        lanes = jax.random.split(round_key, at_once + 1)
+        actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes[:-1])
+        sample_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(lanes[:-1])
+        # common random numbers: what differs between probes is the sizes alone
+        probe_keys = jnp.broadcast_to(key, (at_once,)) if options.common else lanes[:-1]
+        if at_once == 1:
+            made = jax.tree.map(lambda x: x[None], by_action(probe_keys[0], sample_keys[0], actions[0]))
+        else:
+            made = jax.vmap(by_action)(probe_keys, sample_keys, actions)
+        ratio = made.fitness / jnp.maximum(reference, 1e-9)
+        reward = 10 * (ratio - options.low) / (options.high - options.low)
+        after = _with_ratio(config, made.observation, ratio)
+        before = jnp.broadcast_to(carry.observation, after.shape)
+        updated = policy.update(carry.policy, lanes[-1], policies.Transition(before, actions, reward, after))
+        rho = policy.greedy(updated, after[-1])[0]
+        still = jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0)
+        first = carry.round * at_once
+        record = carry.record
+        record = record._replace(
+            count=record.count + at_once,
+            action=jax.lax.dynamic_update_slice(record.action, actions, (first, 0)),
+            fitness=jax.lax.dynamic_update_slice(record.fitness, made.fitness, (first,)),
+            reward=jax.lax.dynamic_update_slice(record.reward, reward, (first,)),
+            allocated=jax.lax.dynamic_update_slice(record.allocated, made.allocated, (first,)),
+        )
+        best = jnp.maximum(carry.best, ratio.max())
+        if progress is not None:
+            jax.debug.callback(progress, segment.index, record.count, best, ordered=False)
+        return _Carry(carry.round + 1, updated, after[-1], ratio[-1], best, rho, still, record)
+
+    def goes_on(carry: _Carry):
+        settled = (carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes)
+        return (carry.round < _rounds(config)) & ~(settled & options.converge)
+
+    begun = policy.begin(state.search.policy)
+    seen = _observe(config, state, segment, state.params, state.sizes)
+    record = no_search(config)._replace(expected=_expected(config, state, segment), reference=reference)
+    start = _Carry(
+        round=jnp.int32(0),
+        policy=begun,
+        observation=seen,
+        ratio=state.search.ratio,
+        best=jnp.float32(0),
+        rho=policy.greedy(begun, seen)[0],
+        still=jnp.int32(0),
+        record=record,
+    )
+    end = jax.lax.while_loop(goes_on, one_round, start)
+    search = state.search._replace(policy=end.policy, ratio=end.ratio)
+    return state._replace(search=search), end.record
+
+
+def _with_ratio(config, observations, ratio):
+    """Observations after the probes, with the probes' own ratio at its place."""
+    return observations.at[:, 2 * config.observe.groups].set(ratio)
+
+
+def _expected(config, state, segment):
+    entities = (segment.users + segment.items).astype(jnp.uint32)
+    most = entities * jnp.uint32(config.sizes.maximum)
+    return jnp.minimum(state.totals[segment.index].astype(jnp.uint32), most).astype(jnp.int32)

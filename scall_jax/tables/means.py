@@ -1,0 +1,20 @@
+"""Means over nodes, block by block of columns."""
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.tables.table import Params, Table
+
+
+def mean_vectors(table: Table, params: Params, layout, users: int, live_users, live_items) -> jax.Array:
+    """Mean embedding of the users and of the items that exist; f32[2, width]. `users` is the users' capacity."""
+    buffer = table.open(params)
+    at = jnp.arange(table.nodes, dtype=jnp.int32)
+    alive = jnp.stack([at < live_users, (at >= users) & (at < users + live_items)]).astype(jnp.float32)
+    weight = alive / jnp.maximum(alive.sum(1, keepdims=True), 1.0)
+
+    def add(block, means):
+        part = jnp.matmul(weight, table.gather(buffer, layout, block), precision=jax.lax.Precision.HIGHEST)
+        return jax.lax.dynamic_update_slice(means, part, (0, block * table.columns))
+
+    return jax.lax.fori_loop(0, layout.blocks, add, jnp.zeros((2, table.width)))
