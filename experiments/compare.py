@@ -40,45 +40,58 @@ class Compare(run.Main):
     """Folder of the cells and the table."""
 
 
-def cells(flags: Compare) -> list[tuple[str, run.Main]]:
-    """Name and flags of each distinct run; what does not depend on a budget or a seed runs once."""
+def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
+    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
     found = {}
     for method in run.expand(flags.method):
         floor, full = method in FLOORS, method == "full"
         for bias in flags.biases[:1] if floor else flags.biases:
             for size in flags.mean_sizes[:1] if floor or full else flags.mean_sizes:
                 for seed in flags.seeds[:1] if floor else flags.seeds:
-                    budget = run.BudgetFlags(mean_size=size)
-                    name = "-" if floor or full else f"{size:g}"
-                    cell = dataclasses.replace(
-                        flags,
-                        method=(method,),
-                        bias="none" if floor else bias,
-                        budget=budget,
-                        seed=seed,
-                        resume=True,
-                        out=flags.out / method / ("floor" if floor else f"{bias}-mean{name}-seed{seed}"),
-                    )
-                    found[cell.out] = ((method, "-" if floor else bias, name), cell)
+                    shown = {"method": method, "bias": "-" if floor else bias}
+                    shown["mean size"] = "-" if floor or full else f"{size:g}"
+                    name = "floor" if floor else f"{bias}-mean{shown['mean size']}-seed{seed}"
+                    cell = cell_flags(flags, flags.out / method / name, method, size, seed)
+                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if floor else bias))
     return list(found.values())
+
+
+def cell_flags(flags: Compare, out: Path, method: str, size: float, seed: int) -> run.Main:
+    """Flags of one run among many."""
+    budget = run.BudgetFlags(mean_size=size)
+    return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, resume=True, out=out)
 
 
 def main(flags: Compare) -> list[dict]:
     """Run all cells; a row per method, bias and budget."""
+    flags = run.by_protocol(flags)
+    return run_cells(flags, cells(flags), "experiments.compare")
+
+
+def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, report_more=None) -> list[dict]:
+    """Run cells that are not finished, print and write their table; a row per distinct set of columns.
+
+    `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
+    """
     flags.out.mkdir(parents=True, exist_ok=True)
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     stream = run.load_stream(flags)
     groups = {}
-    for name, cell in cells(flags):
+    for shown, cell in found:
         (method,) = cell.method
         summary, _ = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
-        groups.setdefault(name, []).append(summary)
-    rows = [_row(name, summaries) for name, summaries in groups.items()]
-    command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+        groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
+    rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])
     counted = f"segments after the first with at least {records.LEAST_USERS} test users"
     note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds."
+    if flags.cut.published:
+        note += " Models and rewards are selected on the test part, as published: figures are optimistic."
+    if report_more is not None:
+        folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
+        note += "\n\n" + report_more(rows, folders)
     title = f"{stream.source}: {len(stream)} segments"
     records.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command}`\n\n{text}\n\n{note}\n")
     records.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
@@ -86,13 +99,13 @@ def main(flags: Compare) -> list[dict]:
     return rows
 
 
-def _row(name, summaries):
-    method, bias, size = name
-    row = {"method": method, "bias": bias, "mean size": size, "seeds": str(len(summaries))}
+def _row(summaries):
+    row = {"seeds": str(len(summaries))}
     titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
     for title, metric in zip(titles, QUALITY, strict=True):
         row[title] = _mean_and_spread([summary[metric] for summary in summaries])
-    row["fit s"] = f"{np.mean([summary['seconds_fit'] for summary in summaries]):.0f}"
+    for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
+        row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
     return row
 
 

@@ -153,9 +153,7 @@ def by_protocol(flags: Main) -> Main:
     return dataclasses.replace(
         flags,
         cut=dataclasses.replace(flags.cut, published=True),
-        search=dataclasses.replace(
-            SearchConfig.published(), probes=flags.search.probes, probe_steps=flags.search.probe_steps
-        ),
+        search=dataclasses.replace(SearchConfig.published(), **kept),
         policy=PolicyConfig.published(),
         observe=ObserveConfig(groups=flags.observe.groups),
         carry=CarryConfig(shrink=1.0, rotate=False, init_std=0.01, grow_std=0.0),
@@ -245,6 +243,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     if last["users"].any():
         report.plot_sizes(folder / "sizes.png", last["users"], last["items"], title)
         report.plot_memory(folder / "memory.png", lines, title)
+        report.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
     summary = report.describe(config.method, lines) | records.summarise(lines)
     records.write_atomically(done, json.dumps(summary, indent=2) + "\n")
     return summary, lines

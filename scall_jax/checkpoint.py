@@ -130,7 +130,7 @@ def _bytes(path: Path) -> int:
 
 def remove_run(folder: Path) -> None:
     """Delete what a run wrote to its folder, and nothing else; its config last."""
-    for name in ("summary.json", "metrics.jsonl", "quality.png", "sizes.png", "memory.png"):
+    for name in ("summary.json", "metrics.jsonl", "quality.png", "sizes.png", "memory.png", "histories.png"):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "sizes", "users"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -5,16 +5,20 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scall_jax import checkpoint, records
+from scall_jax.allocators import sides
+from scall_jax.budgets import Budget
 from scall_jax.config import Config
-from scall_jax.run import Record, Run, RunState, make_run
-from scall_jax.streams import Stream
+from scall_jax.run import Record, Run, make_run
+from scall_jax.state import RunState
+from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
 
 
@@ -29,6 +33,36 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> tuple[RunState, Reco
     state, record = jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))(state, stream.stack())
     records.check(record)
     return state, record
+
+
+def sweep(
+    config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Sequence[Budget]
+) -> tuple[RunState, Record]:
+    """Several runs of one method as one compiled program, mapped over keys and budgets.
+
+    Args:
+      config: of all runs; its budget is ignored.
+      stream: of all runs.
+      keys, budgets: of each run, L of both. Budgets are data: the pool is as large as the largest of them.
+
+    Returns:
+      Final states and records with a leading axis L; of records the second axis is that of segments.
+
+    Raises:
+      ValueError: L differs or is 0; a non-finite loss, after the fact.
+    """
+    if len(keys) != len(budgets) or not len(budgets):
+        raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
+    run = make_run(config)
+    states = [
+        make_run(dataclasses.replace(config, budget=budget)).init(key, stream)
+        for key, budget in zip(keys, budgets, strict=True)
+    ]
+    largest = max((state.params for state in states), key=lambda params: params.shape[0])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state._replace(params=largest) for state in states))
+    states, record = jax.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None)))(states, stream.stack())
+    records.check(record)
+    return states, record
 
 
 PHASES = ("prepare", "fit", "evaluate", "search")
@@ -86,17 +120,17 @@ def run_segments(
         state, lines = _open_folder(folder, config, stream, key, state)
     phases = Phases(run)
     for t in range(len(lines), len(stream)):
-        state, line, record = _one_segment(run, phases, state, stream, t)
+        segment = jax.device_put(stream.segment(t))
+        state, line, record = _one_segment(run, phases, state, segment)
         if folder is not None:
-            _store(folder, state, line, record, stream)
+            _store(folder, state, line, record, segment)
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
     return lines
 
 
-def _one_segment(run: Run, phases: Phases, state: RunState, stream: Stream, t: int):
-    segment = jax.device_put(stream.segment(t))
+def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
     if run.search_when == "before":
         (state, found), seconds_search = phases("search", state, segment)
@@ -127,8 +161,8 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _store(folder: Path, state: RunState, line: dict, record: Record, stream: Stream) -> None:
-    users = stream.capacity.users
+def _store(folder: Path, state: RunState, line: dict, record: Record, segment: Segment) -> None:
+    users, _ = sides(segment)
     known = np.asarray(state.known)
     sizes = np.asarray(state.sizes)
     (folder / "sizes").mkdir(exist_ok=True)
@@ -137,13 +171,15 @@ def _store(folder: Path, state: RunState, line: dict, record: Record, stream: St
         users=sizes[: known[0]],
         items=sizes[users : users + known[1]],
         shared=sizes[-2:],
+        user_frequency=np.asarray(segment.frequency)[: known[0]],
+        item_frequency=np.asarray(segment.frequency)[users : users + known[1]],
     )
-    tested = stream.segment(line["segment"]).test
+    tested = segment.test
     count = int(tested.count)
     (folder / "users").mkdir(exist_ok=True)
     np.savez_compressed(
         folder / "users" / f"segment-{line['segment']:04d}.npz",
-        users=tested.users[:count],
+        users=np.asarray(tested.users)[:count],
         metrics=np.asarray(record.test.by_user)[:count],
     )
     # the checkpoint counts last: whatever it says is finished has its line and its sizes

@@ -97,11 +97,54 @@ def plot_sizes(path: Path, users: np.ndarray, items: np.ndarray, title: str) -> 
     _save(figure, path, title)
 
 
+def plot_histories(path: Path, files: list[Path], title: str) -> None:
+    """Sizes and frequencies by segment of the entities that grew and that shrank the most, of those seen early.
+
+    `files`: the sizes of each segment, as a run writes them.
+    """
+    steps = [np.load(file) for file in files]
+    figure, axes = _figure(2, 2)
+    axes = axes.reshape(2, 2)
+    for row, side in zip(axes, ("user", "item"), strict=True):
+        early = len(steps[min(2, len(steps) - 1)][f"{side}s"])
+        for entity in _movers(steps, f"{side}s", early):
+            for axis, name in zip(row, (f"{side}s", f"{side}_frequency"), strict=True):
+                seen = [(t, step[name][entity]) for t, step in enumerate(steps) if entity < len(step[name])]
+                axis.plot(*zip(*seen, strict=True), ".-", label=f"{side} {entity}")
+        row[0].set(xlabel="segment", ylabel="embedding size", ylim=(0, None))
+        row[1].set(xlabel="segment", ylabel="interactions in the segment", yscale="symlog", ylim=(0, None))
+        row[0].legend(fontsize=8)
+        for axis in row:
+            axis.grid(alpha=0.3)
+    _save(figure, path, title)
+
+
+def _movers(steps, name, early):
+    """The two entities among the first `early` whose size fell most from the third segment on, and the two that rose
+    most."""
+    change = steps[-1][name][:early].astype(np.int64) - steps[min(2, len(steps) - 1)][name]
+    order = np.argsort(change, kind="stable")
+    return list(dict.fromkeys([*order[:2], *order[::-1][:2]]))
+
+
+def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, level: tuple | None = None) -> None:
+    """Means with spread over a logarithmic axis; `series` maps a name to (x, mean, spread), `level` is (name, y)."""
+    figure, (axis,) = _figure(1, 1)
+    for name, (x, mean, spread) in series.items():
+        axis.errorbar(x, mean, yerr=spread, fmt=".-", capsize=2, label=name)
+    if level is not None:
+        axis.axhline(level[1], color="k", ls="--", lw=1, label=level[0])
+    axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    _save(figure, path, title)
+
+
 def _figure(rows, columns):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
-    return figure, np.atleast_1d(figure.subplots(rows, columns))
+    return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
 
 
 def _save(figure, path, title):

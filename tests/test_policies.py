@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from scall_jax.policies import POLICIES, PolicyConfig, Transition
+from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length, observe
+from scall_jax.policies import replay as buffer
+from scall_jax.policies.networks import squash
+from scall_jax.policies.observe import gini, pooled
 
 OPTIMUM = jnp.array([0.3, 0.7, 0.25])
 SEEN = jnp.linspace(-0.5, 0.5, 6)
@@ -53,3 +57,115 @@ def test_learns_the_optimum_of_a_bandit(name, config):
 @pytest.mark.parametrize("name", ["sac", "ddpg"])
 def test_a_policy_that_climbs_the_wrong_way_fails_the_bandit(name):
     assert (_distances(name, PolicyConfig(widths=(64, 64)), flip=True) < 0.1).sum() < 4
+
+
+@pytest.mark.parametrize("name", ["random", "grid"])
+def test_controls_keep_the_best_probe(name):
+    policy = POLICIES[name](PolicyConfig(grid=3), 6, 3)
+    state = policy.begin(policy.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(4), 12)
+    actions = jnp.stack([policy.act(state, key, SEEN) for key in keys])
+    rewards = _reward(actions)
+    for action, reward in zip(actions, rewards, strict=True):
+        new = Transition(SEEN[None], action[None], reward[None], SEEN[None])
+        state = policy.update(state, keys[0], new)
+    np.testing.assert_allclose(policy.greedy(state, SEEN), actions[jnp.argmax(rewards)])
+    assert len(np.unique(np.asarray(actions), axis=0)) > 6
+
+
+def test_random_search_starts_afresh_at_a_new_segment():
+    policy = POLICIES["random"](PolicyConfig(), 6, 3)
+    one = Transition(SEEN[None], jnp.full((1, 3), 0.2), jnp.array([5.0]), SEEN[None])
+    worse = one._replace(action=jnp.full((1, 3), 0.8), reward=jnp.array([1.0]))
+    state = policy.update(policy.init(jax.random.key(0)), jax.random.key(0), one)
+    state = policy.update(policy.begin(state), jax.random.key(0), worse)
+    np.testing.assert_allclose(policy.greedy(state, SEEN), 0.8, rtol=1e-6)
+
+
+def test_replay_keeps_the_newest_and_draws_newer_ones_more_often():
+    kept = buffer.empty(4, 1, 1)
+    for i in range(3):
+        value = jnp.array([[2.0 * i], [2.0 * i + 1]])
+        kept = buffer.add(kept, Transition(value, value, value[:, 0], value))
+    assert sorted(np.asarray(kept.kept.reward)) == [2, 3, 4, 5]
+    for newer, weight in ((True, np.arange(1, 5)), (False, np.ones(4))):
+        drawn = buffer.draw(kept, jax.random.key(0), 40_000, newer)
+        seen = np.bincount(np.asarray(drawn.reward).astype(int), minlength=6)[2:]
+        np.testing.assert_allclose(seen / 40_000, weight / weight.sum(), atol=0.012)
+        np.testing.assert_array_equal(drawn.reward, drawn.observation[:, 0])
+
+
+def test_density_of_the_squashed_normal():
+    mean, log_std = jnp.array([0.3]), jnp.array([-0.4])
+    noise = jnp.linspace(-3, 3, 4001)
+    action, log_density = jax.vmap(lambda e: squash(mean, log_std, e[None]))(noise)
+    in_minus_one_to_one = np.asarray(2 * action[:, 0] - 1, np.float64)
+    mass = np.trapezoid(np.exp(np.asarray(log_density, np.float64)), in_minus_one_to_one)
+    assert mass == pytest.approx(0.9973, abs=1e-3)
+
+
+def _published_pool(values, groups):
+    values = np.sort(np.asarray(values, np.float64))[::-1]
+    scaled = (values - values.min()) / (values.max() - values.min())
+    window = -(-len(values) // groups)
+    parts = [scaled[i : i + window].mean() for i in range(0, len(values), window)]
+    return np.pad(parts, (0, groups - len(parts)))
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1000, 64), (50, 64), (64, 64), (129, 8)])
+def test_pooling_is_a_plain_mean_of_windows_whatever_the_padding_and_the_order(n, groups):
+    rng = np.random.default_rng(n)
+    values = rng.zipf(1.5, n).clip(max=10_000).astype(np.int32)
+    plain = pooled(jnp.asarray(values), jnp.ones(n, bool), jnp.int32(n), groups)
+    np.testing.assert_allclose(plain, _published_pool(values, groups), atol=1e-6)
+    padded = np.concatenate([values, rng.integers(0, 99, 37)]).astype(np.int32)
+    alive = np.arange(n + 37) < n
+    shuffled = rng.permutation(n + 37)
+    other = pooled(jnp.asarray(padded[shuffled]), jnp.asarray(alive[shuffled]), jnp.int32(n), groups)
+    np.testing.assert_allclose(other, plain, atol=1e-6)
+
+
+def test_gini_is_the_mean_difference_of_all_pairs():
+    values = np.random.default_rng(0).zipf(1.6, 300).clip(max=5000)
+    brute = np.abs(values[:, None] - values[None]).sum() / (2 * len(values) ** 2 * values.mean())
+    padded = jnp.asarray(np.pad(values, (0, 20)), jnp.int32)
+    assert gini(padded, jnp.arange(320) < 300, jnp.int32(300)) == pytest.approx(brute, abs=1e-5)
+    assert gini(jnp.zeros(5, jnp.int32), jnp.ones(5, bool), jnp.int32(5)) == 0
+
+
+@pytest.mark.parametrize(
+    "config", [ObserveConfig(8), ObserveConfig(8, False, False, gini=True), ObserveConfig(8, gini=True)]
+)
+def test_observation_has_its_length_and_parts(config):
+    def side(n, mean):
+        return Side(jnp.arange(n), 1 + jnp.arange(n) % 5, jnp.arange(n) < n - 1, jnp.int32(n - 1), jnp.full(6, mean))
+
+    seen = observe(config, side(20, 0.5), side(12, -0.5), jnp.float32(1.1), 16)
+    assert seen.shape == (length(config, 6),)
+    assert seen[16] == pytest.approx(1.1) and seen[17] == pytest.approx(19 / 30)
+    if config.embedding:
+        np.testing.assert_allclose(seen[18:30], [0.5] * 6 + [-0.5] * 6)
+    if config.spread:
+        np.testing.assert_allclose(seen[30:32] if config.embedding else seen[18:20], 4 / 15)
+
+
+def test_published_sac_has_the_published_number_of_weights():
+    # state of 1028 numbers: 792,582 for the actor and 1,583,106 for the twin critic
+    policy = POLICIES["sac"](PolicyConfig.published(), 1028, 3)
+    state = jax.eval_shape(policy.init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(state.actor)) == 792_582
+    assert sum(x.size for x in jax.tree.leaves(state.critic)) == 1_583_106
+
+
+def test_targets_start_as_copies_only_where_asked():
+    for copy in (True, False):
+        config = PolicyConfig(widths=(8,), copy_target=copy)
+        state = POLICIES["sac"](config, 4, 3).init(jax.random.key(0))
+        critic, target = (ravel_pytree(x)[0] for x in (state.critic, state.target))
+        assert bool((critic == target).all()) == copy
+
+
+@pytest.mark.parametrize("change", [{"gamma": 1.5}, {"noise": "pink"}, {"batch": 0}])
+def test_bad_policy_parameters(change):
+    with pytest.raises(ValueError, match=str(next(iter(change)))):
+        PolicyConfig(**change)

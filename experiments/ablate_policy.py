@@ -1,0 +1,76 @@
+"""What matters in the search: the policy, the concentration, the family of sizes, the map of shapes, the probes.
+
+    python -m experiments.ablate_policy --data yelp.parquet --mean-sizes 4 --fit.steps 1000
+
+A row per variant, each one change away from `--ours`. Cost: about 15 variants x seeds searched runs. Expect differences
+near the spread over seeds: the optimum is flat.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+from experiments import compare, run
+from scall_jax.policies import POLICIES, PolicyConfig
+from scall_jax.sizes import FAMILIES
+
+
+@dataclasses.dataclass(frozen=True)
+class AblatePolicy(compare.Compare):
+    """Flags; those of `experiments.compare` hold."""
+
+    ours: str = "scall"
+    """The method that variants start from."""
+    only: tuple[str, ...] = ()
+    """Run the variants whose name starts so; all without."""
+    mean_sizes: tuple[float, ...] = (4.0,)
+    """Budgets, in parameters per entity."""
+    out: Path = Path("runs/ablate_policy")
+    """Folder of the cells and the table."""
+
+
+def variants(flags: AblatePolicy) -> dict[str, run.Main]:
+    """Name and flags of each variant."""
+    found = {"ours": flags}
+    found |= {f"policy {name}": dataclasses.replace(flags, ours=f"scall-{name}") for name in POLICIES}
+    found["policy sac published"] = dataclasses.replace(flags, ours="scall-sac", policy=PolicyConfig.published())
+
+    def search(**change):
+        return dataclasses.replace(flags, search=dataclasses.replace(flags.search, **change))
+
+    found |= {f"family {name}": search(family=name) for name in FAMILIES}
+    found |= {f"map {name}": search(map=name) for name in ("log", "linear")}
+    found |= {f"concentration {x:g}": search(concentration=x) for x in (1.0, 10.0, 100.0)}
+    found["concentration learned"] = search(learn_concentration=True)
+    for on, start in itertools.product(("previous", "current"), ("fresh", "warm")):
+        found[f"probes {on} {start}"] = search(on=on, start=start)
+    found["reference last_fit"] = search(reference="last_fit")
+    found["random numbers of their own"] = search(common=False)
+    if flags.only:
+        found = {name: x for name, x in found.items() if name.startswith(flags.only)}
+    return found
+
+
+def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tuple[dict, run.Main]]:
+    """A cell per variant, budget and seed."""
+    result = []
+    for name, variant in found.items():
+        for size in flags.mean_sizes:
+            for seed in flags.seeds:
+                out = flags.out / name.replace(" ", "-") / f"mean{size:g}-seed{seed}"
+                cell = compare.cell_flags(variant, out, variant.ours, size, seed)
+                result.append(({"variant": name, "mean size": f"{size:g}"}, cell))
+    return result
+
+
+def main(flags: AblatePolicy) -> list[dict]:
+    """Run all variants."""
+    flags = run.by_protocol(flags)
+    found = variants(flags)
+    if not found:
+        raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")
+    return compare.run_cells(flags, cells(flags, found), "experiments.ablate_policy")
+
+
+if __name__ == "__main__":
+    run.cli(AblatePolicy, main, __doc__)

@@ -1,0 +1,67 @@
+"""The budget halves mid-stream and later returns: what is lost, and how fast it comes back.
+
+    python -m experiments.budget_cut                       # online-retail, mean size 8, 8 then 4 then 8
+
+Writes a folder per method and budget, and the plot `cut.png` of test Recall@20 by segment with and without the cut. Cost: two
+runs per method. Expect a fall at the cut that is smaller for sized tables, and a return within a segment or two.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from experiments import run
+from scall_jax import records, report
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetCut(run.Main):
+    """Flags; those of `experiments.run` hold, budgets apart."""
+
+    method: tuple[str, ...] = ("uniform", "scall")
+    """Methods."""
+    size: float = 8.0
+    """Mean size before and after."""
+    cut_size: float = 4.0
+    """Mean size in between."""
+    cut_from: int | None = None
+    """First segment of the cut; default: a third of the stream."""
+    cut_until: int | None = None
+    """First segment after it; default: two thirds."""
+    out: Path = Path("runs/budget_cut")
+    """Folder of the runs and the plot."""
+
+
+def main(flags: BudgetCut) -> dict[str, list[dict]]:
+    """Run with and without the cut; the lines of metrics by run."""
+    flags = run.by_protocol(flags)
+    stream = run.load_stream(flags)
+    start = len(stream) // 3 if flags.cut_from is None else flags.cut_from
+    end = 2 * len(stream) // 3 if flags.cut_until is None else flags.cut_until
+    if not 0 <= start < end <= len(stream):
+        raise ValueError(f"cut from segment {start} until {end}: need 0 <= from < until <= {len(stream)} segments")
+    sizes = [flags.cut_size if start <= t < end else flags.size for t in range(len(stream))]
+    budgets = {"constant": run.BudgetFlags(mean_size=flags.size), "cut": run.BudgetFlags(schedule=tuple(sizes))}
+    found = {}
+    for method in run.expand(flags.method):
+        for name, budget in budgets.items():
+            cell = dataclasses.replace(flags, budget=budget, method=(method,), out=flags.out / method / name)
+            _, found[f"{method}, {name}"] = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
+    report.plot_quality(
+        flags.out / "cut.png", found, f"{stream.source}: mean size {flags.size:g}, cut {flags.cut_size:g}"
+    )
+    parts = {"before": range(1, start), "during": range(start, end), "after": range(end, len(stream))}
+    rows = []
+    for name, lines in found.items():
+        means = [
+            records.summarise([line for line in lines if line["segment"] in part])["mean_test_recall@20"]
+            for part in parts.values()
+        ]
+        rows.append([name, *("-" if mean is None else f"{mean:.4f}" for mean in means)])
+    text = report.markdown(["Recall@20", *parts], rows)
+    records.write_atomically(flags.out / "table.md", text + "\n")
+    print(f"\n{text}")
+    return found
+
+
+if __name__ == "__main__":
+    run.cli(BudgetCut, main, __doc__)

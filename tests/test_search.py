@@ -1,0 +1,234 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scall_jax import Budget, make_run, records, run_segments, scan, search, sizes, sweep
+from scall_jax.actions import SHAPES, sizes_by_action, to_shape
+from scall_jax.config import SearchConfig, SizesConfig
+from scall_jax.policies import PolicyConfig
+from tests.helpers import small_config, small_stream
+
+POLICY = PolicyConfig(widths=(16, 16), replay=32, updates=2, batch=4)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return small_stream()
+
+
+def _config(method="scall-random", search_options=None, **options):
+    chosen = SearchConfig(**({"probes": 3, "probe_steps": 5} | (search_options or {})))
+    return small_config(method, search=chosen, policy=POLICY, **options)
+
+
+def _comparable(lines):
+    return [
+        {k: v for k, v in line.items() if k not in {*records.VOLATILE, "table_bytes", "policy_bytes"}} for line in lines
+    ]
+
+
+def _lines(record, count):
+    return [records.as_dict(jax.tree.map(lambda leaf, t=t: leaf[t], record)) for t in range(count)]
+
+
+def _assert_same(ours, theirs, tolerance=1e-5):
+    for a, b in zip(ours, theirs, strict=True):
+        for name in b:
+            if isinstance(b[name], float) or (isinstance(b[name], list) and isinstance(b[name][0], float)):
+                assert a[name] == pytest.approx(b[name], abs=tolerance, rel=tolerance), name
+            elif name != "probe_actions":
+                assert a[name] == b[name], name
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("scall-sac", {"converge": True, "least_probes": 1, "settled_rounds": 1, "tolerance": 1.0}),
+        ("scall-ddpg", {"learn_concentration": True, "reference": "last_fit", "probes_at_once": 2}),
+        ("scall-surface", {"on": "current", "start": "warm", "concentration": 3.0}),
+        ("scall-grid", {"map": "linear", "family": "lognormal", "common": False}),
+    ],
+)
+def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
+    config = _config(method, options)
+    lines = run_segments(config, stream, jax.random.key(3))
+    _, record = scan(config, stream, jax.random.key(3))
+    _assert_same(_comparable(lines), _lines(record, len(stream)))
+    searched = [line["probes"] for line in lines if line.get("probes")]
+    assert len(searched) == len(stream) - 1
+    assert set(searched) == {2 if options.get("converge") else 4 if options.get("probes_at_once") == 2 else 3}
+
+
+@pytest.mark.parametrize("budget", [Budget.mean_size(0.4), Budget.mean_size(1.3), Budget.mean_size(39.9)])
+@pytest.mark.parametrize("options", [{}, {"concentration": 0.5, "probes_at_once": 3}])
+def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
+    lines = run_segments(_config("scall-random", options, budget=budget), stream, jax.random.key(0))
+    for line in lines:
+        assert line["allocated_parameters"] == line["budget_parameters"]
+        if line["probes"]:
+            assert set(line["probe_allocated_parameters"]) == {line["budget_parameters"]}
+
+
+def test_a_missed_budget_stops_the_run(stream):
+    config = _config()
+    _, record = scan(config, stream, jax.random.key(0))
+    records.check(record)
+    off = record.search._replace(allocated=record.search.allocated.at[1, 0].add(1))
+    with pytest.raises(AssertionError, match="budget"):
+        records.check(record._replace(search=off))
+
+
+def test_search_reads_nothing_from_test(stream):
+    for on in ("previous", "current"):
+        run = make_run(_config("scall-random", {"on": on}))
+        segment = jax.tree.map(jnp.asarray, stream.segment(1))
+        state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(0)))
+        emptied = segment._replace(test=jax.tree.map(jnp.zeros_like, segment.test))
+        searched = jax.jit(run.search)
+        a, b = (searched(state, s)[1] for s in (segment, emptied))
+        np.testing.assert_array_equal(a.fitness, b.fitness)
+        assert (a.fitness[:3] > 0).all()
+
+
+def test_unseen_entities_have_a_size_before_any_training_on_them(stream):
+    run = make_run(_config())
+    state = run.init(jax.random.key(0), stream)
+    state, _ = jax.jit(run.step)(state, stream.segment(0))
+    segment = stream.segment(1)
+    prepared = jax.jit(run.prepare)(state, segment)
+    new = np.arange(int(segment.users_before), int(segment.users))
+    assert len(new) and (np.asarray(prepared.sizes)[new] >= 1).all()
+
+
+def test_probes_at_once_are_the_probes_in_turn(stream):
+    config = _config()
+    run = make_run(config)
+    state = run.init(jax.random.key(0), stream)
+    state, _ = jax.jit(run.step)(state, stream.segment(0))
+    segment = jax.tree.map(jnp.asarray, stream.segment(0))
+    probe = search._prober(config, state, segment)
+    actions = jnp.array([[0.2, 0.3, 0.4], [0.9, 0.1, 0.8], [0.5, 0.5, 0.5]])
+
+    def one(action):
+        key = jax.random.key(1)
+        return probe(key, lambda total: sizes_by_action(config, key, segment, total, action))
+
+    together = jax.jit(jax.vmap(one))(actions)
+    alone = [jax.jit(one)(action) for action in actions]
+    np.testing.assert_allclose(together.fitness, [x.fitness for x in alone], atol=1e-5)
+    np.testing.assert_allclose(together.observation, np.stack([x.observation for x in alone]), atol=1e-4)
+
+
+def test_rewards_are_relative_to_the_reference(stream):
+    for reference in ("uniform", "last_fit"):
+        options = {"reference": reference, "low": 0.5, "high": 1.5}
+        lines = run_segments(_config("scall-random", options), stream, jax.random.key(0))
+        line = lines[1]
+        ratio = np.array(line["probe_fitness"]) / line["probe_reference"]
+        np.testing.assert_allclose(line["probe_rewards"], 10 * (ratio - 0.5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", list(SHAPES))
+def test_maps_span_the_range_of_each_family(family):
+    low, high = SHAPES[family]
+    for name in ("log", "linear"):
+        config = SearchConfig(map=name, family=family)
+        np.testing.assert_allclose([to_shape(config, x) for x in (0.0, 1.0)], [low, high], rtol=1e-5)
+    assert to_shape(SearchConfig(family=family), 0.5) == pytest.approx((low * high) ** 0.5, rel=1e-5)
+
+
+def test_an_action_is_the_fixed_action_of_the_same_meaning(stream):
+    segment = jax.tree.map(jnp.asarray, stream.segment(2))
+    config = _config(sizes=SizesConfig(maximum=40, rho=0.35, user_shape=0.5, item_shape=2.0))
+    number = [np.log(a / 0.1) / np.log(300) for a in (0.5, 2.0)]
+    ours = sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), jnp.array([0.35, *number]))
+    fixed = make_run(dataclasses.replace(config, method="fixed", budget=Budget.megabytes(900 * 4e-6)))
+    theirs = fixed.prepare(fixed.init(jax.random.key(0), stream), segment).sizes[:-2]
+    np.testing.assert_allclose(ours, theirs, atol=1)
+    assert ours.sum() == theirs.sum() == 900
+
+
+def test_drawn_sizes_follow_frequency_too(stream):
+    segment = jax.tree.map(jnp.asarray, stream.segment(2))
+    config = _config(search_options={"concentration": 2.0}, sizes=SizesConfig(maximum=40, ranking="total"))
+    drawn = sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), jnp.array([0.5, 0.5, 0.5]))
+    users = int(segment.users)
+    order = sizes.order_by(segment.total[:users], segment.recency[:users], segment.total[:users], jnp.ones(users, bool))
+    assert (np.diff(np.asarray(drawn)[:users][order]) <= 0).all()
+
+
+def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
+    config = _config("scall-random")
+    budgets = [Budget.mean_size(size) for size in (1.5, 6.0, 20.0)]
+    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+    _, record = sweep(config, stream, keys, budgets)
+    for i, (key, budget) in enumerate(zip(keys, budgets, strict=True)):
+        _, alone = scan(dataclasses.replace(config, budget=budget), stream, key)
+        together = jax.tree.map(lambda leaf, i=i: leaf[i], record)
+        _assert_same(_lines(together, len(stream)), _lines(alone, len(stream)))
+
+
+def test_one_trace_for_all_budgets_and_segments(stream):
+    traces = []
+    run = make_run(_config("scall-sac"))
+
+    def step(state, segment):
+        traces.append(1)
+        return run.step(state, segment)
+
+    compiled = jax.jit(step)
+    base = run.init(jax.random.key(0), stream)
+    for factor in (1, 2):
+        state = base._replace(totals=base.totals // factor)
+        for t in range(3):
+            state, _ = compiled(state, stream.segment(t))
+    assert len(traces) == 1
+
+
+def test_sweep_wants_a_key_for_each_budget(stream):
+    with pytest.raises(ValueError, match="1 keys and 2 budgets"):
+        sweep(_config(), stream, [jax.random.key(0)], [Budget.mean_size(1)] * 2)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("method", "on"), [("scall-sac", "previous"), ("scall-surface", "current")])
+@pytest.mark.parametrize("where", ["search", "segment"])
+def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where):
+    config, key = _config(method, {"on": on}), jax.random.key(2)
+    whole = run_segments(config, stream, key, folder=tmp_path / "whole")
+
+    def in_segment(line):
+        if line["segment"] == 1:
+            raise _KilledError
+
+    seen = []
+
+    def in_search(segment, done, ratio):
+        seen.append(segment)
+        if int(segment) == 2 and int(done) == 2:
+            raise _KilledError
+
+    callbacks = {"on_segment": in_segment} if where == "segment" else {"on_probes": in_search}
+    with pytest.raises((_KilledError, jax.errors.JaxRuntimeError)):
+        run_segments(config, stream, key, folder=tmp_path / "killed", **callbacks)
+        jax.effects_barrier()
+    resumed = run_segments(config, stream, key, folder=tmp_path / "killed")
+    assert _comparable(resumed) == _comparable(whole)
+    for file in sorted((tmp_path / "whole" / "sizes").iterdir()):
+        with np.load(file) as a, np.load(tmp_path / "killed" / "sizes" / file.name) as b:
+            assert all((a[name] == b[name]).all() for name in a.files)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"probes": 0}, {"low": 2.0}, {"concentration": 0.0}, {"start": "cold"}, {"on": "next"}, {"family": "cauchy"}],
+)
+def test_bad_search_parameters(change):
+    with pytest.raises(ValueError, match=str(next(iter(change)))):
+        SearchConfig(**change)
