@@ -2,8 +2,9 @@
 
     python -m experiments.budget_cut                       # online-retail, mean size 8, 8 then 4 then 8
 
-Writes a folder per method and budget, and the plot `cut.png` of test Recall@20 by segment with and without the cut. Cost: two
-runs per method. Expect a fall at the cut that is smaller for sized tables, and a return within a segment or two.
+Writes a folder per method and budget, and the plot `cut.png` of test Recall@20 by segment with and without the cut.
+Cost: two runs per method. Expect a fall at the cut that is smaller for sized tables, and a return within a segment or
+two.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
     python -m experiments.scall                                               # online-retail, mean size 4, 3 seeds
     python -m experiments.scall --data yelp.parquet --mean-sizes 2 4 8 16 --fit.steps 1000 --out runs/scall-yelp
 
-Takes the flags of `experiments.compare`. Below the table: paired tests of `--ours` against every other method of the same
-budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, adds as rows the power of
-`frequency` and the action of `fixed` that do best on valid, out of small grids. Cost: a searched run costs about two
-plain ones at 12 probes of 50 steps; tables and commands are in experiments/results.
+Takes the flags of `experiments.compare`. Below the table: paired tests of `--ours` against every other method of the
+same budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, adds as rows the
+powers of `frequency` and the actions of `fixed` out of small grids, and says which of them is best on valid. Cost: a
+searched run costs about two plain ones at 12 probes of 50 steps; tables and commands are in experiments/results.
 """
 
 import dataclasses
@@ -83,9 +83,8 @@ def tests(flags: Scall, rows: list[dict], folders: dict[tuple, list[Path]]) -> s
             tried = [row for row in rows if row["method"].startswith(method) and row["mean size"] == size]
             if len(tried) > 1:
                 best = max(tried, key=lambda row: float(row["valid R@20"].split()[0]))
-                lines.append(
-                    f"- best {method} on valid at mean size {size}: {best['method']}, test Recall@20 {best['Recall@20']}"
-                )
+                found = f"{best['method']}, test Recall@20 {best['Recall@20']}"
+                lines.append(f"- best {method} on valid at mean size {size}: {found}")
     return "\n".join(lines)
 
 

@@ -3,8 +3,8 @@
     python -m experiments.sweep_budgets                            # online-retail, uniform and frequency, 5 budgets
     python -m experiments.sweep_budgets --method uniform scall --mean-sizes 1 2 4 8 16 --seeds 0 1 2
 
-Writes `sweep.png` (Recall@20 by megabytes, the full-size model as a line) and `sweep.json`. `--separate` also makes the runs
-one by one and prints the ratio of the times. The default takes 10 minutes on two CPU cores.
+Writes `sweep.png` (Recall@20 by megabytes, the full-size model as a line) and `sweep.json`. `--separate` also makes the
+runs one by one and prints the ratio of the times. The default takes 10 minutes on two CPU cores.
 """
 
 import dataclasses

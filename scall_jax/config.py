@@ -77,9 +77,9 @@ class SearchConfig:
     """Probes of a round, made together."""
     probe_steps: int = 50
     """Training steps of a probe (200 as published)."""
-    start: str = "fresh"
+    start: str = "warm"
     """Probes start from `fresh` parameters (published) or `warm` ones, resized."""
-    on: str = "previous"
+    on: str = "current"
     """Probe on the `previous` segment's data (published) or on the train and valid parts of the `current` one."""
     reference: str = "uniform"
     """Rewards relative to a probe with `uniform` sizes or to the first evaluation of the `last_fit` (published)."""
@@ -126,6 +126,8 @@ class SearchConfig:
         return cls(
             probes=50,
             probe_steps=200,
+            start="fresh",
+            on="previous",
             reference="last_fit",
             common=False,
             map="linear",

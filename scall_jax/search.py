@@ -18,6 +18,7 @@ from scall_jax.recommenders.fit import make_fit
 from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, table_of
 from scall_jax.streams import Segment
 
+_MOST_RATIO = 4.0
 _KEY = 0x5EA7C4  # sets the search's keys apart from those of the segment's other phases
 
 
@@ -175,7 +176,7 @@ def _search(config, policy, state, segment, progress):
             made = jax.tree.map(lambda x: x[None], by_action(probe_keys[0], sample_keys[0], actions[0]))
         else:
             made = jax.vmap(by_action)(probe_keys, sample_keys, actions)
-        ratio = made.fitness / jnp.maximum(reference, 1e-9)
+        ratio = _ratio(made.fitness, reference)
         reward = 10 * (ratio - options.low) / (options.high - options.low)
         after = _with_ratio(config, made.observation, ratio)
         before = jnp.broadcast_to(carry.observation, after.shape)
@@ -216,6 +217,11 @@ def _search(config, policy, state, segment, progress):
     end = jax.lax.while_loop(goes_on, one_round, start)
     search = state.search._replace(policy=end.policy, ratio=end.ratio)
     return state._replace(search=search), end.record
+
+
+def _ratio(fitness, reference):
+    """Fitness by the reference, held within [0, 4]: early references may be next to nothing, or nothing."""
+    return jnp.where(reference > 0, jnp.clip(fitness / jnp.where(reference > 0, reference, 1.0), 0.0, _MOST_RATIO), 1.0)
 
 
 def _with_ratio(config, observations, ratio):

@@ -16,7 +16,7 @@ SEEN = jnp.linspace(-0.5, 0.5, 6)
 
 
 def _reward(action):
-    return 10 * jnp.exp(-4 * ((action - OPTIMUM) ** 2).sum(-1))
+    return 10 * jnp.exp(-4 * ((action - jnp.broadcast_to(OPTIMUM, action.shape)) ** 2).sum(-1))
 
 
 @functools.cache
@@ -45,9 +45,9 @@ def _distances(name, config, interactions=200, seeds=5, flip=False):
         ("sac", PolicyConfig(widths=(64, 64), learn_entropy=True, copy_target=False, gamma=0.5)),
         ("ddpg", PolicyConfig(widths=(64, 64))),
         ("ddpg", PolicyConfig(widths=(64, 64), noise="ou", noise_std=0.15, newer=False)),
-        ("surface", PolicyConfig()),
+        ("gp", PolicyConfig()),
     ],
-    ids=["sac", "sac-learned-entropy", "ddpg", "ddpg-ou", "surface"],
+    ids=["sac", "sac-learned-entropy", "ddpg", "ddpg-ou", "gp"],
 )
 def test_learns_the_optimum_of_a_bandit(name, config):
     distances = _distances(name, config)

@@ -46,9 +46,19 @@ def _assert_same(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("scall-sac", {"converge": True, "least_probes": 1, "settled_rounds": 1, "tolerance": 1.0}),
-        ("scall-ddpg", {"learn_concentration": True, "reference": "last_fit", "probes_at_once": 2}),
-        ("scall-surface", {"on": "current", "start": "warm", "concentration": 3.0}),
+        (
+            "scall-sac",
+            {
+                "on": "previous",
+                "start": "fresh",
+                "converge": True,
+                "least_probes": 1,
+                "settled_rounds": 1,
+                "tolerance": 1.0,
+            },
+        ),
+        ("scall-ddpg", {"on": "previous", "learn_concentration": True, "reference": "last_fit", "probes_at_once": 2}),
+        ("scall-gp", {"on": "current", "start": "warm", "concentration": 3.0}),
         ("scall-grid", {"map": "linear", "family": "lognormal", "common": False}),
     ],
 )
@@ -197,7 +207,7 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("method", "on"), [("scall-sac", "previous"), ("scall-surface", "current")])
+@pytest.mark.parametrize(("method", "on"), [("scall-sac", "previous"), ("scall-gp", "current")])
 @pytest.mark.parametrize("where", ["search", "segment"])
 def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where):
     config, key = _config(method, {"on": on}), jax.random.key(2)

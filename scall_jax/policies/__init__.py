@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from scall_jax.policies.controls import grid, random, surface
+from scall_jax.policies.controls import grid, random
+from scall_jax.policies.gp import gp
 from scall_jax.policies.observe import ObserveConfig, Side, length, observe
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
 from scall_jax.policies.sac import sac
@@ -18,7 +19,7 @@ def _ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 POLICIES: dict[str, Callable[..., Policy]] = {
     "sac": sac,
     "ddpg": _ddpg,
-    "surface": surface,
+    "gp": gp,
     "random": random,
     "grid": grid,
 }

@@ -1,4 +1,4 @@
-"""Searches without a network: random actions, a lattice, and a fitted quadratic surface.
+"""Searches without a model: random actions and a lattice.
 
 What a learned policy has to beat at the same number of probes.
 """
@@ -93,77 +93,6 @@ def grid(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             tried=state.tried + new.reward.shape[0],
             weight=state.weight.at[nearest].add(1.0),
             earned=state.earned.at[nearest].add(new.reward),
-        )
-
-    return Policy(init, begin, act, greedy, update)
-
-
-class SurfaceState(NamedTuple):
-    """Moments of a Bayesian linear regression on F features."""
-
-    precision: jax.Array  # f32[F, F], discounted sum of outer products
-    moment: jax.Array  # f32[F], discounted sum of features x rewards
-    square: jax.Array  # f32[], discounted sum of squared rewards
-    weight: jax.Array  # f32[], discounted number of probes
-
-
-def surface(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
-    """A quadratic surface through all probes, older segments discounted; actions by Thompson sampling.
-
-    Linear Thompson sampling with forgetting on the features 1, x, x x' of the action. The optimum of noisy rewards is
-    taken where the surface is highest, not where a probe was lucky.
-    """
-    del observation
-    candidates = jnp.asarray(lattice(11 if actions <= 3 else 6, actions))
-    features = 1 + actions + actions * (actions + 1) // 2
-    upper = np.triu_indices(actions)
-    # the reward's level is free, slopes and curvature are held towards 0
-    prior = jnp.diag(jnp.concatenate([jnp.full(1, 1e-3), jnp.full(features - 1, 0.1)]))
-
-    def expand(x):
-        x = 2 * x - 1
-        products = (x[..., :, None] * x[..., None, :])[..., upper[0], upper[1]]
-        return jnp.concatenate([jnp.ones((*x.shape[:-1], 1)), x, products], axis=-1)
-
-    table = expand(candidates)
-
-    def init(key):
-        del key
-        return SurfaceState(jnp.zeros((features, features)), jnp.zeros(features), jnp.float32(0), jnp.float32(0))
-
-    def begin(state):
-        return jax.tree.map(lambda x: config.discount * x, state)
-
-    def posterior(state):
-        factor = jnp.linalg.cholesky(state.precision + prior)
-        mean = jax.scipy.linalg.cho_solve((factor, True), state.moment)
-        left = state.square - mean @ state.moment
-        variance = jnp.maximum(left, 1e-2) / jnp.maximum(state.weight - 3, 1.0)
-        return mean, factor, variance
-
-    def act(state, key, seen):
-        del seen
-        mean, factor, variance = posterior(state)
-        noise_key, uniform_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, (features,))
-        drawn = mean + config.doubt * jnp.sqrt(variance) * jax.scipy.linalg.solve_triangular(factor.T, noise)
-        best = candidates[jnp.argmax(table @ drawn)]
-        first = jax.random.uniform(uniform_key, (actions,), minval=np.float32(1e-6))
-        return jnp.where(state.weight < features / 2, first, best)
-
-    def greedy(state, seen):
-        del seen
-        mean, _, _ = posterior(state)
-        return jnp.where(state.weight > 0, candidates[jnp.argmax(table @ mean)], 0.5)
-
-    def update(state, key, new: Transition):
-        del key
-        rows = expand(new.action)
-        return SurfaceState(
-            state.precision + rows.T @ rows,
-            state.moment + rows.T @ new.reward,
-            state.square + (new.reward**2).sum(),
-            state.weight + new.reward.shape[0],
         )
 
     return Policy(init, begin, act, greedy, update)

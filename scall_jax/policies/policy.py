@@ -74,18 +74,32 @@ class PolicyConfig:
     """ddpg: it does not fall below this."""
     grid: int = 4
     """grid: points on an axis."""
-    discount: float = 0.8
-    """grid, surface: weight, per segment, of what earlier segments showed."""
-    doubt: float = 4.0
-    """surface: factor on the posterior's spread when it draws an action to try."""
+    discount: float = 0.7
+    """grid, gp: weight, per segment, of what earlier segments showed."""
+    length_scale: float = 0.35
+    """gp: distance over which rewards are alike."""
+    noise_variance: float = 0.5
+    """gp: of a probe's reward, by the variance between actions."""
 
     def __post_init__(self):
-        for name in ("actor_rate", "critic_rate", "clip", "replay", "batch", "first_batch", "updates", "grid"):
+        for name in (
+            "actor_rate",
+            "critic_rate",
+            "clip",
+            "replay",
+            "batch",
+            "updates",
+            "grid",
+            "length_scale",
+            "noise_variance",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must be greater than 0")
-        for name in ("gamma", "tau", "noise_decay", "discount"):
+        for name in ("gamma", "tau", "noise_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must lie between 0 and 1")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"policy discount={self.discount}: must lie above 0 and not above 1")
         if self.noise not in ("gaussian", "ou"):
             raise ValueError(f"policy noise={self.noise!r}: choose gaussian or ou")
 
