@@ -1,8 +1,8 @@
 """Gaussian-process Thompson sampling (Chowdhury and Gopalan, ICML 2017), with forgetting from segment to segment.
 
-A search of a dozen noisy probes does better to take the optimum of what its probes agree on than the luckiest probe. The
-posterior smooths rewards over actions; those of a segment count relative to their mean, so that segments of different
-difficulty can be held together, and older segments count less.
+A search of a dozen noisy probes does better to take the optimum of what its probes agree on than the luckiest probe.
+The posterior smooths rewards over actions; those of a segment count relative to their mean, so that segments of
+different difficulty can be held together, and older segments count less.
 """
 
 from typing import NamedTuple
