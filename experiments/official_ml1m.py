@@ -2,11 +2,11 @@
 
     python -m experiments.official_ml1m --data official_ml1m_segments.parquet --seeds 0 1 2
 
-The file has columns segment, user, item, timestamp, replay (drawn from earlier segments, put in front) and test (last 20%
-of the segment), as the official code cut them. Settings as there: largest size 128, LightGCN of 3 layers, batch 2048, mean
-size 16, power law, 64 groups, 50 steps between evaluations and per probe, at most 12 probes. `published` is compared with
-the official figures (one seed, one CPU thread; model and reward selected on test); `clean` selects on the last eighth of
-the training rows and ranks all items known. Cost: about 5 minutes per seed and protocol on two cores.
+The file has columns segment, user, item, timestamp, replay (drawn from earlier segments, put in front) and test (last
+20% of the segment), as the official code cut them. Settings as there: largest size 128, LightGCN of 3 layers, batch
+2048, mean size 16, power law, 64 groups, 50 steps between evaluations and per probe, at most 12 probes. `published` is
+compared with the official figures (one seed, one CPU thread; model and reward selected on test); `clean` selects on the
+last eighth of the training rows and ranks all items known. Cost: some minutes per seed and protocol on two cores.
 """
 
 import dataclasses

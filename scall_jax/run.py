@@ -19,7 +19,7 @@ from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.state import RunState, budget_of, carry_over, item_bias, segment_keys, table_of
 from scall_jax.streams import Segment, Stream
 
-SEARCHED = {"scall": "sac"} | {f"scall-{name}": name for name in POLICIES}
+SEARCHED = {"scall": "gp"} | {f"scall-{name}": name for name in POLICIES}
 """Methods that search sizes, and their policies."""
 
 METHODS = (*ALLOCATORS, *SEARCHED, *FLOORS)
