@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -9,6 +10,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 from hypothesis import settings
+
+with warnings.catch_warnings():
+    # rlax's dependencies warn when they are imported, more so when they are compiled for the first time
+    warnings.simplefilter("ignore")
+    import scall_jax.policies.ddpg  # noqa: F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same small programs are compiled again and again: once per test session is enough

@@ -101,7 +101,7 @@ def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys
 
 def test_compare_has_one_cell_for_what_a_flag_does_not_change():
     flags = compare.Compare(method=("uniform", "full", "popularity"), mean_sizes=(1.0, 2.0), seeds=(0, 1))
-    names = [name for name, _ in compare.cells(flags)]
+    names = [tuple(shown.values()) for shown, _ in compare.cells(flags)]
     assert {name: names.count(name) for name in names} == {
         ("uniform", "none", "1"): 2,
         ("uniform", "none", "2"): 2,
