@@ -18,7 +18,7 @@ def stream():
 
 
 def _comparable(lines):
-    left_out = {*records.VOLATILE, "table_bytes"}
+    left_out = {*records.VOLATILE, "table_bytes", "policy_bytes"}
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
 
 

@@ -46,20 +46,8 @@ def _assert_same(ours, theirs, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        (
-            "scall-sac",
-            {
-                "on": "previous",
-                "start": "fresh",
-                "converge": True,
-                "least_probes": 1,
-                "settled_rounds": 1,
-                "tolerance": 1.0,
-            },
-        ),
         ("scall-ddpg", {"on": "previous", "learn_concentration": True, "reference": "last_fit", "probes_at_once": 2}),
         ("scall-gp", {"on": "current", "start": "warm", "concentration": 3.0}),
-        ("scall-grid", {"map": "linear", "family": "lognormal", "common": False}),
     ],
 )
 def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
@@ -69,10 +57,10 @@ def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
     _assert_same(_comparable(lines), _lines(record, len(stream)))
     searched = [line["probes"] for line in lines if line.get("probes")]
     assert len(searched) == len(stream) - 1
-    assert set(searched) == {2 if options.get("converge") else 4 if options.get("probes_at_once") == 2 else 3}
+    assert set(searched) == {4 if options.get("probes_at_once") == 2 else 3}
 
 
-@pytest.mark.parametrize("budget", [Budget.mean_size(0.4), Budget.mean_size(1.3), Budget.mean_size(39.9)])
+@pytest.mark.parametrize("budget", [Budget.mean_size(0.4), Budget.mean_size(1.3)])
 @pytest.mark.parametrize("options", [{}, {"concentration": 0.5, "probes_at_once": 3}])
 def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
     lines = run_segments(_config("scall-random", options, budget=budget), stream, jax.random.key(0))
@@ -213,8 +201,9 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("method", "on"), [("scall-sac", "previous"), ("scall-gp", "current")])
-@pytest.mark.parametrize("where", ["search", "segment"])
+@pytest.mark.parametrize(
+    ("method", "on", "where"), [("scall-sac", "previous", "search"), ("scall-gp", "current", "segment")]
+)
 def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where):
     config, key = _config(method, {"on": on}), jax.random.key(2)
     whole = run_segments(config, stream, key, folder=tmp_path / "whole")
