@@ -51,6 +51,7 @@ _CAPACITIES = (1, 7, 64, 1000, 10**5)
 )
 @example(kind="zipf", n=10**5, total=2**31 - 1, bounds=(1, 4096), seed=0)
 @example(kind="extreme", n=10**5, total=10**5, bounds=(1, 256), seed=1)
+@example(kind="extreme", n=3, total=4, bounds=(3, 4), seed=2)
 @example(kind="one", n=1, total=0, bounds=(1, 256), seed=1)
 def test_allocate_exact_sum_bounds_and_order(kind, n, total, bounds, seed):
     capacity = next(c for c in _CAPACITIES if c >= n)

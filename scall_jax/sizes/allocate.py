@@ -75,25 +75,25 @@ def check_arguments(shares, total, minimum, maximum, live) -> None:
 
 def _allocate(shares, total, live, minimum, maximum):
     alive = jnp.arange(shares.shape[0], dtype=jnp.int32) < live
-    relative = _relative(shares, alive)
+    shares = jnp.where(alive, shares, 0.0)
+    relative = _relative(shares)
     # uint32 holds n x maximum even where it exceeds int32
     target = jnp.minimum(total.astype(jnp.uint32), live.astype(jnp.uint32) * np.uint32(maximum))
     fits = target >= live.astype(jnp.uint32) * np.uint32(minimum)
     return jax.lax.cond(
         fits,
-        lambda: _webster(relative, alive, target, minimum, maximum),
-        lambda: _minimum_only(relative, alive, target, minimum),
+        lambda: _webster(shares, relative, alive, target, minimum, maximum),
+        lambda: _minimum_only(shares, alive, target, minimum),
     )
 
 
-def _relative(shares, alive):
-    shares = jnp.where(alive, shares, 0.0)
+def _relative(shares):
     largest = shares.max()
     relative = jnp.where(largest > 0, shares / jnp.where(largest > 0, largest, 1.0), 1.0)
     return jnp.maximum(relative, np.float32(_FLOOR))
 
 
-def _webster(relative, alive, target, minimum, maximum):
+def _webster(shares, relative, alive, target, minimum, maximum):
     def sizes_at(bits):
         multiplier = jax.lax.bitcast_convert_type(bits, jnp.float32)
         size = jnp.clip(jnp.floor(multiplier * relative + 0.5), minimum, maximum).astype(jnp.int32)
@@ -110,22 +110,23 @@ def _webster(relative, alive, target, minimum, maximum):
     sizes = sizes_at(bits)
     grows = sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER)) > sizes
     left = (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
-    return sizes + _largest(relative, grows, left).astype(jnp.int32)
+    # by the shares themselves: relative ones are equal from the floor down
+    return sizes + _largest(shares, grows, left).astype(jnp.int32)
 
 
-def _minimum_only(relative, alive, target, minimum):
+def _minimum_only(shares, alive, target, minimum):
     minimum = max(minimum, 1)
     full = (target // np.uint32(minimum)).astype(jnp.int32)
     rest = (target % np.uint32(minimum)).astype(jnp.int32)
-    served = _largest(relative, alive, full)
-    with_next = _largest(relative, alive, full + 1)
+    served = _largest(shares, alive, full)
+    with_next = _largest(shares, alive, full + 1)
     return jnp.where(served, minimum, jnp.where(with_next, rest, 0)).astype(jnp.int32)
 
 
 def _largest(values, eligible, count):
     """Mask of the `count` largest eligible values, ties to lower indices, without sorting.
 
-    The threshold is found by bisection over the bit patterns of the (positive) values, which order as they do.
+    The threshold is found by bisection over the bit patterns of the (non-negative) values, which order as they do.
     """
     bits = jnp.where(eligible, jax.lax.bitcast_convert_type(values, jnp.int32), -1)
 
@@ -149,19 +150,20 @@ def allocate_host(shares, total: int, minimum: int, maximum: int, live=None) -> 
     sizes = np.zeros(len(shares), np.int64)
     if live == 0:
         return sizes
-    relative = shares[:live] / shares[:live].max() if shares[:live].max() > 0 else np.ones(live)
+    shares = shares[:live]
+    relative = shares / shares.max() if shares.max() > 0 else np.ones(live)
     relative = np.maximum(relative, _FLOOR)
     total = min(total, live * maximum)
     if total < live * minimum:
-        order = np.argsort(-relative, kind="stable")
+        order = np.argsort(-shares, kind="stable")
         sizes[order[: total // minimum]] = minimum
         sizes[order[total // minimum]] = total % minimum
         return sizes
-    sizes[:live] = _webster_host(relative, total, minimum, maximum)
+    sizes[:live] = _webster_host(shares, relative, total, minimum, maximum)
     return sizes
 
 
-def _webster_host(relative, total, minimum, maximum):
+def _webster_host(shares, relative, total, minimum, maximum):
     def sizes_at(bits):
         with np.errstate(over="ignore"):
             real = np.floor(np.int64(bits).view(np.float64) * relative + 0.5)
@@ -178,5 +180,5 @@ def _webster_host(relative, total, minimum, maximum):
     sizes = sizes_at(low)
     grows = np.flatnonzero(sizes_at(min(low + 1, top)) > sizes)
     left = total - sizes.sum()
-    sizes[grows[np.argsort(-relative[grows], kind="stable")[:left]]] += 1
+    sizes[grows[np.argsort(-shares[grows], kind="stable")[:left]]] += 1
     return sizes
