@@ -1,6 +1,8 @@
 """Strict settings for all tests: they hold before jax is first used."""
 
+import atexit
 import os
+import shutil
 import tempfile
 import warnings
 
@@ -17,9 +19,12 @@ with warnings.catch_warnings():
     import scall_jax.policies.ddpg  # noqa: F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# the same small programs are compiled again and again: once per test session is enough
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# the same small programs are compiled again and again: once per test session is enough, in all its processes
+_CACHE = "SCALL_JAX_TEST_CACHE"
+if _CACHE not in os.environ:
+    os.environ[_CACHE] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)

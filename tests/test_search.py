@@ -47,7 +47,7 @@ def _assert_same(ours, theirs, tolerance=1e-5):
     ("method", "options"),
     [
         ("scall-ddpg", {"on": "previous", "learn_concentration": True, "reference": "last_fit", "probes_at_once": 2}),
-        ("scall-gp", {"on": "current", "start": "warm", "concentration": 3.0}),
+        ("scall-gp", {"on": "current", "start": "warm"}),
     ],
 )
 def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
@@ -60,8 +60,10 @@ def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
     assert set(searched) == {4 if options.get("probes_at_once") == 2 else 3}
 
 
-@pytest.mark.parametrize("budget", [Budget.mean_size(0.4), Budget.mean_size(1.3)])
-@pytest.mark.parametrize("options", [{}, {"concentration": 0.5, "probes_at_once": 3}])
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [(Budget.mean_size(0.4), {"concentration": 0.5, "probes_at_once": 3}), (Budget.mean_size(1.3), {})],
+)
 def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
     lines = run_segments(_config("scall-random", options, budget=budget), stream, jax.random.key(0))
     for line in lines:
@@ -80,10 +82,11 @@ def test_a_missed_budget_stops_the_run(stream):
 
 
 def test_search_reads_nothing_from_test(stream):
+    step = jax.jit(make_run(_config()).step)
     for on in ("previous", "current"):
         run = make_run(_config("scall-random", {"on": on}))
         segment = jax.tree.map(jnp.asarray, stream.segment(1))
-        state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(0)))
+        state, _ = step(run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(0)))
         emptied = segment._replace(test=jax.tree.map(jnp.zeros_like, segment.test))
         searched = jax.jit(run.search)
         a, b = (searched(state, s)[1] for s in (segment, emptied))
@@ -166,8 +169,8 @@ def test_drawn_sizes_follow_frequency_too(stream):
 
 def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
     config = _config("scall-random")
-    budgets = [Budget.mean_size(size) for size in (1.5, 6.0, 20.0)]
-    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+    budgets = [Budget.mean_size(size) for size in (1.5, 20.0)]
+    keys = [jax.random.key(seed) for seed in (0, 1)]
     _, record = sweep(config, stream, keys, budgets)
     for i, (key, budget) in enumerate(zip(keys, budgets, strict=True)):
         _, alone = scan(dataclasses.replace(config, budget=budget), stream, key)
