@@ -90,7 +90,8 @@ class Setting:
         self.state = self.run.init(jax.random.key(0), stream)
         self.segment = jax.device_put(stream.segment(len(stream) - 1))
         capacity = stream.capacity
-        self.table = tables.TABLES[table](len(self.state.params), capacity.users, capacity.items, maximum)
+        self.storage = tables.STORAGES[table].build(self.state.held.units, capacity.users, capacity.items, maximum)
+        self.table = self.storage.blocks
         self.prepared = jax.jit(self.run.prepare)(self.state, self.segment)
         self.layout = self.table.layout(self.prepared.sizes)
         self.nonzeros = int(self.segment.graph.indptr[-1])
@@ -101,7 +102,7 @@ class Setting:
     def fit_work(self, steps: int) -> Work:
         """`steps` training steps and no evaluation."""
         fit = FitConfig(steps=steps, eval_every=steps, valid_users=1)
-        function = make_fit(self.table, fit)
+        function = make_fit(self.storage, fit)
         product = self.nonzeros * (8 + 4) + 2 * 4 * self.nodes * self.columns
         flops = 2 * self.nonzeros * self.columns
         pool = len(self.state.params)
@@ -144,7 +145,7 @@ def evaluation(flags, data):
 
     def rank(params, segment):
         return ranked(
-            setting.table, FitConfig(), params, setting.layout, segment, segment.test, setting.prepared.item_bias
+            setting.storage, FitConfig(), params, setting.layout, segment, segment.test, setting.prepared.item_bias
         )
 
     width = setting.columns
@@ -217,9 +218,9 @@ def probes(flags, data, at_once):
     at_once = int(at_once)
     search = SearchConfig(probes=4, probes_at_once=at_once, probe_steps=20)
     config = dataclasses.replace(setting.config, method="scall-random", search=search)
-    made = make_search(config, "random")
-    state = setting.state._replace(search=made.init(jax.random.key(0), setting.table.width))
-    return _jitted(made.run, state, setting.segment, per_call=4)
+    made = make_search("random", config)
+    state = setting.state._replace(chooser=made.init(jax.random.key(0), setting.storage))
+    return _jitted(made.search, state, setting.segment, per_call=4)
 
 
 def policy(flags, name):

@@ -118,6 +118,8 @@ class Main:
     policy, carry and bias."""
     table: str = "packed"
     """packed or masked storage."""
+    charge: str = "parameters"
+    """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str | None = None
     """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
     streams, where valid prefers it, else none."""
@@ -213,6 +215,7 @@ def make_config(flags: Main, method: str) -> Config:
         policy=flags.policy,
         observe=flags.observe,
         table=flags.table,
+        charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),
         candidates="segment" if flags.cut.published else "all",
     )

@@ -1,4 +1,4 @@
-"""Checkpoints after each segment: the pool that the budget pays for, one size per entity, and the key."""
+"""Checkpoints after each segment: what the storage exports, what the chooser remembers, and the key."""
 
 import os
 import re
@@ -11,8 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from scall_jax.state import RunState
+from scall_jax.tables import Storage
 
-FORMAT = 2
+FORMAT = 3
 _PENDING = ".pending"
 _TABLE, _POLICY = "table", "policy"
 _NAME = re.compile(r"segment-(\d+)")
@@ -23,33 +24,28 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
-def save(folder: Path, segment: int, state: RunState, users: int) -> Path:
-    """Write the state after `segment` to a pending place; `publish` makes it count. `users` is the users' capacity."""
-    sizes, known = np.asarray(state.sizes), np.asarray(state.known)
-    stored = np.concatenate([sizes[: known[0]], sizes[users : users + known[1]], sizes[-2:]])
-    params = np.asarray(state.params)
-    tree = {
-        "format": np.int32(FORMAT),
-        "key": np.asarray(jax.random.key_data(state.key)),
-        "known": known,
-        # a packed pool is stored as far as it is in use; a masked table has rows and is stored whole
-        "params": params[: sizes.sum()] if params.ndim == 1 else params,
-        "sizes": stored.astype(np.min_scalar_type(max(1, int(stored.max(initial=0))))),
-    }
-    if not params.size:
-        del tree["params"]  # a method without parameters; arrays of size 0 cannot be stored
+def save(folder: Path, segment: int, state: RunState, storage: Storage | None) -> Path:
+    """Write the state after `segment` to a pending place; `publish` makes it count.
+
+    `storage` is None for a method without embeddings.
+    """
+    known = np.asarray(state.known)
+    tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
+    exported = storage.export(state.params, state.plan, tuple(known.tolist())) if storage else {}
+    # arrays of size 0 cannot be stored
+    tree |= {name: array for name, array in exported.items() if array.size}
     with _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
-        leaves = _leaves(state.search)
+        leaves = _leaves(state.chooser)
         if leaves:
             checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
     return path
 
 
 def _leaves(tree) -> dict[str, np.ndarray]:
-    """Leaves of the search's state by number; arrays of size 0 cannot be stored."""
+    """Leaves of what a chooser remembers by number; arrays of size 0 cannot be stored."""
     return {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
 
 
@@ -83,7 +79,7 @@ def finished(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def restore(folder: Path, segment: int, template: RunState, users: int) -> RunState:
+def restore(folder: Path, segment: int, template: RunState, storage: Storage | None) -> RunState:
     """The state after `segment`, in the shapes of `template` (from `Run.init` on the same stream).
 
     Raises:
@@ -92,25 +88,25 @@ def restore(folder: Path, segment: int, template: RunState, users: int) -> RunSt
     path = folder.absolute() / f"segment-{segment:04d}"
     with _checkpointer() as checkpointer:
         tree = checkpointer.restore(path / _TABLE)
-        searched = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
+        remembered = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
     if int(tree["format"]) != FORMAT:
         raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
-    known, stored, params = (np.asarray(tree.get(name, ())) for name in ("known", "sizes", "params"))
-    sizes = np.zeros(template.sizes.shape, np.int32)
-    if len(stored) != known.sum() + 2 or known[0] > users or len(params) > template.params.shape[0]:
-        raise ValueError(f"{path}: does not fit this stream and budget")
-    sizes[: known[0]] = stored[: known[0]]
-    sizes[users : users + known[1]] = stored[known[0] : -2]
-    sizes[-2:] = stored[-2:]
-    full = np.zeros(template.params.shape, np.float32)
-    full[: len(params)] = params
+    known = np.asarray(tree["known"])
+    params, plan = template.params, template.plan
+    if storage is not None:
+        exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
+        try:
+            params, plan = storage.restore(exported, tuple(known.tolist()))
+        except ValueError as error:
+            raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
     return RunState(
         key=jax.random.wrap_key_data(jnp.asarray(tree["key"])),
-        params=jnp.asarray(full),
-        sizes=jnp.asarray(sizes),
+        params=params,
+        plan=plan,
         known=jnp.asarray(known),
         totals=template.totals,
-        search=_from_leaves(path, template.search, searched),
+        chooser=_from_leaves(path, template.chooser, remembered),
+        held=template.held,
     )
 
 

@@ -6,6 +6,7 @@ from scall_jax.budgets import Budget
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
+from scall_jax.tables import STORAGES
 
 
 def _choose(name, value, choices):
@@ -160,7 +161,10 @@ class Config:
     observe: ObserveConfig = ObserveConfig()
     """`scall`: what the policy sees."""
     table: str = "packed"
-    """Storage: `packed` holds the budget and no more, `masked` is the full-width reference."""
+    """Storage of methods that choose sizes: `packed` holds the budget and no more, `masked` is the full-width
+    reference."""
+    charge: str = "parameters"
+    """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str = "none"
     """`decayed` adds to every item's score the log of its decayed count, half-life chosen on valid."""
     candidates: str = "all"
@@ -169,4 +173,5 @@ class Config:
     def __post_init__(self):
         _choose("bias", self.bias, ("none", "decayed"))
         _choose("candidates", self.candidates, ("all", "segment"))
-        _choose("table", self.table, ("packed", "masked"))
+        _choose("table", self.table, STORAGES)
+        _choose("charge", self.charge, ("parameters", "all"))

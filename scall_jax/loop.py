@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import checkpoint, records
+from scall_jax import checkpoint, records, tables
 from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
+from scall_jax.methods import method_of
 from scall_jax.run import Record, Run, make_run
 from scall_jax.state import RunState
 from scall_jax.streams import Segment, Stream
@@ -58,8 +59,9 @@ def sweep(
         make_run(dataclasses.replace(config, budget=budget)).init(key, stream)
         for key, budget in zip(keys, budgets, strict=True)
     ]
-    largest = max((state.params for state in states), key=lambda params: params.shape[0])
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state._replace(params=largest) for state in states))
+    largest = max(states, key=lambda state: state.held.units)
+    states = [state._replace(params=largest.params, held=largest.held) for state in states]
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     states, record = jax.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None)))(states, stream.stack())
     records.check(record)
     return states, record
@@ -122,8 +124,9 @@ def run_segments(
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         state, line, record = _one_segment(run, phases, state, segment)
+        line |= _account(config, stream, state, line)
         if folder is not None:
-            _store(folder, state, line, record, segment)
+            _store(folder, config, state, line, record, segment)
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
@@ -144,7 +147,9 @@ def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     line = records.as_dict(record) | {
         "table_bytes": nbytes(state.params),
         "disk_bytes": None,
-        "policy_bytes": nbytes(state.search),
+        # parameters, their best so far, two moments and the gradient
+        "bytes_training": 5 * nbytes(prepared.params),
+        "policy_bytes": nbytes(state.chooser),
         "seconds_fit": seconds_fit,
         "seconds_evaluate": seconds_evaluate,
         "seconds_search": seconds_search,
@@ -155,16 +160,43 @@ def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     return state, line, record
 
 
+def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dict:
+    """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
+    capacity, t = stream.capacity, line["segment"]
+    storage = _storage(config, state, capacity.users, capacity.items)
+    known = tuple(np.asarray(state.known).tolist())
+    exported = storage.export(state.params, state.plan, known) if storage else {}
+    charges = tables.charged(exported)
+    full = config.method == "full"
+    allowed = sum(known) * config.sizes.maximum if full else config.budget.parameters(t, sum(known))
+    return {
+        "budget_bytes": 4 * allowed if storage else 0,
+        **{f"bytes_{name}": value for name, value in charges.items()},
+        "bytes_at_rest": sum(charges.values()),
+        "bytes_replay": 8 * len(stream.replay[t]),
+    }
+
+
+def _storage(config: Config, state: RunState, users: int, items: int) -> tables.Storage | None:
+    """Of a run's state; None for a method without embeddings."""
+    method = method_of(config.method)
+    if method is None:
+        return None
+    kind = tables.STORAGES[method.storage or config.table]
+    return kind.build(state.held.units, users, items, config.sizes.maximum)
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _store(folder: Path, state: RunState, line: dict, record: Record, segment: Segment) -> None:
-    users, _ = sides(segment)
+def _store(folder: Path, config: Config, state: RunState, line: dict, record: Record, segment: Segment) -> None:
+    users, items = sides(segment)
     known = np.asarray(state.known)
-    sizes = np.asarray(state.sizes)
+    storage = _storage(config, state, users, items)
+    sizes = np.asarray(storage.sizes(state.plan)) if storage else np.zeros(users + items + 2, np.int32)
     (folder / "sizes").mkdir(exist_ok=True)
     np.savez_compressed(
         folder / "sizes" / f"segment-{line['segment']:04d}.npz",
@@ -183,7 +215,7 @@ def _store(folder: Path, state: RunState, line: dict, record: Record, segment: S
         metrics=np.asarray(record.test.by_user)[:count],
     )
     # the checkpoint counts last: whatever it says is finished has its line and its sizes
-    path = checkpoint.save(folder / "checkpoints", line["segment"], state, users)
+    path = checkpoint.save(folder / "checkpoints", line["segment"], state, storage)
     line["disk_bytes"] = checkpoint.table_bytes(path)
     line["policy_disk_bytes"] = checkpoint.policy_bytes(path)
     records.append_line(folder / "metrics.jsonl", line)
@@ -215,7 +247,8 @@ def _open_folder(folder, config, stream, key, state):
     lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if done:
-        state = checkpoint.restore(folder / "checkpoints", done[-1], state, stream.capacity.users)
+        storage = _storage(config, state, stream.capacity.users, stream.capacity.items)
+        state = checkpoint.restore(folder / "checkpoints", done[-1], state, storage)
     return state, lines
 
 

@@ -24,6 +24,19 @@ VOLATILE = (
 """Keys that differ from one execution of the same run to the next, disk bytes by a few bytes of bookkeeping."""
 
 
+ACCOUNT = (
+    "table_bytes",
+    "policy_bytes",
+    "budget_bytes",
+    "bytes_parameters",
+    "bytes_codes",
+    "bytes_metadata",
+    "bytes_at_rest",
+    "bytes_replay",
+    "bytes_training",
+)
+"""Keys that only the host loop knows: bytes of arrays."""
+
 LEAST_USERS = 20
 """Test users that a segment must have to count in a mean over segments."""
 

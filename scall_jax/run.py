@@ -1,5 +1,6 @@
 """One step per segment: sizes, resized table, fit, evaluation; for a host loop or a scan over stacked segments."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,21 +9,17 @@ import jax.numpy as jnp
 
 from scall_jax import tables
 from scall_jax.actions import action_length
-from scall_jax.allocators import ALLOCATORS, alive
+from scall_jax.allocators import alive
+from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
-from scall_jax.policies import POLICIES
+from scall_jax.methods import method_of
 from scall_jax.recommenders.fit import Fitted, make_fit, ranked
-from scall_jax.recommenders.popularity import FLOORS, chosen_row, ranked_by
-from scall_jax.search import SearchRecord, make_search, no_search
+from scall_jax.recommenders.popularity import chosen_row, ranked_by
+from scall_jax.search import SearchRecord, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
-from scall_jax.state import RunState, budget_of, carry_over, item_bias, segment_keys, table_of
+from scall_jax.state import Held, RunState, carry_over, item_bias, segment_keys, storage_of
 from scall_jax.streams import Segment, Stream
-
-SEARCHED = {"scall": "gp"} | {f"scall-{name}": name for name in POLICIES}
-"""Methods that search sizes, and their policies."""
-
-METHODS = (*ALLOCATORS, *SEARCHED, *FLOORS)
 
 
 class Record(NamedTuple):
@@ -35,8 +32,8 @@ class Record(NamedTuple):
     new_items: jax.Array  # i32[]
     interactions: jax.Array  # i32[]
     dropped: jax.Array  # i32[2]
-    budget: jax.Array  # i32[], parameters allowed
-    allocated: jax.Array  # i32[], parameters given out, shared vectors included
+    budget: jax.Array  # i32[], units of the storage allowed; packed: parameters
+    allocated: jax.Array  # i32[], units given out, shared vectors included
     without: jax.Array  # i32[], entities without parameters of their own
     largest: jax.Array  # i32[], largest size
     steps: jax.Array  # i32[], training steps
@@ -53,8 +50,9 @@ class Record(NamedTuple):
 class Prepared(NamedTuple):
     """A segment ready to be trained on."""
 
-    params: Any
-    sizes: jax.Array  # i32[N + 2]
+    params: Any  # of the storage, in training
+    plan: Any  # of the storage
+    sizes: jax.Array  # i32[N + 2], coordinates of the nodes' own vectors and of the two shared ones
     item_bias: jax.Array  # f32[V]
     popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
     action: jax.Array  # f32[A] that the sizes come from, 0 without one
@@ -89,14 +87,15 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
     Raises:
       ValueError: unknown method.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
-    floor, policy = config.method in FLOORS, SEARCHED.get(config.method)
-    search = make_search(config, policy, on_probes) if policy else None
-    prepare = _prepare_floor(config) if floor else _prepare(config, search)
+    method = method_of(config.method)
+    floor = method is None
+    if not floor and method.storage is not None:
+        config = dataclasses.replace(config, table=method.storage)
+    chooser = None if floor else method.chooser(config, on_probes)
+    prepare = _prepare_floor(config) if floor else _prepare(config, chooser)
     fit = _no_fit if floor else _fit(config, progress)
-    evaluate = _evaluate(config, floor)
-    when = None if search is None else "before" if config.search.on == "current" else "after"
+    evaluate = _evaluate(config, chooser)
+    search, when = (None, None) if floor else (chooser.search, chooser.when)
 
     def step(state, segment):
         found = no_search(config)
@@ -112,21 +111,24 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
         # nothing to size by it: the first segment is uniform, and after the last one there is none
         last = state.totals.shape[0] - 1
         useful = segment.index > 0 if when == "before" else segment.index < last
-        return jax.lax.cond(useful, lambda: search.run(state, segment), lambda: (state, no_search(config)))
+        return jax.lax.cond(useful, lambda: search(state, segment), lambda: (state, no_search(config)))
 
-    return Run(_init(config, floor, search), prepare, fit, evaluate, run_search if search else None, when, step)
+    return Run(_init(config, chooser), prepare, fit, evaluate, run_search if search else None, when, step)
 
 
 def budget_totals(config: Config, stream: Stream) -> list[int]:
-    """Parameters allowed at each segment, by the entities known at its cut.
+    """Units of the storage allowed at each segment, by the entities known at its cut.
 
     Raises:
-      ValueError: more than 2^31 - 1, or less than one parameter.
+      ValueError: more than 2^31 - 1, or less than one.
     """
     totals = []
     for t, bounds in enumerate(stream.bounds):
-        entities = sum(stream.known(bounds.train))
-        total = entities * config.sizes.maximum if config.method == "full" else config.budget.parameters(t, entities)
+        entities = stream.known(bounds.train)
+        nbytes = 4 * config.budget.parameters(t, sum(entities))
+        total = tables.STORAGES[config.table].units(nbytes, entities, config.sizes.maximum, config.charge == "all")
+        if config.method == "full":
+            total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
                 f"budget ({config.budget}) of {total} parameters at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
@@ -135,37 +137,29 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     return totals
 
 
-def _init(config, floor, search):
+def _init(config, chooser: Chooser | None):
     def init(key: jax.Array, stream: Stream) -> RunState:
-        sizes, known = jnp.zeros(stream.capacity.nodes + 2, jnp.int32), jnp.zeros(2, jnp.int32)
-        if floor:
-            return RunState(key, jnp.zeros(0), sizes, known, jnp.zeros(len(stream), jnp.int32))
+        known = jnp.zeros(2, jnp.int32)
+        if chooser is None:
+            return RunState(key, jnp.zeros(0), (), known, jnp.zeros(len(stream), jnp.int32))
         totals = budget_totals(config, stream)
-        entities = [sum(stream.known(b.train)) for b in stream.bounds]
-        held = max(min(p, n * config.sizes.maximum) for p, n in zip(totals, entities, strict=True))
-        table = tables.TABLES[config.table](held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
-        searched = search.init(key, table.width) if search else ()
-        return RunState(key, table.zeros(), sizes, known, jnp.array(totals, jnp.int32), searched)
+        kind = tables.STORAGES[config.table]
+        held = kind.held(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
+        storage = kind.build(held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
+        remembered = chooser.init(key, storage)
+        totals = jnp.array(totals, jnp.int32)
+        return RunState(key, storage.empty(), storage.plan(), known, totals, remembered, Held(held))
 
     return init
 
 
-def _prepare(config, search):
-    if search is None:
-        allocator = ALLOCATORS[config.method](config)
-
-    def choose(state, segment, key, total):
-        if search is None:
-            return allocator(key, segment, total), jnp.zeros(action_length(config.search))
-        return search.choose(state, segment, key, total)
-
+def _prepare(config, chooser):
     def prepare(state: RunState, segment: Segment) -> Prepared:
-        size_key, table_key, _ = segment_keys(state, segment)
-        total, shared = budget_of(config, state, segment)
-        own, action = choose(state, segment, size_key, total)
-        sizes = jnp.concatenate([own, shared])
-        params = carry_over(config, state, segment, sizes, table_key)
-        return Prepared(params, sizes, *item_bias(config, segment), action)
+        plan_key, storage_key, _ = segment_keys(state, segment)
+        plan, action = chooser.choose(state, segment, plan_key)
+        params = carry_over(config, state, segment, plan, storage_key)
+        sizes = storage_of(config, state, segment).sizes(plan)
+        return Prepared(params, plan, sizes, *item_bias(config, segment), action)
 
     return prepare
 
@@ -173,19 +167,18 @@ def _prepare(config, search):
 def _prepare_floor(config):
     def prepare(state: RunState, segment: Segment) -> Prepared:
         row = chosen_row(config.method, segment, config.fit.valid_users, candidates=config.candidates)
-        return Prepared(
-            state.params, state.sizes, segment.popularity[row], row, jnp.zeros(action_length(config.search))
-        )
+        none = jnp.zeros(segment.frequency.shape[0] + 2, jnp.int32), jnp.zeros(action_length(config.search))
+        return Prepared(state.params, state.plan, none[0], segment.popularity[row], row, none[1])
 
     return prepare
 
 
 def _fit(config, progress):
     def fit(state: RunState, segment: Segment, prepared: Prepared) -> Fitted:
-        table = table_of(config, state, segment)
-        run_fit = make_fit(table, config.fit, progress, config.candidates)
+        storage = storage_of(config, state, segment)
+        run_fit = make_fit(storage, config.fit, progress, config.candidates)
         _, _, key = segment_keys(state, segment)
-        return run_fit(key, prepared.params, table.layout(prepared.sizes), segment, prepared.item_bias)
+        return run_fit(key, prepared.params, storage.layout(prepared.plan), segment, prepared.item_bias)
 
     return fit
 
@@ -196,17 +189,26 @@ def _no_fit(state, segment, prepared):
     return Fitted(prepared.params, zero, zero, none, none, none, jnp.int32(-1))
 
 
-def _evaluate(config, floor):
-    def metrics(state, segment, prepared, fitted, relevant):
+def _evaluate(config, chooser):
+    def parts_of(state, segment, prepared, fitted):
+        """What is stored, metrics on valid and test by it, and the units that the plan spends."""
         options = {"users_before": segment.users_before, "candidates": config.candidates}
-        if floor:
-            return ranked_by(prepared.item_bias, segment, relevant, **options)
-        table = table_of(config, state, segment)
-        layout = table.layout(prepared.sizes)
-        return ranked(table, config.fit, fitted.params, layout, segment, relevant, prepared.item_bias, **options)
+        held_out = (segment.valid, segment.test)
+        if chooser is None:
+            found = (ranked_by(prepared.item_bias, segment, part, **options) for part in held_out)
+            return fitted.params, *found, jnp.int32(0)
+        storage = storage_of(config, state, segment)
+        layout = storage.layout(prepared.plan)
+        stored = storage.store(fitted.params, layout)
+        params = storage.load(stored, layout)
+        found = (
+            ranked(storage, config.fit, params, layout, segment, part, prepared.item_bias, **options)
+            for part in held_out
+        )
+        return stored, *found, storage.allocated(prepared.plan)
 
     def evaluate(state, segment, prepared, fitted):
-        valid, test = (metrics(state, segment, prepared, fitted, part) for part in (segment.valid, segment.test))
+        stored, valid, test, allocated = parts_of(state, segment, prepared, fitted)
         exists = alive(segment)
         record = Record(
             segment=segment.index,
@@ -217,7 +219,7 @@ def _evaluate(config, floor):
             interactions=segment.interactions,
             dropped=segment.dropped,
             budget=state.totals[segment.index],
-            allocated=prepared.sizes.sum(),
+            allocated=allocated,
             without=(exists & (prepared.sizes[:-2] == 0)).sum(),
             largest=prepared.sizes.max(),
             steps=fitted.steps,
@@ -231,9 +233,9 @@ def _evaluate(config, floor):
             test=test,
         )
         known = jnp.stack([segment.users, segment.items])
-        state = state._replace(params=fitted.params, sizes=prepared.sizes, known=known)
-        if state.search:
-            state = state._replace(search=state.search._replace(reference=fitted.first_fitness))
+        state = state._replace(params=stored, plan=prepared.plan, known=known)
+        if chooser is not None and chooser.learn is not None:
+            state = chooser.learn(state, segment, prepared, fitted, valid)
         return state, record
 
     return evaluate

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from scall_jax import policies, tables
 from scall_jax.actions import action_length, sizes_by_action
 from scall_jax.allocators import ALLOCATORS, alive, sides
+from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.recommenders.fit import make_fit
-from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, table_of
+from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, storage_of
 from scall_jax.streams import Segment
 
 _MOST_RATIO = 4.0
@@ -42,22 +43,16 @@ class SearchRecord(NamedTuple):
     reference: jax.Array  # f32[], fitness that rewards are relative to
 
 
-class Search(NamedTuple):
-    """Pure functions of a search."""
+class Probe(NamedTuple):
+    """What a probe finds."""
 
-    init: Callable[[jax.Array, int], SearchState]  # key, table's width
-    choose: Callable[..., tuple[jax.Array, jax.Array]]  # state, segment, key, total -> own sizes, action
-    run: Callable[[RunState, Segment], tuple[RunState, SearchRecord]]
-
-
-class _Probe(NamedTuple):
-    fitness: jax.Array
-    allocated: jax.Array
-    observation: jax.Array
+    fitness: jax.Array  # f32[], mean of Recall@20 and NDCG@20 on valid
+    allocated: jax.Array  # i32[], parameters given out
+    observation: jax.Array  # f32[O], after it
 
 
-def make_search(config: Config, name: str, progress: Callable | None = None) -> Search:
-    """Build the search by the policy `name` of `policies.POLICIES`.
+def make_search(name: str, config: Config, progress: Callable | None = None) -> Chooser:
+    """The chooser that searches by the policy `name` of `policies.POLICIES`.
 
     `progress(segment, probes, best ratio)` is called on the host after each round of probes.
     """
@@ -67,25 +62,32 @@ def make_search(config: Config, name: str, progress: Callable | None = None) -> 
         seen = policies.length(config.observe, width)
         return policies.POLICIES[name](config.policy, seen, length)
 
-    def init(key, width):
-        policy = policy_for(width).init(jax.random.fold_in(key, _KEY))
+    def init(key, storage):
+        policy = policy_for(storage.width).init(jax.random.fold_in(key, _KEY))
         return SearchState(policy, jnp.float32(1), jnp.float32(0))
 
-    def choose(state, segment, key, total):
+    def choose(state, segment, key):
         # at segment 0 nothing has been searched: uniform sizes, as published
-        policy = policy_for(table_of(config, state, segment).width)
-        action = policy.greedy(state.search.policy, _observe(config, state, segment, state.params, state.sizes))
+        storage = storage_of(config, state, segment)
+        params = storage.load(state.params, storage.layout(state.plan))
+        seen = observe(config, state, segment, params, state.plan, state.chooser.ratio)
+        action = policy_for(storage.width).greedy(state.chooser.policy, seen)
+        total, shared = budget_of(config, state, segment)
         own = jax.lax.cond(
             segment.index > 0,
             lambda: sizes_by_action(config, key, segment, total, action),
             lambda: ALLOCATORS["uniform"](config)(key, segment, total),
         )
-        return own, action
+        return jnp.concatenate([own, shared]), action
 
     def run(state, segment):
-        return _search(config, policy_for(table_of(config, state, segment).width), state, segment, progress)
+        return _search(config, policy_for(storage_of(config, state, segment).width), state, segment, progress)
 
-    return Search(init, choose, run)
+    def learn(state, segment, prepared, fitted, valid):
+        del segment, prepared, valid
+        return state._replace(chooser=state.chooser._replace(reference=fitted.first_fitness))
+
+    return Chooser(init, choose, run, "before" if config.search.on == "current" else "after", learn)
 
 
 def no_search(config: Config) -> SearchRecord:
@@ -106,36 +108,37 @@ def _rounds(config: Config) -> int:
     return -(-config.search.probes // config.search.probes_at_once)
 
 
-def _observe(config, state, segment, params, sizes, ratio=None):
-    table = table_of(config, state, segment)
+def observe(config: Config, state: RunState, segment: Segment, params, plan, ratio) -> jax.Array:
+    """What a policy sees, f32[O], of parameters, a plan and the last probe's ratio."""
+    storage = storage_of(config, state, segment)
     users, items = sides(segment)
     # without sizes yet, the layout is empty and the means are 0
-    means = tables.mean_vectors(table, params, table.layout(sizes), users, segment.users, segment.items)
+    means = tables.mean_vectors(storage, params, storage.layout(plan), users, segment.users, segment.items)
+    sizes = storage.sizes(plan)
     exists = alive(segment)
     parts = ((slice(0, users), segment.users), (slice(users, users + items), segment.items))
     described = [
         policies.Side(segment.frequency[part], sizes[part], exists[part], live, mean)
         for (part, live), mean in zip(parts, means, strict=True)
     ]
-    ratio = state.search.ratio if ratio is None else ratio
     return policies.observe(config.observe, *described, ratio, config.sizes.maximum)
 
 
-def _prober(config: Config, state: RunState, segment: Segment):
-    """Function (key, function from a total to own sizes) -> _Probe."""
-    table = table_of(config, state, segment)
-    run_fit = make_fit(table, config.search.probe_fit(config.fit), None, config.candidates)
+def make_prober(config: Config, state: RunState, segment: Segment) -> Callable[..., Probe]:
+    """Function (key, function from a total to own sizes i32[N]) -> Probe: a short training with these sizes."""
+    storage = storage_of(config, state, segment)
+    run_fit = make_fit(storage, config.search.probe_fit(config.fit), None, config.candidates)
     bias, _ = item_bias(config, segment)
     total, shared = budget_of(config, state, segment)
 
-    def probe(key, allocate) -> _Probe:
+    def probe(key, allocate) -> Probe:
         table_key, fit_key = jax.random.split(key)
         sizes = jnp.concatenate([allocate(total), shared])
         start = carry_over if config.search.start == "warm" else fresh
         params = start(config, state, segment, sizes, table_key)
-        fitted = run_fit(fit_key, params, table.layout(sizes), segment, bias)
+        fitted = run_fit(fit_key, params, storage.layout(sizes), segment, bias)
         fitness = jnp.where(fitted.bad_step < 0, fitted.fitness, 0.0)
-        return _Probe(fitness, sizes.sum(), _observe(config, state, segment, fitted.params, sizes, 0.0))
+        return Probe(fitness, sizes.sum(), observe(config, state, segment, fitted.params, sizes, 0.0))
 
     return probe
 
@@ -154,13 +157,13 @@ class _Carry(NamedTuple):
 def _search(config, policy, state, segment, progress):
     options, at_once = config.search, config.search.probes_at_once
     key = jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
-    probe = _prober(config, state, segment)
+    probe = make_prober(config, state, segment)
     size_key = jax.random.fold_in(key, 0)
 
     def by_action(probe_key, sample_key, action):
         return probe(probe_key, lambda total: sizes_by_action(config, sample_key, segment, total, action))
 
-    reference = state.search.reference
+    reference = state.chooser.reference
     if options.reference == "uniform":
         uniform = ALLOCATORS["uniform"](config)
         reference = probe(key, lambda total: uniform(size_key, segment, total)).fitness
@@ -201,22 +204,24 @@ def _search(config, policy, state, segment, progress):
         settled = (carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes)
         return (carry.round < _rounds(config)) & ~(settled & options.converge)
 
-    begun = policy.begin(state.search.policy)
-    seen = _observe(config, state, segment, state.params, state.sizes)
+    begun = policy.begin(state.chooser.policy)
+    storage = storage_of(config, state, segment)
+    params = storage.load(state.params, storage.layout(state.plan))
+    seen = observe(config, state, segment, params, state.plan, state.chooser.ratio)
     record = no_search(config)._replace(expected=_expected(config, state, segment), reference=reference)
     start = _Carry(
         round=jnp.int32(0),
         policy=begun,
         observation=seen,
-        ratio=state.search.ratio,
+        ratio=state.chooser.ratio,
         best=jnp.float32(0),
         rho=policy.greedy(begun, seen)[0],
         still=jnp.int32(0),
         record=record,
     )
     end = jax.lax.while_loop(goes_on, one_round, start)
-    search = state.search._replace(policy=end.policy, ratio=end.ratio)
-    return state._replace(search=search), end.record
+    chooser = state.chooser._replace(policy=end.policy, ratio=end.ratio)
+    return state._replace(chooser=chooser), end.record
 
 
 def _ratio(fitness, reference):

@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse
 
 from scall_jax import streams, tables
-from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, propagate, smooth
+from scall_jax.recommenders import FitConfig, bpr, make_fit, propagate, smooth
+from scall_jax.recommenders import embed_blocks as embed
 from scall_jax.streams.segments import make_rows
 from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_stream
@@ -126,12 +127,16 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     layout = table.layout(sizes)
     params = init(table, jax.random.key(0), layout, 0.1)
     config = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
-    fitted = jax.jit(make_fit(table, config))(jax.random.key(1), params, layout, segment, jnp.zeros(items))
+    fitted = jax.jit(make_fit(tables.blocked(table, users, 8), config))(
+        jax.random.key(1), params, layout, segment, jnp.zeros(items)
+    )
     assert float(fitted.fitness) > 0.38
     assert int(fitted.bad_step) == -1
 
     broken = table._replace(scatter=lambda buffer, layout, block, values: table.scatter(buffer, layout, block, -values))
-    worse = jax.jit(make_fit(broken, config))(jax.random.key(1), params, layout, segment, jnp.zeros(items))
+    worse = jax.jit(make_fit(tables.blocked(broken, users, 8), config))(
+        jax.random.key(1), params, layout, segment, jnp.zeros(items)
+    )
     assert float(worse.fitness) < 0.3
 
 
@@ -143,5 +148,7 @@ def test_non_finite_loss_stops_the_fit_and_names_the_step():
     table = tables.packed(int(sizes.sum()), users, items, 4)
     config = FitConfig(layers=1, batch=64, steps=100, eval_every=10)
     params = table.zeros().at[0].set(jnp.nan)
-    fitted = make_fit(table, config)(jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items))
+    fitted = make_fit(tables.blocked(table, users, 4), config)(
+        jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items)
+    )
     assert int(fitted.bad_step) == 0 and int(fitted.steps) == 10

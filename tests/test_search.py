@@ -25,9 +25,7 @@ def _config(method="scall-random", search_options=None, **options):
 
 
 def _comparable(lines):
-    return [
-        {k: v for k, v in line.items() if k not in {*records.VOLATILE, "table_bytes", "policy_bytes"}} for line in lines
-    ]
+    return [{k: v for k, v in line.items() if k not in {*records.VOLATILE, *records.ACCOUNT}} for line in lines]
 
 
 def _lines(record, count):
@@ -116,7 +114,7 @@ def test_probes_at_once_are_the_probes_in_turn(stream):
     state = run.init(jax.random.key(0), stream)
     state, _ = jax.jit(run.step)(state, stream.segment(0))
     segment = jax.tree.map(jnp.asarray, stream.segment(0))
-    probe = search._prober(config, state, segment)
+    probe = search.make_prober(config, state, segment)
     actions = jnp.array([[0.2, 0.3, 0.4], [0.9, 0.1, 0.8], [0.5, 0.5, 0.5]])
 
     def one(action):

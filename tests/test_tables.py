@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from scall_jax import tables
-from scall_jax.recommenders import bpr, embed
+from scall_jax.recommenders import bpr
+from scall_jax.recommenders import embed_blocks as embed
 from scall_jax.tables.resize import init
 from scall_jax.tables.table import nbytes
 from tests.helpers import random_graph, random_sizes

@@ -12,7 +12,8 @@ from scall_jax import evaluation
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.lightgcn import embed
 from scall_jax.streams import Rows, Segment
-from scall_jax.tables.table import Params, Table
+from scall_jax.tables.storage import Storage
+from scall_jax.tables.table import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +98,12 @@ def optimiser(config: FitConfig) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def ranked(table: Table, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
+def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
     """Evaluate parameters on some users of a segment; `options` as in `evaluation.evaluate`."""
-    users = table.nodes - item_bias.shape[0]
-    items = jnp.arange(users, table.nodes, dtype=jnp.int32)
+    users = storage.nodes - item_bias.shape[0]
+    items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
     rows = jnp.concatenate([relevant.users, items])
-    final, _ = embed(table, config.layers, params, layout, segment.graph, rows)
+    final, _ = embed(storage, config.layers, params, layout, segment.graph, rows)
     queries = relevant.users.shape[0]
     return evaluation.evaluate(
         final[:queries],
@@ -112,12 +113,14 @@ def ranked(table: Table, config: FitConfig, params, layout, segment: Segment, re
         segment.graph,
         users,
         segment.items,
-        used_width=layout.blocks * table.columns,
+        used_width=storage.used(layout),
         **options,
     )
 
 
-def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, candidates: str = "all") -> Callable:
+def make_fit(
+    storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all"
+) -> Callable:
     """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled.
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
@@ -125,7 +128,7 @@ def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, 
     adam = optimiser(config)
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
-        users = table.nodes - item_bias.shape[0]
+        users = storage.nodes - item_bias.shape[0]
         sampled = first_users(segment.valid, config.valid_users)
 
         def one_step(i, carry):
@@ -143,7 +146,7 @@ def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, 
             rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
 
             def objective(params):
-                final, own = embed(table, config.layers, params, layout, segment.graph, rows)
+                final, own = embed(storage, config.layers, params, layout, segment.graph, rows)
                 return bpr.loss(final, own, item_bias, triples, config.l2)
 
             value, gradient = jax.value_and_grad(objective)(params)
@@ -156,7 +159,7 @@ def make_fit(table: Table, config: FitConfig, progress: Callable | None = None, 
             count = jnp.minimum(config.eval_every, config.steps - state.step)
             carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step)
             params, moments, total, bad, _ = jax.lax.fori_loop(0, count, one_step, carry)
-            metrics = ranked(table, config, params, layout, segment, sampled, item_bias, candidates=candidates)
+            metrics = ranked(storage, config, params, layout, segment, sampled, item_bias, candidates=candidates)
             mean_loss = total / count
             # without validation users the loss decides
             fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)

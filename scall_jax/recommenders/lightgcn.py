@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
+from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params, Table
 
 
@@ -20,21 +21,30 @@ def smooth(graph: Graph, x: jax.Array, layers: int) -> jax.Array:
     return total / (layers + 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def embed(table: Table, layers: int, params: Params, layout, graph: Graph, rows: jax.Array):
-    """Final and own embeddings of some nodes, a linear function of the parameters.
-
-    Works through blocks of columns up to the largest size in use, forward and backward, so that no array of
-    N x width exists.
+def embed(storage: Storage, layers: int, params: Params, layout, graph: Graph, rows: jax.Array):
+    """Final and own embeddings of some nodes, differentiable in the parameters.
 
     Args:
-      table, layers: static.
-      params, layout: of the table.
+      storage, layers: static.
+      params, layout: of the storage.
       graph: of N nodes.
       rows: i32[R], nodes.
 
     Returns:
       (f32[R, width] after propagation, f32[R, width] before it).
+    """
+    if storage.blocks is not None:
+        return embed_blocks(storage.blocks, layers, params, layout, graph, rows)
+    vectors = storage.vectors(params, layout)
+    return smooth(graph, vectors, layers)[rows], vectors[rows]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def embed_blocks(table: Table, layers: int, params: Params, layout, graph: Graph, rows: jax.Array):
+    """`embed` for tables, of whose parameters embeddings are a linear function.
+
+    Works through blocks of columns up to the largest size in use, forward and backward, so that no array of
+    N x width exists.
     """
     buffer = table.open(params)
 
@@ -49,7 +59,7 @@ def embed(table: Table, layers: int, params: Params, layout, graph: Graph, rows:
 
 
 def _embed_fwd(table, layers, params, layout, graph, rows):
-    return embed(table, layers, params, layout, graph, rows), (layout, graph, rows)
+    return embed_blocks(table, layers, params, layout, graph, rows), (layout, graph, rows)
 
 
 def _embed_bwd(table, layers, residuals, cotangents):
@@ -68,4 +78,4 @@ def _embed_bwd(table, layers, residuals, cotangents):
     return table.close(buffer), None, None, None
 
 
-embed.defvjp(_embed_fwd, _embed_bwd)
+embed_blocks.defvjp(_embed_fwd, _embed_bwd)

@@ -1,17 +1,21 @@
-"""Means over nodes, block by block of columns."""
+"""Means over nodes, block by block of columns where the storage can."""
 
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.table import Params, Table
+from scall_jax.tables.storage import Storage
+from scall_jax.tables.table import Params
 
 
-def mean_vectors(table: Table, params: Params, layout, users: int, live_users, live_items) -> jax.Array:
+def mean_vectors(storage: Storage, params: Params, layout, users: int, live_users, live_items) -> jax.Array:
     """Mean embedding of the users and of the items that exist; f32[2, width]. `users` is the users' capacity."""
-    buffer = table.open(params)
-    at = jnp.arange(table.nodes, dtype=jnp.int32)
+    at = jnp.arange(storage.nodes, dtype=jnp.int32)
     alive = jnp.stack([at < live_users, (at >= users) & (at < users + live_items)]).astype(jnp.float32)
     weight = alive / jnp.maximum(alive.sum(1, keepdims=True), 1.0)
+    table = storage.blocks
+    if table is None:
+        return jnp.matmul(weight, storage.vectors(params, layout), precision=jax.lax.Precision.HIGHEST)
+    buffer = table.open(params)
 
     def add(block, means):
         part = jnp.matmul(weight, table.gather(buffer, layout, block), precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,42 @@
+"""The methods of a run by name: a way to spend the budget and a way to store embeddings."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scall_jax.allocators import ALLOCATORS
+from scall_jax.chooser import Chooser, by_allocator
+from scall_jax.config import Config
+from scall_jax.policies import POLICIES
+from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.search import make_search
+
+
+class Method(NamedTuple):
+    """`chooser(config, progress)`, and the storage it plans for: a name of `tables.STORAGES`; None for the config's."""
+
+    chooser: Callable[[Config, Callable | None], Chooser]
+    storage: str | None = None
+
+
+SEARCHED = {"scall": "gp"} | {f"scall-{name}": name for name in POLICIES}
+"""Methods that search sizes by the actions of SCALL, and their policies."""
+
+EMBEDDING_METHODS: dict[str, Method] = {
+    **{name: Method(by_allocator(make)) for name, make in ALLOCATORS.items()},
+    **{name: Method(functools.partial(make_search, policy)) for name, policy in SEARCHED.items()},
+}
+
+METHODS = (*EMBEDDING_METHODS, *FLOORS)
+"""Names of all methods, the popularity floors included."""
+
+
+def method_of(name: str) -> Method | None:
+    """The method of a name; None for a floor, which has no embeddings.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return EMBEDDING_METHODS.get(name)
