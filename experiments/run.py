@@ -93,7 +93,7 @@ class Main:
 
     data: str = "online-retail"
     """online-retail, movietweetings, or the path of a file."""
-    method: tuple[str, ...] = ("uniform", "fixed", "frequency", "popularity")
+    method: tuple[str, ...] = ("uniform", "frequency", "scall", "popularity")
     """Methods to run; `popularity` stands for its three floors."""
     budget: BudgetFlags = BudgetFlags()
     seed: int = 0
