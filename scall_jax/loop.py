@@ -50,10 +50,14 @@ def sweep(
       Final states and records with a leading axis L; of records the second axis is that of segments.
 
     Raises:
-      ValueError: L differs or is 0; a non-finite loss, after the fact.
+      ValueError: L differs or is 0; a method whose storage cannot be shared by budgets; a non-finite loss, after the
+        fact.
     """
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
+    method = method_of(config.method)
+    if method is not None and method.storage is not None:
+        raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
     run = make_run(config)
     states = [
         make_run(dataclasses.replace(config, budget=budget)).init(key, stream)

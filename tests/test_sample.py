@@ -13,11 +13,11 @@ _sample = jax.jit(sizes.sample, static_argnames=("minimum", "maximum"))
 
 
 @given(
-    n=st.sampled_from([1, 2, 7, 300, 5000]),
+    n=st.sampled_from([1, 7, 300]),
     mean=st.floats(0, 50),
     concentration=st.sampled_from([1e-6, 0.01, 1.0, 100.0, np.inf]),
     skew=st.floats(0, 20),
-    minimum=st.integers(0, 3),
+    minimum=st.sampled_from([0, 2]),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_sum_and_bounds_hold_for_every_draw(n, mean, concentration, skew, minimum, seed):

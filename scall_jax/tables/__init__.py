@@ -1,6 +1,7 @@
 """Embedding storage behind one interface."""
 
 from scall_jax.tables.blocked import MASKED, PACKED, blocked
+from scall_jax.tables.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
@@ -11,7 +12,13 @@ from scall_jax.tables.table import Table
 
 TABLES = {"packed": packed, "masked": masked}
 
-STORAGES: dict[str, Kind] = {"packed": PACKED, "masked": MASKED}
+STORAGES: dict[str, Kind] = {
+    "packed": PACKED,
+    "masked": MASKED,
+    "binary_hash": BINARY_HASH,
+    "binary_hash_skip": BINARY_HASH_SKIP,
+    "quotient_remainder": QUOTIENT_REMAINDER,
+}
 """Ways of storing by name."""
 
 __all__ = [

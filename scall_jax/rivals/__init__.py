@@ -1,0 +1,1 @@
+"""Methods to set beside SCALL at the same bytes."""

@@ -1,0 +1,207 @@
+"""Storage that many entities share: rows found by the bits or the quotient of an entity's number.
+
+Entities are numbered by arrival within their side. All rows of both sides lie in one array f32[rows, width], of which
+the leading columns that the budget pays for are in use: rows x columns parameters, whatever the number of entities.
+There are no indices to store, and entities never seen before can be looked up at once.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.tables.storage import Exported, Kind, Storage
+
+WIDTH = 16
+"""Columns that the number of rows is chosen for, where the budget has room for a choice."""
+
+_ODD = (0x9E3779B1, 0x85EBCA77)  # odd, so that multiplying by them is a bijection modulo any power of two
+
+
+def mix(number, bits: int):
+    """A fixed bijection of the integers below 2^bits, so that neighbours in time share no high bits; u32 like `number`.
+
+    `number` is a numpy or jax array of integers.
+    """
+    mask = np.uint32(2**bits - 1)
+    mixed = number.astype(np.uint32)
+    for odd in _ODD:
+        mixed = (mixed * np.uint32(odd)) & mask
+        mixed = mixed ^ (mixed >> np.uint32(max(1, bits // 2)))
+    return mixed
+
+
+def block_bits(bits: int, blocks: int, skip: bool) -> list[list[int]]:
+    """Positions of the bits of each block, lowest first; Yan et al., CIKM 2021 (arXiv 2109.02471), section 3.
+
+    `succession`: runs of neighbouring bits. `skip`: every blocks-th bit.
+    """
+    if skip:
+        return [list(range(k, bits, blocks)) for k in range(blocks)]
+    return [part.tolist() for part in np.array_split(np.arange(bits), blocks)]
+
+
+def block_index(code, positions: list[int]):
+    """The number that some bits of `code` form, each at its place inside the block; u32 like `code`."""
+    return sum(((code >> np.uint32(p)) & np.uint32(1)) << np.uint32(at) for at, p in enumerate(positions))
+
+
+def bits_for(capacity: int) -> int:
+    """Bits that tell `capacity` entities apart, at least 1."""
+    return max(1, (capacity - 1).bit_length())
+
+
+class _Rows:
+    """Rows of the entities of both sides: i32[N, K] into an array, and how many rows there are."""
+
+    def __init__(self, sides: list[tuple[np.ndarray, int]]):
+        most = max(index.shape[1] for index, _ in sides)
+        self.count = sum(rows for _, rows in sides)
+        parts, first = [], 0
+        for index, rows in sides:
+            # a side with fewer blocks reads row `count`, which is no row and reads as nothing
+            missing = np.full((len(index), most - index.shape[1]), self.count)
+            parts.append(np.concatenate([index + first, missing], axis=1))
+            first += rows
+        self.index = np.concatenate(parts).astype(np.int32)
+        self.blocks = most
+
+
+def _binary_rows(capacities: tuple[int, int], blocks: int, skip: bool) -> _Rows:
+    sides = []
+    for capacity in capacities:
+        bits = bits_for(capacity)
+        code = mix(np.arange(capacity), bits)
+        positions = block_bits(bits, min(blocks, bits), skip)
+        starts = np.cumsum([0, *(2 ** len(p) for p in positions)])
+        index = np.stack([block_index(code, p).astype(np.int64) for p in positions], axis=1) + starts[:-1]
+        sides.append((index, int(starts[-1])))
+    return _Rows(sides)
+
+
+def _quotient_rows(capacities: tuple[int, int], step: int) -> _Rows:
+    """Remainders modulo 2^step x sqrt(capacity) first, quotients after them."""
+    sides = []
+    for capacity in capacities:
+        modulus = min(capacity, int(np.ceil(np.sqrt(capacity))) * 2**step)
+        number = np.arange(capacity)
+        index = np.stack([number % modulus, modulus + number // modulus], axis=1)
+        sides.append((index, modulus + -(-capacity // modulus)))
+    return _Rows(sides)
+
+
+def _choose(held: int, options: list[_Rows], what: str) -> _Rows:
+    """The most rows of which `WIDTH` columns fit; else the fewest.
+
+    Raises:
+      ValueError: not even one column of the fewest fits.
+    """
+    ordered = sorted(options, key=lambda rows: -rows.count)
+    fits = [rows for rows in ordered if rows.count * WIDTH <= held]
+    chosen = fits[0] if fits else ordered[-1]
+    if chosen.count > held:
+        raise ValueError(f"{what} needs {chosen.count} parameters at least, the budget has {held}: raise the budget")
+    return chosen
+
+
+def _storage(rows: _Rows, held: int, users: int, items: int, maximum: int, multiply: bool) -> Storage:
+    width = min(maximum, held // rows.count)
+    column = jnp.arange(width)
+
+    def initial(key, std):
+        noise = jax.random.normal(key, (rows.count, width))
+        if not multiply:
+            return std * noise / np.sqrt(rows.blocks)  # so that the sum has the standard deviation
+        return jnp.where(_is_quotient(rows)[:, None], 1 + 0.1 * noise, std * noise)
+
+    def vectors(params, columns):
+        read = jnp.where(column < columns, params, 0.0).at[rows.index].get(mode="fill", fill_value=0.0)
+        return read.prod(1) if multiply else read.sum(1)
+
+    def resize(key, stored, old, new, known, weight, carry):
+        del new, known, weight
+        factor = jnp.where(_is_quotient(rows)[:, None], 1.0, carry.shrink) if multiply else carry.shrink
+        return jnp.where(column < old, factor * stored, initial(key, carry.init_std))
+
+    return Storage(
+        plan=lambda: jnp.int32(0),
+        empty=lambda: jnp.zeros((rows.count, width)),
+        layout=lambda columns: columns,
+        fresh=lambda key, columns, std: initial(key, std),
+        resize=resize,
+        vectors=vectors,
+        store=lambda params, columns: jnp.where(column < columns, params, 0.0),
+        load=lambda stored, columns: stored,
+        sizes=lambda columns: jnp.concatenate([jnp.full(users + items, columns), jnp.zeros(2, jnp.int32)]),
+        allocated=lambda columns: columns * rows.count,
+        used=lambda columns: columns,
+        export=_export,
+        restore=functools.partial(_restore, rows.count, width),
+        nodes=users + items,
+        width=width,
+    )
+
+
+def _is_quotient(rows: _Rows) -> np.ndarray:
+    quotient = np.zeros(rows.count, bool)
+    quotient[rows.index[:, 1]] = True
+    return quotient
+
+
+def columns_within(storage: Storage, total: jax.Array) -> jax.Array:
+    """Columns of a hashed storage that `total` parameters pay for, i32[]: its plan."""
+    rows, width = jax.eval_shape(storage.empty).shape
+    return jnp.minimum(total // rows, width).astype(jnp.int32)
+
+
+def _export(stored, columns, known) -> Exported:
+    del known
+    return {"parameters": np.asarray(stored)[:, : int(columns)]}
+
+
+def _restore(rows, width, exported, known):
+    del known
+    written = exported.get("parameters", np.zeros((rows, 0), np.float32))
+    if written.shape[0] != rows or written.shape[1] > width:
+        raise ValueError(f"parameters of shape {written.shape} do not fit {(rows, width)}: another budget's?")
+    params = np.zeros((rows, width), np.float32)
+    params[:, : written.shape[1]] = written
+    return jnp.asarray(params), jnp.int32(written.shape[1])
+
+
+def _kind(options: Callable[[tuple[int, int]], list[_Rows]], what: str, multiply: bool) -> Kind:
+    @functools.lru_cache(maxsize=8)
+    def rows_for(held, users, items):
+        return _choose(held, options((users, items)), what)
+
+    return Kind(
+        units=lambda nbytes, entities, maximum, metadata: nbytes // 4,
+        held=lambda units, entities, maximum: max(units),
+        build=lambda held, users, items, maximum: _storage(
+            rows_for(held, users, items), held, users, items, maximum, multiply
+        ),
+    )
+
+
+def _binary(skip: bool) -> Kind:
+    def options(capacities):
+        return [_binary_rows(capacities, k, skip) for k in range(1, max(map(bits_for, capacities)) + 1)]
+
+    return _kind(options, "binary_hash", multiply=False)
+
+
+def _quotients(capacities):
+    steps = bits_for(max(capacities)) // 2 + 1
+    return [_quotient_rows(capacities, step) for step in range(steps + 1)]
+
+
+BINARY_HASH = _binary(skip=False)
+"""Binary code based hash embedding, blocks of neighbouring bits, sum of the blocks' rows (Yan et al., CIKM 2021)."""
+
+BINARY_HASH_SKIP = _binary(skip=True)
+"""The same with every K-th bit in a block."""
+
+QUOTIENT_REMAINDER = _kind(_quotients, "quotient_remainder", multiply=True)
+"""Quotient-remainder trick with element-wise products (Shi et al., KDD 2020, arXiv 1909.02107)."""
