@@ -117,7 +117,7 @@ class Main:
     replaces what the flags say about cut.published, search (but its probes and their steps: published are 50 of 200),
     policy, carry and bias."""
     table: str = "packed"
-    """packed or masked storage."""
+    """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
     charge: str = "parameters"
     """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str | None = None

@@ -4,7 +4,7 @@
     python -m experiments.sweep_budgets --method uniform scall --mean-sizes 1 2 4 8 16 --seeds 0 1 2
 
 Writes `sweep.png` (Recall@20 by megabytes, the full-size model as a line) and `sweep.json`. `--separate` also makes the
-runs one by one and prints the ratio of the times. The default takes 10 minutes on two CPU cores.
+runs one by one and prints the ratio of the times. Cost: the steps of all runs; one compilation for all budgets.
 """
 
 import dataclasses

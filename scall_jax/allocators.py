@@ -62,6 +62,16 @@ def frequency(config: Config) -> Allocator:
     return allocator
 
 
+def random(config: Config) -> Allocator:
+    """Sizes at random: shares of all entities uniform over the simplex, Dirichlet(1, ..., 1); the control SR."""
+
+    def allocator(key, segment, total):
+        order = entities_order(config, segment)
+        return _joint(config, segment, jax.random.exponential(key, order.shape), order, total)
+
+    return allocator
+
+
 def fixed(config: Config, shuffle: bool = False) -> Allocator:
     """One action (rho, user shape, item shape) for all segments; sizes by frequency rank within a side."""
 
@@ -117,5 +127,6 @@ ALLOCATORS = {
     "fixed": fixed,
     "frequency": frequency,
     "shuffled": shuffled,
+    "random": random,
     "full": full,
 }

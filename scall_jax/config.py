@@ -161,8 +161,8 @@ class Config:
     observe: ObserveConfig = ObserveConfig()
     """`scall`: what the policy sees."""
     table: str = "packed"
-    """Storage of methods that choose sizes: `packed` holds the budget and no more, `masked` is the full-width
-    reference."""
+    """Storage of methods that choose sizes: `packed` holds the budget and no more, `packed_bfloat16` and `packed_int8`
+    hold more coordinates in its bytes, `masked` is the full-width reference."""
     charge: str = "parameters"
     """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str = "none"

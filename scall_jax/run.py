@@ -91,6 +91,8 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
     floor = method is None
     if not floor and method.storage is not None:
         config = dataclasses.replace(config, table=method.storage)
+    elif config.table not in tables.SIZED:
+        raise ValueError(f"table={config.table!r} holds no sizes to choose: choose one of {', '.join(tables.SIZED)}")
     chooser = None if floor else method.chooser(config, on_probes)
     prepare = _prepare_floor(config) if floor else _prepare(config, chooser)
     fit = _no_fit if floor else _fit(config, progress)

@@ -6,9 +6,10 @@ import sys
 import time
 
 import jax
+import polars as pl
 import pytest
 
-from experiments import compare, run
+from experiments import arena, compare, run
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -176,3 +177,22 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
         for p in (whole, parts)
     )
     assert one == other and len(one) == 4
+
+
+def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
+    methods = ["--method", "uniform", "binary_hash", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
+    arguments = _arguments(data, tmp_path, *methods, "--seeds", "0", "1")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        run.cli(arena.Arena, arena.main, arguments=arguments)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    frame = pl.read_parquet(tmp_path / "arena.parquet").filter(pl.col("MB") != "-")
+    assert set(frame["method"]) == {"uniform", "binary_hash"}
+    assert (frame["bytes_at_rest"] <= frame["budget_bytes"]).all()
+    assert (frame["bytes_at_rest"] > 0.8 * frame["budget_bytes"]).all()
+    assert (frame["bytes_at_rest"] == frame["bytes_parameters"] + frame["bytes_metadata"]).all()
+    printed = capsys.readouterr().out
+    assert "- uniform at mean size 0.1: budget" in printed
+    assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
+    assert (tmp_path / "arena.png").exists()

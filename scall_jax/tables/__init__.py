@@ -3,6 +3,7 @@
 from scall_jax.tables.blocked import MASKED, PACKED, blocked
 from scall_jax.tables.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.layout import Layout, make_layout
+from scall_jax.tables.low_precision import PACKED_BFLOAT16, PACKED_INT8
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
@@ -12,9 +13,15 @@ from scall_jax.tables.table import Table
 
 TABLES = {"packed": packed, "masked": masked}
 
-STORAGES: dict[str, Kind] = {
+SIZED: dict[str, Kind] = {
     "packed": PACKED,
+    "packed_bfloat16": PACKED_BFLOAT16,
+    "packed_int8": PACKED_INT8,
     "masked": MASKED,
+}
+"""Storages whose plan is the size of every vector, for methods that choose sizes."""
+
+STORAGES: dict[str, Kind] = SIZED | {
     "binary_hash": BINARY_HASH,
     "binary_hash_skip": BINARY_HASH_SKIP,
     "quotient_remainder": QUOTIENT_REMAINDER,
@@ -22,6 +29,7 @@ STORAGES: dict[str, Kind] = {
 """Ways of storing by name."""
 
 __all__ = [
+    "SIZED",
     "STORAGES",
     "TABLES",
     "Kind",

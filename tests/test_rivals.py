@@ -1,0 +1,143 @@
+import heapq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import memory
+from scall_jax import Budget, run_segments, tables
+from scall_jax.rivals import spectral
+from scall_jax.tables.low_precision import dequantise, quantise
+from tests.helpers import random_sizes, small_config, small_stream
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return small_stream()
+
+
+def _greedy(value, total, minimum, maximum):
+    """One coordinate at a time from a heap."""
+    result = np.full(len(value), minimum)
+    heap = [(-row[minimum], n) for n, row in enumerate(value)] if minimum < maximum else []
+    heapq.heapify(heap)
+    while result.sum() < total and heap:
+        _, n = heapq.heappop(heap)
+        result[n] += 1
+        if result[n] < maximum:
+            heapq.heappush(heap, (-value[n][result[n]], n))
+    return result
+
+
+@pytest.mark.parametrize("total", [30, 31, 77, 150, 239, 240])
+def test_spectral_is_the_greedy_rule(total):
+    rng = np.random.default_rng(total)
+    value = np.minimum.accumulate(rng.random((30, 8)), axis=1).astype(np.float32)
+    order = jnp.arange(30)
+    ours = spectral.greedy(jnp.asarray(value), jnp.int32(total), 1, 8, jnp.ones(30, bool), order)
+    np.testing.assert_array_equal(ours, _greedy(value, total, 1, 8))
+
+
+def test_spectral_sum_is_exact_where_values_tie_or_vanish():
+    for value in (jnp.zeros((20, 8)), jnp.ones((20, 8))):
+        for total in (0, 5, 20, 21, 99, 160, 500):
+            live = jnp.arange(20) < 18
+            got = np.asarray(spectral.greedy(value, jnp.int32(total), 1, 8, live, jnp.arange(20)))
+            assert got.sum() == min(total, 18 * 8)
+            assert got.max() <= 8 and (got[18:] == 0).all()
+
+
+def test_energies_are_weighted_squares_and_estimates_follow_the_spectrum():
+    vectors = jnp.array([[2.0, 1.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    got = np.asarray(spectral.energies(vectors, jnp.array([2, 1, 0]), jnp.array([1.0, 2.0, 3.0])))
+    spectrum = np.array([(1 * 4 + 2 * 16) / 3, 1.0])
+    np.testing.assert_allclose(got[0, :2], [4, 1])
+    np.testing.assert_allclose(got[1, :2], [32, 2 * 16 / spectrum[0] * spectrum[1]], rtol=1e-6)
+    np.testing.assert_allclose(got[2, :2], 3 * spectrum, rtol=1e-6)
+    assert (np.diff(got, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("size", [0.6, 3.0])
+def test_spectral_gives_out_the_budget(stream, size):
+    lines = run_segments(small_config("spectral", budget=Budget.mean_size(size)), stream, jax.random.key(0))
+    assert all(line["allocated_parameters"] == line["budget_parameters"] for line in lines)
+    assert size < 1 or lines[-1]["largest_size"] > 6
+
+
+def _pool(seed=0, zeros=True):
+    rng = np.random.default_rng(seed)
+    sizes = random_sizes(rng, 25, 37, zeros)
+    storage = tables.STORAGES["packed_int8"].build(int(sizes.sum()) + 9, 14, 11, 37)
+    layout = storage.layout(sizes)
+    return storage, sizes, layout, storage.fresh(jax.random.key(seed), layout, 1.0)
+
+
+def test_eight_bits_are_those_of_numpy_vector_by_vector():
+    storage, _, layout, pool = _pool(zeros=False)
+    vectors = np.asarray(storage.vectors(pool, layout))
+    back = np.asarray(storage.vectors(dequantise(quantise(pool, layout), layout), layout))
+    step = np.abs(vectors).max(1, keepdims=True) / np.float32(127)
+    np.testing.assert_allclose(back, np.round(vectors / step) * step, atol=1e-6)
+    assert (np.abs(back - vectors) <= step / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["packed_int8", "packed_bfloat16"])
+def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
+    known = (14, 11)
+    for metadata in (False, True):
+        kind = tables.STORAGES[name]
+        nbytes = 1500
+        units = kind.units(nbytes, known, 37, metadata)
+        sizes = np.zeros(27, np.int32)
+        sizes[:25] = units // 25
+        sizes[: units % 25] += 1
+        storage = kind.build(units, 14, 11, 37)
+        layout = storage.layout(jnp.asarray(sizes))
+        stored = storage.store(storage.fresh(jax.random.key(0), layout, 1.0), layout)
+        exported = storage.export(stored, sizes, known)
+        spent = tables.charged(exported)
+        assert nbytes - 64 <= sum(spent.values()) - (0 if metadata else exported["metadata_sizes"].nbytes) <= nbytes
+        again, plan = storage.restore(exported, known)
+        jax.tree.map(np.testing.assert_array_equal, again, stored)
+        np.testing.assert_array_equal(plan, sizes)
+        # what was kept is kept again unchanged
+        twice = storage.store(storage.load(stored, layout), layout)
+        np.testing.assert_allclose(storage.load(twice, layout), storage.load(stored, layout), rtol=1e-5)
+
+
+def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_path):
+    config = small_config("uniform", table="packed_int8", budget=Budget.mean_size(5), charge="all")
+    lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
+    for line in lines:
+        assert line["bytes_at_rest"] <= line["budget_bytes"]
+        assert line["allocated_parameters"] > 1.3 * line["budget_bytes"] / 4
+    plain = run_segments(small_config("uniform", budget=Budget.mean_size(5)), stream, jax.random.key(0))
+    assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
+    assert run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run") == lines
+
+
+def test_areas_and_values_per_megabyte():
+    assert memory.area([1, 2, 4], [0.1, 0.3, 0.2]) == pytest.approx((0.2 * 1 + 0.25 * 2) / 3)
+    assert memory.area([1, 2, 4], [0.1, 0.3, 0.2], logarithmic=True) == pytest.approx((0.2 + 0.25) / 2)
+    assert memory.per_megabyte([2, 8], [0.2, 0.4]) == pytest.approx((0.1, 0.05))
+    with pytest.raises(ValueError, match="ascending"):
+        memory.area([2, 1], [0.1, 0.2])
+
+
+def test_holm_is_the_least_level_at_which_the_steps_reject():
+    p = [0.01, 0.04, 0.03, 0.005, 0.9]
+    corrected = memory.holm(p)
+    levels = np.linspace(0.0005, 1, 20000)
+    for i in range(5):
+        rejected = [i in _rejected(p, level) for level in levels]
+        assert corrected[i] == pytest.approx(levels[np.argmax(rejected)], abs=1e-4)
+
+
+def _rejected(p, level):
+    found = set()
+    for step, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        if p[i] > level / (len(p) - step) + 1e-12:
+            break
+        found.add(i)
+    return found
