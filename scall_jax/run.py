@@ -14,7 +14,7 @@ from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
 from scall_jax.methods import method_of
-from scall_jax.recommenders.fit import Fitted, make_fit, ranked
+from scall_jax.recommenders.fit import Fitted, make_fit, opened, ranked
 from scall_jax.recommenders.popularity import chosen_row, ranked_by
 from scall_jax.search import SearchRecord, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
@@ -202,7 +202,7 @@ def _evaluate(config, chooser):
         storage = storage_of(config, state, segment)
         layout = storage.layout(prepared.plan)
         stored = storage.store(fitted.params, layout)
-        params = storage.load(stored, layout)
+        params = opened(storage, storage.load(stored, layout))
         found = (
             ranked(storage, config.fit, params, layout, segment, part, prepared.item_bias, **options)
             for part in held_out

@@ -1,18 +1,21 @@
 """Scores from embeddings, their training, and the popularity floors."""
 
 from scall_jax.recommenders.bpr import Triples, loss, sample
-from scall_jax.recommenders.fit import FitConfig, Fitted, make_fit, ranked
+from scall_jax.recommenders.descent import descend
+from scall_jax.recommenders.fit import FitConfig, Fitted, make_fit, opened, ranked
 from scall_jax.recommenders.graph import propagate
-from scall_jax.recommenders.lightgcn import embed, embed_blocks, smooth
+from scall_jax.recommenders.lightgcn import blank, embed, smooth
 
 __all__ = [
     "FitConfig",
     "Fitted",
     "Triples",
+    "blank",
+    "descend",
     "embed",
-    "embed_blocks",
     "loss",
     "make_fit",
+    "opened",
     "propagate",
     "ranked",
     "sample",

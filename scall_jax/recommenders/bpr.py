@@ -72,14 +72,27 @@ def _skip(graph, users, start, end, place):
     return place + (low - start)
 
 
-def loss(final: jax.Array, own: jax.Array, item_bias: jax.Array, triples: Triples, l2: float) -> jax.Array:
-    """Mean softplus(-(s_ui - s_uj)) plus l2/2 x the mean squared norm of the triples' own embeddings; f32[].
+def margins(final: jax.Array) -> jax.Array:
+    """Inner products of users with positives minus those with negatives, f32[B].
 
-    `final`, `own`: f32[3 B, width] of users, positives and negatives in this order. `item_bias`: f32[V], added to
-    scores.
+    `final`: f32[3 B, C], some coordinates of users, positives and negatives in this order. Margins over all coordinates
+    are the sum over parts of them.
     """
     user, positive, negative = jnp.split(final, 3)
-    margin = (user * (positive - negative)).sum(-1) + item_bias[triples.positive] - item_bias[triples.negative]
+    return (user * (positive - negative)).sum(-1)
+
+
+def loss(margin: jax.Array, energy: jax.Array, item_bias: jax.Array, triples: Triples, l2: float) -> jax.Array:
+    """Mean softplus(-(s_ui - s_uj)) plus l2/2 x the mean squared norm of the triples' own embeddings; f32[].
+
+    Args:
+      margin: f32[B], of `margins`.
+      energy: f32[], squared norm of all triples' embeddings before propagation.
+      item_bias: f32[V], added to scores.
+      triples: the batch.
+      l2: static.
+    """
+    margin = margin + item_bias[triples.positive] - item_bias[triples.negative]
     batch = triples.weight.shape[0]
     ranking = (jax.nn.softplus(-margin) * triples.weight).sum() / jnp.maximum(triples.weight.sum(), 1.0)
-    return ranking + 0.5 * l2 * (own * own).sum() / batch
+    return ranking + 0.5 * l2 * energy / batch

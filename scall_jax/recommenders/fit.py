@@ -10,7 +10,8 @@ import optax
 
 from scall_jax import evaluation
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.lightgcn import embed
+from scall_jax.recommenders.descent import Moments, descend, no_moments
+from scall_jax.recommenders.lightgcn import blank, embed
 from scall_jax.streams import Rows, Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params
@@ -61,7 +62,7 @@ class FitState(NamedTuple):
     """Carried through the training loop."""
 
     params: Params
-    moments: optax.OptState
+    moments: Moments | optax.OptState
     step: jax.Array  # i32[], steps made
     best_params: Params
     best_fitness: jax.Array  # f32[], on valid
@@ -86,20 +87,24 @@ class Fitted(NamedTuple):
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
 
 
-def optimiser(config: FitConfig) -> optax.GradientTransformation:
-    """Adam with the learning rate decayed in stairs; moments have the shape of the parameters."""
-    rate = optax.exponential_decay(
+def learning_rate(config: FitConfig) -> optax.Schedule:
+    """Learning rate by the number of steps made, decayed in stairs."""
+    return optax.exponential_decay(
         config.learning_rate,
         config.decay_every,
         config.decay,
         staircase=True,
         end_value=min(config.least_learning_rate, config.learning_rate),
     )
-    return optax.adam(rate)
+
+
+def opened(storage: Storage, params: Params):
+    """Parameters as training and `embed` take them: with room for reading past their end, where there is a table."""
+    return params if storage.table is None else storage.table.open(params)
 
 
 def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
-    """Evaluate parameters on some users of a segment; `options` as in `evaluation.evaluate`."""
+    """Evaluate `opened` parameters on some users of a segment; `options` as in `evaluation.evaluate`."""
     users = storage.nodes - item_bias.shape[0]
     items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
     rows = jnp.concatenate([relevant.users, items])
@@ -125,14 +130,15 @@ def make_fit(
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
     """
-    adam = optimiser(config)
+    init_moments = no_moments if storage.table is not None else optax.adam(learning_rate(config)).init
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
         users = storage.nodes - item_bias.shape[0]
         sampled = first_users(segment.valid, config.valid_users)
+        train = _train_step(storage, config, layout, segment, item_bias)
 
         def one_step(i, carry):
-            params, moments, total, bad, start = carry
+            params, moments, total, bad, start, scratch = carry
             step = start + i
             triples = bpr.sample(
                 jax.random.fold_in(key, step),
@@ -144,21 +150,15 @@ def make_fit(
                 config.positives,
             )
             rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
-
-            def objective(params):
-                final, own = embed(storage, config.layers, params, layout, segment.graph, rows)
-                return bpr.loss(final, own, item_bias, triples, config.l2)
-
-            value, gradient = jax.value_and_grad(objective)(params)
-            updates, moments = adam.update(gradient, moments, params)
-            params = optax.apply_updates(params, updates)
+            value, params, moments, scratch = train(params, moments, rows, triples, scratch)
             bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
-            return params, moments, total + value, bad, start
+            return params, moments, total + value, bad, start, scratch
 
         def interval(state: FitState) -> FitState:
             count = jnp.minimum(config.eval_every, config.steps - state.step)
-            carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step)
-            params, moments, total, bad, _ = jax.lax.fori_loop(0, count, one_step, carry)
+            scratch = () if storage.table is None else blank(storage.table, jnp.zeros(3 * config.batch))
+            carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step, scratch)
+            params, moments, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
             metrics = ranked(storage, config, params, layout, segment, sampled, item_bias, candidates=candidates)
             mean_loss = total / count
             # without validation users the loss decides
@@ -172,12 +172,31 @@ def make_fit(
             patience = jnp.where(state.falling, 2 * config.patience, config.patience)
             return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
 
-        end = jax.lax.while_loop(goes_on, interval, _initial(params, adam))
-        return Fitted(
-            end.best_params, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step
-        )
+        end = jax.lax.while_loop(goes_on, interval, _initial(opened(storage, params), init_moments))
+        best = end.best_params if storage.table is None else storage.table.close(end.best_params)
+        return Fitted(best, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step)
 
     return fit
+
+
+def _train_step(storage: Storage, config: FitConfig, layout, segment: Segment, item_bias):
+    """Function (params, moments, rows, triples, scratch) -> (loss, params, moments, scratch): one step of Adam."""
+    rate, graph = learning_rate(config), segment.graph
+
+    def by_strips(params, moments, rows, triples, scratch):
+        static = storage.table, rate, config.layers, config.l2
+        return descend(*static, params, moments, layout, graph, rows, triples, item_bias, scratch)
+
+    def whole(params, moments, rows, triples, scratch):
+        def objective(params):
+            final, own = embed(storage, config.layers, params, layout, graph, rows)
+            return bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
+
+        value, gradient = jax.value_and_grad(objective)(params)
+        updates, moments = optax.adam(rate).update(gradient, moments, params)
+        return value, optax.apply_updates(params, updates), moments, scratch
+
+    return whole if storage.table is None else by_strips
 
 
 def first_users(rows: Rows, most: int) -> Rows:
@@ -186,10 +205,10 @@ def first_users(rows: Rows, most: int) -> Rows:
     return Rows(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
 
 
-def _initial(params, adam) -> FitState:
+def _initial(params, init_moments) -> FitState:
     return FitState(
         params=params,
-        moments=adam.init(params),
+        moments=init_moments(params),
         step=jnp.int32(0),
         best_params=params,
         best_fitness=jnp.float32(-jnp.inf),

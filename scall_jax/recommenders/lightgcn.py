@@ -1,15 +1,14 @@
 """LightGCN (He et al., SIGIR 2020): mean of the embeddings propagated 0 to L times; with L = 0, matrix
 factorisation."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
 from scall_jax.tables.storage import Storage
-from scall_jax.tables.table import Params, Table
+from scall_jax.tables.strips import gather, over_strips
+from scall_jax.tables.table import Table
 
 
 def smooth(graph: Graph, x: jax.Array, layers: int) -> jax.Array:
@@ -21,61 +20,40 @@ def smooth(graph: Graph, x: jax.Array, layers: int) -> jax.Array:
     return total / (layers + 1)
 
 
-def embed(storage: Storage, layers: int, params: Params, layout, graph: Graph, rows: jax.Array):
-    """Final and own embeddings of some nodes, differentiable in the parameters.
+def embed(storage: Storage, layers: int, params, layout, graph: Graph, rows: jax.Array):
+    """Final and own embeddings of some nodes.
 
     Args:
       storage, layers: static.
-      params, layout: of the storage.
+      params: of the storage, opened where it has a table.
+      layout: of the storage.
       graph: of N nodes.
       rows: i32[R], nodes.
 
     Returns:
-      (f32[R, width] after propagation, f32[R, width] before it).
+      (f32[R, width] after propagation, f32[R, width] before it), differentiable in the parameters of a storage without
+      a table.
     """
-    if storage.blocks is not None:
-        return embed_blocks(storage.blocks, layers, params, layout, graph, rows)
+    if storage.table is not None:
+        return embed_strips(storage.table, layers, params, layout, graph, rows, blank(storage.table, rows))
     vectors = storage.vectors(params, layout)
     return smooth(graph, vectors, layers)[rows], vectors[rows]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def embed_blocks(table: Table, layers: int, params: Params, layout, graph: Graph, rows: jax.Array):
-    """`embed` for tables, of whose parameters embeddings are a linear function.
+def blank(table: Table, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Arrays for `embed_strips` to write to."""
+    return (jnp.zeros((rows.shape[0], table.width)),) * 2
 
-    Works through blocks of columns up to the largest size in use, forward and backward, so that no array of
-    N x width exists.
+
+def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: jax.Array, outputs):
+    """`embed` from the buffer of a table; `outputs` are overwritten as far as columns are in use.
+
+    Works through strips of columns up to the largest size in use, so that no array of N x width exists.
     """
-    buffer = table.open(params)
 
-    def block_of(block, outputs):
-        x = table.gather(buffer, layout, block)
-        at = (0, block * table.columns)
-        final = jax.lax.dynamic_update_slice(outputs[0], smooth(graph, x, layers)[rows], at)
-        return final, jax.lax.dynamic_update_slice(outputs[1], x[rows], at)
+    def strip(first, count, outputs):
+        x = gather(table, buffer, layout, first, count)
+        parts = smooth(graph, x, layers)[rows], x[rows]
+        return tuple(jax.lax.dynamic_update_slice(o, part, (0, first)) for o, part in zip(outputs, parts, strict=True))
 
-    empty = jnp.zeros((rows.shape[0], table.width))
-    return jax.lax.fori_loop(0, layout.blocks, block_of, (empty, empty))
-
-
-def _embed_fwd(table, layers, params, layout, graph, rows):
-    return embed_blocks(table, layers, params, layout, graph, rows), (layout, graph, rows)
-
-
-def _embed_bwd(table, layers, residuals, cotangents):
-    layout, graph, rows = residuals
-
-    def block_of(block, buffer):
-        def spread(g):
-            part = jax.lax.dynamic_slice_in_dim(g, block * table.columns, table.columns, axis=1)
-            return jnp.zeros((table.nodes, table.columns)).at[rows].add(part)
-
-        final, own = map(spread, cotangents)
-        # A is symmetric, so the transpose of `smooth` is `smooth`
-        return table.scatter(buffer, layout, block, smooth(graph, final, layers) + own)
-
-    buffer = jax.lax.fori_loop(0, layout.blocks, block_of, table.open(table.zeros()))
-    return table.close(buffer), None, None, None
-
-
-embed_blocks.defvjp(_embed_fwd, _embed_bwd)
+    return over_strips(table, layout, strip, outputs)

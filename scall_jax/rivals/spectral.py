@@ -93,7 +93,7 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
             known = jnp.concatenate([jnp.arange(users) < state.known[0], jnp.arange(items) < state.known[1]])
             vectors = storage.vectors(params, layout)
             weight = jnp.where(known, segment.total, 0).astype(jnp.float32)
-            turned = vectors @ tables.principal_axes(storage.blocks, params, layout, weight)
+            turned = vectors @ tables.principal_axes(storage.table, params, layout, weight)
             held = jnp.where(known, storage.sizes(state.plan)[:-2], 0)
             value = energies(turned, held, jnp.where(exists, count, 0).astype(jnp.float32))
             return greedy(value, total, config.sizes.minimum, config.sizes.maximum, exists, order)

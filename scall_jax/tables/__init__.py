@@ -1,6 +1,5 @@
 """Embedding storage behind one interface."""
 
-from scall_jax.tables.blocked import MASKED, PACKED, blocked
 from scall_jax.tables.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.low_precision import PACKED_BFLOAT16, PACKED_INT8
@@ -8,6 +7,7 @@ from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import principal_axes, resize
+from scall_jax.tables.sized import MASKED, PACKED, sized
 from scall_jax.tables.storage import Kind, Storage, charged
 from scall_jax.tables.table import Table
 
@@ -36,7 +36,6 @@ __all__ = [
     "Layout",
     "Storage",
     "Table",
-    "blocked",
     "charged",
     "make_layout",
     "masked",
@@ -44,4 +43,5 @@ __all__ = [
     "packed",
     "principal_axes",
     "resize",
+    "sized",
 ]

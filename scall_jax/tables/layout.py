@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-COLUMNS = 16  # columns handled at once: a sparse product this wide costs little more than a narrow one
+WIDTHS = (64, 32, 16)
+"""Columns worked on at once. A sparse product 32 wide costs no more than one 16 wide, and 64 wide half of four."""
 
 
 class Layout(NamedTuple):
@@ -18,18 +19,24 @@ class Layout(NamedTuple):
     order: jax.Array  # i32[M], vectors from the largest to the smallest
     source: jax.Array  # i32[N], place in `order` of the vector that a node reads: its own, or its side's shared one
     starts: jax.Array  # i32[width + 1], where column k begins in the pool; starts[k + 1] - starts[k] vectors have it
-    blocks: jax.Array  # i32[], blocks of columns up to the largest size
+    largest: jax.Array  # i32[], the largest size
+
+
+def strip_widths(maximum: int) -> tuple[int, ...]:
+    """Of `WIDTHS`, those that sizes up to `maximum` can use; `maximum` itself where it is below all."""
+    fitting = tuple(w for w in WIDTHS if w < 2 * maximum)
+    return fitting if maximum > WIDTHS[-1] else (maximum,)
 
 
 def padded_width(maximum: int) -> int:
-    """`maximum` rounded up to whole blocks of columns."""
-    columns = min(COLUMNS, maximum)
-    return -(-maximum // columns) * columns
+    """`maximum` rounded up to whole strips of the widest kind."""
+    widest = strip_widths(maximum)[0]
+    return -(-maximum // widest) * widest
 
 
 def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
     """Layout of sizes i32[N + 2], the last two being those of the shared vectors; `users` is the users' capacity."""
-    columns, width = min(COLUMNS, maximum), padded_width(maximum)
+    width = padded_width(maximum)
     index = jnp.arange(sizes.shape[0], dtype=jnp.int32)
     order = jax.lax.sort((-sizes, index), num_keys=2)[1]
     position = jnp.zeros_like(index).at[order].set(index, unique_indices=True)
@@ -38,5 +45,4 @@ def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
     histogram = jnp.zeros(width + 1, jnp.int32).at[sizes].add(1)
     at_least = jnp.cumsum(histogram[::-1])[::-1]  # vectors of size k or more
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(at_least[1:])])
-    blocks = -(-sizes.max() // columns)
-    return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, blocks)
+    return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, sizes.max())

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.tables.blocked import all_sizes, blocked, sizes_in_use
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.packed import packed
+from scall_jax.tables.sized import all_sizes, sized, sizes_in_use
 from scall_jax.tables.storage import Exported, Kind, Storage, size_bytes
 
 _STEP_BYTES = 4
@@ -20,7 +20,7 @@ _STEP_BYTES = 4
 
 def _rounded(held: int, users: int, items: int, maximum: int, empty, store, load, export, restore) -> Storage:
     """Packed storage whose pool is rounded by `store(pool, layout)` and read back by `load(stored, layout)`."""
-    plain = blocked(packed(held, users, items, maximum), users, maximum)
+    plain = sized(packed(held, users, items, maximum), users, maximum)
 
     def resize(key, stored, old, new, known, weight, carry):
         return plain.resize(key, load(stored, plain.layout(old)), old, new, known, weight, carry)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.layout import COLUMNS, Layout, make_layout, padded_width
+from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
 from scall_jax.tables.table import Table, own_and_shared
 
 
@@ -14,36 +14,39 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
     """
     del parameters
     nodes = users + items
-    columns, width = min(COLUMNS, maximum), padded_width(maximum)
+    width = padded_width(maximum)
 
-    def reads(layout: Layout):
+    def has(layout: Layout, first, count):
+        return (first + jnp.arange(count))[None, :] < layout.sizes[:, None]
+
+    def read(buffer, layout: Layout, first, count):
+        values = jax.lax.dynamic_slice_in_dim(buffer, first, count, axis=1)
+        return jnp.where(has(layout, first, count), values, 0.0).T
+
+    def update(buffers, layout: Layout, first, values, rule):
+        count = values.shape[0]
+        old = jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, first, count, axis=1), buffers)
+        new = jax.tree.map(lambda n, o: jnp.where(has(layout, first, count), n, o), rule(old, values.T), old)
+        return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice_in_dim(b, n, first, axis=1), buffers, new)
+
+    def source(layout: Layout):
         return layout.order[layout.source]
 
-    def gather(buffer, layout: Layout, block):
-        first = block * columns
-        values = jax.lax.dynamic_slice_in_dim(buffer, first, columns, axis=1)
-        mask = (first + jnp.arange(columns))[None, :] < layout.sizes[:, None]
-        return jnp.where(mask, values, 0.0)[reads(layout)]
-
-    def write(buffer, layout: Layout, block, values):
-        first = block * columns
-        mask = (first + jnp.arange(columns))[None, :] < layout.sizes[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(mask, values, 0.0), first, axis=1)
-
     def lookup(params, layout: Layout, rows):
-        mask = jnp.arange(width)[None, :] < layout.sizes[:, None]
-        return jnp.where(mask, params, 0.0)[reads(layout)[rows]]
+        return jnp.where(has(layout, 0, width), params, 0.0)[source(layout)[rows]]
 
     return Table(
         layout=lambda sizes: make_layout(sizes, users, maximum),
         zeros=lambda: jnp.zeros((nodes + 2, width), jnp.float32),
         open=lambda params: params,
         close=lambda buffer: buffer,
-        gather=gather,
-        write=write,
-        scatter=lambda b, layout, k, v: write(b, layout, k, own_and_shared(v, layout.sizes, users)),
+        read=read,
+        update=update,
+        order=lambda layout: jnp.arange(nodes + 2, dtype=jnp.int32),
+        source=source,
+        pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=lookup,
-        columns=columns,
+        widths=strip_widths(maximum),
         width=width,
         nodes=nodes,
     )

@@ -1,9 +1,10 @@
-"""Means over nodes, block by block of columns where the storage can."""
+"""Means over nodes, strip by strip of columns where the storage can."""
 
 import jax
 import jax.numpy as jnp
 
 from scall_jax.tables.storage import Storage
+from scall_jax.tables.strips import gather, over_strips
 from scall_jax.tables.table import Params
 
 
@@ -12,13 +13,14 @@ def mean_vectors(storage: Storage, params: Params, layout, users: int, live_user
     at = jnp.arange(storage.nodes, dtype=jnp.int32)
     alive = jnp.stack([at < live_users, (at >= users) & (at < users + live_items)]).astype(jnp.float32)
     weight = alive / jnp.maximum(alive.sum(1, keepdims=True), 1.0)
-    table = storage.blocks
+    table = storage.table
     if table is None:
         return jnp.matmul(weight, storage.vectors(params, layout), precision=jax.lax.Precision.HIGHEST)
     buffer = table.open(params)
 
-    def add(block, means):
-        part = jnp.matmul(weight, table.gather(buffer, layout, block), precision=jax.lax.Precision.HIGHEST)
-        return jax.lax.dynamic_update_slice(means, part, (0, block * table.columns))
+    def add(first, count, means):
+        columns = gather(table, buffer, layout, first, count)
+        part = jnp.matmul(weight, columns, precision=jax.lax.Precision.HIGHEST)
+        return jax.lax.dynamic_update_slice(means, part, (0, first))
 
-    return jax.lax.fori_loop(0, layout.blocks, add, jnp.zeros((2, table.width)))
+    return over_strips(table, layout, add, jnp.zeros((2, table.width)))

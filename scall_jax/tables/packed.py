@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.layout import COLUMNS, Layout, make_layout, padded_width
+from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
 from scall_jax.tables.table import Table, own_and_shared
+
+_CHUNK = 8192  # parameters changed at once
 
 
 def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
@@ -15,36 +17,44 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
       users, items: capacities of the sides.
       maximum: the largest size of an entity.
 
-    Reading a block of columns is `columns` contiguous slices and one gather of rows; writing it is a gather of rows and
-    as many slices: no scatter, and never an array of nodes x maximum.
+    Reading a strip of columns is as many contiguous slices and one gather of rows. Its parameters lie in one piece, so
+    that changing them is a gather of rows and one pass over as many parameters as there are: no scatter, and never an
+    array of nodes x maximum.
     """
     nodes = users + items
     vectors = nodes + 2
-    columns, width = min(COLUMNS, maximum), padded_width(maximum)
     place = jnp.arange(vectors, dtype=jnp.int32)
+    chunk = min(_CHUNK, vectors)
+    within = jnp.arange(chunk, dtype=jnp.int32)
 
     def open_(pool):
         return jnp.concatenate([pool, jnp.zeros(vectors, pool.dtype)])  # room for a slice that begins at the end
 
-    def spans(layout, block):
-        first = block * columns
-        starts = jax.lax.dynamic_slice(layout.starts, (first,), (columns + 1,))
-        return [(starts[i], starts[i + 1] - starts[i]) for i in range(columns)]
+    def read(buffer, layout: Layout, first, count):
+        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
+        sliced = jax.vmap(lambda start: jax.lax.dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
+        return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
-    def gather(buffer, layout: Layout, block):
-        sliced = [
-            jnp.where(place < count, jax.lax.dynamic_slice(buffer, (start,), (vectors,)), 0.0)
-            for start, count in spans(layout, block)
-        ]
-        return jnp.stack(sliced, axis=1)[layout.source]
+    def update(buffers, layout: Layout, first, values, rule):
+        count = values.shape[0]
+        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
+        begin, end = starts[0], starts[-1]
 
-    def write(buffer, layout: Layout, block, values):
-        ranked = values[layout.order]
-        for i, (start, count) in enumerate(spans(layout, block)):
-            # zeros past the column's end are overwritten by the next column
-            column = jnp.where(place < count, ranked[:, i], 0.0)
-            buffer = jax.lax.dynamic_update_slice(buffer, column, (start,))
-        return buffer
+        def lay(i, flat):
+            # what lies past a column's end is overwritten by the next column
+            return jax.lax.dynamic_update_slice(flat, values[i], (starts[i] - begin,))
+
+        # the columns as they lie in the pool, one after the other
+        flat = jax.lax.fori_loop(0, count, lay, jnp.zeros(count * vectors + chunk))
+
+        def change(k, buffers):
+            at = begin + k * chunk
+            value = jax.lax.dynamic_slice(flat, (k * chunk,), (chunk,))
+            old = jax.tree.map(lambda b: jax.lax.dynamic_slice(b, (at,), (chunk,)), buffers)
+            new = jax.tree.map(lambda n, o: jnp.where(within < end - at, n, o), rule(old, value), old)
+            return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice(b, n, (at,)), buffers, new)
+
+        return jax.lax.fori_loop(0, -(-(end - begin) // chunk), change, buffers)
 
     def lookup(pool, layout: Layout, rows):
         at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
@@ -55,11 +65,13 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         zeros=lambda: jnp.zeros(parameters, jnp.float32),
         open=open_,
         close=lambda buffer: buffer[:parameters],
-        gather=gather,
-        write=write,
-        scatter=lambda b, layout, k, v: write(b, layout, k, own_and_shared(v, layout.sizes, users)),
+        read=read,
+        update=update,
+        order=lambda layout: layout.order,
+        source=lambda layout: layout.source,
+        pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=lookup,
-        columns=columns,
-        width=width,
+        widths=strip_widths(maximum),
+        width=padded_width(maximum),
         nodes=nodes,
     )

@@ -3,24 +3,26 @@
 import jax
 import jax.numpy as jnp
 
+from scall_jax.tables.strips import gather, over_strips, write
 from scall_jax.tables.table import Params, Table
 
 
 def init(table: Table, key: jax.Array, layout, std: float) -> Params:
     """Independent normal parameters of standard deviation `std` for a layout."""
-    return _fill(table, layout, lambda block: std * _noise(table, key, block))
+    return _fill(table, layout, lambda first, count: std * _noise(table, key, first, count))
 
 
-def _noise(table, key, block):
-    return jax.random.normal(jax.random.fold_in(key, block), (table.nodes + 2, table.columns))
+def _noise(table, key, first, count):
+    """f32[M, count], by column, so that a column's noise does not depend on the strip that it is written in."""
+    keys = jax.vmap(lambda column: jax.random.fold_in(key, column))(first + jnp.arange(count, dtype=jnp.int32))
+    return jax.vmap(lambda k: jax.random.normal(k, (table.nodes + 2,)))(keys).T
 
 
 def _fill(table, layout, values):
-    def step(block, buffer):
-        return table.write(buffer, layout, block, values(block))
+    def strip(first, count, buffer):
+        return write(table, buffer, layout, first, values(first, count))
 
-    buffer = jax.lax.fori_loop(0, layout.blocks, step, table.open(table.zeros()))
-    return table.close(buffer)
+    return table.close(over_strips(table, layout, strip, table.open(table.zeros())))
 
 
 def resize(
@@ -59,26 +61,20 @@ def resize(
     exists = jnp.concatenate([known, shared_known])[:, None]
     had = jnp.concatenate([jnp.where(known, old.sizes[:-2], 0), old.sizes[-2:]])[:, None]
 
-    def turned(block):
+    def turned(first, count):
         if axes is None:
-            return jax.lax.cond(
-                block < old.blocks,
-                lambda: table.gather(buffer, old, block),
-                lambda: jnp.zeros((table.nodes, table.columns)),
-            )
+            return gather(table, buffer, old, first, count)
 
-        def add(source, total):
-            part = jax.lax.dynamic_slice(
-                axes, (source * table.columns, block * table.columns), (table.columns, table.columns)
-            )
-            return total + table.gather(buffer, old, source) @ part
+        def add(source, width, total):
+            part = jax.lax.dynamic_slice(axes, (source, first), (width, count))
+            return total + gather(table, buffer, old, source, width) @ part
 
-        return jax.lax.fori_loop(0, old.blocks, add, jnp.zeros((table.nodes, table.columns)))
+        return over_strips(table, old, add, jnp.zeros((table.nodes, count)), table.widths[:1])
 
-    def values(block):
-        coordinate = block * table.columns + jnp.arange(table.columns, dtype=jnp.int32)
-        noise = _noise(table, key, block)
-        kept = jnp.concatenate([shrink * turned(block), jnp.zeros((2, table.columns))])
+    def values(first, count):
+        coordinate = first + jnp.arange(count, dtype=jnp.int32)
+        noise = _noise(table, key, first, count)
+        kept = jnp.concatenate([shrink * turned(first, count), jnp.zeros((2, count))])
         grown = jnp.where(coordinate[None, :] >= had, grow_std * noise, 0.0)
         return jnp.where(exists, kept + grown, std * noise)
 
@@ -88,21 +84,22 @@ def resize(
 def principal_axes(table: Table, params: Params, layout, weight: jax.Array) -> jax.Array:
     """Orthogonal f32[width, width] to the principal axes of the embeddings' weighted second moment, largest first.
 
-    `weight` f32[N]: interactions of each node, 0 for nodes that do not exist. The moment is added up block by block of
+    `weight` f32[N]: interactions of each node, 0 for nodes that do not exist. The moment is added up strip by strip of
     columns; coordinates beyond the largest size stay in place.
     """
-    buffer, columns, width = table.open(params), table.columns, table.width
+    buffer, width = table.open(params), table.width
     weight = (weight / jnp.maximum(weight.sum(), 1e-30))[:, None]
+    widest = table.widths[:1]
 
-    def row(i, moment):
-        left = table.gather(buffer, layout, i) * weight
+    def row(i, count, moment):
+        left = gather(table, buffer, layout, i, count) * weight
 
-        def cell(j, moment):
-            part = left.T @ table.gather(buffer, layout, j)
-            return jax.lax.dynamic_update_slice(moment, part, (i * columns, j * columns))
+        def cell(j, count, moment):
+            part = left.T @ gather(table, buffer, layout, j, count)
+            return jax.lax.dynamic_update_slice(moment, part, (i, j))
 
-        return jax.lax.fori_loop(0, layout.blocks, cell, moment)
+        return over_strips(table, layout, cell, moment, widest)
 
-    moment = jax.lax.fori_loop(0, layout.blocks, row, jnp.zeros((width, width)))
+    moment = over_strips(table, layout, row, jnp.zeros((width, width)), widest)
     _, vectors = jnp.linalg.eigh((moment + moment.T) / 2)  # ascending eigenvalues
     return vectors[:, ::-1]

@@ -41,7 +41,7 @@ class Storage(NamedTuple):
     restore: Callable[[Exported, tuple[int, int]], tuple[Stored, Plan]]
     nodes: int  # N
     width: int  # columns of `vectors`
-    blocks: Table | None = None  # reads and writes in blocks of columns, where the storage can
+    table: Table | None = None  # reads and writes in strips of columns, where the storage can
 
 
 class Kind(NamedTuple):

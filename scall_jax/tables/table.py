@@ -9,22 +9,29 @@ Params = Any
 
 
 class Table(NamedTuple):
-    """Storage of N node vectors and two shared vectors, read and written in blocks of `columns` coordinates.
+    """Storage of N node vectors and two shared vectors, M = N + 2, whose columns can be read and written by themselves.
 
-    A linear map leads from parameters to embeddings; `gather` applies it and `write` and `scatter` go the other way.
-    Blocks are written in ascending order, each exactly once.
+    A linear map leads from parameters to embeddings. Each column of the M vectors lies in one piece, in an order of the
+    table's own; not all vectors have all columns, and what a vector does not have reads as 0. A *buffer* is parameters
+    with room for reading past their end; training keeps parameters and moments as buffers.
+
+    `update` changes some columns of a pytree of buffers: rule(old, value) -> new acts on each coordinate, old and new
+    having the structure of the buffers. For the arrays to be changed in place a new leaf must be made of its own old
+    leaf and the value alone.
     """
 
-    layout: Callable[[jax.Array], Any]  # sizes i32[N + 2] -> layout
+    layout: Callable[[jax.Array], Any]  # sizes i32[M] -> layout
     zeros: Callable[[], Params]  # empty parameters
-    open: Callable[[Params], Any]  # parameters -> buffer for the functions below
+    open: Callable[[Params], Any]  # parameters -> buffer
     close: Callable[[Any], Params]  # and back
-    gather: Callable[[Any, Any, jax.Array], jax.Array]  # buffer, layout, block -> f32[N, columns]
-    write: Callable[[Any, Any, jax.Array, jax.Array], Any]  # buffer, layout, block, f32[N + 2, columns] -> buffer
-    scatter: Callable[[Any, Any, jax.Array, jax.Array], Any]  # same for f32[N, columns]: the transpose of gather
+    read: Callable[[Any, Any, jax.Array, int], jax.Array]  # buffer, layout, first, count -> f32[count, M] columns
+    update: Callable[[Any, Any, jax.Array, jax.Array, Callable], Any]  # buffers, layout, first, f32[count, M], rule
+    order: Callable[[Any], jax.Array]  # layout -> i32[M], the vector at each place of a column
+    source: Callable[[Any], jax.Array]  # layout -> i32[N], the place of a column that a node reads
+    pull: Callable[[jax.Array, Any], jax.Array]  # f32[N, C] by node, layout -> f32[M, C] by vector: reading transposed
     lookup: Callable[[Params, Any, jax.Array], jax.Array]  # parameters, layout, rows i32[R] -> f32[R, width]
-    columns: int  # coordinates in a block
-    width: int  # the largest size, rounded up to whole blocks
+    widths: tuple[int, ...]  # numbers of columns that are worked on at once, descending
+    width: int  # the largest size, rounded up to whole strips
     nodes: int  # N
 
 

@@ -1,4 +1,4 @@
-"""Storage over tables that are read and written in blocks of columns: packed and masked."""
+"""Storage over tables that are read and written in strips of columns: packed and masked."""
 
 import functools
 
@@ -10,10 +10,11 @@ from scall_jax.tables.masked import masked
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import init, principal_axes, resize
 from scall_jax.tables.storage import Exported, Kind, Storage, size_bytes
+from scall_jax.tables.strips import used_columns
 from scall_jax.tables.table import Table
 
 
-def blocked(table: Table, users: int, maximum: int) -> Storage:
+def sized(table: Table, users: int, maximum: int) -> Storage:
     """Storage whose plan is the size of every vector, i32[N + 2], and whose parameters are the table's own, f32."""
 
     def resized(key, stored, old, new, known, weight, carry):
@@ -33,12 +34,12 @@ def blocked(table: Table, users: int, maximum: int) -> Storage:
         load=lambda stored, layout: stored,
         sizes=lambda plan: plan,
         allocated=lambda plan: plan.sum(),
-        used=lambda layout: layout.blocks * table.columns,
+        used=functools.partial(used_columns, table),
         export=functools.partial(_export, users, maximum),
         restore=functools.partial(_restore, table, users),
         nodes=table.nodes,
         width=table.width,
-        blocks=table,
+        table=table,
     )
 
 
@@ -95,7 +96,7 @@ def _kind(make):
     return Kind(
         units=_units,
         held=_held,
-        build=lambda held, users, items, maximum: blocked(make(held, users, items, maximum), users, maximum),
+        build=lambda held, users, items, maximum: sized(make(held, users, items, maximum), users, maximum),
     )
 
 
