@@ -17,6 +17,7 @@ from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
 from scall_jax.methods import method_of
+from scall_jax.recommenders.fit import training_bytes
 from scall_jax.run import Record, Run, make_run
 from scall_jax.state import RunState
 from scall_jax.streams import Segment, Stream
@@ -79,6 +80,9 @@ class Phases:
 
     def __init__(self, run: Run):
         self._jitted = {name: jax.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
+        # the parameters' own memory becomes that of the trained ones
+        fit = lambda params, state, segment, prepared: run.fit(state, segment, prepared._replace(params=params))  # noqa: E731
+        self._jitted["fit"] = jax.jit(fit, donate_argnums=0)
         self._compiled = {}
         self.seconds_compile = 0.0
 
@@ -124,10 +128,10 @@ def run_segments(
     state, lines = run.init(key, stream), []
     if folder is not None:
         state, lines = _open_folder(folder, config, stream, key, state)
-    phases = Phases(run)
+    phases, storage = Phases(run), _storage(config, state, stream.capacity.users, stream.capacity.items)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
-        state, line, record = _one_segment(run, phases, state, segment)
+        state, line, record = _one_segment(run, phases, storage, state, segment)
         line |= _account(config, stream, state, line)
         if folder is not None:
             _store(folder, config, state, line, record, segment)
@@ -137,12 +141,15 @@ def run_segments(
     return lines
 
 
-def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
+def _one_segment(run: Run, phases: Phases, storage: tables.Storage | None, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
     if run.search_when == "before":
         (state, found), seconds_search = phases("search", state, segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
-    fitted, seconds_fit = phases("fit", state, segment, prepared)
+    params, prepared = prepared.params, prepared._replace(params=())
+    bytes_training = training_bytes(storage, params) if storage else 0
+    state = state._replace(params=())  # carried over: training needs the room
+    fitted, seconds_fit = phases("fit", params, state, segment, prepared)
     (state, record), seconds_evaluate = phases("evaluate", state, segment, prepared, fitted)
     if run.search_when == "after":
         (state, found), seconds_search = phases("search", state, segment)
@@ -151,8 +158,7 @@ def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     line = records.as_dict(record) | {
         "table_bytes": nbytes(state.params),
         "disk_bytes": None,
-        # parameters, their best so far, two moments and the gradient
-        "bytes_training": 5 * nbytes(prepared.params),
+        "bytes_training": bytes_training,
         "policy_bytes": nbytes(state.chooser),
         "seconds_fit": seconds_fit,
         "seconds_evaluate": seconds_evaluate,

@@ -14,7 +14,7 @@ from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
 from scall_jax.methods import method_of
-from scall_jax.recommenders.fit import Fitted, make_fit, opened, ranked
+from scall_jax.recommenders.fit import Fitted, closed, make_fit, opened, ranked
 from scall_jax.recommenders.popularity import chosen_row, ranked_by
 from scall_jax.search import SearchRecord, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
@@ -50,7 +50,7 @@ class Record(NamedTuple):
 class Prepared(NamedTuple):
     """A segment ready to be trained on."""
 
-    params: Any  # of the storage, in training
+    params: Any  # of the storage, in training, opened
     plan: Any  # of the storage
     sizes: jax.Array  # i32[N + 2], coordinates of the nodes' own vectors and of the two shared ones
     item_bias: jax.Array  # f32[V]
@@ -159,8 +159,9 @@ def _prepare(config, chooser):
     def prepare(state: RunState, segment: Segment) -> Prepared:
         plan_key, storage_key, _ = segment_keys(state, segment)
         plan, action = chooser.choose(state, segment, plan_key)
-        params = carry_over(config, state, segment, plan, storage_key)
-        sizes = storage_of(config, state, segment).sizes(plan)
+        storage = storage_of(config, state, segment)
+        params = opened(storage, carry_over(config, state, segment, plan, storage_key))
+        sizes = storage.sizes(plan)
         return Prepared(params, plan, sizes, *item_bias(config, segment), action)
 
     return prepare
@@ -201,7 +202,7 @@ def _evaluate(config, chooser):
             return fitted.params, *found, jnp.int32(0)
         storage = storage_of(config, state, segment)
         layout = storage.layout(prepared.plan)
-        stored = storage.store(fitted.params, layout)
+        stored = storage.store(closed(storage, fitted.params), layout)
         params = opened(storage, storage.load(stored, layout))
         found = (
             ranked(storage, config.fit, params, layout, segment, part, prepared.item_bias, **options)

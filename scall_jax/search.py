@@ -15,7 +15,7 @@ from scall_jax.actions import action_length, sizes_by_action
 from scall_jax.allocators import ALLOCATORS, alive, sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
-from scall_jax.recommenders.fit import make_fit
+from scall_jax.recommenders.fit import closed, make_fit, opened
 from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, storage_of
 from scall_jax.streams import Segment
 
@@ -135,10 +135,11 @@ def make_prober(config: Config, state: RunState, segment: Segment) -> Callable[.
         table_key, fit_key = jax.random.split(key)
         sizes = jnp.concatenate([allocate(total), shared])
         start = carry_over if config.search.start == "warm" else fresh
-        params = start(config, state, segment, sizes, table_key)
+        params = opened(storage, start(config, state, segment, sizes, table_key))
         fitted = run_fit(fit_key, params, storage.layout(sizes), segment, bias)
         fitness = jnp.where(fitted.bad_step < 0, fitted.fitness, 0.0)
-        return Probe(fitness, sizes.sum(), observe(config, state, segment, fitted.params, sizes, 0.0))
+        trained = closed(storage, fitted.params)
+        return Probe(fitness, sizes.sum(), observe(config, state, segment, trained, sizes, 0.0))
 
     return probe
 

@@ -128,9 +128,9 @@ def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
 
         batch = layout, graph, rows, triples, bias
         step = jax.jit(
-            lambda b, m, table=table, batch=batch: descend(
-                table, schedule, 2, 0.1, b, m, *batch, blank(table, rows)
-            )[:3]
+            lambda b, m, table=table, batch=batch: descend(table, schedule, 2, 0.1, b, m, *batch, blank(table, rows))[
+                :3
+            ]
         )
         buffer = table.open(params)
         loss, moved, moments = step(buffer, no_moments(buffer))

@@ -2,7 +2,7 @@
 
 from scall_jax.recommenders.bpr import Triples, loss, sample
 from scall_jax.recommenders.descent import descend
-from scall_jax.recommenders.fit import FitConfig, Fitted, make_fit, opened, ranked
+from scall_jax.recommenders.fit import FitConfig, Fitted, closed, make_fit, opened, ranked
 from scall_jax.recommenders.graph import propagate
 from scall_jax.recommenders.lightgcn import blank, embed, smooth
 
@@ -11,6 +11,7 @@ __all__ = [
     "Fitted",
     "Triples",
     "blank",
+    "closed",
     "descend",
     "embed",
     "loss",

@@ -14,7 +14,7 @@ from scall_jax.recommenders.descent import Moments, descend, no_moments
 from scall_jax.recommenders.lightgcn import blank, embed
 from scall_jax.streams import Rows, Segment
 from scall_jax.tables.storage import Storage
-from scall_jax.tables.table import Params
+from scall_jax.tables.table import Params, nbytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FitConfig:
 class FitState(NamedTuple):
     """Carried through the training loop."""
 
-    params: Params
+    params: Params  # opened
     moments: Moments | optax.OptState
     step: jax.Array  # i32[], steps made
     best_params: Params
@@ -78,7 +78,7 @@ class FitState(NamedTuple):
 class Fitted(NamedTuple):
     """Result of a fit."""
 
-    params: Params
+    params: Params  # opened
     steps: jax.Array  # i32[], steps made
     best_step: jax.Array  # i32[], step of the parameters
     fitness: jax.Array  # f32[], on the users that early stopping looks at
@@ -101,6 +101,16 @@ def learning_rate(config: FitConfig) -> optax.Schedule:
 def opened(storage: Storage, params: Params):
     """Parameters as training and `embed` take them: with room for reading past their end, where there is a table."""
     return params if storage.table is None else storage.table.open(params)
+
+
+def closed(storage: Storage, params):
+    """The inverse of `opened`."""
+    return params if storage.table is None else storage.table.close(params)
+
+
+def training_bytes(storage: Storage, params) -> int:
+    """Bytes of `opened` parameters, their best so far and two moments, and of a gradient where there is no table."""
+    return (4 if storage.table is not None else 5) * nbytes(params)
 
 
 def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
@@ -126,7 +136,7 @@ def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment
 def make_fit(
     storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all"
 ) -> Callable:
-    """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled.
+    """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled; parameters are `opened` ones.
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
     """
@@ -172,9 +182,10 @@ def make_fit(
             patience = jnp.where(state.falling, 2 * config.patience, config.patience)
             return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
 
-        end = jax.lax.while_loop(goes_on, interval, _initial(opened(storage, params), init_moments))
-        best = end.best_params if storage.table is None else storage.table.close(end.best_params)
-        return Fitted(best, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step)
+        end = jax.lax.while_loop(goes_on, interval, _initial(params, init_moments))
+        return Fitted(
+            end.best_params, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step
+        )
 
     return fit
 
