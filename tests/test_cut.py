@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scall_jax import streams
+from scall_jax.streams.segments import sorted_rows
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,25 @@ def test_segments_stack_with_equal_shapes(stream):
     assert stacked.index.tolist() == list(range(len(stream)))
     for leaf, first in zip(jax.tree.leaves(stacked), jax.tree.leaves(stream.segment(0)), strict=True):
         assert leaf.shape == (len(stream), *first.shape) and leaf.dtype == first.dtype
+
+
+def test_segments_do_not_depend_on_how_many_rows_are_worked_on_at_once(rows, stream, monkeypatch):
+    import scall_jax.streams.segments
+    import scall_jax.streams.stream
+
+    for module in (scall_jax.streams.segments, scall_jax.streams.stream):
+        monkeypatch.setattr(module, "CHUNK", 97)
+    again = streams.cut(rows, new_entities=80)
+    for one, other in zip(stream, again, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_sorted_rows_are_those_of_lexsort_also_beyond_one_number():
+    rng = np.random.default_rng(0)
+    for largest in (0, 3, 2**31 - 1):  # the last needs more than 63 bits
+        major, minor = rng.integers(0, largest, (2, 500), endpoint=True).astype(np.int32)
+        np.testing.assert_array_equal(sorted_rows(major, minor), np.lexsort((minor, major)))
+    assert len(sorted_rows(major[:0], minor[:0])) == 0
 
 
 def test_no_moment_lies_on_both_sides_of_a_cut():

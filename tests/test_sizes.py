@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import chex
@@ -109,6 +110,36 @@ def test_allocate_host_and_device_agree():
         host = allocate_host(shares, total, 1, 256)
         assert host.sum() == device.sum()
         assert np.abs(device - host).max() <= 1
+
+
+def _bisected(shares, total, minimum, maximum):
+    """The same rule by plain bisection, in float32 as on the device; ties by a sort."""
+    relative = np.maximum(shares / shares.max(), np.float32(2.0**-60))
+
+    def sizes_at(bits):
+        with np.errstate(over="ignore"):
+            # one rounding, as a fused multiply-add has
+            real = np.float32(np.float64(np.int32(bits).view(np.float32)) * relative + 0.5)
+        return np.clip(real, minimum, maximum).astype(np.int64)
+
+    low, high = 0, 0x7F7FFFFF
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        low, high = (middle, high) if sizes_at(middle).sum() <= total else (low, middle - 1)
+    result = sizes_at(low)
+    grows = np.flatnonzero(sizes_at(low + 1) > result)
+    served = grows[np.argsort(-shares[grows], kind="stable")][: total - result.sum()]
+    result[served] += 1
+    return result
+
+
+def test_allocate_search_ends_where_plain_bisection_does():
+    run = jax.jit(lambda s, t: sizes.allocate(s, t, 1, 64))
+    n = 5000  # more than the sample that the search starts from
+    for kind in ("uniform", "zipf", "ties", "one", "extreme"):
+        shares = _shares(kind, n, 3)
+        for total in (n, n + 1, 3 * n + 7, 16 * n, 63 * n + 5, 64 * n):
+            np.testing.assert_array_equal(run(shares, total), _bisected(shares, total, 1, 64))
 
 
 def test_allocate_beyond_int32_on_the_host():
@@ -235,6 +266,29 @@ def test_expected_shares_and_allocate_vmap_over_shape_and_total():
     many = jax.vmap(run)(shapes, totals)
     for one, shape, total in zip(many, shapes, totals, strict=True):
         np.testing.assert_array_equal(one, run(shape, total))
+
+
+def test_order_equals_numpy_lexsort_with_the_same_keys():
+    """Many ties; ranges for which one 64-bit number holds all keys, and ranges for which it does not."""
+    rng, n = np.random.default_rng(0), 300
+    run = jax.jit(sizes.order_by)
+    for largest, latest, existing in itertools.product((1, 3, 2**31 - 1), (0, 2, 2**31 - 1), (0.0, 0.6, 1.0)):
+        frequency = rng.integers(0, largest, n, endpoint=True) * (rng.random(n) < 0.5)
+        total, recency = (rng.integers(0, top, n, endpoint=True) for top in (largest, latest))
+        alive = rng.random(n) < existing
+        keys = (np.arange(n), recency, np.where(frequency > 0, 0, total), frequency, alive)
+        ours = run(*(x.astype(np.int32) for x in (frequency, recency, total)), alive)
+        np.testing.assert_array_equal(ours, np.lexsort(keys)[::-1])
+
+
+def test_order_maps_over_frequencies():
+    rng = np.random.default_rng(1)
+    frequency, recency = rng.integers(0, 4, (3, 50)).astype(np.int32), rng.permutation(50).astype(np.int32)
+    alive = np.arange(50) < 40
+    many = jax.vmap(lambda f: sizes.order_by(f, recency, recency, alive))(frequency)
+    for one, f in zip(many, frequency, strict=True):
+        keys = (np.arange(50), recency, np.where(f > 0, 0, recency), f, alive)
+        np.testing.assert_array_equal(one, np.lexsort(keys)[::-1])
 
 
 def test_rank_orders_by_frequency_then_recency():

@@ -3,10 +3,12 @@
 The rule is the divisor method of Webster and Sainte-Laguë with bounds: sizes are clip(⌊λp + ½⌋, d_min, d_max) for
 the multiplier λ that makes them add up to the total. Its sizes are monotone in the share (a more frequent entity never
 gets less) and, unlike largest remainder, monotone in the total: a larger budget never shrinks an entity. λ is
-found by bisection over the bit patterns of floating-point numbers, which is a bisection in log space and ends, after
-one step per bit, at two neighbouring numbers between which the total is crossed; the few entities that
-grow exactly there share what is left in descending order of share. No step sums in floating point.
+found by a bracketing search over the bit patterns of floating-point numbers, a search in log space, which ends at sizes
+that add up exactly or at two neighbouring numbers between which the total is crossed; the few entities that grow
+exactly there share what is left in descending order of share. Only where to look next is worked out in floating point.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,9 @@ import numpy as np
 DEVICE_LIMIT = 2**31 - 1
 _FLOOR = 2.0**-60  # shares are relative to the largest; smaller ones count as this, so that any total is reachable
 _MAX_MULTIPLIER = np.float32(np.finfo(np.float32).max).view(np.int32)
+_SAMPLE = 2048  # entities from which the multiplier is estimated
+_REACH = 2**17  # how far the estimate is trusted, in bit patterns: 2^23 are a factor of 2
+_BLOCK = 1024
 
 
 def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> jax.Array | np.ndarray:
@@ -73,6 +78,7 @@ def check_arguments(shares, total, minimum, maximum, live) -> None:
         raise ValueError(f"live={int(live)}: must lie between 0 and the capacity {np.shape(shares)[0]}")
 
 
+@functools.partial(jax.jit, static_argnames=("minimum", "maximum"))
 def _allocate(shares, total, live, minimum, maximum):
     alive = jnp.arange(shares.shape[0], dtype=jnp.int32) < live
     shares = jnp.where(alive, shares, 0.0)
@@ -94,24 +100,77 @@ def _relative(shares):
 
 
 def _webster(shares, relative, alive, target, minimum, maximum):
-    def sizes_at(bits):
-        multiplier = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        size = jnp.clip(jnp.floor(multiplier * relative + 0.5), minimum, maximum).astype(jnp.int32)
-        return jnp.where(alive, size, 0)
-
-    def halve(_, bracket):
-        low, high = bracket  # sum at low <= target, sum beyond high is not needed
-        middle = low + (high - low + 1) // 2
-        fits = sizes_at(middle).astype(jnp.uint32).sum() <= target
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
-
-    start = (jnp.int32(0), jnp.int32(_MAX_MULTIPLIER))
-    bits, _ = jax.lax.fori_loop(0, 31, halve, start)
-    sizes = sizes_at(bits)
-    grows = sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER)) > sizes
+    bits = _multiplier(relative, alive, target, minimum, maximum)
+    sizes = _sizes_at(bits, relative, alive, minimum, maximum)
+    grows = _sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER), relative, alive, minimum, maximum) > sizes
     left = (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
     # by the shares themselves: relative ones are equal from the floor down
     return sizes + _largest(shares, grows, left).astype(jnp.int32)
+
+
+def _sizes_at(bits, relative, alive, minimum, maximum):
+    multiplier = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    # clipped before it is cut to an integer: the same as floor and then clip, and infinity is no problem
+    return jnp.where(alive, jnp.clip(multiplier * relative + 0.5, minimum, maximum).astype(jnp.int32), 0)
+
+
+def _multiplier(relative, alive, target, minimum, maximum):
+    """Bits of a multiplier whose sizes add up to the target, or else of the largest whose sizes stay below it; i32[].
+
+    A sample of the entities brackets it; the search between the ends is the method ITP (Oliveira and Takahashi, ACM
+    Transactions on Mathematical Software 47, 2020): interpolation, moved towards the middle so that both ends close
+    in, and never further from the middle than bisection can afford.
+    """
+    live = alive.sum(dtype=jnp.uint32)
+    guess = _sampled_multiplier(relative, live, target, minimum, maximum)
+
+    def open_(carry):
+        _, low, high, sum_low, _ = carry
+        return (high - low > 1) & (sum_low != target)
+
+    def step(carry):
+        number, low, high, sum_low, sum_high = carry  # sum_low <= target < sum_high
+        about_guess = guess + (2 * number - 1) * _REACH
+        probe = jnp.where(number < 2, about_guess, low + _itp(number, high - low, target - sum_low, sum_high - target))
+        probe = jnp.clip(probe, low + 1, high - 1)
+        found = _sizes_at(probe, relative, alive, minimum, maximum).astype(jnp.uint32).sum()
+        fits = found <= target
+        low, high = jnp.where(fits, probe, low), jnp.where(fits, high, probe)
+        return number + 1, low, high, jnp.where(fits, found, sum_low), jnp.where(fits, sum_high, found)
+
+    ends = (jnp.int32(0), jnp.int32(_MAX_MULTIPLIER + 1))
+    sums = (live * np.uint32(minimum), live * np.uint32(maximum) + 1)
+    return jax.lax.while_loop(open_, step, (jnp.int32(0), *ends, *sums))[1]
+
+
+def _sampled_multiplier(relative, live, target, minimum, maximum):
+    """Bits of the multiplier that would do if evenly spaced entities stood for all; i32[]."""
+    n = relative.shape[0]
+    count = min(n, _SAMPLE)
+    spaced = (jnp.arange(count, dtype=jnp.float32) + 0.5) * (live.astype(jnp.float32) / count)
+    sample = relative[jnp.clip(spaced.astype(jnp.int32), 0, n - 1)]
+    wanted = target.astype(jnp.float32) * (count / jnp.maximum(live, 1).astype(jnp.float32))
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = low + (high - low + 1) // 2
+        multiplier = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        fits = jnp.clip(multiplier * sample, minimum, maximum).sum() <= wanted
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
+
+    return jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(_MAX_MULTIPLIER)))[0]
+
+
+def _itp(number, width, below, beyond):
+    """Where to probe a bracket of a width after `number` probes, from the target's distances to its ends; i32[]."""
+    width, below, beyond = (x.astype(jnp.float32) for x in (width, below, beyond))
+    half = width / 2
+    interpolated = width * (below / (below + beyond))
+    # interpolation is off by about the square of the bracket's relative width
+    towards = jnp.minimum(1 + width * width * 2.0**-23, jnp.abs(half - interpolated))
+    moved = interpolated + jnp.sign(half - interpolated) * towards
+    slack = jnp.maximum(2.0 ** (34 - number.astype(jnp.float32)) - half, 0.0)
+    return jnp.clip(moved, half - slack, half + slack).astype(jnp.int32)
 
 
 def _minimum_only(shares, alive, target, minimum):
@@ -119,8 +178,9 @@ def _minimum_only(shares, alive, target, minimum):
     full = (target // np.uint32(minimum)).astype(jnp.int32)
     rest = (target % np.uint32(minimum)).astype(jnp.int32)
     served = _largest(shares, alive, full)
-    with_next = _largest(shares, alive, full + 1)
-    return jnp.where(served, minimum, jnp.where(with_next, rest, 0)).astype(jnp.int32)
+    others = jnp.where(alive & ~served, jax.lax.bitcast_convert_type(shares, jnp.int32), -1)
+    following = _first((others == others.max()) & (others >= 0), 1)
+    return jnp.where(served, minimum, jnp.where(following, rest, 0)).astype(jnp.int32)
 
 
 def _largest(values, eligible, count):
@@ -130,17 +190,32 @@ def _largest(values, eligible, count):
     """
     bits = jnp.where(eligible, jax.lax.bitcast_convert_type(values, jnp.int32), -1)
 
-    def halve(_, bracket):
-        low, high = bracket  # smallest threshold above which at most `count` values lie
-        middle = low + (high - low) // 2
-        few = (bits > middle).sum(dtype=jnp.int32) <= count
-        return jnp.where(few, low, middle + 1), jnp.where(few, middle, high)
+    def open_(bracket):
+        low, high, above = bracket
+        return (low < high) & (above != count)
 
-    threshold, _ = jax.lax.fori_loop(0, 32, halve, (jnp.int32(0), jnp.int32(_MAX_MULTIPLIER)))
-    above = bits > threshold
-    tied = bits == threshold
-    room = count - above.sum(dtype=jnp.int32)
-    return above | (tied & (jnp.cumsum(tied, dtype=jnp.int32) <= room))
+    def halve(bracket):
+        low, high, above = bracket  # `above` values, at most `count`, lie above `high`; more than `count` above low - 1
+        middle = low + (high - low) // 2
+        found = (bits > middle).sum(dtype=jnp.int32)
+        few = found <= count
+        return jnp.where(few, low, middle + 1), jnp.where(few, middle, high), jnp.where(few, found, above)
+
+    least = jnp.where(eligible, bits, _MAX_MULTIPLIER).min()
+    _, threshold, above = jax.lax.while_loop(open_, halve, (least, bits.max(), jnp.int32(0)))
+    return (bits > threshold) | _first(eligible & (bits == threshold), count - above)
+
+
+def _first(mask, count):
+    """The first `count` true entries of a mask."""
+    n = mask.shape[0]
+    blocks = jnp.pad(mask, (0, -n % _BLOCK)).reshape(-1, _BLOCK)
+    up_to = jnp.cumsum(blocks.sum(1, dtype=jnp.int32))
+    whole = jnp.minimum((up_to <= count).sum(dtype=jnp.int32), blocks.shape[0] - 1)
+    block = blocks[whole].astype(jnp.int32)
+    before = up_to[whole] - block.sum()
+    end = whole * _BLOCK + (before + jnp.cumsum(block) <= count).sum(dtype=jnp.int32)
+    return mask & (jnp.arange(n, dtype=jnp.int32) < end)
 
 
 def allocate_host(shares, total: int, minimum: int, maximum: int, live=None) -> np.ndarray:

@@ -58,7 +58,7 @@ def cut(
     """
     rng = np.random.default_rng(seed)
     rows = _core(interactions, k_core) if k_core else interactions
-    rows = rows.take(_order(rows, shuffle_ties, rng))
+    rows = _in_order(rows, shuffle_ties, rng)
     user, user_ids = _by_appearance(rows.user, rows.user_ids)
     item, item_ids = _by_appearance(rows.item, rows.item_ids)
     edges = _edges(rows, user, item, new_entities, segments, at)[: None if max_segments is None else max_segments + 1]
@@ -88,14 +88,21 @@ def _core(rows: Interactions, k: int) -> Interactions:
     raise ValueError(f"{rows.source}: nothing is left of the {k}-core: lower k_core")
 
 
-def _order(rows: Interactions, shuffle_ties: bool, rng) -> np.ndarray:
-    second = rng.permutation(len(rows)) if shuffle_ties else np.arange(len(rows))
-    return np.lexsort((second, rows.time))
+def _in_order(rows: Interactions, shuffle_ties: bool, rng) -> Interactions:
+    if shuffle_ties:
+        return rows.take(np.lexsort((rng.permutation(len(rows)), rows.time)))
+    if (rows.time[1:] >= rows.time[:-1]).all():
+        return rows
+    return rows.take(np.argsort(rows.time, kind="stable"))
 
 
 def _by_appearance(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    old, first = np.unique(codes, return_index=True)
-    old = old[np.argsort(first)]
+    rows = len(codes)
+    first = np.full(len(ids), rows, np.int32)
+    first[codes[::-1]] = np.arange(rows - 1, -1, -1, dtype=np.int32)  # of repeated codes the last assignment stays
+    old = np.argsort(first, kind="stable")[: int((first < rows).sum())].astype(np.int32)
+    if np.array_equal(old, np.arange(len(ids))):
+        return codes, ids
     new = np.full(len(ids), -1, np.int32)
     new[old] = np.arange(len(old), dtype=np.int32)
     return new[codes], ids.gather(old)

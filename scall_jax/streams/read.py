@@ -86,8 +86,10 @@ def read(
     time = milliseconds(frame["timestamp"], time_unit, where)
     if min_rating is not None:
         frame, time = _positive(frame, time, min_rating, where)
-    user_codes, user_ids = encode(_tidy(frame["user"]))
-    item_codes, item_ids = encode(_tidy(frame["item"]))
+    user, item = frame["user"], frame["item"]
+    del frame  # its other columns are not needed while ids are encoded
+    user_codes, user_ids = encode(_tidy(user))
+    item_codes, item_ids = encode(_tidy(item))
     return Interactions(user_codes, item_codes, time, user_ids, item_ids, str(path))
 
 

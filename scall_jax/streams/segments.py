@@ -58,6 +58,10 @@ POPULARITY = ("all", "segment", *(f"decayed-{h}" for h in HALF_LIVES))
 """Names of the rows of `Segment.popularity`."""
 
 
+CHUNK = 2**18
+"""Rows worked on at once where numpy needs 64-bit copies of them."""
+
+
 class Capacity(NamedTuple):
     """Static sizes shared by all segments of a stream."""
 
@@ -79,6 +83,30 @@ def pad(values: np.ndarray, length: int, fill=0) -> np.ndarray:
     out = np.full(length, fill, values.dtype)
     out[: len(values)] = values
     return out
+
+
+def counts(values: np.ndarray, length: int) -> np.ndarray:
+    """How often each of 0, ..., length - 1 occurs; i32[length]."""
+    total = np.zeros(length, np.int32)
+    for start in range(0, len(values), CHUNK):
+        total += np.bincount(values[start : start + CHUNK], minlength=length).astype(np.int32)
+    return total
+
+
+def sorted_rows(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
+    """Positions in the order of (major, minor, position), all of them not negative; i32[rows]."""
+    rows = len(major)
+    bits, minor_bits = max(rows - 1, 0).bit_length(), int(minor.max(initial=0)).bit_length()
+    if int(major.max(initial=0)).bit_length() + minor_bits + bits > 63:
+        return np.lexsort((minor, major)).astype(np.int32)
+    # sorted in place, in one number each: no second array, and faster than an indirect sort
+    key = major.astype(np.int64)
+    for shift, low in ((minor_bits, minor), (bits, np.arange(rows, dtype=np.int32))):
+        key <<= shift
+        key |= low
+    key.sort()
+    key &= (1 << bits) - 1
+    return key.astype(np.int32)
 
 
 def make_rows(user: np.ndarray, item: np.ndarray, capacity: int, rng: np.random.Generator | None = None) -> Rows:
@@ -109,10 +137,16 @@ def make_graph(by_user: tuple, by_item: tuple, users: int, nodes: int, edges: in
       users: capacity of the user side, where the items' nodes begin.
       nodes, edges: capacities.
     """
-    degree = np.bincount(by_user[0], minlength=nodes) + np.bincount(by_item[1] + users, minlength=nodes)
+    degree = counts(by_user[0], nodes)
+    degree[users:] += counts(by_item[1], nodes - users)
     indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)
-    row = np.concatenate([by_user[0], by_item[1] + users])
-    indices = np.concatenate([by_user[1] + users, by_item[0]]).astype(np.int32)
     scale = 1.0 / np.sqrt(np.maximum(degree, 1))
-    values = (scale[row] * scale[indices]).astype(np.float32)
-    return Graph(indptr, pad(indices, edges), pad(values, edges))
+    indices, values = np.zeros(edges, np.int32), np.zeros(edges, np.float32)
+    pairs = len(by_user[0])
+    for start in range(0, pairs, CHUNK):
+        part = slice(start, min(start + CHUNK, pairs))
+        other = slice(part.start + pairs, part.stop + pairs)
+        indices[part], indices[other] = by_user[1][part] + users, by_item[0][part]
+        values[part] = scale[by_user[0][part]] * scale[indices[part]]
+        values[other] = scale[by_item[1][part] + users] * scale[indices[other]]
+    return Graph(indptr, indices, values)

@@ -9,7 +9,18 @@ import jax
 import numpy as np
 import polars as pl
 
-from scall_jax.streams.segments import HALF_LIVES, Capacity, Graph, Rows, Segment, make_graph, make_rows
+from scall_jax.streams.segments import (
+    CHUNK,
+    HALF_LIVES,
+    Capacity,
+    Graph,
+    Rows,
+    Segment,
+    counts,
+    make_graph,
+    make_rows,
+    sorted_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +77,25 @@ class Stream:
         """Users and items that appear before `row`."""
         if row == 0:
             return 0, 0
-        return int(self._known[0][row - 1]), int(self._known[1][row - 1])
+        users, items = (np.searchsorted(first, row) for first in self._arrivals)
+        return int(users), int(items)
 
     @functools.cached_property
-    def _known(self):
-        return np.maximum.accumulate(self.user) + 1, np.maximum.accumulate(self.item) + 1
+    def _arrivals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row of every user's and every item's first appearance; ascending."""
+        return tuple(
+            np.flatnonzero(np.diff(np.maximum.accumulate(ids), prepend=ids.dtype.type(-1)))
+            for ids in (self.user, self.item)
+        )
 
     @functools.cached_property
     def capacity(self) -> Capacity:
         """Static sizes that hold every segment."""
         users, items = self.known(self.bounds[-1].train)
-        _, first = self._pairs
         return Capacity(
             users=users,
             items=items,
-            edges=2 * int((first < self.bounds[-1].train).sum()),
+            edges=2 * int((self._by_user < self.bounds[-1].train).sum()),
             positives=max(b.train - b.start + len(r) for b, r in zip(self.bounds, self.replay, strict=True)),
             valid=max(1, *(b.valid - b.train for b in self.bounds))
             if not self.select_on_test
@@ -97,13 +112,31 @@ class Stream:
         return digest.hexdigest()
 
     @functools.cached_property
-    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct pairs as sorted keys user << 32 | item, and the row of each one's first occurrence."""
-        return np.unique(self.user.astype(np.int64) << 32 | self.item.astype(np.int64), return_index=True)
+    def _first(self) -> np.ndarray:
+        """For every row the first row with the same user and item; i32[rows]."""
+        order = sorted_rows(self.user, self.item)
+        user, item = self.user[order], self.item[order]
+        new = np.concatenate([[True], (user[1:] != user[:-1]) | (item[1:] != item[:-1])])
+        del user, item
+        first = np.empty_like(order)
+        first[order] = order[new][np.cumsum(new, dtype=np.int32) - 1]
+        return first
+
+    @functools.cached_property
+    def _distinct(self) -> np.ndarray:
+        """First rows of the distinct pairs, in the order of time; i32[pairs]."""
+        return np.flatnonzero(self._first == np.arange(len(self.user), dtype=np.int32)).astype(np.int32)
+
+    @functools.cached_property
+    def _by_user(self) -> np.ndarray:
+        """First rows of the distinct pairs, sorted by user, then item."""
+        rows = self._distinct
+        return rows[sorted_rows(self.user[rows], self.item[rows])]
 
     @functools.cached_property
     def _by_item(self) -> np.ndarray:
-        return np.argsort(self._pairs[0] & 0xFFFFFFFF, kind="stable")
+        rows = self._distinct
+        return rows[sorted_rows(self.item[rows], self.user[rows])]
 
     def segment(self, t: int) -> Segment:
         """Segment t as numpy arrays of the stream's capacities."""
@@ -111,7 +144,7 @@ class Stream:
         users, items = self.known(bounds.train)
         users_before, items_before = self.known(bounds.start)
         trained = np.concatenate([np.arange(bounds.start, bounds.train), self.replay[t]]).astype(np.int64)
-        before = slice(0, bounds.train)
+        total = self._count(slice(0, bounds.train))
         valid, dropped_valid = self._held_out(t, bounds.train, bounds.valid, capacity.valid)
         test, dropped_test = self._held_out(t, bounds.valid, bounds.end, capacity.test)
         if self.select_on_test:
@@ -129,9 +162,9 @@ class Stream:
             test=test,
             dropped=np.array([dropped_valid, dropped_test], np.int32),
             frequency=self._count(trained),
-            total=self._count(before),
+            total=total,
             recency=self._recency(bounds.train),
-            popularity=self._popularity(slice(bounds.start, bounds.train), bounds.train),
+            popularity=self._popularity(slice(bounds.start, bounds.train), total[capacity.users :], bounds.train),
         )
 
     def stack(self) -> Segment:
@@ -139,15 +172,12 @@ class Stream:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *self)
 
     def _graph(self, cut: int) -> Graph:
-        keys, first = self._pairs
-        known = first < cut
-        by_user, by_item = keys[known], keys[self._by_item][known[self._by_item]]
+        def pairs(rows):
+            rows = rows[rows < cut]
+            return self.user[rows], self.item[rows]
+
         capacity = self.capacity
-
-        def split(k):
-            return (k >> 32).astype(np.int32), (k & 0xFFFFFFFF).astype(np.int32)
-
-        return make_graph(split(by_user), split(by_item), capacity.users, capacity.nodes, capacity.edges)
+        return make_graph(pairs(self._by_user), pairs(self._by_item), capacity.users, capacity.nodes, capacity.edges)
 
     def _held_out(self, t: int, start: int, end: int, capacity: int) -> tuple[Rows, int]:
         """Relevant pairs of rows [start, end): known at the segment's cut, not yet among its training pairs."""
@@ -155,35 +185,31 @@ class Stream:
         users, items = self.known(cut)
         user, item = self.user[start:end], self.item[start:end]
         known = (user < users) & (item < items)
-        user, item = user[known], item[known]
-        keys, first = self._pairs
-        position = np.searchsorted(keys, user.astype(np.int64) << 32 | item.astype(np.int64))
-        fresh = first[position] >= cut
+        relevant = known & (self._first[start:end] >= cut)
         rng = np.random.default_rng((self.seed, t))
-        return make_rows(user[fresh], item[fresh], capacity, rng), int((~known).sum())
+        return make_rows(user[relevant], item[relevant], capacity, rng), int((~known).sum())
 
     def _count(self, rows) -> np.ndarray:
         capacity = self.capacity
-        return np.concatenate(
-            [
-                np.bincount(self.user[rows], minlength=capacity.users),
-                np.bincount(self.item[rows], minlength=capacity.items),
-            ]
-        ).astype(np.int32)
+        return np.concatenate([counts(self.user[rows], capacity.users), counts(self.item[rows], capacity.items)])
 
     def _recency(self, cut: int) -> np.ndarray:
         capacity = self.capacity
         last = np.zeros(capacity.nodes, np.int32)
-        position = np.arange(1, cut + 1, dtype=np.int32)
-        last[self.user[:cut]] = position  # of repeated indices the last one stays
-        last[self.item[:cut] + capacity.users] = position
+        users, items = last[: capacity.users], last[capacity.users :]
+        for start in range(0, cut, CHUNK):
+            rows = slice(start, min(start + CHUNK, cut))
+            position = np.arange(rows.start + 1, rows.stop + 1, dtype=np.int32)
+            users[self.user[rows]] = position  # of repeated indices the last one stays
+            items[self.item[rows]] = position
         return last
 
-    def _popularity(self, own: slice, cut: int) -> np.ndarray:
+    def _popularity(self, own: slice, total: np.ndarray, cut: int) -> np.ndarray:
         items = self.capacity.items
-        counts = [np.bincount(self.item[:cut], minlength=items), np.bincount(self.item[own], minlength=items)]
+        popularity = [total, counts(self.item[own], items)]
         for half_life in HALF_LIVES:
             start = max(0, cut - 40 * half_life)  # what lies further back weighs less than 2^-40
-            age = np.arange(cut - start)[::-1]
-            counts.append(np.bincount(self.item[start:cut], np.exp2(-age / half_life), minlength=items))
-        return np.stack(counts).astype(np.float32)
+            weight = np.arange(start - cut + 1, 1) / half_life
+            np.exp2(weight, out=weight)
+            popularity.append(np.bincount(self.item[start:cut], weight, minlength=items))
+        return np.stack([row.astype(np.float32) for row in popularity])

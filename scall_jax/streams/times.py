@@ -31,11 +31,16 @@ def milliseconds(values: pl.Series, unit: str, where) -> np.ndarray:
 
 
 def _from_numbers(values: pl.Series, unit: str) -> pl.Series:
-    values = values.cast(pl.Float64)
-    values = values.set(~values.is_finite().fill_null(False), None)
+    whole = values.dtype.is_integer()
+    if not whole:
+        values = values.cast(pl.Float64)
+        values = values.set(~values.is_finite().fill_null(False), None)
+    largest = max(abs(values.min() or 0), abs(values.max() or 0))
     if unit == "auto":
-        largest = values.abs().max() or 0
         unit = "s" if largest < 1e11 else "ms" if largest < 1e14 else "us"
+    if whole and unit != "us" and largest * TIME_UNITS[unit] < 2**53:
+        return values.cast(pl.Int64) * int(TIME_UNITS[unit])  # what floating point gives too, with fewer copies
+    values = values.cast(pl.Float64)
     return (values * TIME_UNITS[unit]).round().cast(pl.Int64, strict=False)
 
 
