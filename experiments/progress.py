@@ -11,7 +11,7 @@ class Progress:
     """Nested bars: segments of the stream, steps of the current fit, probes of the current search."""
 
     def __init__(self, name: str, stream: Stream, steps: int, probes: int = 0):
-        quiet = not sys.stderr.isatty()
+        self._quiet = quiet = not sys.stderr.isatty()
         # without a terminal one line per segment is enough
         options = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 30 if quiet else 0.1}
         self._segments = tqdm(total=len(stream), desc=f"{name:18s}", unit="segment", **options)
@@ -26,6 +26,13 @@ class Progress:
         self._probes.close()
         self._steps.close()
         self._segments.close()
+
+    @property
+    def callbacks(self) -> dict:
+        """Arguments of `run_segments`. Without a terminal nothing calls back from inside a compiled program: programs
+        that do are not kept in JAX's compilation cache."""
+        inside = {} if self._quiet else {"progress": self.step, "on_probes": self.probes}
+        return inside | {"on_segment": self.segment}
 
     def step(self, segment, step, loss, fitness) -> None:
         """After an evaluation during a fit."""

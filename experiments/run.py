@@ -238,8 +238,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     probes = config.search.probes if config.method in SEARCHED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
         done.unlink(missing_ok=True)
-        callbacks = {"progress": progress.step, "on_probes": progress.probes, "on_segment": progress.segment}
-        lines = run_segments(config, stream, key, folder=folder, **callbacks)
+        lines = run_segments(config, stream, key, folder=folder, **progress.callbacks)
     last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
     title = f"{stream.source}, {config.method}, {config.budget}"
     report.plot_quality(folder / "quality.png", {config.method: lines}, title)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax import sizes
-from scall_jax.allocators import entities_order, sides, split_by_side
+from scall_jax.allocators import split_by_side
 from scall_jax.config import Config, SearchConfig
 from scall_jax.streams import Segment
 
@@ -44,19 +44,16 @@ def sizes_by_action(config: Config, key: jax.Array, segment: Segment, total: jax
     if search.learn_concentration:
         low, high = CONCENTRATIONS
         concentration = low * (high / low) ** action[3]
-    users, items = sides(segment)
-    totals = sizes.split_sides(total, action[0], segment.users, segment.items, *bounds)
+    totals = jnp.stack(sizes.split_sides(total, action[0], segment.users, segment.items, *bounds))
 
-    def one_side(number, part, live):
-        capacity = part.stop - part.start
-        shares = sizes.expected_shares(search.family, to_shape(search, action[1 + number]), live, capacity)
+    def one_side(number, order, live):
+        shares = sizes.expected_shares(search.family, to_shape(search, action[1 + number]), live, order.shape[0])
         if concentration is not None:
-            drawn = sizes.sample(
-                jax.random.fold_in(key, number), shares, totals[number], concentration, *bounds, live=live
-            )
+            side_key = jax.random.fold_in(key, number)
+            drawn = sizes.sample(side_key, shares, totals[number], concentration, *bounds, live=live)
             by_rank = -jnp.sort(-drawn)
         else:
             by_rank = sizes.allocate(shares, totals[number], *bounds, live=live)
-        return sizes.assign(by_rank, entities_order(config, segment, part))
+        return sizes.assign(by_rank, order)
 
-    return split_by_side(users, items, segment, one_side)
+    return split_by_side(config, segment, one_side)

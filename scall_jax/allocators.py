@@ -76,7 +76,6 @@ def fixed(config: Config, shuffle: bool = False) -> Allocator:
     """One action (rho, user shape, item shape) for all segments; sizes by frequency rank within a side."""
 
     def allocator(key, segment, total):
-        users, items = sides(segment)
         bounds, shapes = (
             (config.sizes.minimum, config.sizes.maximum),
             (config.sizes.user_shape, config.sizes.item_shape),
@@ -84,26 +83,42 @@ def fixed(config: Config, shuffle: bool = False) -> Allocator:
         rho = segment.users / (segment.users + segment.items) if config.sizes.rho is None else config.sizes.rho
         totals = sizes.split_sides(total, rho, segment.users, segment.items, *bounds)
 
-        def one_side(number, part, live):
-            capacity = part.stop - part.start
-            shares = sizes.expected_shares(config.sizes.family, shapes[number], live, capacity)
-            by_rank = sizes.allocate(shares, totals[number], *bounds, live=live)
-            if shuffle:
-                order = _shuffled(jax.random.fold_in(key, number), capacity, live)
-            else:
-                order = entities_order(config, segment, part)
+        def one_side(number, order, live):
+            capacity = order.shape[0]
+            shape = jnp.asarray(shapes)[number]
+            shares = sizes.expected_shares(config.sizes.family, shape, live, capacity)
+            by_rank = sizes.allocate(shares, jnp.stack(totals)[number], *bounds, live=live)
+            order = _shuffled(jax.random.fold_in(key, number), capacity, live) if shuffle else order
             return sizes.assign(by_rank, order)
 
-        return split_by_side(users, items, segment, one_side)
+        return split_by_side(config, segment, one_side)
 
     return allocator
 
 
-def split_by_side(users: int, items: int, segment: Segment, one_side: Callable) -> jax.Array:
-    """Sizes of all nodes from `one_side(number, nodes of the side, how many exist)` for users, then items."""
-    parts = (slice(0, users), slice(users, users + items))
-    live = (segment.users, segment.items)
-    return jnp.concatenate([one_side(i, parts[i], live[i]) for i in range(2)])
+def split_by_side(config: Config, segment: Segment, one_side: Callable) -> jax.Array:
+    """Sizes of all nodes from a function of one side, compiled once for both.
+
+    `one_side(number, order, live)` gives sizes i32[C] of users (number 0) or items (1): `order` i32[C] from the hottest
+    to the coldest, those that do not exist last; `live` i32[], how many exist. C is the capacity of the larger side.
+    """
+    users, items = sides(segment)
+    capacity = max(users, items)
+    frequency = segment.frequency if config.sizes.ranking == "segment" else segment.total
+
+    def padded(values):
+        parts = values[:users], values[users:]
+        return jnp.stack([jnp.pad(part, (0, capacity - part.shape[0])) for part in parts])
+
+    keys = [padded(values) for values in (frequency, segment.recency, segment.total, alive(segment))]
+    live = jnp.stack([segment.users, segment.items])
+
+    def side(arguments):
+        number, keys, live = arguments
+        return one_side(number, sizes.order_by(*keys), live)
+
+    both = jax.lax.map(side, (jnp.arange(2), keys, live))
+    return jnp.concatenate([both[0, :users], both[1, :items]])
 
 
 def _shuffled(key, capacity, live):

@@ -25,9 +25,13 @@ class SacState(NamedTuple):
 
 
 def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> optax.GradientTransformation:
-    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand."""
+    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand.
+
+    Works on all weights as one vector: a network's many small arrays make as many small kernels otherwise.
+    """
     steps = [optax.add_decayed_weights(weight_decay), optax.adam(rate)]
-    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
+    steps = [*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps]
+    return optax.flatten(optax.chain(*steps))
 
 
 def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:

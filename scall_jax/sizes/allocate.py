@@ -86,11 +86,13 @@ def _allocate(shares, total, live, minimum, maximum):
     # uint32 holds n x maximum even where it exceeds int32
     target = jnp.minimum(total.astype(jnp.uint32), live.astype(jnp.uint32) * np.uint32(maximum))
     fits = target >= live.astype(jnp.uint32) * np.uint32(minimum)
-    return jax.lax.cond(
-        fits,
-        lambda: _webster(shares, relative, alive, target, minimum, maximum),
-        lambda: _minimum_only(shares, alive, target, minimum),
-    )
+    # where not even the minimum fits, the first entities by share get it
+    found, grows, left = _webster(relative, alive, target, minimum, maximum)
+    least = np.uint32(max(minimum, 1))
+    served = _largest(shares, jnp.where(fits, grows, alive), jnp.where(fits, left, (target // least).astype(jnp.int32)))
+    short = jnp.where(served, max(minimum, 1), jnp.where(_next(shares, alive & ~served), target % least, 0))
+    # by the shares themselves: relative ones are equal from the floor down
+    return jnp.where(fits, found + served, short.astype(jnp.int32))
 
 
 def _relative(shares):
@@ -99,13 +101,12 @@ def _relative(shares):
     return jnp.maximum(relative, np.float32(_FLOOR))
 
 
-def _webster(shares, relative, alive, target, minimum, maximum):
+def _webster(relative, alive, target, minimum, maximum):
+    """Sizes at the multiplier, which entities grow beyond it, and by how many the target is missed."""
     bits = _multiplier(relative, alive, target, minimum, maximum)
     sizes = _sizes_at(bits, relative, alive, minimum, maximum)
     grows = _sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER), relative, alive, minimum, maximum) > sizes
-    left = (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
-    # by the shares themselves: relative ones are equal from the floor down
-    return sizes + _largest(shares, grows, left).astype(jnp.int32)
+    return sizes, grows, (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
 
 
 def _sizes_at(bits, relative, alive, minimum, maximum):
@@ -173,14 +174,10 @@ def _itp(number, width, below, beyond):
     return jnp.clip(moved, half - slack, half + slack).astype(jnp.int32)
 
 
-def _minimum_only(shares, alive, target, minimum):
-    minimum = max(minimum, 1)
-    full = (target // np.uint32(minimum)).astype(jnp.int32)
-    rest = (target % np.uint32(minimum)).astype(jnp.int32)
-    served = _largest(shares, alive, full)
-    others = jnp.where(alive & ~served, jax.lax.bitcast_convert_type(shares, jnp.int32), -1)
-    following = _first((others == others.max()) & (others >= 0), 1)
-    return jnp.where(served, minimum, jnp.where(following, rest, 0)).astype(jnp.int32)
+def _next(shares, eligible):
+    """Mask of the eligible entity with the largest share, the first of equal ones."""
+    bits = jnp.where(eligible, jax.lax.bitcast_convert_type(shares, jnp.int32), -1)
+    return eligible & (jnp.arange(bits.shape[0]) == jnp.argmax(bits))
 
 
 def _largest(values, eligible, count):

@@ -22,7 +22,8 @@ def _fill(table, layout, values):
     def strip(first, count, buffer):
         return write(table, buffer, layout, first, values(first, count))
 
-    return table.close(over_strips(table, layout, strip, table.open(table.zeros())))
+    # one kind of strip: this runs once a segment, and each kind is compiled by itself
+    return table.close(over_strips(table, layout, strip, table.open(table.zeros()), table.widths[-1:]))
 
 
 def resize(
