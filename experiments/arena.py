@@ -20,9 +20,10 @@ import jax
 import numpy as np
 import polars as pl
 
-from experiments import compare, memory, run, significance
+from experiments import compare, memory, run, significance, strata
 from scall_jax import FitConfig, make_run, records, report
 from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.strata import StrataConfig
 
 COLUMNS = (
     "segment",
@@ -64,6 +65,10 @@ class Arena(compare.Compare):
     fit: FitConfig = FitConfig(steps=200)
     charge: str = "all"
     """What the budget pays for."""
+    by_strata: bool = False
+    """Also write the tables of `experiments.strata`."""
+    strata: StrataConfig = StrataConfig()
+    """--by-strata: how coherence is computed."""
     out: Path = Path("runs/arena")
     """Folder of the cells and the results."""
 
@@ -173,6 +178,9 @@ def main(flags: Arena) -> list[dict]:
     def more(rows, groups):
         del rows
         to_frame(groups).write_parquet(flags.out / "arena.parquet")
+        if flags.by_strata:
+            named = {strata.name_of(folders[0], flags.out): folders for folders in groups.values()}
+            strata.write(flags.out, named, run.load_stream(flags), flags.strata)
         by_method = curves(groups)
         series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_method.items()}
         report.plot_lines(flags.out / "arena.png", series, str(flags.data), "MB at rest (10^6 bytes)", "test Recall@20")

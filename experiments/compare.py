@@ -103,16 +103,10 @@ def _row(summaries):
     row = {"seeds": str(len(summaries))}
     titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
     for title, metric in zip(titles, QUALITY, strict=True):
-        row[title] = _mean_and_spread([summary[metric] for summary in summaries])
+        row[title] = report.mean_and_spread([summary[metric] for summary in summaries])
     for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
         row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
     return row
-
-
-def _mean_and_spread(values):
-    if None in values:  # no segment has enough test users
-        return "-"
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

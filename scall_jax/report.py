@@ -1,5 +1,6 @@
 """Tables and plots of finished runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if c else "-") for c, w in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def mean_and_spread(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation over seeds; a dash where one is None: no segment has enough test users."""
+    if any(value is None for value in values):
+        return "-"
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def _cell(value, form):

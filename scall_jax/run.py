@@ -194,7 +194,8 @@ def _no_fit(state, segment, prepared):
 def _evaluate(config, chooser):
     def parts_of(state, segment, prepared, fitted):
         """What is stored, metrics on valid and test by it, and the units that the plan spends."""
-        options = {"users_before": segment.users_before, "candidates": config.candidates}
+        before = {"users_before": segment.users_before, "items_before": segment.items_before}
+        options = before | {"candidates": config.candidates}
         held_out = (segment.valid, segment.test)
         if chooser is None:
             found = (ranked_by(prepared.item_bias, segment, part, **options) for part in held_out)

@@ -9,7 +9,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, compare, run
+from experiments import arena, compare, run, strata
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -184,7 +184,7 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     arguments = _arguments(data, tmp_path, *methods, "--seeds", "0", "1")
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=arguments)
+        run.cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet").filter(pl.col("MB") != "-")
@@ -196,3 +196,23 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     assert "- uniform at mean size 0.1: budget" in printed
     assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
     assert (tmp_path / "arena.png").exists()
+    _check_strata(data, tmp_path, capsys)
+
+
+def _check_strata(data, out, capsys):
+    """The tables that the arena wrote are those of the experiment, and their parts add up to the runs' own metrics."""
+    written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
+    run.cli(strata.Strata, strata.main, arguments=_arguments(data, out))
+    printed = capsys.readouterr().out
+    rows = [sorted(line for line in text.splitlines() if line.startswith("|")) for text in (written, printed)]
+    assert rows[0] == rows[1] and sum("uniform/" in row and " ± " in row for row in rows[0]) == 2 * 2 * 5
+    assert "recall@20 by mean conditional surprise (our reading of arXiv 2410.02453)" in printed
+    for (folder, segment, split), part in frame.group_by("folder", "segment", "split"):
+        if split != "relevant items":
+            line = records.read_lines(out / folder / "metrics.jsonl")[segment]
+            assert part["users"].sum() == line["test_users"]
+            mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
+            assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
+    with pytest.raises(SystemExit):
+        run.cli(strata.Strata, strata.main, arguments=[*_arguments(data, out), "--seed", "1"])
+    assert "give the stream, cut and seed" in capsys.readouterr().err

@@ -134,6 +134,11 @@ class Stream:
             popularity=self._popularity(slice(bounds.start, bounds.train), bounds.train),
         )
 
+    def test(self, t: int) -> Rows:
+        """The test part of segment t alone."""
+        bounds = self.bounds[t]
+        return self._held_out(t, bounds.valid, bounds.end, self.capacity.test)[0]
+
     def stack(self) -> Segment:
         """All segments with a leading axis, for `lax.scan`."""
         return jax.tree.map(lambda *leaves: np.stack(leaves), *self)
