@@ -22,7 +22,7 @@ import polars as pl
 
 from experiments import compare, memory, run, significance, strata
 from scall_jax import FitConfig, make_run, records, report
-from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.methods import REFERENCES
 from scall_jax.strata import StrataConfig
 
 COLUMNS = (
@@ -80,7 +80,7 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
     found, refused = [], []
     for shown, cell in compare.cells(flags):
         (method,) = cell.method
-        if method not in FLOORS:
+        if method not in REFERENCES:
             megabytes = 4e-6 * float(cell.budget.mean_size) * entities
             cell = dataclasses.replace(cell, budget=run.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import run
 from scall_jax import records, report
-from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.methods import REFERENCES
 
 QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
 
@@ -44,15 +44,15 @@ def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
     """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
     found = {}
     for method in run.expand(flags.method):
-        floor, full = method in FLOORS, method == "full"
-        for bias in flags.biases[:1] if floor else flags.biases:
-            for size in flags.mean_sizes[:1] if floor or full else flags.mean_sizes:
-                for seed in flags.seeds[:1] if floor else flags.seeds:
-                    shown = {"method": method, "bias": "-" if floor else bias}
-                    shown["mean size"] = "-" if floor or full else f"{size:g}"
-                    name = "floor" if floor else f"{bias}-mean{shown['mean size']}-seed{seed}"
+        outside, full = method in REFERENCES, method == "full"
+        for bias in flags.biases[:1] if outside else flags.biases:
+            for size in flags.mean_sizes[:1] if outside or full else flags.mean_sizes:
+                for seed in flags.seeds[:1] if outside else flags.seeds:
+                    shown = {"method": method, "bias": "-" if outside else bias}
+                    shown["mean size"] = "-" if outside or full else f"{size:g}"
+                    name = "reference" if outside else f"{bias}-mean{shown['mean size']}-seed{seed}"
                     cell = cell_flags(flags, flags.out / method / name, method, size, seed)
-                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if floor else bias))
+                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if outside else bias))
     return list(found.values())
 
 

@@ -1,5 +1,6 @@
 """Full-ranking evaluation: exact top-k over all candidate items, in blocks of users that bound memory."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -69,11 +70,37 @@ def evaluate(
     Raises:
       ValueError: unknown candidates.
     """
+    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
+    by_width = _scorers(_pad(item_vectors, _padded(item_vectors.shape[0])))
+
+    def score(first, user):
+        return by_width(jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0]), used_width)
+
+    options = {"users_before": users_before, "items_before": items_before, "candidates": candidates}
+    return evaluate_scores(score, item_bias, relevant, graph, users, items, **options)
+
+
+def evaluate_scores(
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    item_bias: jax.Array,
+    relevant: Rows,
+    graph: Graph,
+    users: int,
+    items: jax.Array,
+    *,
+    users_before: jax.Array | int = 0,
+    items_before: jax.Array | int = 0,
+    candidates: str = "all",
+) -> Metrics:
+    """As `evaluate`, by any scores: score(first, user i32[B]) -> f32[B, V] of relevant.users[first : first + B].
+
+    Raises:
+      ValueError: unknown candidates.
+    """
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
     relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
-    capacity = item_vectors.shape[0]
-    padded_items = -(-max(capacity, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
+    padded_items = _padded(item_bias.shape[0])
     queries = relevant.users.shape[0]
     block = max(1, min(256, queries, _BLOCK_BYTES // (4 * padded_items)))
     allowed = jnp.arange(padded_items) < items
@@ -82,16 +109,15 @@ def evaluate(
         at = jnp.where(wanted, relevant.items, padded_items)
         allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
     offset = jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf)
-    by_width = _scorers(_pad(item_vectors, padded_items), offset)
-    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
 
     def rank_block(number, totals):
         # the last block of a full capacity is moved back; users seen twice count once
         first = jnp.minimum(number * block, queries - block)
-        vectors = jax.lax.dynamic_slice_in_dim(user_vectors, first, block)
         at = first + jnp.arange(block, dtype=jnp.int32)
         user = relevant.users[at]
-        scores = _mask_known(by_width(vectors, used_width), graph, user, users)
+        scores = score(first, user)
+        scores = jnp.pad(scores, ((0, 0), (0, padded_items - scores.shape[1]))) + offset[None, :]
+        scores = put_known(scores, graph, user, users, -jnp.inf)
         values, top = top_k(scores)
         counted = (at >= number * block) & (at < relevant.count)
         before = users_before, items_before
@@ -113,17 +139,22 @@ def evaluate(
     return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
 
 
+def _padded(items: int) -> int:
+    """Items rounded up to whole chunks, enough of them for the two-level top-k."""
+    return -(-max(items, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
+
+
 def _pad(values, length):
     return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
 
 
-def _scorers(item_vectors, offset):
+def _scorers(item_vectors):
     """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask."""
     width = item_vectors.shape[1]
     widths = [w for w in (16, 32, 64, 128) if w < width] + [width]
 
     def scorer(w):
-        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T + offset[None, :]
+        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T
 
     def scores(vectors, used_width):
         which = (used_width > jnp.asarray(widths[:-1], jnp.int32)).sum() if len(widths) > 1 else 0
@@ -132,8 +163,12 @@ def _scorers(item_vectors, offset):
     return scores
 
 
-def _mask_known(scores, graph: Graph, user, users):
-    """Set the users' known items to -inf, a fixed number of interactions at a time."""
+def put_known(scores: jax.Array, graph: Graph, user: jax.Array, users: int, value: float) -> jax.Array:
+    """f32[B, V] with `value` where a row's user has the item, a fixed number of interactions at a time.
+
+    `user` i32[B] may repeat; `users` is the capacity of the user side, where the items' nodes begin.
+    """
+    graph = jax.tree.map(jnp.asarray, graph)
     start = graph.indptr[user]
     ends = jnp.cumsum(graph.indptr[user + 1] - start)
     begins = ends - (graph.indptr[user + 1] - start)
@@ -146,7 +181,7 @@ def _mask_known(scores, graph: Graph, user, users):
         row = jnp.where(valid, row, 0)
         item = graph.indices[jnp.where(valid, start[row] + flat - begins[row], 0)] - users
         row = jnp.where(valid, row, scores.shape[0])
-        return done + _EDGES, scores.at[row, item].set(-jnp.inf, mode="drop")
+        return done + _EDGES, scores.at[row, item].set(value, mode="drop")
 
     return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
 

@@ -16,7 +16,8 @@ from scall_jax import checkpoint, records, tables
 from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
-from scall_jax.methods import method_of
+from scall_jax.methods import Method, method_of
+from scall_jax.reference import Kept, Reference
 from scall_jax.run import Record, Run, make_run
 from scall_jax.state import RunState
 from scall_jax.streams import Segment, Stream
@@ -56,7 +57,7 @@ def sweep(
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
     method = method_of(config.method)
-    if method is not None and method.storage is not None:
+    if isinstance(method, Method) and method.storage is not None:
         raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
     run = make_run(config)
     states = [
@@ -128,7 +129,7 @@ def run_segments(
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         state, line, record = _one_segment(run, phases, state, segment)
-        line |= _account(config, stream, state, line)
+        line |= _account(config, stream, state, line) | _described(config, state)
         if folder is not None:
             _store(folder, config, state, line, record, segment)
         lines.append(line)
@@ -164,28 +165,33 @@ def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     return state, line, record
 
 
+def _described(config: Config, state: RunState) -> dict:
+    method = method_of(config.method)
+    return method.describe(state.params) if isinstance(method, Reference) else {}
+
+
 def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dict:
     """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
     capacity, t = stream.capacity, line["segment"]
     storage = _storage(config, state, capacity.users, capacity.items)
     known = tuple(np.asarray(state.known).tolist())
-    exported = storage.export(state.params, state.plan, known) if storage else {}
+    exported = storage.export(state.params, state.plan, known)
     charges = tables.charged(exported)
     full = config.method == "full"
     allowed = sum(known) * config.sizes.maximum if full else config.budget.parameters(t, sum(known))
     return {
-        "budget_bytes": 4 * allowed if storage else 0,
+        "budget_bytes": 0 if isinstance(storage, Kept) else 4 * allowed,
         **{f"bytes_{name}": value for name, value in charges.items()},
         "bytes_at_rest": sum(charges.values()),
         "bytes_replay": 8 * len(stream.replay[t]),
     }
 
 
-def _storage(config: Config, state: RunState, users: int, items: int) -> tables.Storage | None:
-    """Of a run's state; None for a method without embeddings."""
+def _storage(config: Config, state: RunState, users: int, items: int) -> tables.Storage | Kept:
+    """Of a run's state."""
     method = method_of(config.method)
-    if method is None:
-        return None
+    if isinstance(method, Reference):
+        return method.kept(users, items)
     kind = tables.STORAGES[method.storage or config.table]
     return kind.build(state.held.units, users, items, config.sizes.maximum)
 
@@ -200,7 +206,8 @@ def _store(folder: Path, config: Config, state: RunState, line: dict, record: Re
     users, items = sides(segment)
     known = np.asarray(state.known)
     storage = _storage(config, state, users, items)
-    sizes = np.asarray(storage.sizes(state.plan)) if storage else np.zeros(users + items + 2, np.int32)
+    reference = isinstance(storage, Kept)
+    sizes = np.zeros(users + items + 2, np.int32) if reference else np.asarray(storage.sizes(state.plan))
     (folder / "sizes").mkdir(exist_ok=True)
     np.savez_compressed(
         folder / "sizes" / f"segment-{line['segment']:04d}.npz",

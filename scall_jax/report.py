@@ -53,11 +53,12 @@ def _cell(value, form):
 def describe(method: str, lines: list[dict]) -> dict:
     """What the table shows of a run beside `records.summarise`."""
     last = lines[-1]
-    floor = last["budget_parameters"] == 0
+    if last["budget_parameters"] == 0:  # a reference outside the budget shows the bytes it takes, if any
+        return {"method": method, "mean_size": None, "table_mb": 1e-6 * last["bytes_at_rest"] or None}
     return {
         "method": method,
-        "mean_size": None if floor else last["allocated_parameters"] / (last["users"] + last["items"]),
-        "table_mb": None if floor else 4e-6 * last["allocated_parameters"],
+        "mean_size": last["allocated_parameters"] / (last["users"] + last["items"]),
+        "table_mb": 4e-6 * last["allocated_parameters"],
     }
 
 
