@@ -77,10 +77,12 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     stream = run.load_stream(flags)
-    groups = {}
+    groups, streams = {}, {flags.cut: stream}
     for shown, cell in found:
         (method,) = cell.method
-        summary, _ = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
+        if cell.cut not in streams:
+            streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+        summary, _ = run.run_method(cell, run.make_config(cell, method), streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])

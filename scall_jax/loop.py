@@ -183,7 +183,7 @@ def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dic
         "budget_bytes": 0 if isinstance(storage, Kept) else 4 * allowed,
         **{f"bytes_{name}": value for name, value in charges.items()},
         "bytes_at_rest": sum(charges.values()),
-        "bytes_replay": 8 * len(stream.replay[t]),
+        "bytes_replay": stream.replay_bytes(t),
     }
 
 

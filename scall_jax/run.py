@@ -142,12 +142,15 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     for t, bounds in enumerate(stream.bounds):
         entities = stream.known(bounds.train)
         nbytes = 4 * config.budget.parameters(t, sum(entities))
-        total = tables.STORAGES[config.table].units(nbytes, entities, config.sizes.maximum, config.charge == "all")
+        replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
+        metadata = config.charge != "parameters"
+        total = tables.STORAGES[config.table].units(nbytes - replayed, entities, config.sizes.maximum, metadata)
         if config.method == "full":
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
                 f"budget ({config.budget}) of {total} parameters at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
+                + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
             )
         totals.append(total)
     return totals

@@ -194,9 +194,27 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     assert (frame["bytes_at_rest"] == frame["bytes_parameters"] + frame["bytes_metadata"]).all()
     printed = capsys.readouterr().out
     assert "- uniform at mean size 0.1: budget" in printed
+    assert all(f"| {metric} over MB" in printed for metric in ("recall@20", "ndcg@20"))
     assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
     assert (tmp_path / "arena.png").exists()
     _check_strata(data, tmp_path, capsys)
+
+
+def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
+    methods = ["--method", "uniform", "ease", "--mean-sizes", "2", "--replays", "0", "0.5"]
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        run.cli(arena.Arena, arena.main, arguments=_arguments(data, tmp_path, *methods, "--cut.segments", "3"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    frame = pl.read_parquet(tmp_path / "arena.parquet")
+    for row in frame.filter(pl.col("method") == "uniform").iter_rows(named=True):
+        spent = row["bytes_at_rest"] + row["bytes_replay"]
+        assert row["budget_bytes"] - 4 < spent <= row["budget_bytes"]
+        assert (row["bytes_replay"] > 0) == (row["replay"] == "0.5" and row["segment"] > 0)
+    assert frame.filter(pl.col("method") == "ease")["replay"].unique().to_list() == ["-"]
+    printed = capsys.readouterr().out
+    assert "uniform, replay 0" in printed and "- ease is outside the budget: 0.0" in printed
 
 
 def _check_strata(data, out, capsys):

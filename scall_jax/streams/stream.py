@@ -134,6 +134,10 @@ class Stream:
             popularity=self._popularity(slice(bounds.start, bounds.train), bounds.train),
         )
 
+    def replay_bytes(self, t: int) -> int:
+        """Bytes of the rows that segment t is trained on again: two 32-bit ids each."""
+        return 8 * len(self.replay[t])
+
     def test(self, t: int) -> Rows:
         """The test part of segment t alone."""
         bounds = self.bounds[t]
