@@ -108,6 +108,7 @@ def run_segments(
     progress: Callable | None = None,
     on_probes: Callable | None = None,
     on_segment: Callable[[dict], None] | None = None,
+    method: Method | Reference | None = None,
 ) -> list[dict]:
     """Run over a stream segment by segment; the lines of `metrics.jsonl`.
 
@@ -115,23 +116,27 @@ def run_segments(
       config, stream, key: determine the result.
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
-      progress, on_probes: as in `make_run`.
+      progress, on_probes, method: as in `make_run`.
       on_segment: called with each new line.
 
     Raises:
       ValueError: a non-finite loss; a folder of another run.
     """
-    run = make_run(config, progress, on_probes)
+    run = make_run(config, progress, on_probes, method)
     state, lines = run.init(key, stream), []
+    method = method or method_of(config.method)
+    storage = _storage(config, method, state, stream)
     if folder is not None:
-        state, lines = _open_folder(folder, config, stream, key, state)
+        state, lines = _open_folder(folder, config, stream, key, state, storage)
     phases = Phases(run)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         state, line, record = _one_segment(run, phases, state, segment)
-        line |= _account(config, stream, state, line) | _described(config, state)
+        line |= _account(config, stream, state, line, storage)
+        if isinstance(method, Reference):
+            line |= method.describe(state.params)
         if folder is not None:
-            _store(folder, config, state, line, record, segment)
+            _store(folder, storage, state, line, record, segment)
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
@@ -165,15 +170,9 @@ def _one_segment(run: Run, phases: Phases, state: RunState, segment: Segment):
     return state, line, record
 
 
-def _described(config: Config, state: RunState) -> dict:
-    method = method_of(config.method)
-    return method.describe(state.params) if isinstance(method, Reference) else {}
-
-
-def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dict:
+def _account(config: Config, stream: Stream, state: RunState, line: dict, storage: tables.Storage | Kept) -> dict:
     """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
-    capacity, t = stream.capacity, line["segment"]
-    storage = _storage(config, state, capacity.users, capacity.items)
+    t = line["segment"]
     known = tuple(np.asarray(state.known).tolist())
     exported = storage.export(state.params, state.plan, known)
     charges = tables.charged(exported)
@@ -187,9 +186,9 @@ def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dic
     }
 
 
-def _storage(config: Config, state: RunState, users: int, items: int) -> tables.Storage | Kept:
-    """Of a run's state."""
-    method = method_of(config.method)
+def _storage(config: Config, method: Method | Reference, state: RunState, stream: Stream) -> tables.Storage | Kept:
+    """Of a run's states."""
+    users, items = stream.capacity.users, stream.capacity.items
     if isinstance(method, Reference):
         return method.kept(users, items)
     kind = tables.STORAGES[method.storage or config.table]
@@ -202,10 +201,9 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _store(folder: Path, config: Config, state: RunState, line: dict, record: Record, segment: Segment) -> None:
+def _store(folder: Path, storage, state: RunState, line: dict, record: Record, segment: Segment) -> None:
     users, items = sides(segment)
     known = np.asarray(state.known)
-    storage = _storage(config, state, users, items)
     reference = isinstance(storage, Kept)
     sizes = np.zeros(users + items + 2, np.int32) if reference else np.asarray(storage.sizes(state.plan))
     (folder / "sizes").mkdir(exist_ok=True)
@@ -233,7 +231,7 @@ def _store(folder: Path, config: Config, state: RunState, line: dict, record: Re
     checkpoint.publish(path)
 
 
-def _open_folder(folder, config, stream, key, state):
+def _open_folder(folder, config, stream, key, state, storage):
     """Create a run folder, or return what it has finished of the same run."""
     identity = {
         "config": dataclasses.asdict(config),
@@ -258,7 +256,6 @@ def _open_folder(folder, config, stream, key, state):
     lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if done:
-        storage = _storage(config, state, stream.capacity.users, stream.capacity.items)
         state = checkpoint.restore(folder / "checkpoints", done[-1], state, storage)
     return state, lines
 

@@ -13,7 +13,7 @@ from scall_jax.allocators import alive
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
-from scall_jax.methods import method_of
+from scall_jax.methods import Method, method_of
 from scall_jax.recommenders.fit import Fitted, make_fit, ranked
 from scall_jax.reference import Reference
 from scall_jax.search import SearchRecord, no_search
@@ -73,13 +73,19 @@ class Run(NamedTuple):
     step: Callable[[RunState, Segment], tuple[RunState, Record]]
 
 
-def make_run(config: Config, progress: Callable | None = None, on_probes: Callable | None = None) -> Run:
+def make_run(
+    config: Config,
+    progress: Callable | None = None,
+    on_probes: Callable | None = None,
+    method: Method | Reference | None = None,
+) -> Run:
     """Build the functions of a run.
 
     Args:
       config: of the method.
       progress: called on the host as progress(segment, step, loss, fitness) after each evaluation during a fit.
       on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
+      method: one that `methods.METHODS` does not have; `config.method` is then no more than its name.
 
     Returns:
       Run. `step(state, segment) -> (state, record)` is jit-able and scans over `Stream.stack()`.
@@ -87,7 +93,7 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
     Raises:
       ValueError: unknown method.
     """
-    method = method_of(config.method)
+    method = method or method_of(config.method)
     if isinstance(method, Reference):
         return _composed(
             config,
