@@ -201,20 +201,28 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
 
 
 def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
-    methods = ["--method", "uniform", "ease", "--mean-sizes", "2", "--replays", "0", "0.5"]
+    methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=_arguments(data, tmp_path, *methods, "--cut.segments", "3"))
+        run.cli(arena.Arena, arena.main, arguments=_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet")
-    for row in frame.filter(pl.col("method") == "uniform").iter_rows(named=True):
+    sized = frame.filter(pl.col("method") == "uniform")
+    assert len(sized) == 2
+    for row in sized.iter_rows(named=True):
         spent = row["bytes_at_rest"] + row["bytes_replay"]
-        assert row["budget_bytes"] - 4 < spent <= row["budget_bytes"]
-        assert (row["bytes_replay"] > 0) == (row["replay"] == "0.5" and row["segment"] > 0)
-    assert frame.filter(pl.col("method") == "ease")["replay"].unique().to_list() == ["-"]
+        assert spent <= row["budget_bytes"]
+        assert row["segment"] == 0 or spent > row["budget_bytes"] - 4  # at first all have the largest size
+        assert row["replay"] == "0.5" and (row["bytes_replay"] > 0) == (row["segment"] > 0)
+    assert frame.filter(pl.col("method") == "popularity-all")["replay"].unique().to_list() == ["-"]
     printed = capsys.readouterr().out
-    assert "uniform, replay 0" in printed and "- ease is outside the budget: 0.0" in printed
+    assert "- popularity-all is outside the budget: 0 MB at rest" in printed
+    assert "- uniform, replay 0.5 at mean size 0.05: " in printed
+    flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), replays=(0.0, 0.1))
+    cells = [(arena.label(shown), cell.cut.replay, cell.charge) for shown, cell in arena._all_cells(flags)]
+    wanted = [("uniform, replay 0", 0.0, "replay"), ("uniform, replay 0.1", 0.1, "replay")]
+    assert cells == [*wanted, ("popularity-all", flags.cut.replay, "all")]
 
 
 def _check_strata(data, out, capsys):

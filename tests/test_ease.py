@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import checkpoint, make_run, run_segments
+from scall_jax import checkpoint, make_run, report, run_segments
 from scall_jax.recommenders import ease
 from scall_jax.recommenders.fit import first_users
 from tests.helpers import small_config, small_stream
@@ -12,6 +12,22 @@ from tests.helpers import small_config, small_stream
 @pytest.fixture(scope="module")
 def stream():
     return small_stream(2)
+
+
+@pytest.fixture(scope="module")
+def run(stream, tmp_path_factory):
+    """Folder and lines of a run that was stopped after its first segment and went on."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        raise Stop
+
+    folder, config = tmp_path_factory.mktemp("run") / "ease", small_config("ease")
+    with pytest.raises(Stop):
+        run_segments(config, stream, jax.random.key(0), folder=folder, on_segment=stop)
+    return folder, run_segments(config, stream, jax.random.key(0), folder=folder)
 
 
 def _interactions(stream, t):
@@ -49,46 +65,37 @@ def _recall(scores, stream, t):
     return np.array(found)
 
 
-def test_a_run_ranks_by_the_weights_beats_popularity_and_says_its_bytes(stream, tmp_path):
-    run = run_segments(small_config("ease"), stream, jax.random.key(0), folder=tmp_path / "ease")
+def test_a_run_ranks_by_the_weights_beats_popularity_and_says_its_bytes(stream, run):
+    folder, lines = run
     floors = run_segments(small_config("popularity-all"), stream, jax.random.key(0))
-    for t, line in enumerate(run):
+    for t, line in enumerate(lines):
         x, known = _interactions(stream, t), line["items"]
         assert line["ridge"] in ease.RIDGES and line["popularity"] is None
         p = np.linalg.inv(x.T @ x + line["ridge"] * np.eye(x.shape[1]))
         weights = -p / np.diag(p)[None, :]
         np.fill_diagonal(weights, 0)
         expected = _recall(x @ weights, stream, t)
-        with np.load(tmp_path / "ease" / "users" / f"segment-{t:04d}.npz") as stored:
+        with np.load(folder / "users" / f"segment-{t:04d}.npz") as stored:
             agree = np.isclose(stored["metrics"][:, 0], expected, atol=1e-6)
         assert agree.mean() > 0.98  # float32 may swap neighbours in a list
         assert line["bytes_parameters"] == 4 * known**2 and line["budget_bytes"] == 0
         assert line["disk_bytes"] > line["bytes_parameters"]
-    assert run[-1]["test_recall@20"] > 1.15 * floors[-1]["test_recall@20"]
-    assert floors[-1]["bytes_at_rest"] == 0
+    assert report.describe("ease", lines)["table_mb"] == pytest.approx(4e-6 * (known**2 + 1))
+    assert lines[-1]["test_recall@20"] > 1.15 * floors[-1]["test_recall@20"]
+    assert floors[-1]["bytes_at_rest"] == 0 and report.describe("popularity-all", floors)["table_mb"] is None
 
 
-def test_a_stopped_run_goes_on_with_the_same_weights(stream, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(line):
-        raise Stop
-
-    config, key = small_config("ease"), jax.random.key(0)
-    with pytest.raises(Stop):
-        run_segments(config, stream, key, folder=tmp_path, on_segment=stop)
-    state = make_run(config).init(key, stream)
-    restored = checkpoint.restore(tmp_path / "checkpoints", 0, state, ease.EASE.kept(120, stream.capacity.items))
-    expected = ease.closed_form(ease.gram(stream.segment(0)), restored.params.ridge)
+def test_a_checkpoint_holds_the_weights(stream, run):
+    folder, _ = run
+    state = make_run(small_config("ease")).init(jax.random.key(0), stream)
+    restored = checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.kept(120, stream.capacity.items))
+    expected = ease.closed_form(ease.gram(stream.segment(1)), restored.params.ridge)
     np.testing.assert_allclose(restored.params.weights, expected, atol=1e-5)
     with pytest.raises(ValueError, match="another stream's"):
-        checkpoint.restore(tmp_path / "checkpoints", 0, state, ease.EASE.kept(120, 9))
-    lines = run_segments(config, stream, key, folder=tmp_path)
-    assert [line["segment"] for line in lines] == [0, 1]
+        checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.kept(120, 9))
 
 
-def test_the_ridge_is_the_best_on_valid(stream):
+def test_the_ridge_is_the_best_on_valid(stream, run):
     segment = jax.tree.map(jnp.asarray, stream.segment(1))
     sampled, together = first_users(segment.valid, 64), ease.gram(segment)
 
@@ -99,7 +106,7 @@ def test_the_ridge_is_the_best_on_valid(stream):
 
     found = [float(fitness(ridge)) for ridge in ease.RIDGES]
     assert len(set(found)) > 1
-    assert float(ease.EASE.learn(segment, 64).ridge) == ease.RIDGES[int(np.argmax(found))]
+    assert run[1][1]["ridge"] == ease.RIDGES[int(np.argmax(found))]
 
 
 def test_too_many_items_are_refused_before_anything_is_made(stream, monkeypatch):
