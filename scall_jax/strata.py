@@ -5,10 +5,11 @@ I_u before the cut, p(i) the part of the known users who have item i, n_j the us
 
     mean surprise               S(u)  = -mean over i in I_u of log2 p(i)
     mean conditional surprise   CS(u) = -mean over pairs i != j in I_u, both orders, of log2 p(i | j)
-    p(i | j) = (n_ij + m p(i)) / (n_j + m)
+    p(i | j) = (n_ij + m p(i)) / (n_j + m) if i is one of the `neighbours` items that most often go with j
+             = p(i)                        otherwise
 
-with n_ij counted for the `neighbours` items that most often go with j, and 0 for the others, and m the `smoothing`: a
-prior worth m users. How the conditional probabilities are averaged, the smoothing and the cut-off are ours.
+with m the `smoothing`: a prior worth m users. How the conditional probabilities are averaged, the smoothing and the
+cut-off are ours; a pair beyond the cut-off counts as independent.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ _WORK = 2**22  # co-occurrences, or cells of their counts, held at once
 class StrataConfig:
     """How coherence is computed."""
 
-    neighbours: int = 64
+    neighbours: int = 256
     """Co-occurring items kept for each item, those of most users."""
     smoothing: float = 1.0
     """Users that the prior of a conditional probability is worth."""
@@ -139,15 +140,12 @@ def mean_surprise(known: Profiles, users: np.ndarray) -> np.ndarray:
 def mean_conditional_surprise(known: Profiles, users: np.ndarray, near: Neighbours, smoothing: float) -> np.ndarray:
     """CS of some users in bits, f64[Q]; NaN for a user with fewer than two items. O(items of the users x k) time."""
     starts = known.starts()
-    degree = np.diff(starts)
+    length = np.diff(starts)[users]
     having = np.bincount(known.item, minlength=known.items)
-    prior = smoothing * having / known.users
-    length = degree[users]
+    prior = having / known.users
     row, item = np.repeat(np.arange(len(users)), length), known.item[_ranges(starts[users], length)]
-    # the mean of log2(n_j + m) - log2(m p(i)) over i != j is one of single items ...
-    alone = np.log2(having[item] + smoothing) - np.log2(prior[item])
-    total = np.bincount(row, alone, len(users)) * (length - 1)
-    # ... and log2(1 + n_ij / (m p(i))) is taken off where the pair is among the neighbours
+    # of independent pairs the mean is S(u); log2(p(i | j) / p(i)) is taken off where i is a neighbour of j
+    total = np.zeros(len(users))
     keys = known.user << 32 | known.item
     step = max(1, _WORK // near.items.shape[1])
     for at in range(0, len(item), step):
@@ -156,10 +154,11 @@ def mean_conditional_surprise(known: Profiles, users: np.ndarray, near: Neighbou
         wanted = users[row[part], None].astype(np.int64) << 32 | other
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         both = (keys[place] == wanted) & (count > 0)
-        gain = np.log2(1 + count[both] / prior[other[both]])
-        total -= np.bincount(np.broadcast_to(row[part, None], both.shape)[both], gain, len(users))
+        at_user, given = (np.broadcast_to(x[part, None], both.shape)[both] for x in (row, having[item]))
+        gain = np.log2((count[both] / prior[other[both]] + smoothing) / (given + smoothing))
+        total += np.bincount(at_user, gain, len(users))
     pairs = length * (length - 1)
-    return np.where(pairs > 0, total / np.maximum(pairs, 1), np.nan)
+    return np.where(pairs > 0, mean_surprise(known, users) - total / np.maximum(pairs, 1), np.nan)
 
 
 def quantiles(values: np.ndarray, groups: int) -> np.ndarray:

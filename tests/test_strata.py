@@ -55,7 +55,8 @@ def test_neighbours_and_coherence_agree_with_plain_python(stream, monkeypatch, k
         part = {i: having[i] / known.users for i in held[u]}
         assert s == pytest.approx(-sum(map(math.log2, part.values())) / len(part))
         given = [
-            (both.get((i, j), 0) + 0.7 * part[i]) / (having[j] + 0.7) for i, j in itertools.permutations(held[u], 2)
+            (both[i, j] + 0.7 * part[i]) / (having[j] + 0.7) if (i, j) in both else part[i]
+            for i, j in itertools.permutations(held[u], 2)
         ]
         assert math.isnan(c) if len(part) == 1 else c == pytest.approx(-sum(map(math.log2, given)) / len(given))
 
