@@ -2,14 +2,18 @@
 
     python -m experiments.arena                                              # online-retail, two budgets, one seed
     python -m experiments.arena --data clicks.parquet --mean-sizes .5 2 8 32 --seeds 0 1 2 --fit.steps 1000
+    python -m experiments.arena --method uniform frequency --mean-sizes 2 8 --replays 0 .1 .2 .5   # rows against width
 
 Every method gets the same constant number of bytes, and pays for everything that serving needs: parameters, codes,
 sizes, scales. `--mean-sizes` are float32 parameters per entity at the end of the stream. A cell is a run folder;
 finished cells are kept, an interrupted one continues. Writes the table of `experiments.compare`, arena.parquet (a row
 per run and segment, bytes by charge included), arena.png (Recall@20 by megabytes) and below the table areas under the
-curve over memory and tests of the method that valid prefers against every other, corrected after Holm. Cost: the sum of
-the runs. Methods that cannot use a budget are named with their reason and left out there. Expect methods that size by
-frequency ahead where few parameters bind, and level where many are left.
+curves of Recall@20 and NDCG@20 over memory and tests of the method that valid prefers against every other, corrected
+after Holm. References (popularity, ease) are outside the budget, their bytes are said. With `--replays` the rows that
+a segment trains on again are paid for too, 8 bytes each, and cost embedding width: the rows themselves, not a reservoir
+to draw them from. Cost: the sum of the runs. Methods that cannot
+use a budget are named with their reason and left out there. Expect methods that size by frequency ahead where few
+parameters bind, and level where many are left.
 """
 
 import dataclasses
@@ -20,9 +24,10 @@ import jax
 import numpy as np
 import polars as pl
 
-from experiments import compare, memory, run, significance
+from experiments import compare, memory, run, significance, strata
 from scall_jax import FitConfig, make_run, records, report
-from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.methods import REFERENCES
+from scall_jax.strata import StrataConfig
 
 COLUMNS = (
     "segment",
@@ -55,6 +60,7 @@ class Arena(compare.Compare):
         "binary_hash",
         "quotient_remainder",
         "popularity-decayed",
+        "ease",
     )
     """Methods to compare."""
     mean_sizes: tuple[float, ...] = (2.0, 8.0)
@@ -64,30 +70,58 @@ class Arena(compare.Compare):
     fit: FitConfig = FitConfig(steps=200)
     charge: str = "all"
     """What the budget pays for."""
+    replays: tuple[float, ...] = ()
+    """Parts of earlier rows to train on again (as --cut.replay); with any, each is a cell of its own, and the same
+    bytes pay 8 for each replayed row first: what replay takes, the table lacks."""
+    by_strata: bool = False
+    """Also write the tables of `experiments.strata`."""
+    strata: StrataConfig = StrataConfig()
+    """--by-strata: how coherence is computed."""
     out: Path = Path("runs/arena")
     """Folder of the cells and the results."""
 
 
 def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
     """Columns and flags of the runs that can be made, and why the others cannot."""
-    stream = run.load_stream(flags)
-    entities = sum(stream.known(stream.bounds[-1].train))
-    found, refused = [], []
-    for shown, cell in compare.cells(flags):
+    found, refused, streams = [], [], {}
+    for shown, cell in _all_cells(flags):
         (method,) = cell.method
-        if method not in FLOORS:
-            megabytes = 4e-6 * float(cell.budget.mean_size) * entities
+        if cell.cut not in streams:
+            streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+        stream = streams[cell.cut]
+        if method in REFERENCES:
+            shown = shown | {"MB": "-"}
+        else:
+            megabytes = 4e-6 * float(cell.budget.mean_size) * sum(stream.known(stream.bounds[-1].train))
             cell = dataclasses.replace(cell, budget=run.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}
-        else:
-            shown = shown | {"MB": "-"}
         try:
             make_run(run.make_config(cell, method)).init(jax.random.key(0), stream)
         except ValueError as error:
-            refused.append(f"- {method} at mean size {shown['mean size']}: {error}")
+            refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
         found.append((shown, cell))
     return found, list(dict.fromkeys(refused))
+
+
+def _all_cells(flags):
+    """Those of `experiments.compare`; with `flags.replays` once for each of these, replay charged."""
+    for shown, cell in compare.cells(flags):
+        if not flags.replays:
+            yield shown, cell
+        elif cell.method[0] in REFERENCES:  # they do not train on replay
+            yield shown | {"replay": "-"}, cell
+        else:
+            for part in flags.replays:
+                cut = dataclasses.replace(cell.cut, replay=part)
+                out = cell.out.with_name(f"replay{part:g}-{cell.out.name}")
+                yield shown | {"replay": f"{part:g}"}, dataclasses.replace(cell, cut=cut, charge="replay", out=out)
+
+
+def label(shown: dict) -> str:
+    """Name of a line in plots and lists: the method, and its replay where that is a column."""
+    replay = shown.get("replay", "-")
+    return shown["method"] + ("" if replay == "-" else f", replay {replay}")
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -103,29 +137,32 @@ def to_frame(groups: dict[tuple, list[Path]]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def curves(groups: dict[tuple, list[Path]]) -> dict[str, dict[str, list]]:
-    """By method with a budget: megabytes ascending, and for each mean, spread and last segment of Recall@20."""
+def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, list]]:
+    """By method with a budget: megabytes ascending, and for each mean, spread and last segment of a test metric."""
     found = {}
     for key, folders in groups.items():
         shown = dict(key)
         if shown["MB"] == "-":
             continue
         lines = [_lines(folder) for folder in folders]
-        means = [records.summarise(x)["mean_test_recall@20"] for x in lines]
+        means = [records.summarise(x)[f"mean_test_{metric}"] for x in lines]
         if any(mean is None for mean in means):
             continue  # no segment has enough test users
         last = [[x for x in run_lines if x["test_users"] >= records.LEAST_USERS][-1] for run_lines in lines]
         spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-        point = (float(shown["MB"]), float(np.mean(means)), spread, float(np.mean([x["test_recall@20"] for x in last])))
-        found.setdefault(shown["method"], []).append(point)
+        point = (float(shown["MB"]), float(np.mean(means)), spread, float(np.mean([x[f"test_{metric}"] for x in last])))
+        found.setdefault(label(shown), []).append(point)
     named = ("megabytes", "mean", "spread", "last")
     return {
         m: dict(zip(named, map(list, zip(*sorted(points), strict=True)), strict=True)) for m, points in found.items()
     }
 
 
-def areas(found: dict[str, dict[str, list]]) -> str:
-    """Markdown table of the areas over memory, best first; empty with a single budget."""
+def areas(found: dict[str, dict[str, list]], metric: str) -> str:
+    """Markdown table of the areas over memory, best first; empty with a single budget.
+
+    AUC-A is of the mean over segments, AUC-L of the last one, over linear and over log memory (`memory.area`).
+    """
     most = max((len(x["megabytes"]) for x in found.values()), default=0)
     rows = []
     for method, x in found.items():
@@ -139,15 +176,25 @@ def areas(found: dict[str, dict[str, list]]) -> str:
             memory.area(x["megabytes"], x["last"], logarithmic=True),
         )
         rows.append([method, *(f"{v:.4f}" for v in values), f"{start:.3g}", f"{end:.3g}"])
-    header = ["method", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
+    header = [f"{metric} over MB", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
     return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) if rows else ""
+
+
+def outside(groups: dict[tuple, list[Path]]) -> list[str]:
+    """Of each method outside the budget, the bytes that it takes at the end."""
+    found = []
+    for key, folders in groups.items():
+        if dict(key)["MB"] == "-":
+            megabytes = 1e-6 * _lines(folders[0])[-1]["bytes_at_rest"]
+            found.append(f"- {dict(key)['method']} is outside the budget: {megabytes:.4g} MB at rest")
+    return found
 
 
 def tests(groups: dict[tuple, list[Path]]) -> list[str]:
     """Per budget, the method that valid prefers against each other; p over users after Holm, and over seeds."""
     lines = []
     for budget in sorted({dict(key)["MB"] for key in groups} - {"-"}, key=float):
-        here = {dict(key)["method"]: folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
+        here = {label(dict(key)): folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
         valid = {m: _valid(folders) for m, folders in here.items()}
         best = max(valid, key=valid.get)
         others = [m for m in here if m != best]
@@ -173,10 +220,14 @@ def main(flags: Arena) -> list[dict]:
     def more(rows, groups):
         del rows
         to_frame(groups).write_parquet(flags.out / "arena.parquet")
-        by_method = curves(groups)
-        series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_method.items()}
+        if flags.by_strata:
+            named = {strata.name_of(folders[0], flags.out): folders for folders in groups.values()}
+            strata.write(flags.out, named, run.load_stream(flags), flags.strata)
+        by_metric = {metric: curves(groups, metric) for metric in ("recall@20", "ndcg@20")}
+        series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_metric["recall@20"].items()}
         report.plot_lines(flags.out / "arena.png", series, str(flags.data), "MB at rest (10^6 bytes)", "test Recall@20")
-        parts = [areas(by_method), "\n".join(tests(groups)), "\n".join(refused)]
+        parts = [areas(found, metric) for metric, found in by_metric.items()]
+        parts += ["\n".join(tests(groups)), "\n".join(outside(groups)), "\n".join(refused)]
         return "\n\n".join(part for part in parts if part)
 
     return compare.run_cells(flags, found, "experiments.arena", more)

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import run
 from scall_jax import records, report
-from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.methods import REFERENCES
 
 QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
 
@@ -44,15 +44,15 @@ def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
     """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
     found = {}
     for method in run.expand(flags.method):
-        floor, full = method in FLOORS, method == "full"
-        for bias in flags.biases[:1] if floor else flags.biases:
-            for size in flags.mean_sizes[:1] if floor or full else flags.mean_sizes:
-                for seed in flags.seeds[:1] if floor else flags.seeds:
-                    shown = {"method": method, "bias": "-" if floor else bias}
-                    shown["mean size"] = "-" if floor or full else f"{size:g}"
-                    name = "floor" if floor else f"{bias}-mean{shown['mean size']}-seed{seed}"
+        outside, full = method in REFERENCES, method == "full"
+        for bias in flags.biases[:1] if outside else flags.biases:
+            for size in flags.mean_sizes[:1] if outside or full else flags.mean_sizes:
+                for seed in flags.seeds[:1] if outside else flags.seeds:
+                    shown = {"method": method, "bias": "-" if outside else bias}
+                    shown["mean size"] = "-" if outside or full else f"{size:g}"
+                    name = "reference" if outside else f"{bias}-mean{shown['mean size']}-seed{seed}"
                     cell = cell_flags(flags, flags.out / method / name, method, size, seed)
-                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if floor else bias))
+                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if outside else bias))
     return list(found.values())
 
 
@@ -77,10 +77,12 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     stream = run.load_stream(flags)
-    groups = {}
+    groups, streams = {}, {flags.cut: stream}
     for shown, cell in found:
         (method,) = cell.method
-        summary, _ = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
+        if cell.cut not in streams:
+            streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+        summary, _ = run.run_method(cell, run.make_config(cell, method), streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
@@ -103,16 +105,10 @@ def _row(summaries):
     row = {"seeds": str(len(summaries))}
     titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
     for title, metric in zip(titles, QUALITY, strict=True):
-        row[title] = _mean_and_spread([summary[metric] for summary in summaries])
+        row[title] = report.mean_and_spread([summary[metric] for summary in summaries])
     for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
         row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
     return row
-
-
-def _mean_and_spread(values):
-    if None in values:  # no segment has enough test users
-        return "-"
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

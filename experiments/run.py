@@ -119,7 +119,8 @@ class Main:
     table: str = "packed"
     """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
+    """What the budget pays for: `parameters`; `all` that serving needs, sizes and codes included; `replay`: that, and
+    8 bytes for each row of the segment's replay."""
     bias: str | None = None
     """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
     streams, where valid prefers it, else none."""

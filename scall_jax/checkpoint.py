@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from scall_jax.reference import Kept
 from scall_jax.state import RunState
 from scall_jax.tables import Storage
 
@@ -24,16 +25,13 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
-def save(folder: Path, segment: int, state: RunState, storage: Storage | None) -> Path:
-    """Write the state after `segment` to a pending place; `publish` makes it count.
-
-    `storage` is None for a method without embeddings.
-    """
+def save(folder: Path, segment: int, state: RunState, storage: Storage | Kept) -> Path:
+    """Write the state after `segment` to a pending place; `publish` makes it count."""
     known = np.asarray(state.known)
     tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
-    exported = storage.export(state.params, state.plan, tuple(known.tolist())) if storage else {}
+    exported = storage.export(state.params, state.plan, tuple(known.tolist()))
     # arrays of size 0 cannot be stored
     tree |= {name: array for name, array in exported.items() if array.size}
     with _checkpointer() as checkpointer:
@@ -79,7 +77,7 @@ def finished(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def restore(folder: Path, segment: int, template: RunState, storage: Storage | None) -> RunState:
+def restore(folder: Path, segment: int, template: RunState, storage: Storage | Kept) -> RunState:
     """The state after `segment`, in the shapes of `template` (from `Run.init` on the same stream).
 
     Raises:
@@ -92,13 +90,11 @@ def restore(folder: Path, segment: int, template: RunState, storage: Storage | N
     if int(tree["format"]) != FORMAT:
         raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
     known = np.asarray(tree["known"])
-    params, plan = template.params, template.plan
-    if storage is not None:
-        exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
-        try:
-            params, plan = storage.restore(exported, tuple(known.tolist()))
-        except ValueError as error:
-            raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
+    exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
+    try:
+        params, plan = storage.restore(exported, tuple(known.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
     return RunState(
         key=jax.random.wrap_key_data(jnp.asarray(tree["key"])),
         params=params,

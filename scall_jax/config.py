@@ -164,7 +164,8 @@ class Config:
     """Storage of methods that choose sizes: `packed` holds the budget and no more, `packed_bfloat16` and `packed_int8`
     hold more coordinates in its bytes, `masked` is the full-width reference."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
+    """What the budget pays for: `parameters`; `all` that serving needs, sizes and codes included; `replay`: that, and
+    8 bytes for each row of the segment's replay."""
     bias: str = "none"
     """`decayed` adds to every item's score the log of its decayed count, half-life chosen on valid."""
     candidates: str = "all"
@@ -174,4 +175,4 @@ class Config:
         _choose("bias", self.bias, ("none", "decayed"))
         _choose("candidates", self.candidates, ("all", "segment"))
         _choose("table", self.table, STORAGES)
-        _choose("charge", self.charge, ("parameters", "all"))
+        _choose("charge", self.charge, ("parameters", "all", "replay"))

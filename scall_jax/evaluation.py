@@ -1,5 +1,6 @@
 """Full-ranking evaluation: exact top-k over all candidate items, in blocks of users that bound memory."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,11 @@ from scall_jax.streams import Graph, Rows
 
 CUTOFFS = (5, 10, 20)
 STRATA = ("all", "new", "warm")
+BY_USER = tuple(
+    f"{metric}{items}" for items in ("", " new items", " warm items") for metric in ("recall@20", "ndcg@20")
+)
+"""Columns of `Metrics.by_user`. Those of new (warm) items count the user's relevant items that are new (warm), and no
+others: recall by their number, NDCG by an ideal list that has them first. All items are ranked, as for the others."""
 
 _DEPTH = max(CUTOFFS)
 _CHUNK = 64  # items per chunk of the two-level top-k
@@ -23,7 +29,7 @@ class Metrics(NamedTuple):
     ndcg: jax.Array  # f32[3, 3], ideal: min(|relevant items|, k) hits first
     users: jax.Array  # i32[3], users evaluated
     coverage: jax.Array  # f32[3], by cutoff: part of the candidates that someone gets recommended
-    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user of `relevant`, 0 beyond its count
+    by_user: jax.Array  # f32[Q, 6], `BY_USER` of each user of `relevant`; 0 beyond its count, or without such items
 
     def fitness(self) -> jax.Array:
         """Mean of Recall@20 and NDCG@20 over all users, the quantity that selection and reward use; f32[]."""
@@ -40,10 +46,11 @@ def evaluate(
     items: jax.Array,
     *,
     users_before: jax.Array | int = 0,
+    items_before: jax.Array | int = 0,
     used_width: jax.Array | None = None,
     candidates: str = "all",
 ) -> Metrics:
-    """Rank items for the users of `relevant` and compare.
+    """Rank items by inner products for the users of `relevant` and compare.
 
     Args:
       user_vectors: f32[Q, width], of relevant.users in this order.
@@ -53,7 +60,7 @@ def evaluate(
       graph: known interactions; a user's are not recommended.
       users: capacity of the user side.
       items: i32[], items known: the candidates.
-      users_before: users with a smaller id are warm, the others new.
+      users_before, items_before: users and items with a smaller id are warm, the others new.
       used_width: i32[], columns beyond it are zero; saves work.
       candidates: `all` known items, or `segment`: only items relevant to some user here (the published protocol).
 
@@ -63,11 +70,37 @@ def evaluate(
     Raises:
       ValueError: unknown candidates.
     """
+    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
+    by_width = _scorers(_pad(item_vectors, _padded(item_vectors.shape[0])))
+
+    def score(first, user):
+        return by_width(jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0]), used_width)
+
+    options = {"users_before": users_before, "items_before": items_before, "candidates": candidates}
+    return evaluate_scores(score, item_bias, relevant, graph, users, items, **options)
+
+
+def evaluate_scores(
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    item_bias: jax.Array,
+    relevant: Rows,
+    graph: Graph,
+    users: int,
+    items: jax.Array,
+    *,
+    users_before: jax.Array | int = 0,
+    items_before: jax.Array | int = 0,
+    candidates: str = "all",
+) -> Metrics:
+    """As `evaluate`, by any scores: score(first, user i32[B]) -> f32[B, V] of relevant.users[first : first + B].
+
+    Raises:
+      ValueError: unknown candidates.
+    """
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
     relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
-    capacity = item_vectors.shape[0]
-    padded_items = -(-max(capacity, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
+    padded_items = _padded(item_bias.shape[0])
     queries = relevant.users.shape[0]
     block = max(1, min(256, queries, _BLOCK_BYTES // (4 * padded_items)))
     allowed = jnp.arange(padded_items) < items
@@ -76,19 +109,19 @@ def evaluate(
         at = jnp.where(wanted, relevant.items, padded_items)
         allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
     offset = jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf)
-    by_width = _scorers(_pad(item_vectors, padded_items), offset)
-    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
 
     def rank_block(number, totals):
         # the last block of a full capacity is moved back; users seen twice count once
         first = jnp.minimum(number * block, queries - block)
-        vectors = jax.lax.dynamic_slice_in_dim(user_vectors, first, block)
         at = first + jnp.arange(block, dtype=jnp.int32)
         user = relevant.users[at]
-        scores = _mask_known(by_width(vectors, used_width), graph, user, users)
+        scores = score(first, user)
+        scores = jnp.pad(scores, ((0, 0), (0, padded_items - scores.shape[1]))) + offset[None, :]
+        scores = put_known(scores, graph, user, users, -jnp.inf)
         values, top = top_k(scores)
         counted = (at >= number * block) & (at < relevant.count)
-        totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, users_before), totals[-1]
+        before = users_before, items_before
+        totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, before), totals[-1]
         *totals, block_values = totals
         return (*totals, jax.lax.dynamic_update_slice(single, block_values, (first, 0)))
 
@@ -98,7 +131,7 @@ def evaluate(
         jnp.zeros((3, 3)),
         jnp.zeros(3, jnp.int32),
         jnp.full(padded_items, _DEPTH, jnp.int32),
-        jnp.zeros((queries, 2)),
+        jnp.zeros((queries, len(BY_USER))),
     )
     recall, ndcg, count, best, by_user = jax.lax.fori_loop(0, blocks, rank_block, zeros)
     covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
@@ -106,17 +139,22 @@ def evaluate(
     return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
 
 
+def _padded(items: int) -> int:
+    """Items rounded up to whole chunks, enough of them for the two-level top-k."""
+    return -(-max(items, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
+
+
 def _pad(values, length):
     return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
 
 
-def _scorers(item_vectors, offset):
+def _scorers(item_vectors):
     """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask."""
     width = item_vectors.shape[1]
     widths = [w for w in (16, 32, 64, 128) if w < width] + [width]
 
     def scorer(w):
-        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T + offset[None, :]
+        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T
 
     def scores(vectors, used_width):
         which = (used_width > jnp.asarray(widths[:-1], jnp.int32)).sum() if len(widths) > 1 else 0
@@ -125,8 +163,12 @@ def _scorers(item_vectors, offset):
     return scores
 
 
-def _mask_known(scores, graph: Graph, user, users):
-    """Set the users' known items to -inf, a fixed number of interactions at a time."""
+def put_known(scores: jax.Array, graph: Graph, user: jax.Array, users: int, value: float) -> jax.Array:
+    """f32[B, V] with `value` where a row's user has the item, a fixed number of interactions at a time.
+
+    `user` i32[B] may repeat; `users` is the capacity of the user side, where the items' nodes begin.
+    """
+    graph = jax.tree.map(jnp.asarray, graph)
     start = graph.indptr[user]
     ends = jnp.cumsum(graph.indptr[user + 1] - start)
     begins = ends - (graph.indptr[user + 1] - start)
@@ -139,7 +181,7 @@ def _mask_known(scores, graph: Graph, user, users):
         row = jnp.where(valid, row, 0)
         item = graph.indices[jnp.where(valid, start[row] + flat - begins[row], 0)] - users
         row = jnp.where(valid, row, scores.shape[0])
-        return done + _EDGES, scores.at[row, item].set(-jnp.inf, mode="drop")
+        return done + _EDGES, scores.at[row, item].set(value, mode="drop")
 
     return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
 
@@ -159,32 +201,49 @@ def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(chunk, at // _CHUNK, axis=1) * _CHUNK + at % _CHUNK
 
 
-def _add(totals, values, top, at, user, counted, relevant: Rows, users_before):
+def _add(totals, values, top, at, user, counted, relevant: Rows, before):
     recall, ndcg, count, best = totals
     start, end = relevant.indptr[at], relevant.indptr[at + 1]
     hits = _contains(relevant.items, start, end, top) & jnp.isfinite(values)
-    size = jnp.maximum(end - start, 1).astype(jnp.float32)
-    discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
-    ideal = jnp.cumsum(discount)
-    gains = jnp.where(hits, discount[None, :], 0.0)
-    new = user >= users_before
+    size = (end - start).astype(jnp.float32)
+    new = user >= before[0]
     strata = jnp.stack([counted, counted & new, counted & ~new]).astype(jnp.float32)
-    r = jnp.stack([hits[:, :k].sum(1) / size for k in CUTOFFS], axis=1)
-    g = jnp.stack([gains[:, :k].sum(1) / ideal[jnp.minimum(size, k).astype(jnp.int32) - 1] for k in CUTOFFS], axis=1)
+    each = [_recall_and_ndcg(hits, size, k) for k in CUTOFFS]
+    r, g = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
     place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], top.shape)
     shown = counted[:, None] & jnp.isfinite(values)
     best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop")
     highest = jax.lax.Precision.HIGHEST
     recall += jnp.matmul(strata, r, precision=highest)
     ndcg += jnp.matmul(strata, g, precision=highest)
-    single = jnp.where((at < relevant.count)[:, None], jnp.stack([r[:, -1], g[:, -1]], axis=1), 0.0)
+    first_new = jnp.full((len(at), 1), before[1], jnp.int32)
+    size_warm = (_lower_bound(relevant.items, start, end, first_new)[:, 0] - start).astype(jnp.float32)
+    by_items = (
+        _recall_and_ndcg(hits & (top >= before[1]), size - size_warm, _DEPTH),
+        _recall_and_ndcg(hits & (top < before[1]), size_warm, _DEPTH),
+    )
+    single = jnp.stack([r[:, -1], g[:, -1], *by_items[0], *by_items[1]], axis=1)
+    single = jnp.where((at < relevant.count)[:, None], single, 0.0)
     return recall, ndcg, count + strata.sum(1).astype(jnp.int32), best, single
 
 
+def _recall_and_ndcg(hits, size, k):
+    """Of each row of hits bool[B, 20] at cutoff k, f32[B] both; `size` f32[B] relevant items, 0 gives 0."""
+    discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
+    ideal = jnp.cumsum(discount)[jnp.clip(size, 1, k).astype(jnp.int32) - 1]
+    gains = jnp.where(hits, discount[None, :], 0.0)[:, :k].sum(1)
+    return hits[:, :k].sum(1) / jnp.maximum(size, 1), gains / ideal
+
+
 def _contains(items, start, end, wanted):
-    """Whether each of wanted i32[B, K] is in its row's ascending items[start:end], by bisection."""
+    """Whether each of wanted i32[B, K] is in its row's ascending items[start:end]."""
+    low = _lower_bound(items, start, end, wanted)
+    return (low < end[:, None]) & (items[jnp.minimum(low, items.shape[0] - 1)] == wanted)
+
+
+def _lower_bound(items, start, end, wanted):
+    """First place in a row's ascending items[start:end] that is not below wanted i32[B, K], by bisection; i32[B, K]."""
     low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
-    end = high
 
     def halve(_, bracket):
         low, high = bracket
@@ -193,5 +252,4 @@ def _contains(items, start, end, wanted):
         less = items[jnp.minimum(middle, items.shape[0] - 1)] < wanted
         return jnp.where(inside & less, middle + 1, low), jnp.where(inside & ~less, middle, high)
 
-    low, _ = jax.lax.fori_loop(0, max(1, items.shape[0].bit_length()), halve, (low, high))
-    return (low < end) & (items[jnp.minimum(low, items.shape[0] - 1)] == wanted)
+    return jax.lax.fori_loop(0, max(1, items.shape[0].bit_length()), halve, (low, high))[0]

@@ -16,8 +16,9 @@ from scall_jax import checkpoint, records, tables
 from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
-from scall_jax.methods import method_of
+from scall_jax.methods import Method, method_of
 from scall_jax.recommenders.fit import training_bytes
+from scall_jax.reference import Kept, Reference
 from scall_jax.run import Record, Run, make_run
 from scall_jax.state import RunState
 from scall_jax.streams import Segment, Stream
@@ -57,7 +58,7 @@ def sweep(
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
     method = method_of(config.method)
-    if method is not None and method.storage is not None:
+    if isinstance(method, Method) and method.storage is not None:
         raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
     run = make_run(config)
     states = [
@@ -78,11 +79,11 @@ PHASES = ("prepare", "fit", "evaluate", "search")
 class Phases:
     """The phases of a run, each compiled ahead of time at first use, with the seconds that took."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, trains: bool = True):
         self._jitted = {name: jax.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
         # the parameters' own memory becomes that of the trained ones
         fit = lambda params, state, segment, prepared: run.fit(state, segment, prepared._replace(params=params))  # noqa: E731
-        self._jitted["fit"] = jax.jit(fit, donate_argnums=0)
+        self._jitted["fit"] = jax.jit(fit, donate_argnums=(0,) if trains else ())
         self._compiled = {}
         self.seconds_compile = 0.0
 
@@ -111,6 +112,7 @@ def run_segments(
     progress: Callable | None = None,
     on_probes: Callable | None = None,
     on_segment: Callable[[dict], None] | None = None,
+    method: Method | Reference | None = None,
 ) -> list[dict]:
     """Run over a stream segment by segment; the lines of `metrics.jsonl`.
 
@@ -118,36 +120,40 @@ def run_segments(
       config, stream, key: determine the result.
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
-      progress, on_probes: as in `make_run`.
+      progress, on_probes, method: as in `make_run`.
       on_segment: called with each new line.
 
     Raises:
       ValueError: a non-finite loss; a folder of another run.
     """
-    run = make_run(config, progress, on_probes)
+    run = make_run(config, progress, on_probes, method)
     state, lines = run.init(key, stream), []
+    method = method or method_of(config.method)
+    storage = _storage(config, method, state, stream)
     if folder is not None:
-        state, lines = _open_folder(folder, config, stream, key, state)
-    phases, storage = Phases(run), _storage(config, state, stream.capacity.users, stream.capacity.items)
+        state, lines = _open_folder(folder, config, stream, key, state, storage)
+    phases = Phases(run, trains=not isinstance(method, Reference))
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         state, line, record = _one_segment(run, phases, storage, state, segment)
-        line |= _account(config, stream, state, line)
+        line |= _account(config, stream, state, line, storage)
+        if isinstance(method, Reference):
+            line |= method.describe(state.params)
         if folder is not None:
-            _store(folder, config, state, line, record, segment)
+            _store(folder, storage, state, line, record, segment)
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
     return lines
 
 
-def _one_segment(run: Run, phases: Phases, storage: tables.Storage | None, state: RunState, segment: Segment):
+def _one_segment(run: Run, phases: Phases, storage: tables.Storage | Kept, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
     if run.search_when == "before":
         (state, found), seconds_search = phases("search", state, segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
     params, prepared = prepared.params, prepared._replace(params=())
-    bytes_training = training_bytes(storage, params) if storage else 0
+    bytes_training = 0 if isinstance(storage, Kept) else training_bytes(storage, params)
     state = state._replace(params=())  # carried over: training needs the room
     fitted, seconds_fit = phases("fit", params, state, segment, prepared)
     (state, record), seconds_evaluate = phases("evaluate", state, segment, prepared, fitted)
@@ -170,28 +176,27 @@ def _one_segment(run: Run, phases: Phases, storage: tables.Storage | None, state
     return state, line, record
 
 
-def _account(config: Config, stream: Stream, state: RunState, line: dict) -> dict:
+def _account(config: Config, stream: Stream, state: RunState, line: dict, storage: tables.Storage | Kept) -> dict:
     """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
-    capacity, t = stream.capacity, line["segment"]
-    storage = _storage(config, state, capacity.users, capacity.items)
+    t = line["segment"]
     known = tuple(np.asarray(state.known).tolist())
-    exported = storage.export(state.params, state.plan, known) if storage else {}
+    exported = storage.export(state.params, state.plan, known)
     charges = tables.charged(exported)
     full = config.method == "full"
     allowed = sum(known) * config.sizes.maximum if full else config.budget.parameters(t, sum(known))
     return {
-        "budget_bytes": 4 * allowed if storage else 0,
+        "budget_bytes": 0 if isinstance(storage, Kept) else 4 * allowed,
         **{f"bytes_{name}": value for name, value in charges.items()},
         "bytes_at_rest": sum(charges.values()),
-        "bytes_replay": 8 * len(stream.replay[t]),
+        "bytes_replay": stream.replay_bytes(t),
     }
 
 
-def _storage(config: Config, state: RunState, users: int, items: int) -> tables.Storage | None:
-    """Of a run's state; None for a method without embeddings."""
-    method = method_of(config.method)
-    if method is None:
-        return None
+def _storage(config: Config, method: Method | Reference, state: RunState, stream: Stream) -> tables.Storage | Kept:
+    """Of a run's states."""
+    users, items = stream.capacity.users, stream.capacity.items
+    if isinstance(method, Reference):
+        return method.kept(users, items)
     kind = tables.STORAGES[method.storage or config.table]
     return kind.build(state.held.units, users, items, config.sizes.maximum)
 
@@ -202,11 +207,11 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _store(folder: Path, config: Config, state: RunState, line: dict, record: Record, segment: Segment) -> None:
+def _store(folder: Path, storage, state: RunState, line: dict, record: Record, segment: Segment) -> None:
     users, items = sides(segment)
     known = np.asarray(state.known)
-    storage = _storage(config, state, users, items)
-    sizes = np.asarray(storage.sizes(state.plan)) if storage else np.zeros(users + items + 2, np.int32)
+    reference = isinstance(storage, Kept)
+    sizes = np.zeros(users + items + 2, np.int32) if reference else np.asarray(storage.sizes(state.plan))
     (folder / "sizes").mkdir(exist_ok=True)
     np.savez_compressed(
         folder / "sizes" / f"segment-{line['segment']:04d}.npz",
@@ -232,7 +237,7 @@ def _store(folder: Path, config: Config, state: RunState, line: dict, record: Re
     checkpoint.publish(path)
 
 
-def _open_folder(folder, config, stream, key, state):
+def _open_folder(folder, config, stream, key, state, storage):
     """Create a run folder, or return what it has finished of the same run."""
     identity = {
         "config": dataclasses.asdict(config),
@@ -257,7 +262,6 @@ def _open_folder(folder, config, stream, key, state):
     lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if done:
-        storage = _storage(config, state, stream.capacity.users, stream.capacity.items)
         state = checkpoint.restore(folder / "checkpoints", done[-1], state, storage)
     return state, lines
 

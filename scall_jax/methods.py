@@ -8,7 +8,9 @@ from scall_jax.allocators import ALLOCATORS
 from scall_jax.chooser import Chooser, by_allocator
 from scall_jax.config import Config
 from scall_jax.policies import POLICIES
+from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
+from scall_jax.reference import Reference
 from scall_jax.rivals import hashed, spectral
 from scall_jax.search import make_search
 
@@ -30,16 +32,19 @@ EMBEDDING_METHODS: dict[str, Method] = {
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
 }
 
-METHODS = (*EMBEDDING_METHODS, *FLOORS)
-"""Names of all methods, the popularity floors included."""
+REFERENCES: dict[str, Reference] = FLOORS | {"ease": EASE}
+"""Methods outside the budget, which have no embeddings."""
+
+METHODS = (*EMBEDDING_METHODS, *REFERENCES)
+"""Names of all methods, the references included."""
 
 
-def method_of(name: str) -> Method | None:
-    """The method of a name; None for a floor, which has no embeddings.
+def method_of(name: str) -> Method | Reference:
+    """The method of a name.
 
     Raises:
       ValueError: unknown name.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return EMBEDDING_METHODS.get(name)
+    return EMBEDDING_METHODS[name] if name in EMBEDDING_METHODS else REFERENCES[name]

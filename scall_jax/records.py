@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scall_jax.evaluation import CUTOFFS, STRATA
+from scall_jax.evaluation import CUTOFFS, STRATA, Metrics
 from scall_jax.run import Record
 from scall_jax.streams import POPULARITY
 
@@ -64,7 +64,7 @@ def as_dict(record: Record) -> dict:
         "popularity": POPULARITY[popularity] if popularity >= 0 else None,
     }
     for part, metrics in (("valid", record.valid), ("test", record.test)):
-        line |= _metrics(part, metrics)
+        line |= metrics_of(part, metrics)
     if record.action.any() or record.search.count > 0:
         line |= _search(record)
     return line
@@ -84,7 +84,8 @@ def _search(record):
     }
 
 
-def _metrics(part, metrics):
+def metrics_of(part: str, metrics: Metrics) -> dict:
+    """The keys of a line that are about one part, `valid` or `test`."""
     line = {}
     for s, stratum in enumerate(STRATA):
         infix = "" if stratum == "all" else f"_{stratum}"

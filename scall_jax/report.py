@@ -1,5 +1,6 @@
 """Tables and plots of finished runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def mean_and_spread(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation over seeds; a dash where one is None: no segment has enough test users."""
+    if any(value is None for value in values):
+        return "-"
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
 def _cell(value, form):
     return "-" if value is None else form.format(value)
 
@@ -45,11 +53,12 @@ def _cell(value, form):
 def describe(method: str, lines: list[dict]) -> dict:
     """What the table shows of a run beside `records.summarise`."""
     last = lines[-1]
-    floor = last["budget_parameters"] == 0
+    if last["budget_parameters"] == 0:  # a reference outside the budget shows the bytes it takes, if any
+        return {"method": method, "mean_size": None, "table_mb": 1e-6 * last["bytes_at_rest"] or None}
     return {
         "method": method,
-        "mean_size": None if floor else last["allocated_parameters"] / (last["users"] + last["items"]),
-        "table_mb": None if floor else 4e-6 * last["allocated_parameters"],
+        "mean_size": last["allocated_parameters"] / (last["users"] + last["items"]),
+        "table_mb": 4e-6 * last["allocated_parameters"],
     }
 
 

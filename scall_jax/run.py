@@ -13,9 +13,9 @@ from scall_jax.allocators import alive
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.evaluation import Metrics
-from scall_jax.methods import method_of
+from scall_jax.methods import Method, method_of
 from scall_jax.recommenders.fit import Fitted, closed, make_fit, opened, ranked
-from scall_jax.recommenders.popularity import chosen_row, ranked_by
+from scall_jax.reference import Reference
 from scall_jax.search import SearchRecord, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.state import Held, RunState, carry_over, item_bias, segment_keys, storage_of
@@ -73,13 +73,19 @@ class Run(NamedTuple):
     step: Callable[[RunState, Segment], tuple[RunState, Record]]
 
 
-def make_run(config: Config, progress: Callable | None = None, on_probes: Callable | None = None) -> Run:
+def make_run(
+    config: Config,
+    progress: Callable | None = None,
+    on_probes: Callable | None = None,
+    method: Method | Reference | None = None,
+) -> Run:
     """Build the functions of a run.
 
     Args:
       config: of the method.
       progress: called on the host as progress(segment, step, loss, fitness) after each evaluation during a fit.
       on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
+      method: one that `methods.METHODS` does not have; `config.method` is then no more than its name.
 
     Returns:
       Run. `step(state, segment) -> (state, record)` is jit-able and scans over `Stream.stack()`.
@@ -87,18 +93,32 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
     Raises:
       ValueError: unknown method.
     """
-    method = method_of(config.method)
-    floor = method is None
-    if not floor and method.storage is not None:
+    method = method or method_of(config.method)
+    if isinstance(method, Reference):
+        return _composed(
+            config,
+            init=_init_reference(method),
+            prepare=_prepare_reference(config, method),
+            fit=_learn(config, method),
+            evaluate=_evaluate(config, _rank_reference(method)),
+        )
+    if method.storage is not None:
         config = dataclasses.replace(config, table=method.storage)
     elif config.table not in tables.SIZED:
         raise ValueError(f"table={config.table!r} holds no sizes to choose: choose one of {', '.join(tables.SIZED)}")
-    chooser = None if floor else method.chooser(config, on_probes)
-    prepare = _prepare_floor(config) if floor else _prepare(config, chooser)
-    fit = _no_fit if floor else _fit(config, progress)
-    evaluate = _evaluate(config, chooser)
-    search, when = (None, None) if floor else (chooser.search, chooser.when)
+    chooser = method.chooser(config, on_probes)
+    return _composed(
+        config,
+        init=_init(config, chooser),
+        prepare=_prepare(config, chooser),
+        fit=_fit(config, progress),
+        evaluate=_evaluate(config, _rank(config), chooser.learn),
+        search=chooser.search,
+        when=chooser.when,
+    )
 
+
+def _composed(config, init, prepare, fit, evaluate, search=None, when=None) -> Run:
     def step(state, segment):
         found = no_search(config)
         if when == "before":
@@ -115,7 +135,7 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
         useful = segment.index > 0 if when == "before" else segment.index < last
         return jax.lax.cond(useful, lambda: search(state, segment), lambda: (state, no_search(config)))
 
-    return Run(_init(config, chooser), prepare, fit, evaluate, run_search if search else None, when, step)
+    return Run(init, prepare, fit, evaluate, run_search if search else None, when, step)
 
 
 def budget_totals(config: Config, stream: Stream) -> list[int]:
@@ -128,22 +148,23 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     for t, bounds in enumerate(stream.bounds):
         entities = stream.known(bounds.train)
         nbytes = 4 * config.budget.parameters(t, sum(entities))
-        total = tables.STORAGES[config.table].units(nbytes, entities, config.sizes.maximum, config.charge == "all")
+        replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
+        metadata = config.charge != "parameters"
+        total = tables.STORAGES[config.table].units(nbytes - replayed, entities, config.sizes.maximum, metadata)
         if config.method == "full":
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
                 f"budget ({config.budget}) of {total} parameters at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
+                + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
             )
         totals.append(total)
     return totals
 
 
-def _init(config, chooser: Chooser | None):
+def _init(config, chooser: Chooser):
     def init(key: jax.Array, stream: Stream) -> RunState:
         known = jnp.zeros(2, jnp.int32)
-        if chooser is None:
-            return RunState(key, jnp.zeros(0), (), known, jnp.zeros(len(stream), jnp.int32))
         totals = budget_totals(config, stream)
         kind = tables.STORAGES[config.table]
         held = kind.held(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
@@ -151,6 +172,14 @@ def _init(config, chooser: Chooser | None):
         remembered = chooser.init(key, storage)
         totals = jnp.array(totals, jnp.int32)
         return RunState(key, storage.empty(), storage.plan(), known, totals, remembered, Held(held))
+
+    return init
+
+
+def _init_reference(reference: Reference):
+    def init(key: jax.Array, stream: Stream) -> RunState:
+        stored = reference.empty(stream.capacity.users, stream.capacity.items)
+        return RunState(key, stored, (), jnp.zeros(2, jnp.int32), jnp.zeros(len(stream), jnp.int32))
 
     return init
 
@@ -167,11 +196,11 @@ def _prepare(config, chooser):
     return prepare
 
 
-def _prepare_floor(config):
+def _prepare_reference(config, reference: Reference):
     def prepare(state: RunState, segment: Segment) -> Prepared:
-        row = chosen_row(config.method, segment, config.fit.valid_users, candidates=config.candidates)
+        scores, row = reference.scores(segment, config.fit.valid_users, candidates=config.candidates)
         none = jnp.zeros(segment.frequency.shape[0] + 2, jnp.int32), jnp.zeros(action_length(config.search))
-        return Prepared(state.params, state.plan, none[0], segment.popularity[row], row, none[1])
+        return Prepared(state.params, state.plan, none[0], scores, row, none[1])
 
     return prepare
 
@@ -186,32 +215,47 @@ def _fit(config, progress):
     return fit
 
 
-def _no_fit(state, segment, prepared):
-    del state, segment
-    none, zero = jnp.float32(0), jnp.int32(0)
-    return Fitted(prepared.params, zero, zero, none, none, none, jnp.int32(-1))
+def _learn(config, reference: Reference):
+    def fit(state: RunState, segment: Segment, prepared: Prepared) -> Fitted:
+        del state, prepared
+        params = reference.learn(segment, config.fit.valid_users, candidates=config.candidates)
+        none, zero = jnp.float32(0), jnp.int32(0)
+        return Fitted(params, zero, zero, none, none, none, jnp.int32(-1))
+
+    return fit
 
 
-def _evaluate(config, chooser):
-    def parts_of(state, segment, prepared, fitted):
+def _rank(config):
+    def rank(state, segment, prepared, fitted, **options):
         """What is stored, metrics on valid and test by it, and the units that the plan spends."""
-        options = {"users_before": segment.users_before, "candidates": config.candidates}
-        held_out = (segment.valid, segment.test)
-        if chooser is None:
-            found = (ranked_by(prepared.item_bias, segment, part, **options) for part in held_out)
-            return fitted.params, *found, jnp.int32(0)
         storage = storage_of(config, state, segment)
         layout = storage.layout(prepared.plan)
         stored = storage.store(closed(storage, fitted.params), layout)
         params = opened(storage, storage.load(stored, layout))
         found = (
             ranked(storage, config.fit, params, layout, segment, part, prepared.item_bias, **options)
-            for part in held_out
+            for part in (segment.valid, segment.test)
         )
         return stored, *found, storage.allocated(prepared.plan)
 
+    return rank
+
+
+def _rank_reference(reference: Reference):
+    def rank(state, segment, prepared, fitted, **options):
+        del state
+        learned = fitted.params, prepared.item_bias
+        found = (reference.rank(*learned, segment, part, **options) for part in (segment.valid, segment.test))
+        return fitted.params, *found, jnp.int32(0)
+
+    return rank
+
+
+def _evaluate(config, rank, learn=None):
     def evaluate(state, segment, prepared, fitted):
-        stored, valid, test, allocated = parts_of(state, segment, prepared, fitted)
+        before = {"users_before": segment.users_before, "items_before": segment.items_before}
+        options = before | {"candidates": config.candidates}
+        stored, valid, test, allocated = rank(state, segment, prepared, fitted, **options)
         exists = alive(segment)
         record = Record(
             segment=segment.index,
@@ -237,8 +281,8 @@ def _evaluate(config, chooser):
         )
         known = jnp.stack([segment.users, segment.items])
         state = state._replace(params=stored, plan=prepared.plan, known=known)
-        if chooser is not None and chooser.learn is not None:
-            state = chooser.learn(state, segment, prepared, fitted, valid)
+        if learn is not None:
+            state = learn(state, segment, prepared, fitted, valid)
         return state, record
 
     return evaluate

@@ -9,7 +9,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, compare, run
+from experiments import arena, compare, run, strata
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -184,7 +184,7 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     arguments = _arguments(data, tmp_path, *methods, "--seeds", "0", "1")
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=arguments)
+        run.cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet").filter(pl.col("MB") != "-")
@@ -194,5 +194,51 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     assert (frame["bytes_at_rest"] == frame["bytes_parameters"] + frame["bytes_metadata"]).all()
     printed = capsys.readouterr().out
     assert "- uniform at mean size 0.1: budget" in printed
+    assert all(f"| {metric} over MB" in printed for metric in ("recall@20", "ndcg@20"))
     assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
     assert (tmp_path / "arena.png").exists()
+    _check_strata(data, tmp_path, capsys)
+
+
+def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
+    methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        run.cli(arena.Arena, arena.main, arguments=_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    frame = pl.read_parquet(tmp_path / "arena.parquet")
+    sized = frame.filter(pl.col("method") == "uniform")
+    assert len(sized) == 2
+    for row in sized.iter_rows(named=True):
+        spent = row["bytes_at_rest"] + row["bytes_replay"]
+        assert spent <= row["budget_bytes"]
+        assert row["segment"] == 0 or spent > row["budget_bytes"] - 4  # at first all have the largest size
+        assert row["replay"] == "0.5" and (row["bytes_replay"] > 0) == (row["segment"] > 0)
+    assert frame.filter(pl.col("method") == "popularity-all")["replay"].unique().to_list() == ["-"]
+    printed = capsys.readouterr().out
+    assert "- popularity-all is outside the budget: 0 MB at rest" in printed
+    assert "- uniform, replay 0.5 at mean size 0.05: " in printed
+    flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), replays=(0.0, 0.1))
+    cells = [(arena.label(shown), cell.cut.replay, cell.charge) for shown, cell in arena._all_cells(flags)]
+    wanted = [("uniform, replay 0", 0.0, "replay"), ("uniform, replay 0.1", 0.1, "replay")]
+    assert cells == [*wanted, ("popularity-all", flags.cut.replay, "all")]
+
+
+def _check_strata(data, out, capsys):
+    """The tables that the arena wrote are those of the experiment, and their parts add up to the runs' own metrics."""
+    written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
+    run.cli(strata.Strata, strata.main, arguments=_arguments(data, out))
+    printed = capsys.readouterr().out
+    rows = [sorted(line for line in text.splitlines() if line.startswith("|")) for text in (written, printed)]
+    assert rows[0] == rows[1] and sum("uniform/" in row and " ± " in row for row in rows[0]) == 2 * 2 * 5
+    assert "recall@20 by mean conditional surprise (our reading of arXiv 2410.02453)" in printed
+    for (folder, segment, split), part in frame.group_by("folder", "segment", "split"):
+        if split != "relevant items":
+            line = records.read_lines(out / folder / "metrics.jsonl")[segment]
+            assert part["users"].sum() == line["test_users"]
+            mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
+            assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
+    with pytest.raises(SystemExit):
+        run.cli(strata.Strata, strata.main, arguments=[*_arguments(data, out), "--seed", "1"])
+    assert "give the stream, cut and seed" in capsys.readouterr().err

@@ -46,9 +46,10 @@ def _plain(scores, met, relevant, known, k, chosen):
 def test_agrees_with_a_plain_implementation_with_ties(seed):
     (user_vectors, item_vectors), bias, met, relevant, graph, rows = _case(seed)
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
-    got = jax.jit(
-        lambda g, r: evaluation.evaluate(padded, item_vectors, bias, r, g, 23, jnp.int32(140), users_before=9)
-    )(graph, rows)
+    before = {"users_before": 9, "items_before": 60}
+    got = jax.jit(lambda g, r: evaluation.evaluate(padded, item_vectors, bias, r, g, 23, jnp.int32(140), **before))(
+        graph, rows
+    )
     scores = user_vectors.astype(np.float64) @ item_vectors.T + bias
     evaluated = np.flatnonzero(relevant.any(1))
     for s, chosen in enumerate((evaluated, evaluated[evaluated >= 9], evaluated[evaluated < 9])):
@@ -59,6 +60,12 @@ def test_agrees_with_a_plain_implementation_with_ties(seed):
             assert float(got.ndcg[s, k]) == pytest.approx(ndcg, abs=1e-6)
             if s == 0:
                 assert float(got.coverage[k]) == pytest.approx(coverage, abs=1e-6)
+    new = np.arange(150) >= 60
+    for at, u in enumerate(rows.users[: rows.count].tolist()):
+        for column, wanted in ((0, relevant), (2, relevant & new), (4, relevant & ~new)):
+            chosen = [u] if wanted[u].any() else []
+            expected = _plain(scores, met, wanted, 140, 20, chosen)[:2]
+            np.testing.assert_allclose(got.by_user[at, column : column + 2], expected, atol=1e-6)
 
 
 def test_ndcg_agrees_with_scikit_learn():

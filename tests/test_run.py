@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, Budget, FitConfig, make_run, records, run_segments, scan
+from scall_jax import METHODS, Budget, FitConfig, make_run, records, run_segments, scan, tables
 from scall_jax.allocators import ALLOCATORS
 from scall_jax.config import CarryConfig, SizesConfig
+from scall_jax.run import budget_totals
 from tests.helpers import small_config, small_stream
 
 
@@ -213,6 +214,24 @@ def test_unknown_method_and_impossible_budget(stream):
         with pytest.raises(ValueError, match="must lie between 1 and"):
             make_run(small_config(budget=budget)).init(jax.random.key(0), stream)
     assert len(METHODS) == len(set(METHODS))
+
+
+@pytest.mark.parametrize("table", tables.SIZED)
+def test_replay_is_paid_for_first_and_exactly(stream, table):
+    budget = Budget.mean_size(12)
+    charged, free = (
+        budget_totals(small_config("uniform", budget=budget, table=table, charge=charge), stream)
+        for charge in ("replay", "all")
+    )
+    assert charged[0] == free[0] and all(c < f for c, f in zip(charged[1:], free[1:], strict=True))
+    for t, total in enumerate(charged):
+        entities = stream.known(stream.bounds[t].train)
+        left = 4 * 12 * sum(entities) - 8 * len(stream.replay[t])
+        units = tables.STORAGES[table].units
+        # the units are those of what is left; one more would not fit
+        assert total == units(left, entities, 40, True) and units(left - 4, entities, 40, True) < total
+    with pytest.raises(ValueError, match=r"replay takes \d+ of \d+ bytes: lower cut.replay"):
+        budget_totals(small_config("uniform", budget=Budget.mean_size(2), table=table, charge="replay"), stream)
 
 
 def test_runs_map_over_seeds(stream):

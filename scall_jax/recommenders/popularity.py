@@ -5,9 +5,8 @@ import jax.numpy as jnp
 
 from scall_jax import evaluation
 from scall_jax.recommenders.fit import first_users
+from scall_jax.reference import Kept, Reference
 from scall_jax.streams import POPULARITY, Rows, Segment
-
-FLOORS = ("popularity-all", "popularity-segment", "popularity-decayed")
 
 _FIRST_DECAYED = POPULARITY.index("segment") + 1
 
@@ -29,8 +28,30 @@ def best_half_life(segment: Segment, valid_users: int, **options) -> jax.Array:
     return _FIRST_DECAYED + jnp.argmax(jax.lax.map(fitness, segment.popularity[_FIRST_DECAYED:])).astype(jnp.int32)
 
 
-def chosen_row(method: str, segment: Segment, valid_users: int, **options) -> jax.Array:
-    """Row of `segment.popularity` that a method of `FLOORS` ranks by; i32[]."""
-    if method == "popularity-decayed":
-        return best_half_life(segment, valid_users, **options)
-    return jnp.int32(POPULARITY.index(method.removeprefix("popularity-")))
+def _floor(row_of) -> Reference:
+    """Items by a row of `segment.popularity`; nothing is learned or stored."""
+
+    def scores(segment, valid_users, **options):
+        row = row_of(segment, valid_users, **options)
+        return segment.popularity[row], row
+
+    return Reference(
+        empty=lambda users, items: jnp.zeros(0),
+        scores=scores,
+        learn=lambda segment, valid_users, **options: jnp.zeros(0),
+        rank=lambda stored, scores, segment, relevant, **options: ranked_by(scores, segment, relevant, **options),
+        kept=lambda users, items: Kept(lambda stored, plan, known: {}, lambda exported, known: (jnp.zeros(0), ())),
+        describe=lambda stored: {},
+    )
+
+
+def _always(name: str):
+    return lambda segment, valid_users, **options: jnp.int32(POPULARITY.index(name))
+
+
+FLOORS = {
+    "popularity-all": _floor(_always("all")),
+    "popularity-segment": _floor(_always("segment")),
+    "popularity-decayed": _floor(best_half_life),
+}
+"""Methods that rank by popularity alone."""

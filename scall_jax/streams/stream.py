@@ -167,6 +167,15 @@ class Stream:
             popularity=self._popularity(slice(bounds.start, bounds.train), total[capacity.users :], bounds.train),
         )
 
+    def replay_bytes(self, t: int) -> int:
+        """Bytes of the rows that segment t is trained on again: two 32-bit ids each."""
+        return 8 * len(self.replay[t])
+
+    def test(self, t: int) -> Rows:
+        """The test part of segment t alone."""
+        bounds = self.bounds[t]
+        return self._held_out(t, bounds.valid, bounds.end, self.capacity.test)[0]
+
     def stack(self) -> Segment:
         """All segments with a leading axis, for `lax.scan`."""
         return jax.tree.map(lambda *leaves: np.stack(leaves), *self)

@@ -1,0 +1,134 @@
+"""For whom a method is better: Recall@20 and NDCG@20 of finished runs by strata of users and of items.
+
+    python -m experiments.strata --out runs/arena                     # after python -m experiments.arena
+    python -m experiments.strata --data clicks.parquet --cut.segments 8 --out runs/compare --strata.neighbours 200
+
+Takes the flags of `experiments.run` for the stream, which must be those of the runs (data, columns, cut, seed), and in
+--out a folder of finished runs: that of `experiments.run`, `compare`, `scall` or `arena`, which writes the same with
+--by-strata. Strata: new and warm users; new and warm items (metrics that count a user's relevant items that were first
+met in the segment, and those met before it, over the users who have such); deciles of user frequency; terciles of two
+measures of user coherence, our reading of arXiv 2410.02453 (`scall_jax.strata` has the formulas). All are known at the
+segment's cut; groups are formed among the segment's test users. Writes strata.md and strata.parquet (a row per run,
+segment and stratum) and prints the tables: means over the users of all segments but the first, ± standard deviation
+over seeds. Cost: nothing is trained; seconds to minutes for the co-occurrences of each segment. Expect all methods
+to find little for incoherent users, and gains of one over another among the frequent and the coherent.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from experiments import run
+from scall_jax import records, report, strata
+from scall_jax.strata import StrataConfig
+from scall_jax.streams import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Strata(run.Main):
+    """Flags; those of `experiments.run` hold for the stream."""
+
+    strata: StrataConfig = StrataConfig()
+    """How coherence is computed."""
+    out: Path = Path("runs/arena")
+    """Folder with finished runs at any depth."""
+
+
+def finished(out: Path) -> dict[str, list[Path]]:
+    """Folders of finished runs by name: runs that differ in nothing but their key are seeds of one cell.
+
+    Raises:
+      ValueError: there is none.
+    """
+    groups = {}
+    for path in sorted(out.rglob("summary.json")):
+        config = json.loads((path.parent / "config.json").read_text())["config"]
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append(path.parent)
+    if not groups:
+        raise ValueError(f"{out} holds no finished run: make some with experiments.run, compare or arena")
+    return {name_of(folders[0], out): folders for folders in groups.values()}
+
+
+def name_of(folder: Path, out: Path) -> str:
+    """Of a cell: its folder, without the seed."""
+    return re.sub(r"-seed\d+", "", str(folder.relative_to(out)))
+
+
+def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig) -> pl.DataFrame:
+    """A row per run, segment after the first, and stratum.
+
+    Raises:
+      ValueError: a run on another stream.
+    """
+    found = []
+    for t in range(1, len(stream)):
+        segment = strata.of_segment(stream, t, config)
+        for name, folders in groups.items():
+            for folder in folders:
+                with np.load(folder / "users" / f"segment-{t:04d}.npz") as stored:
+                    try:
+                        lines = strata.rows(segment, stored["users"], stored["metrics"])
+                    except ValueError as error:
+                        raise ValueError(f"{folder}: {error}") from None
+                found += [{"run": name, "folder": str(folder), "segment": t} | line for line in lines]
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def to_markdown(frame: pl.DataFrame) -> str:
+    """Tables run x stratum by split and metric, from the rows of `to_frame`."""
+    parts = []
+    for split, names in strata.SPLITS.items():
+        here = frame.filter(pl.col("split") == split)
+        shown = [name for name in names if name in here["stratum"]]
+        for metric in ("recall@20", "ndcg@20"):
+            one = here.filter(pl.col("folder") == here["folder"][0])
+            lines = [["users", *(str(_of(one, name)["users"].sum()) for name in shown)]]
+            for (name,), cell in here.group_by("run", maintain_order=True):
+                lines.append([name, *(_over_seeds(_of(cell, stratum), metric) for stratum in shown)])
+            parts.append(f"### {metric} by {split}\n\n{report.markdown(['run', *shown], lines)}")
+    return "\n\n".join(parts)
+
+
+def _of(frame, stratum):
+    return frame.filter(pl.col("stratum") == stratum)
+
+
+def _over_seeds(cell, metric):
+    weighed = pl.col(metric).dot(pl.col("users")) / pl.col("users").sum()
+    return report.mean_and_spread(cell.group_by("folder", maintain_order=True).agg(weighed)[metric].to_numpy())
+
+
+def write(out: Path, groups: dict[str, list[Path]], stream: Stream, config: StrataConfig) -> str:
+    """Write strata.parquet and strata.md of some cells; the text.
+
+    Raises:
+      ValueError: a stream of one segment, or a run on another stream.
+    """
+    if len(stream) < 2:
+        raise ValueError("one segment, and the first does not count: cut the stream into more")
+    frame = to_frame(groups, stream, config)
+    frame.write_parquet(out / "strata.parquet")
+    note = (
+        f"Means over the users of all segments but the first. {strata.READING[0].upper()}{strata.READING[1:]}: "
+        f"formulas in scall_jax/strata.py, {config.neighbours} neighbours an item, smoothing {config.smoothing:g}."
+    )
+    text = f"{to_markdown(frame)}\n\n{note}"
+    records.write_atomically(out / "strata.md", f"# {stream.source}: by strata\n\n{text}\n")
+    return text
+
+
+def main(flags: Strata) -> str:
+    """Tables of the finished runs in the folder; the text."""
+    flags = run.by_protocol(flags)
+    groups = finished(flags.out)
+    text = write(flags.out, groups, run.load_stream(flags), flags.strata)
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    run.cli(Strata, main, __doc__)

@@ -1,0 +1,131 @@
+"""EASE: a linear item-item model in closed form (Steck, WWW 2019, arXiv 1905.03375); a reference outside the budget.
+
+Of the binary interactions X of the known users and items, weights B minimise ||X - X B||^2 + ridge ||B||^2 with a zero
+diagonal: with P = (X'X + ridge I)^-1, B_ij = -P_ij / P_jj for i != j. A user's scores are the sum of the rows of B of
+their items. B has a float32 for each pair of items, charged whole in the account of bytes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax import evaluation
+from scall_jax.allocators import sides
+from scall_jax.recommenders.fit import first_users
+from scall_jax.reference import Kept, Reference
+from scall_jax.streams import Segment
+
+RIDGES = (1.0, 10.0, 100.0, 1000.0)
+"""Ridges that valid chooses from."""
+
+MOST_ITEMS = 2**14
+"""Items that are not refused: a matrix of 1 GiB, of which learning holds `COPIES`."""
+
+COPIES = 4
+"""Matrices V x V alive while learning: X'X, a factor or inverse, the weights of it, the best weights so far."""
+
+_BLOCK = 256  # users whose interactions are made dense at once
+
+
+class Ease(NamedTuple):
+    """What EASE has learned."""
+
+    weights: jax.Array  # f32[V, V], zero diagonal; zero where an item is not known
+    ridge: jax.Array  # f32[], chosen on valid
+
+
+def gram(segment: Segment) -> jax.Array:
+    """X'X of all interactions before the cut, f32[V, V]: users who have both items, exact below 2^24."""
+    users, items = sides(segment)
+
+    def add(number, total):
+        user = number * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)
+        has = _interactions(segment, jnp.minimum(user, users - 1))
+        has = jnp.where((user < segment.users)[:, None], has, 0.0)
+        return total + jnp.matmul(has.T, has, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.fori_loop(0, -(-segment.users // _BLOCK), add, jnp.zeros((items, items)))
+
+
+def _interactions(segment, user):
+    """Rows of X, f32[B, V]."""
+    users, items = sides(segment)
+    return evaluation.put_known(jnp.zeros((user.shape[0], items)), segment.graph, user, users, 1.0)
+
+
+def closed_form(gram: jax.Array, ridge: jax.Array | float) -> jax.Array:
+    """Weights f32[V, V] for X'X f32[V, V]; columns are the models of single items."""
+    one = jnp.eye(gram.shape[0])
+    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + ridge * one, lower=True), one)
+    return jnp.where(one > 0, 0.0, -inverse / jnp.diag(inverse)[None, :])
+
+
+def _empty(users: int, items: int) -> Ease:
+    if items > MOST_ITEMS:
+        raise ValueError(
+            f"ease of V={items} items holds {COPIES} matrices V x V, {4e-9 * items**2:.1f} GB each: at most "
+            f"{MOST_ITEMS} items; leave ease out, or use fewer items by k_core or max_segments"
+        )
+    return Ease(jnp.zeros((items, items)), jnp.float32(0))
+
+
+def _learn(segment: Segment, valid_users: int, **options) -> Ease:
+    together, sampled = gram(segment), first_users(segment.valid, valid_users)
+    nothing = jnp.zeros(together.shape[0])
+
+    def attempt(number, best):
+        ridge = jnp.asarray(RIDGES)[number]
+        model = Ease(closed_form(together, ridge), ridge)
+        fitness = _rank(model, nothing, segment, sampled, **options).fitness()
+        better = fitness > best[0]
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), (fitness, model), best)
+
+    first = jnp.float32(-1), Ease(jnp.zeros_like(together), jnp.float32(0))
+    return jax.lax.fori_loop(0, len(RIDGES), attempt, first)[1]
+
+
+def _rank(stored: Ease, scores: jax.Array, segment: Segment, relevant, **options) -> evaluation.Metrics:
+    users, _ = sides(segment)
+
+    def score(first, user):
+        del first
+        return _interactions(segment, user) @ stored.weights
+
+    return evaluation.evaluate_scores(score, scores, relevant, segment.graph, users, segment.items, **options)
+
+
+def _export(stored: Ease, plan, known: tuple[int, int]) -> dict[str, np.ndarray]:
+    del plan
+    return {
+        "parameters": np.asarray(stored.weights)[: known[1], : known[1]],
+        "metadata_ridge": np.asarray(stored.ridge),
+    }
+
+
+def _kept(users: int, items: int) -> Kept:
+    def restore(exported, known):
+        written = exported["parameters"]
+        if written.shape != (known[1], known[1]) or known[1] > items:
+            raise ValueError(f"weights of shape {written.shape} for {known[1]} items of {items}: another stream's?")
+        weights = np.zeros((items, items), np.float32)
+        weights[: known[1], : known[1]] = written
+        return Ease(jnp.asarray(weights), jnp.asarray(exported["metadata_ridge"], jnp.float32)), ()
+
+    return Kept(_export, restore)
+
+
+def _describe(stored: Ease) -> dict:
+    return {"ridge": float(stored.ridge), "bytes_training": COPIES * stored.weights.nbytes}
+
+
+EASE = Reference(
+    empty=_empty,
+    scores=lambda segment, valid_users, **options: (jnp.zeros(segment.popularity.shape[-1]), jnp.int32(-1)),
+    learn=_learn,
+    rank=_rank,
+    kept=_kept,
+    describe=_describe,
+)
+"""EASE with its ridge chosen on valid, learned afresh in every segment from all interactions before the cut."""
