@@ -20,7 +20,7 @@ class Method(NamedTuple):
     storage: str | None = None
 
 
-SEARCHED = {"scall": "gp"} | {f"scall-{name}": name for name in POLICIES}
+SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
 """Methods that search sizes by the actions of SCALL, and their policies."""
 
 EMBEDDING_METHODS: dict[str, Method] = {
