@@ -9,7 +9,7 @@ from scall_jax.chooser import Chooser, by_allocator
 from scall_jax.config import Config
 from scall_jax.policies import POLICIES
 from scall_jax.recommenders.popularity import FLOORS
-from scall_jax.rivals import hashed, spectral
+from scall_jax.rivals import bet, ducb, hashed, spectral
 from scall_jax.search import make_search
 
 
@@ -27,6 +27,8 @@ EMBEDDING_METHODS: dict[str, Method] = {
     **{name: Method(by_allocator(make)) for name, make in ALLOCATORS.items()},
     **{name: Method(functools.partial(make_search, policy)) for name, policy in SEARCHED.items()},
     "spectral": Method(spectral.chooser),
+    "bet": Method(bet.chooser),
+    "ducb": Method(ducb.chooser),
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
 }
 

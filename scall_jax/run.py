@@ -188,7 +188,7 @@ def _fit(config, progress):
 def _no_fit(state, segment, prepared):
     del state, segment
     none, zero = jnp.float32(0), jnp.int32(0)
-    return Fitted(prepared.params, zero, zero, none, none, none, jnp.int32(-1))
+    return Fitted(prepared.params, zero, zero, none, none, none, jnp.int32(-1), jnp.zeros((0, 2)))
 
 
 def _evaluate(config, chooser):
