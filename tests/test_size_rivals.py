@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from scall_jax import Budget, make_run, sizes
 from scall_jax.config import SearchConfig
-from scall_jax.rivals import bet, ducb, entities
+from scall_jax.rivals import bet, ciess, ducb, entities
 from scall_jax.rivals.probing import probe_in_turn
 from scall_jax.search import Probe
 from scall_jax.state import budget_of
@@ -226,7 +226,77 @@ def _sizes_where_it_pays(module, stream, method, rounds, probes):
 
 
 def test_ducb_gives_size_to_those_for_whom_it_pays(stream):
-    means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=10)
+    means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=8)
     assert all(a > 1.3 * b for a, b in means), means
     assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1  # one entity takes what is left
     assert state.chooser.users.gram.shape == (18, 18)
+
+
+def _mlp(params, x):
+    layers = params["_Hidden_0"]
+    for i in range(len(layers)):
+        x = np.maximum(x @ layers[f"Dense_{i}"]["kernel"] + layers[f"Dense_{i}"]["bias"], 0)
+    return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+def test_targets_of_ciess_are_those_of_td3():
+    rng = np.random.default_rng(2)
+    agent = ciess.new_agent(jax.random.key(1))
+    agent = agent._replace(target_actor=jax.tree.map(lambda x: 3 * x, agent.actor))
+    reward, ahead, noise = rng.normal(size=9), rng.normal(size=(9, 3)), 2 * rng.normal(size=(9, 1))
+    got = ciess.targets(agent, *(jnp.asarray(x, jnp.float32) for x in (reward, ahead, noise)), 39)
+    actor, critic = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), p["params"])
+        for p in (agent.target_actor, agent.target_critic)
+    )
+    action = special.expit(_mlp(actor, ahead)) + np.clip(2 * noise, -5, 5) / 39
+    joint = np.concatenate([ahead, np.clip(action, 0, 1)], axis=1)
+    values = np.minimum(_mlp(critic["critic_0"], joint)[:, 0], _mlp(critic["critic_1"], joint)[:, 0])
+    np.testing.assert_allclose(got, reward + 0.99 * values, atol=1e-5)
+    assert (np.abs(2 * noise) > 5).any()
+
+
+def test_walks_of_ciess_go_to_near_sizes_more_often():
+    start = jnp.full(40_000, 3, jnp.int32)
+    places = np.asarray(ciess.walk(jax.random.key(0), start, 1, 40))
+    assert places.shape == (6, 40_000) and (places[0] == 3).all() and places.min() == 1
+    assert np.abs(np.diff(places, axis=0)).max() == 5 and (np.diff(places, axis=0) != 0).all()
+    seen = np.bincount(places[1], minlength=9)[1:9] / 40_000
+    weight = np.array([1 / abs(d - 3) if d != 3 else 0 for d in range(1, 9)])
+    np.testing.assert_allclose(seen, weight / weight.sum(), atol=0.012)
+
+
+def test_ciess_learns_which_entities_want_which_size():
+    def best(frequency):
+        return jnp.where(frequency > 0, 0.8, 0.2)
+
+    def one(i, agent):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(4), i), 4)
+        state, ahead = (jax.random.uniform(k, (128, 3), minval=-1.0) for k in keys[:2])
+        action = jax.random.uniform(keys[2], (128, 1))
+        reward = -4 * (action[:, 0] - best(state[:, 0])) ** 2
+        return ciess.update(agent, ciess.Batch(state, action, reward, ahead), jax.random.normal(keys[3], (128, 1)), 39)
+
+    agent = jax.jit(lambda agent: jax.lax.fori_loop(0, 400, one, agent))(ciess.new_agent(jax.random.key(0)))
+    frequency = jnp.array([-0.8, -0.4, 0.4, 0.8])
+    seen = jnp.stack([frequency, jnp.zeros(4), jnp.zeros(4)], axis=1)
+    np.testing.assert_allclose(ciess.ACTOR.apply(agent.actor, seen)[:, 0], best(frequency), atol=0.25)
+    assert agent.updates == 400
+
+
+def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
+    monkeypatch.setattr(ciess, "_BATCH", 32)
+    config, run, state, segment = _setting(stream, "ciess", 4.0, probes=4)
+    users = stream.capacity.users
+    chosen = jnp.asarray(_halves(segment, users)[0])
+    search, prepare = jax.jit(_searching(ciess, config, segment, _pays_for(segment, chosen))), jax.jit(run.prepare)
+    for totals in (state.totals // 8, state.totals):
+        state, record = search(state._replace(totals=totals))
+        _assert_exact(state, record, segment)
+        prepared = prepare(state, segment)
+        assert prepared.sizes.sum() == totals[2]
+    np.testing.assert_array_equal(prepared.sizes[:-2], state.chooser.sizes)
+    # the last probe repeats the best of those before
+    assert record.fitness[3] == record.fitness[:3].max()
+    assert _pays_for(segment, chosen)(prepared.sizes[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
+    assert state.chooser.users.updates == 2 * 4 * 8
