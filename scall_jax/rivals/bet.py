@@ -25,7 +25,8 @@ from scall_jax.actions import action_length
 from scall_jax.allocators import entities_order, sides, split_by_side
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
-from scall_jax.rivals.probing import Search, make_chooser
+from scall_jax.rivals.entities import scaled_frequency
+from scall_jax.rivals.probing import Search, make_chooser, retrained
 from scall_jax.search import most_probes
 from scall_jax.state import budget_of
 
@@ -37,7 +38,6 @@ CANDIDATES = 100
 
 _AT_ONCE = 10  # of them worked on together, at a vector of 16 numbers an entity each
 _UPDATES = 2  # of the predictor after each probe, as published
-_RETRAINED = 5  # actions trained once more, as in the paper; at most a quarter of the probes
 
 
 class BetState(NamedTuple):
@@ -196,19 +196,6 @@ def select(number: jax.Array, by_predictor, random, nearest) -> jax.Array:
     """Candidate of a probe: thrice the predictor's, then a random one, then the nearest to the best; over again."""
     strategy = jnp.maximum(number % 5 - 2, 0)
     return jnp.stack([jnp.asarray(x, jnp.int32) for x in (by_predictor, random, nearest)])[strategy]
-
-
-def retrained(config: Config) -> int:
-    """Probes of a segment that train the best actions once more."""
-    return min(_RETRAINED, most_probes(config) // 4)
-
-
-def scaled_frequency(config: Config, segment) -> jax.Array:
-    """Frequencies relative to the largest of the side; f32[N]."""
-    users, _ = sides(segment)
-    count = segment.frequency if config.sizes.ranking == "segment" else segment.total
-    count = count.astype(jnp.float32)
-    return jnp.concatenate([side / jnp.maximum(side.max(), 1.0) for side in (count[:users], count[users:])])
 
 
 def optimiser() -> optax.GradientTransformation:

@@ -24,9 +24,8 @@ from scall_jax.allocators import alive, entities_order, sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.policies.networks import Actor, TwinCritic
-from scall_jax.rivals.bet import retrained, scaled_frequency
-from scall_jax.rivals.entities import by_entity
-from scall_jax.rivals.probing import Search, make_chooser
+from scall_jax.rivals.entities import by_entity, scaled_frequency
+from scall_jax.rivals.probing import Search, make_chooser, retrained
 from scall_jax.search import most_probes
 from scall_jax.state import budget_of
 

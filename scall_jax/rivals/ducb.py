@@ -2,9 +2,10 @@
 
 DESS chooses each entity's size at each step by a non-stationary LinUCB that forgets; its indicators, candidate sizes
 and reward are not public in full. What stands in for them here is our own: the indicators of `entities`, sizes of the
-family DESS compares with, and as reward what a probe's sizes changed for an entity against uniform ones. The
-bandit itself is D-LinUCB (arXiv 1909.09146), one for users and one for items. DESS knows no budget; here a price per
-parameter, the same for all, makes the sizes fit it exactly.
+family DESS compares with, and as reward what a probe's sizes changed for an entity against uniform ones (or, where
+rewards are relative to the last fit, how well the entity is served). The bandit itself is D-LinUCB (arXiv 1909.09146),
+one for users and one for items. DESS knows no budget; here a price per parameter, the same for all, makes the sizes
+fit it exactly.
 """
 
 from collections.abc import Callable

@@ -34,6 +34,13 @@ def indicators(config: Config, state: RunState, segment: Segment) -> jax.Array:
     return jnp.where(touched[:, None], jnp.clip(found, 0.0, 1.0), 0.0)
 
 
+def scaled_frequency(config: Config, segment: Segment) -> jax.Array:
+    """Frequencies, as `SizesConfig.ranking` says, relative to the largest of the side; f32[N]."""
+    users, _ = sides(segment)
+    count = segment.frequency if config.sizes.ranking == "segment" else segment.total
+    return _by_side(count.astype(jnp.float32), users)
+
+
 def mean_of_neighbours(graph: Graph, x: jax.Array) -> jax.Array:
     """Mean of f32[N, C] over the neighbours of each node, 0 where there are none."""
     root = jnp.sqrt(jnp.diff(graph.indptr).astype(jnp.float32))[:, None]

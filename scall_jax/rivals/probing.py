@@ -26,6 +26,8 @@ from scall_jax.search import (
 from scall_jax.state import RunState, budget_of
 from scall_jax.streams import Segment
 
+_RETRAINED = 5  # sizes trained once more, as in the papers of BET and CIESS, where the probes allow it
+
 
 class Trial(NamedTuple):
     """A probe and what it found."""
@@ -93,6 +95,11 @@ def make_chooser(
         return state._replace(chooser=state.chooser._replace(reference=fitted.first_fitness))
 
     return Chooser(init, choose, search, "before" if config.search.on == "current" else "after", learn)
+
+
+def retrained(config: Config) -> int:
+    """Probes of a segment that train the best sizes once more: a quarter of them at most."""
+    return min(_RETRAINED, most_probes(config) // 4)
 
 
 def probe_in_turn(
