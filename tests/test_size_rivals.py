@@ -10,6 +10,7 @@ from scipy import special, stats
 
 from scall_jax import Budget, make_run, sizes
 from scall_jax.config import SearchConfig
+from scall_jax.methods import method_of
 from scall_jax.rivals import bet, ciess, ducb, entities
 from scall_jax.rivals.probing import probe_in_turn
 from scall_jax.search import Probe
@@ -24,8 +25,9 @@ def stream():
 
 def _setting(stream, method, size=4.0, t=2, **search):
     config = small_config(method, budget=Budget.mean_size(size), search=SearchConfig(**({"probes": 8} | search)))
-    run = make_run(config)
-    return config, run, run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(t))
+    segment = jax.tree.map(jnp.asarray, stream.segment(t))
+    chosen = jax.jit(lambda state: method_of(method).chooser(config, None).choose(state, segment, jax.random.key(0)))
+    return config, chosen, make_run(config).init(jax.random.key(0), stream), segment
 
 
 def _formula(config, state, segment, by_user):
@@ -108,19 +110,18 @@ def _assert_exact(state, record, segment):
 
 def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(stream, monkeypatch):
     monkeypatch.setattr(bet, "CANDIDATES", 20)
-    config, run, state, segment = _setting(stream, "bet", 6.0, probes=16)
+    config, choose, state, segment = _setting(stream, "bet", 6.0, probes=16)
     fitness = _log_frequency_fit(segment)
     search = jax.jit(_searching(bet, config, segment, fitness, bet.retrained(config)))
-    prepare = jax.jit(run.prepare)
     for totals in (state.totals // 10, state.totals, state.totals, state.totals):
         state, record = search(state._replace(totals=totals))
         _assert_exact(state, record, segment)
         # the last probes are the best of those before, in order
         best = np.sort(np.asarray(record.fitness[:12]))[::-1][:4]
         np.testing.assert_allclose(record.fitness[12:], best, rtol=1e-5)
-        prepared = prepare(state, segment)
-        assert prepared.sizes.sum() == totals[2]
-        np.testing.assert_allclose(prepared.action, record.action[12], rtol=1e-6)
+        own, action = choose(state)
+        assert own.sum() == totals[2]
+        np.testing.assert_allclose(action, record.action[12], rtol=1e-6)
     net, frequency = bet.Predictor(40, stream.capacity.users), bet.scaled_frequency(config, segment)
 
     @jax.jit
@@ -210,8 +211,8 @@ def _halves(segment, users):
 
 def _sizes_where_it_pays(module, stream, method, rounds, probes):
     """Mean sizes of the half of the users for whom larger ones pay, and of the other half, for either half."""
-    config, run, state, segment = _setting(stream, method, 4.0, probes=probes)
-    users, prepare, means = stream.capacity.users, jax.jit(run.prepare), []
+    config, choose, state, segment = _setting(stream, method, 4.0, probes=probes)
+    users, means = stream.capacity.users, []
     halves = _halves(segment, users)
     search = jax.jit(lambda state, chosen: _searching(module, config, segment, _pays_for(segment, chosen))(state))
     for chosen, others in zip(halves, halves[::-1], strict=True):
@@ -219,7 +220,7 @@ def _sizes_where_it_pays(module, stream, method, rounds, probes):
         for totals in (state.totals // 8, *[state.totals] * rounds):
             now, record = search(now._replace(totals=totals), jnp.asarray(chosen))
             _assert_exact(now, record, segment)
-            own = np.asarray(prepare(now, segment).sizes)
+            own = np.asarray(choose(now)[0])
             assert own.sum() == totals[2]
         means.append((own[:users][chosen].mean(), own[:users][others].mean()))
     return means, own, now
@@ -286,17 +287,17 @@ def test_ciess_learns_which_entities_want_which_size():
 
 def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
     monkeypatch.setattr(ciess, "_BATCH", 32)
-    config, run, state, segment = _setting(stream, "ciess", 4.0, probes=4)
+    config, choose, state, segment = _setting(stream, "ciess", 4.0, probes=4)
     users = stream.capacity.users
     chosen = jnp.asarray(_halves(segment, users)[0])
-    search, prepare = jax.jit(_searching(ciess, config, segment, _pays_for(segment, chosen))), jax.jit(run.prepare)
+    search = jax.jit(_searching(ciess, config, segment, _pays_for(segment, chosen)))
     for totals in (state.totals // 8, state.totals):
         state, record = search(state._replace(totals=totals))
         _assert_exact(state, record, segment)
-        prepared = prepare(state, segment)
-        assert prepared.sizes.sum() == totals[2]
-    np.testing.assert_array_equal(prepared.sizes[:-2], state.chooser.sizes)
+        own, _ = choose(state)
+        assert own.sum() == totals[2]
+    np.testing.assert_array_equal(own[:-2], state.chooser.sizes)
     # the last probe repeats the best of those before
     assert record.fitness[3] == record.fitness[:3].max()
-    assert _pays_for(segment, chosen)(prepared.sizes[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
+    assert _pays_for(segment, chosen)(own[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
     assert state.chooser.users.updates == 2 * 4 * 8
