@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from experiments.progress import Progress
-from scall_jax import METHODS, SEARCHED, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
+from scall_jax import METHODS, PROBED, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
 from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 
@@ -236,7 +236,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
         checkpoint.remove_run(folder)
     key = jax.random.key(flags.seed)
     done = folder / "summary.json"
-    probes = config.search.probes if config.method in SEARCHED else 0
+    probes = config.search.probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
         done.unlink(missing_ok=True)
         lines = run_segments(config, stream, key, folder=folder, **progress.callbacks)

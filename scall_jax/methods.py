@@ -11,7 +11,7 @@ from scall_jax.policies import POLICIES
 from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
 from scall_jax.reference import Reference
-from scall_jax.rivals import hashed, spectral
+from scall_jax.rivals import bet, ciess, ducb, hashed, spectral
 from scall_jax.search import make_search
 
 
@@ -22,13 +22,19 @@ class Method(NamedTuple):
     storage: str | None = None
 
 
-SEARCHED = {"scall": "gp"} | {f"scall-{name}": name for name in POLICIES}
+SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
 """Methods that search sizes by the actions of SCALL, and their policies."""
+
+_BY_PROBES = {"bet": bet.chooser, "ciess": ciess.chooser, "ducb": ducb.chooser}
+
+PROBED = (*SEARCHED, *_BY_PROBES)
+"""Methods that make probes: short trainings before a segment's own."""
 
 EMBEDDING_METHODS: dict[str, Method] = {
     **{name: Method(by_allocator(make)) for name, make in ALLOCATORS.items()},
     **{name: Method(functools.partial(make_search, policy)) for name, policy in SEARCHED.items()},
     "spectral": Method(spectral.chooser),
+    **{name: Method(chooser) for name, chooser in _BY_PROBES.items()},
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
 }
 

@@ -220,7 +220,7 @@ def _learn(config, reference: Reference):
         del state, prepared
         params = reference.learn(segment, config.fit.valid_users, candidates=config.candidates)
         none, zero = jnp.float32(0), jnp.int32(0)
-        return Fitted(params, zero, zero, none, none, none, jnp.int32(-1))
+        return Fitted(params, zero, zero, none, none, none, jnp.int32(-1), jnp.zeros((0, 2)))
 
     return fit
 

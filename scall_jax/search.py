@@ -49,6 +49,7 @@ class Probe(NamedTuple):
     fitness: jax.Array  # f32[], mean of Recall@20 and NDCG@20 on valid
     allocated: jax.Array  # i32[], parameters given out
     observation: jax.Array  # f32[O], after it
+    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of the first Q users of valid
 
 
 def make_search(name: str, config: Config, progress: Callable | None = None) -> Chooser:
@@ -92,7 +93,7 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
 
 def no_search(config: Config) -> SearchRecord:
     """The record of a segment without search."""
-    most = _rounds(config) * config.search.probes_at_once
+    most = most_probes(config)
     return SearchRecord(
         count=jnp.int32(0),
         action=jnp.zeros((most, action_length(config.search))),
@@ -102,6 +103,11 @@ def no_search(config: Config) -> SearchRecord:
         expected=jnp.int32(0),
         reference=jnp.float32(0),
     )
+
+
+def most_probes(config: Config) -> int:
+    """Probes of a segment in whole rounds."""
+    return _rounds(config) * config.search.probes_at_once
 
 
 def _rounds(config: Config) -> int:
@@ -138,10 +144,15 @@ def make_prober(config: Config, state: RunState, segment: Segment) -> Callable[.
         params = opened(storage, start(config, state, segment, sizes, table_key))
         fitted = run_fit(fit_key, params, storage.layout(sizes), segment, bias)
         fitness = jnp.where(fitted.bad_step < 0, fitted.fitness, 0.0)
-        trained = closed(storage, fitted.params)
-        return Probe(fitness, sizes.sum(), observe(config, state, segment, trained, sizes, 0.0))
+        seen = observe(config, state, segment, closed(storage, fitted.params), sizes, 0.0)
+        return Probe(fitness, sizes.sum(), seen, fitted.by_user)
 
     return probe
+
+
+def search_key(state: RunState, segment: Segment) -> jax.Array:
+    """Key of a segment's search."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
 
 
 class _Carry(NamedTuple):
@@ -157,7 +168,7 @@ class _Carry(NamedTuple):
 
 def _search(config, policy, state, segment, progress):
     options, at_once = config.search, config.search.probes_at_once
-    key = jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
+    key = search_key(state, segment)
     probe = make_prober(config, state, segment)
     size_key = jax.random.fold_in(key, 0)
 
@@ -180,7 +191,7 @@ def _search(config, policy, state, segment, progress):
             made = jax.tree.map(lambda x: x[None], by_action(probe_keys[0], sample_keys[0], actions[0]))
         else:
             made = jax.vmap(by_action)(probe_keys, sample_keys, actions)
-        ratio = _ratio(made.fitness, reference)
+        ratio = ratio_of(made.fitness, reference)
         reward = 10 * (ratio - options.low) / (options.high - options.low)
         after = _with_ratio(config, made.observation, ratio)
         before = jnp.broadcast_to(carry.observation, after.shape)
@@ -209,7 +220,7 @@ def _search(config, policy, state, segment, progress):
     storage = storage_of(config, state, segment)
     params = storage.load(state.params, storage.layout(state.plan))
     seen = observe(config, state, segment, params, state.plan, state.chooser.ratio)
-    record = no_search(config)._replace(expected=_expected(config, state, segment), reference=reference)
+    record = no_search(config)._replace(expected=expected_units(config, state, segment), reference=reference)
     start = _Carry(
         round=jnp.int32(0),
         policy=begun,
@@ -225,7 +236,7 @@ def _search(config, policy, state, segment, progress):
     return state._replace(chooser=chooser), end.record
 
 
-def _ratio(fitness, reference):
+def ratio_of(fitness: jax.Array, reference: jax.Array) -> jax.Array:
     """Fitness by the reference, held within [0, 4]: early references may be next to nothing, or nothing."""
     return jnp.where(reference > 0, jnp.clip(fitness / jnp.where(reference > 0, reference, 1.0), 0.0, _MOST_RATIO), 1.0)
 
@@ -235,7 +246,8 @@ def _with_ratio(config, observations, ratio):
     return observations.at[:, 2 * config.observe.groups].set(ratio)
 
 
-def _expected(config, state, segment):
+def expected_units(config: Config, state: RunState, segment: Segment) -> jax.Array:
+    """Parameters that each probe of a segment has to give out, i32[]."""
     entities = (segment.users + segment.items).astype(jnp.uint32)
     most = entities * jnp.uint32(config.sizes.maximum)
     return jnp.minimum(state.totals[segment.index].astype(jnp.uint32), most).astype(jnp.int32)

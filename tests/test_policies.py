@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length, observe
+from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, discounted, length, observe
 from scall_jax.policies import replay as buffer
 from scall_jax.policies.networks import squash
 from scall_jax.policies.observe import gini, pooled
@@ -46,17 +46,72 @@ def _distances(name, config, interactions=200, seeds=5, flip=False):
         ("ddpg", PolicyConfig(widths=(64, 64))),
         ("ddpg", PolicyConfig(widths=(64, 64), noise="ou", noise_std=0.15, newer=False)),
         ("gp", PolicyConfig()),
+        ("dlints", PolicyConfig()),
     ],
-    ids=["sac", "sac-learned-entropy", "ddpg", "ddpg-ou", "gp"],
+    ids=["sac", "sac-learned-entropy", "ddpg", "ddpg-ou", "gp", "dlints"],
 )
 def test_learns_the_optimum_of_a_bandit(name, config):
     distances = _distances(name, config)
     assert (distances < 0.1).sum() >= 4, distances
 
 
-@pytest.mark.parametrize("name", ["sac", "ddpg"])
+@pytest.mark.parametrize("name", ["sac", "ddpg", "dlints"])
 def test_a_policy_that_climbs_the_wrong_way_fails_the_bandit(name):
     assert (_distances(name, PolicyConfig(widths=(64, 64)), flip=True) < 0.1).sum() < 4
+
+
+def test_discounted_regression_is_its_weighted_sums():
+    rng = np.random.default_rng(3)
+    gamma, ridge, features = 0.9, 0.7, 5
+    state, rounds = discounted.empty(features, ridge), []
+    for count in (1, 4, 2, 6, 1):
+        x, reward, seen = rng.normal(size=(count, features)), rng.normal(size=count), rng.random(count) < 0.8
+        seen[0] = True
+        rounds.append((x[seen], reward[seen]))
+        arrays = (jnp.asarray(x, jnp.float32), jnp.asarray(reward, jnp.float32), jnp.asarray(seen))
+        state = discounted.observe(state, *arrays, gamma, ridge)
+    ages = np.arange(len(rounds))[::-1]
+    gram = ridge * np.eye(features) + sum(gamma**a * x.T @ x for a, (x, _) in zip(ages, rounds, strict=True))
+    squared = ridge * np.eye(features) + sum(gamma ** (2 * a) * x.T @ x for a, (x, _) in zip(ages, rounds, strict=True))
+    moment = sum(gamma**a * r @ x for a, (x, r) in zip(ages, rounds, strict=True))
+    inverse = np.linalg.inv(gram)
+    np.testing.assert_allclose(discounted.estimate(state), inverse @ moment, rtol=1e-4)
+    at = rng.normal(size=(3, features))
+    variance = np.einsum("nk,kl,nl->n", at, inverse @ squared @ inverse, at)
+    np.testing.assert_allclose(discounted.width(state, jnp.asarray(at, jnp.float32)), variance**0.5, rtol=1e-4)
+    drawn = jax.vmap(lambda z: discounted.thompson(state, z))(jax.random.normal(jax.random.key(0), (40_000, features)))
+    np.testing.assert_allclose(drawn.mean(0), inverse @ moment, atol=0.01)
+    np.testing.assert_allclose(np.cov(drawn.T), inverse @ squared @ inverse, atol=0.01)
+    # with one observation a round the radius is that of the paper
+    state = discounted.empty(features, ridge)
+    for _ in range(7):
+        state = discounted.observe(state, jnp.ones((1, features)), jnp.ones(1), jnp.ones(1, bool), gamma, ridge)
+    inner = 2 * np.log(1 / 0.1) + features * np.log(1 + (1 - gamma**14) / (ridge * features * (1 - gamma**2)))
+    assert discounted.radius(state, ridge, 2.0, 0.3, 0.1) == pytest.approx(ridge**0.5 * 2 + 0.3 * inner**0.5, rel=1e-5)
+
+
+def test_contexts_of_arms_are_products_projected_by_one_matrix():
+    config = PolicyConfig(projected=7)
+    policy = POLICIES["dlints"](config, SEEN.shape[0], 3)
+    state = policy.init(jax.random.key(5))
+    rng = np.random.default_rng(0)
+    action, reward = rng.random((4, 3)), rng.normal(size=4)
+    seen = rng.normal(size=(4, SEEN.shape[0]))
+    new = [jnp.asarray(x, jnp.float32) for x in (seen, action, reward, seen)]
+    state = policy.update(state, jax.random.key(0), Transition(*new))
+    matrix = np.asarray(jax.random.normal(jax.random.key(5), (70, 7)), np.float64) / np.sqrt(70)
+    gram, squared, moment = np.eye(7), np.eye(7), np.zeros(7)
+    for s, a, r in zip(seen, 2 * action - 1, reward, strict=True):
+        context = np.concatenate([[1], s])
+        context /= np.sqrt((context**2).mean())
+        powers = np.concatenate([[1], a, [a[i] * a[j] for i in range(3) for j in range(i, 3)]])
+        z = np.outer(context, powers).reshape(-1) @ matrix
+        gram = 0.99 * gram + np.outer(z, z) + 0.01 * np.eye(7)
+        squared = 0.99**2 * squared + np.outer(z, z) + (1 - 0.99**2) * np.eye(7)
+        moment = 0.99 * moment + r * z
+    np.testing.assert_allclose(state.ridge.gram, gram, atol=1e-4)
+    np.testing.assert_allclose(state.ridge.squared, squared, atol=1e-4)
+    np.testing.assert_allclose(state.ridge.moment, moment, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["random", "grid"])
@@ -165,7 +220,7 @@ def test_targets_start_as_copies_only_where_asked():
         assert bool((critic == target).all()) == copy
 
 
-@pytest.mark.parametrize("change", [{"gamma": 1.5}, {"noise": "pink"}, {"batch": 0}])
+@pytest.mark.parametrize("change", [{"gamma": 1.5}, {"noise": "pink"}, {"batch": 0}, {"forget": 0.0}])
 def test_bad_policy_parameters(change):
     with pytest.raises(ValueError, match=str(next(iter(change)))):
         PolicyConfig(**change)

@@ -122,6 +122,8 @@ def test_probes_at_once_are_the_probes_in_turn(stream):
     together = jax.jit(jax.vmap(one))(actions)
     alone = [jax.jit(one)(action) for action in actions]
     np.testing.assert_allclose(together.fitness, [x.fitness for x in alone], atol=1e-5)
+    evaluated = 2 * min(int(segment.valid.count), together.by_user.shape[1])
+    np.testing.assert_allclose(together.by_user.sum((1, 2)) / evaluated, together.fitness, atol=1e-5)
     np.testing.assert_allclose(together.observation, np.stack([x.observation for x in alone]), atol=1e-4)
 
 

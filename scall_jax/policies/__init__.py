@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from scall_jax.policies.controls import grid, random
+from scall_jax.policies.dlints import dlints
 from scall_jax.policies.gp import gp
 from scall_jax.policies.observe import ObserveConfig, Side, length, observe
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
@@ -20,6 +21,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "sac": sac,
     "ddpg": _ddpg,
     "gp": gp,
+    "dlints": dlints,
     "random": random,
     "grid": grid,
 }

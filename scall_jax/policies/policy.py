@@ -80,6 +80,15 @@ class PolicyConfig:
     """gp: distance over which rewards are alike."""
     noise_variance: float = 0.5
     """gp: of a probe's reward, by the variance between actions."""
+    projected: int = 32
+    """dlints: dimensions that contexts are projected to."""
+    forget: float = 0.99
+    """dlints: weight, per probe, of what earlier probes showed."""
+    ridge: float = 1.0
+    """dlints: of the regression."""
+    exploration: float = 4.0
+    """dlints: standard deviation of the noise of Thompson sampling, at rewards of 0 to 10 (published: 0.1 to 0.4 at
+    rewards of 0 to 1)."""
 
     def __post_init__(self):
         for name in (
@@ -92,14 +101,19 @@ class PolicyConfig:
             "grid",
             "length_scale",
             "noise_variance",
+            "projected",
+            "ridge",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must be greater than 0")
         for name in ("gamma", "tau", "noise_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must lie between 0 and 1")
-        if not 0 < self.discount <= 1:
-            raise ValueError(f"policy discount={self.discount}: must lie above 0 and not above 1")
+        for name in ("discount", "forget"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"policy {name}={getattr(self, name)}: must lie above 0 and not above 1")
+        if not self.exploration >= 0:
+            raise ValueError(f"policy exploration={self.exploration}: must not be negative")
         if self.noise not in ("gaussian", "ou"):
             raise ValueError(f"policy noise={self.noise!r}: choose gaussian or ou")
 

@@ -73,6 +73,7 @@ class FitState(NamedTuple):
     lowest_loss: jax.Array  # f32[], lowest such mean
     falling: jax.Array  # bool[], the loss fell in the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user that early stopping looks at, at the last one
 
 
 class Fitted(NamedTuple):
@@ -85,6 +86,7 @@ class Fitted(NamedTuple):
     first_fitness: jax.Array  # f32[], the same after the first `eval_every` steps
     loss: jax.Array  # f32[], training loss over the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 at the last evaluation, of the first Q users of valid
 
 
 def learning_rate(config: FitConfig) -> optax.Schedule:
@@ -173,7 +175,7 @@ def make_fit(
             mean_loss = total / count
             # without validation users the loss decides
             fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)
-            state = _judge(state, params, moments, state.step + count, mean_loss, fitness, bad)
+            state = _judge(state, params, moments, state.step + count, mean_loss, fitness, bad, metrics.by_user[:, :2])
             if progress is not None:
                 jax.debug.callback(progress, segment.index, state.step, mean_loss, fitness, ordered=False)
             return state
@@ -182,9 +184,16 @@ def make_fit(
             patience = jnp.where(state.falling, 2 * config.patience, config.patience)
             return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
 
-        end = jax.lax.while_loop(goes_on, interval, _initial(params, init_moments))
+        end = jax.lax.while_loop(goes_on, interval, _initial(params, init_moments, sampled.users.shape[0]))
         return Fitted(
-            end.best_params, end.step, end.best_step, end.best_fitness, end.first_fitness, end.loss, end.bad_step
+            end.best_params,
+            end.step,
+            end.best_step,
+            end.best_fitness,
+            end.first_fitness,
+            end.loss,
+            end.bad_step,
+            end.by_user,
         )
 
     return fit
@@ -216,7 +225,7 @@ def first_users(rows: Rows, most: int) -> Rows:
     return Rows(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
 
 
-def _initial(params, init_moments) -> FitState:
+def _initial(params, init_moments, users: int) -> FitState:
     return FitState(
         params=params,
         moments=init_moments(params),
@@ -230,10 +239,11 @@ def _initial(params, init_moments) -> FitState:
         lowest_loss=jnp.float32(jnp.inf),
         falling=jnp.bool_(True),
         bad_step=jnp.int32(-1),
+        by_user=jnp.zeros((users, 2)),
     )
 
 
-def _judge(state: FitState, params, moments, step, loss, fitness, bad) -> FitState:
+def _judge(state: FitState, params, moments, step, loss, fitness, bad, by_user) -> FitState:
     better = fitness > state.best_fitness
     return FitState(
         params=params,
@@ -248,4 +258,5 @@ def _judge(state: FitState, params, moments, step, loss, fitness, bad) -> FitSta
         lowest_loss=jnp.minimum(state.lowest_loss, loss),
         falling=loss < 0.99 * state.lowest_loss,
         bad_step=bad,
+        by_user=by_user,
     )

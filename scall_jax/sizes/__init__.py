@@ -1,6 +1,7 @@
 """From a parameter budget to one embedding size per entity: shares, exact allocation, ranking."""
 
 from scall_jax.sizes.allocate import allocate
+from scall_jax.sizes.price import by_price
 from scall_jax.sizes.rank import order_by, rank
 from scall_jax.sizes.sample import sample
 from scall_jax.sizes.shares import FAMILIES, expected_shares
@@ -10,6 +11,7 @@ __all__ = [
     "FAMILIES",
     "allocate",
     "assign",
+    "by_price",
     "expected_shares",
     "order_by",
     "rank",

@@ -1,0 +1,303 @@
+"""Rivals that choose sizes by probes; a formula stands in for the training of a probe where that is not the point."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from scall_jax import Budget, make_run, sizes
+from scall_jax.config import SearchConfig
+from scall_jax.methods import method_of
+from scall_jax.rivals import bet, ciess, ducb, entities
+from scall_jax.rivals.probing import probe_in_turn
+from scall_jax.search import Probe
+from scall_jax.state import budget_of
+from tests.helpers import small_config, small_stream
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return small_stream()
+
+
+def _setting(stream, method, size=4.0, t=2, **search):
+    config = small_config(method, budget=Budget.mean_size(size), search=SearchConfig(**({"probes": 8} | search)))
+    segment = jax.tree.map(jnp.asarray, stream.segment(t))
+    chosen = jax.jit(lambda state: method_of(method).chooser(config, None).choose(state, segment, jax.random.key(0)))
+    return config, chosen, make_run(config).init(jax.random.key(0), stream), segment
+
+
+def _formula(config, state, segment, by_user):
+    """A probe whose metrics by user f32[Q] are a function of the sizes."""
+    total, shared = budget_of(config, state, segment)
+
+    def probe(key, allocate):
+        del key
+        own = allocate(total)
+        quality = by_user(own)
+        return Probe(quality.mean(), own.sum() + shared.sum(), jnp.zeros(1), jnp.stack([quality] * 2, axis=1))
+
+    return probe
+
+
+def _log_frequency_fit(segment):
+    """Fitness of sizes: better the more they follow the frequency of users, whatever items have."""
+    users = segment.frequency.shape[0] - segment.popularity.shape[1]
+    wanted = segment.frequency[:users] / segment.frequency[:users].sum()
+
+    def fitness(own):
+        share = own[:users] / jnp.maximum(own.sum(), 1)
+        return 1 - jnp.abs(share - wanted).sum(keepdims=True) / 2
+
+    return fitness
+
+
+FAMILY_DRAWS = {
+    "powerlaw": lambda rng, shape, n: rng.power(shape, n),
+    "halfnormal": lambda rng, shape, n: special.ndtri(0.5 + (special.ndtr(shape) - 0.5) * rng.random(n)),
+    "truncexp": lambda rng, shape, n: stats.truncexpon(shape).rvs(n, random_state=rng),
+    "lognormal": lambda rng, shape, n: rng.lognormal(0, shape, n),
+}
+
+
+def test_shares_of_bet_are_the_means_of_sorted_draws():
+    rng, n = np.random.default_rng(0), 200
+    ours = jax.jit(lambda number: bet.expected_shares(number, jnp.int32(n), n + 9))
+    for i, (family, draw) in enumerate(FAMILY_DRAWS.items()):
+        for part in (0.15, 0.8):
+            drawn = -np.sort(-np.stack([draw(rng, part * bet.SHAPES[family][1], n) for _ in range(400)]), axis=1)
+            expected = (drawn / drawn.sum(1, keepdims=True)).mean(0)
+            got = np.asarray(ours(jnp.float32((i + part) / 4)))
+            got = got / got.sum()
+            assert (got[n:] == 0).all()
+            np.testing.assert_allclose(got[:n], expected, atol=0.06 * expected[0], err_msg=f"{family} {part}")
+
+
+def test_sets_of_bet_are_pooled_as_in_numpy():
+    rng = np.random.default_rng(1)
+    member, own = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(0, 7, 50)
+    got = bet.pooled(jnp.asarray(member), jnp.asarray(own), 9)
+    for size in range(1, 10):
+        rows = member[own == size]
+        np.testing.assert_allclose(got[size - 1], rows.mean(0) if len(rows) else np.zeros(3), atol=1e-6)
+
+
+def test_strategies_of_bet_go_round_in_fives():
+    picked = [int(bet.select(jnp.int32(i), 7, 0, 9)) for i in range(10)]
+    assert picked == [7, 7, 7, 0, 9] * 2
+
+
+def _searching(module, config, segment, by_user, again=0):
+    """The search of a segment by a formula, for any budget: state -> state, record."""
+
+    def search(state):
+        probe = _formula(config, state, segment, by_user)
+        found = module.make_search(config, state, segment)
+        kept, record = probe_in_turn(config, state, segment, found, probe, again=again)
+        return state._replace(chooser=kept), record
+
+    return search
+
+
+def _assert_exact(state, record, segment):
+    made = slice(0, int(record.count))
+    assert record.count > 0 and (record.allocated[made] == state.totals[segment.index]).all()
+    assert record.expected == state.totals[segment.index]
+
+
+def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(stream, monkeypatch):
+    monkeypatch.setattr(bet, "CANDIDATES", 10)
+    config, choose, state, segment = _setting(stream, "bet", 6.0, probes=10)
+    fitness = _log_frequency_fit(segment)
+    search = jax.jit(_searching(bet, config, segment, fitness, bet.retrained(config)))
+    for totals in (state.totals // 10, state.totals, state.totals, state.totals):
+        state, record = search(state._replace(totals=totals))
+        _assert_exact(state, record, segment)
+        # the last probes are the best of those before, in order
+        best = np.sort(np.asarray(record.fitness[:8]))[::-1][:2]
+        np.testing.assert_allclose(record.fitness[8:], best, rtol=1e-5)
+        own, action = choose(state)
+        assert own.sum() == totals[2]
+        np.testing.assert_allclose(action, record.action[8], rtol=1e-6)
+    net, frequency = bet.Predictor(40, stream.capacity.users), bet.scaled_frequency(config, segment)
+
+    @jax.jit
+    def judge(action):
+        own = bet.sizes_by_action(config, segment, state.totals[2], action)
+        return net.apply(state.chooser.params, frequency, own)[0], fitness(own)[0]
+
+    value, true = np.array([judge(action) for action in jax.random.uniform(jax.random.key(3), (60, 3))]).T
+    assert stats.spearmanr(value, true)[0] > 0.6
+    # probes that the predictor chose, by the fitness of what it chose from
+    assert np.mean(record.fitness[:3]) > np.quantile(true, 0.75)
+
+
+@pytest.mark.parametrize("total", [6, 13, 27, 41])
+def test_a_price_gives_the_most_worth_that_fits(total):
+    rng, choices = np.random.default_rng(total), (1, 2, 4, 8)
+    worth = rng.normal(size=(6, 4)).cumsum(1)
+    live, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
+    got = np.asarray(sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, live, order))
+    assert got.sum() == total and got.min() >= 1 and got.max() <= 10
+    every = np.array(list(itertools.product(range(4), repeat=6)))
+    spent, value = np.array(choices)[every].sum(1), worth[np.arange(6), every].sum(1)
+    # those who have a candidate's size, and the one who may be in between with the candidate below
+    place = np.searchsorted(choices, got, side="right") - 1
+    assert (np.array(choices)[place] != got).sum() <= 1
+    own = worth[np.arange(6), place].sum()
+    fits = spent <= np.array(choices)[place].sum()
+    if (np.array(choices)[place] == got).all():
+        assert own == pytest.approx(value[fits].max(), abs=1e-4)
+    # no more than one step of one entity is lost to the best
+    assert own >= value[spent <= total].max() - np.abs(np.diff(worth, axis=1)).max()
+
+
+def test_prices_meet_every_total_exactly_where_all_tie():
+    live, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
+    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, live, order))
+    for worth in (jnp.zeros((20, 4)), jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0, -1.0]), (20, 4))):
+        for total in (0, 5, 18, 19, 50, 100, 144, 200, 288, 400):
+            got = np.asarray(give(worth, jnp.int32(total)))
+            assert got.sum() == min(total, 18 * 16) and (got[18:] == 0).all() and got.max() <= 16
+            assert got.min(where=np.asarray(live), initial=9) >= (total >= 18)
+    with pytest.raises(ValueError, match="candidates"):
+        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, live, order)
+
+
+def test_entities_are_described_and_served_as_their_interactions_say(stream):
+    segment = jax.tree.map(jnp.asarray, stream.segment(2))
+    users, items = stream.capacity.users, stream.capacity.items
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(users + items, 3)).astype(np.float32)
+    around = entities.mean_of_neighbours(segment.graph, jnp.asarray(x))
+    by_user = rng.random(int(segment.valid.users.shape[0]) - 1).astype(np.float32)
+    value, seen = (np.asarray(a) for a in entities.by_entity(segment, jnp.asarray(by_user)))
+    graph, positives, valid = (jax.tree.map(np.asarray, part) for part in segment[6:9])
+    count = min(int(valid.count), len(by_user))
+    served = dict(zip(valid.users[:count], by_user[:count], strict=True))
+    lists = {item: [] for item in range(items)}
+    for row in range(int(positives.count)):
+        for item in positives.items[positives.indptr[row] : positives.indptr[row + 1]]:
+            lists[item] += [served[positives.users[row]]] if positives.users[row] in served else []
+    for node in range(users + items):
+        near = graph.indices[graph.indptr[node] : graph.indptr[node + 1]]
+        np.testing.assert_allclose(around[node], x[near].mean(0) if len(near) else np.zeros(3), atol=1e-5)
+        found = ([served[node]] if node in served else []) if node < users else lists[node - users]
+        assert seen[node] == bool(found)
+        assert value[node] == pytest.approx(np.mean(found) if found else 0.0, abs=1e-5)
+    assert len(served) > 10 and sum(map(bool, lists.values())) > 10
+
+
+def _pays_for(segment, chosen):
+    """Metrics by user: those of `chosen` gain by the log of their size, the others by nothing."""
+    queries = segment.valid.users
+
+    def by_user(own):
+        gain = jnp.log2(jnp.maximum(own[queries], 1).astype(jnp.float32)) / 5
+        return jnp.where(chosen[queries], 0.2 + gain, 0.3)
+
+    return by_user
+
+
+def _halves(segment, users):
+    """bool[2, users]: the more active half of the active users, and the other."""
+    active = np.asarray(segment.frequency[:users])
+    middle = np.median(active[active > 0])
+    return np.stack([active > middle, (active <= middle) & (active > 0)])
+
+
+def _sizes_where_it_pays(module, stream, method, rounds, probes):
+    """Mean sizes of the half of the users for whom larger ones pay, and of the other half, for either half."""
+    config, choose, state, segment = _setting(stream, method, 4.0, probes=probes)
+    users, means = stream.capacity.users, []
+    halves = _halves(segment, users)
+    search = jax.jit(lambda state, chosen: _searching(module, config, segment, _pays_for(segment, chosen))(state))
+    for chosen, others in zip(halves, halves[::-1], strict=True):
+        now = state
+        for totals in (state.totals // 8, *[state.totals] * rounds):
+            now, record = search(now._replace(totals=totals), jnp.asarray(chosen))
+            _assert_exact(now, record, segment)
+            own = np.asarray(choose(now)[0])
+            assert own.sum() == totals[2]
+        means.append((own[:users][chosen].mean(), own[:users][others].mean()))
+    return means, own, now
+
+
+def test_ducb_gives_size_to_those_for_whom_it_pays(stream):
+    means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=8)
+    assert all(a > 1.3 * b for a, b in means), means
+    assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1  # one entity takes what is left
+    assert state.chooser.users.gram.shape == (18, 18)
+
+
+def _mlp(params, x):
+    layers = params["_Hidden_0"]
+    for i in range(len(layers)):
+        x = np.maximum(x @ layers[f"Dense_{i}"]["kernel"] + layers[f"Dense_{i}"]["bias"], 0)
+    return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+def test_targets_of_ciess_are_those_of_td3():
+    rng = np.random.default_rng(2)
+    agent = ciess.new_agent(jax.random.key(1))
+    agent = agent._replace(target_actor=jax.tree.map(lambda x: 3 * x, agent.actor))
+    reward, ahead, noise = rng.normal(size=9), rng.normal(size=(9, 3)), 2 * rng.normal(size=(9, 1))
+    got = ciess.targets(agent, *(jnp.asarray(x, jnp.float32) for x in (reward, ahead, noise)), 39)
+    actor, critic = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), p["params"])
+        for p in (agent.target_actor, agent.target_critic)
+    )
+    action = special.expit(_mlp(actor, ahead)) + np.clip(2 * noise, -5, 5) / 39
+    joint = np.concatenate([ahead, np.clip(action, 0, 1)], axis=1)
+    values = np.minimum(_mlp(critic["critic_0"], joint)[:, 0], _mlp(critic["critic_1"], joint)[:, 0])
+    np.testing.assert_allclose(got, reward + 0.99 * values, atol=1e-5)
+    assert (np.abs(2 * noise) > 5).any()
+
+
+def test_walks_of_ciess_go_to_near_sizes_more_often():
+    start = jnp.full(40_000, 3, jnp.int32)
+    places = np.asarray(ciess.walk(jax.random.key(0), start, 1, 40))
+    assert places.shape == (6, 40_000) and (places[0] == 3).all() and places.min() == 1
+    assert np.abs(np.diff(places, axis=0)).max() == 5 and (np.diff(places, axis=0) != 0).all()
+    seen = np.bincount(places[1], minlength=9)[1:9] / 40_000
+    weight = np.array([1 / abs(d - 3) if d != 3 else 0 for d in range(1, 9)])
+    np.testing.assert_allclose(seen, weight / weight.sum(), atol=0.012)
+
+
+def test_ciess_learns_which_entities_want_which_size():
+    def best(frequency):
+        return jnp.where(frequency > 0, 0.8, 0.2)
+
+    def one(i, agent):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(4), i), 4)
+        state, ahead = (jax.random.uniform(k, (128, 3), minval=-1.0) for k in keys[:2])
+        action = jax.random.uniform(keys[2], (128, 1))
+        reward = -4 * (action[:, 0] - best(state[:, 0])) ** 2
+        return ciess.update(agent, ciess.Batch(state, action, reward, ahead), jax.random.normal(keys[3], (128, 1)), 39)
+
+    agent = jax.jit(lambda agent: jax.lax.fori_loop(0, 400, one, agent))(ciess.new_agent(jax.random.key(0)))
+    frequency = jnp.array([-0.8, -0.4, 0.4, 0.8])
+    seen = jnp.stack([frequency, jnp.zeros(4), jnp.zeros(4)], axis=1)
+    np.testing.assert_allclose(ciess.ACTOR.apply(agent.actor, seen)[:, 0], best(frequency), atol=0.25)
+    assert agent.updates == 400
+
+
+def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
+    monkeypatch.setattr(ciess, "_BATCH", 32)
+    config, choose, state, segment = _setting(stream, "ciess", 4.0, probes=4)
+    users = stream.capacity.users
+    chosen = jnp.asarray(_halves(segment, users)[0])
+    search = jax.jit(_searching(ciess, config, segment, _pays_for(segment, chosen)))
+    for totals in (state.totals // 8, state.totals):
+        state, record = search(state._replace(totals=totals))
+        _assert_exact(state, record, segment)
+        own, _ = choose(state)
+        assert own.sum() == totals[2]
+    np.testing.assert_array_equal(own[:-2], state.chooser.sizes)
+    # the last probe repeats the best of those before
+    assert record.fitness[3] == record.fitness[:3].max()
+    assert _pays_for(segment, chosen)(own[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
+    assert state.chooser.users.updates == 2 * 4 * 8
