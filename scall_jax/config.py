@@ -6,7 +6,7 @@ from scall_jax.budgets import Budget
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
-from scall_jax.tables import STORAGES
+from scall_jax.tables import STORAGES, SharedMemoryConfig
 
 
 def _choose(name, value, choices):
@@ -163,6 +163,8 @@ class Config:
     table: str = "packed"
     """Storage of methods that choose sizes: `packed` holds the budget and no more, `packed_bfloat16` and `packed_int8`
     hold more coordinates in its bytes, `masked` is the full-width reference."""
+    shared_memory: SharedMemoryConfig = SharedMemoryConfig()
+    """`shared_memory`: width, hashes and signatures."""
     charge: str = "parameters"
     """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str = "none"

@@ -186,7 +186,7 @@ def _storage(config: Config, state: RunState, users: int, items: int) -> tables.
     method = method_of(config.method)
     if method is None:
         return None
-    kind = tables.STORAGES[method.storage or config.table]
+    kind = tables.kind_of(config, method.storage)
     return kind.build(state.held.units, users, items, config.sizes.maximum)
 
 

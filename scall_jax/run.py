@@ -110,6 +110,8 @@ def make_run(config: Config, progress: Callable | None = None, on_probes: Callab
         return state, record._replace(search=found)
 
     def run_search(state, segment):
+        if chooser.first:
+            return search(state, segment)
         # nothing to size by it: the first segment is uniform, and after the last one there is none
         last = state.totals.shape[0] - 1
         useful = segment.index > 0 if when == "before" else segment.index < last
@@ -128,7 +130,7 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
     for t, bounds in enumerate(stream.bounds):
         entities = stream.known(bounds.train)
         nbytes = 4 * config.budget.parameters(t, sum(entities))
-        total = tables.STORAGES[config.table].units(nbytes, entities, config.sizes.maximum, config.charge == "all")
+        total = tables.kind_of(config).units(nbytes, entities, config.sizes.maximum, config.charge == "all")
         if config.method == "full":
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
@@ -145,7 +147,7 @@ def _init(config, chooser: Chooser | None):
         if chooser is None:
             return RunState(key, jnp.zeros(0), (), known, jnp.zeros(len(stream), jnp.int32))
         totals = budget_totals(config, stream)
-        kind = tables.STORAGES[config.table]
+        kind = tables.kind_of(config)
         held = kind.held(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
         storage = kind.build(held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
         remembered = chooser.init(key, storage)

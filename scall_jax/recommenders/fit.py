@@ -118,6 +118,39 @@ def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment
     )
 
 
+def make_step(storage: Storage, config: FitConfig) -> Callable:
+    """One step of training, step(key, number, params, moments, layout, segment, item_bias).
+
+    `number` i32[] counts steps and sets their random numbers apart. Returns parameters, moments of `optimiser` and the
+    loss f32[] before the step, the storage's penalty included.
+    """
+    adam = optimiser(config)
+
+    def step(key, number, params, moments, layout, segment: Segment, item_bias):
+        users = storage.nodes - item_bias.shape[0]
+        triples = bpr.sample(
+            jax.random.fold_in(key, number),
+            segment.positives,
+            segment.graph,
+            users,
+            segment.items,
+            config.batch,
+            config.positives,
+        )
+        rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
+
+        def objective(params):
+            final, own = embed(storage, config.layers, params, layout, segment.graph, rows)
+            value = bpr.loss(final, own, item_bias, triples, config.l2)
+            return value if storage.penalty is None else value + storage.penalty(params, layout)
+
+        value, gradient = jax.value_and_grad(objective)(params)
+        updates, moments = adam.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, value
+
+    return step
+
+
 def make_fit(
     storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all"
 ) -> Callable:
@@ -125,33 +158,15 @@ def make_fit(
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
     """
-    adam = optimiser(config)
+    adam, step_by = optimiser(config), make_step(storage, config)
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
-        users = storage.nodes - item_bias.shape[0]
         sampled = first_users(segment.valid, config.valid_users)
 
         def one_step(i, carry):
             params, moments, total, bad, start = carry
             step = start + i
-            triples = bpr.sample(
-                jax.random.fold_in(key, step),
-                segment.positives,
-                segment.graph,
-                users,
-                segment.items,
-                config.batch,
-                config.positives,
-            )
-            rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
-
-            def objective(params):
-                final, own = embed(storage, config.layers, params, layout, segment.graph, rows)
-                return bpr.loss(final, own, item_bias, triples, config.l2)
-
-            value, gradient = jax.value_and_grad(objective)(params)
-            updates, moments = adam.update(gradient, moments, params)
-            params = optax.apply_updates(params, updates)
+            params, moments, value = step_by(key, step, params, moments, layout, segment, item_bias)
             bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
             return params, moments, total + value, bad, start
 

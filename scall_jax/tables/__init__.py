@@ -8,6 +8,7 @@ from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import principal_axes, resize
+from scall_jax.tables.shared_memory import SHARED_MEMORY, SharedMemoryConfig
 from scall_jax.tables.storage import Kind, Storage, charged
 from scall_jax.tables.table import Table
 
@@ -25,8 +26,16 @@ STORAGES: dict[str, Kind] = SIZED | {
     "binary_hash": BINARY_HASH,
     "binary_hash_skip": BINARY_HASH_SKIP,
     "quotient_remainder": QUOTIENT_REMAINDER,
+    "shared_memory": SHARED_MEMORY,
 }
 """Ways of storing by name."""
+
+
+def kind_of(config, name: str | None = None) -> Kind:
+    """The kind called `name` (None: the config's own `table`) with the options that the config has for it."""
+    kind = STORAGES[name or config.table]
+    return kind if kind.configure is None else kind.configure(config)
+
 
 __all__ = [
     "SIZED",
@@ -34,10 +43,12 @@ __all__ = [
     "TABLES",
     "Kind",
     "Layout",
+    "SharedMemoryConfig",
     "Storage",
     "Table",
     "blocked",
     "charged",
+    "kind_of",
     "make_layout",
     "masked",
     "mean_vectors",
