@@ -9,7 +9,7 @@ from scall_jax.chooser import Chooser, by_allocator
 from scall_jax.config import Config
 from scall_jax.policies import POLICIES
 from scall_jax.recommenders.popularity import FLOORS
-from scall_jax.rivals import hashed, shared_memory, spectral
+from scall_jax.rivals import hashed, mixed_precision, shared_memory, spectral
 from scall_jax.search import make_search
 
 
@@ -29,6 +29,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "spectral": Method(spectral.chooser),
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
     "shared_memory": Method(shared_memory.chooser, "shared_memory"),
+    "mixed_precision": Method(mixed_precision.chooser, "mixed_precision"),
 }
 
 METHODS = (*EMBEDDING_METHODS, *FLOORS)

@@ -16,11 +16,19 @@ from scall_jax.allocators import ALLOCATORS, alive, sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.recommenders.fit import make_fit
-from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, storage_of
+from scall_jax.state import (
+    SEARCH_KEY,
+    RunState,
+    budget_of,
+    carry_over,
+    fresh,
+    item_bias,
+    search_key,
+    storage_of,
+)
 from scall_jax.streams import Segment
 
 _MOST_RATIO = 4.0
-_KEY = 0x5EA7C4  # sets the search's keys apart from those of the segment's other phases
 
 
 class SearchState(NamedTuple):
@@ -63,7 +71,7 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
         return policies.POLICIES[name](config.policy, seen, length)
 
     def init(key, storage):
-        policy = policy_for(storage.width).init(jax.random.fold_in(key, _KEY))
+        policy = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
         return SearchState(policy, jnp.float32(1), jnp.float32(0))
 
     def choose(state, segment, key):
@@ -156,7 +164,7 @@ class _Carry(NamedTuple):
 
 def _search(config, policy, state, segment, progress):
     options, at_once = config.search, config.search.probes_at_once
-    key = jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
+    key = search_key(state, segment)
     probe = make_prober(config, state, segment)
     size_key = jax.random.fold_in(key, 0)
 

@@ -13,6 +13,9 @@ from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment
 
+SEARCH_KEY = 0x5EA7C4
+"""Sets the keys of a search apart from those of the segment's other phases."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,11 @@ def storage_of(config: Config, state: RunState, segment: Segment) -> tables.Stor
 def segment_keys(state: RunState, segment: Segment) -> jax.Array:
     """Keys of a segment: for sizes, table and fit."""
     return jax.random.split(jax.random.fold_in(state.key, segment.index), 3)
+
+
+def search_key(state: RunState, segment: Segment) -> jax.Array:
+    """Key of a segment's search."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, segment.index), SEARCH_KEY)
 
 
 def budget_of(config: Config, state: RunState, segment: Segment) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.low_precision import PACKED_BFLOAT16, PACKED_INT8
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
+from scall_jax.tables.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import principal_axes, resize
 from scall_jax.tables.shared_memory import SHARED_MEMORY, SharedMemoryConfig
@@ -27,6 +28,7 @@ STORAGES: dict[str, Kind] = SIZED | {
     "binary_hash_skip": BINARY_HASH_SKIP,
     "quotient_remainder": QUOTIENT_REMAINDER,
     "shared_memory": SHARED_MEMORY,
+    "mixed_precision": MIXED_PRECISION,
 }
 """Ways of storing by name."""
 
@@ -43,6 +45,7 @@ __all__ = [
     "TABLES",
     "Kind",
     "Layout",
+    "MixedPrecisionConfig",
     "SharedMemoryConfig",
     "Storage",
     "Table",

@@ -1,10 +1,11 @@
 """Semantically constrained memory allocation (SCMA/LMA; Desai et al., arXiv 2103.06124): one array for all entities.
 
-Coordinate i of an entity is one cell of an array f32[cells] that users and items share; the cell follows from min-hashes
-of the entity's interactions, so that entities with similar interactions share memory. An entity's signature is stored
-(`keys` bytes, charged as metadata) and frozen: read anew from a graph that grows, it would move the entity to other
-cells. Cells are not stored but follow from the signature. This is the variant that makes up the hashes of a coordinate
-from a few keys an entity; with as many keys as hashes x coordinates, signatures would cost as much as a table.
+Coordinate i of an entity is one cell of an array f32[cells] that users and items share; the cell follows from
+min-hashes of the entity's interactions, so that entities with similar interactions share memory. An entity's signature
+is stored (`keys` bytes, charged as metadata) and frozen: read anew from a graph that grows, it would move the entity to
+other cells. Cells are not stored but follow from the signature. This is the variant that makes up the hashes of a
+coordinate from a few keys an entity; with as many keys as hashes x coordinates, signatures would cost as much as a
+table.
 """
 
 import dataclasses
@@ -122,9 +123,7 @@ def _restore(held, users, items, keys, exported, known):
     if len(written) > held:
         raise ValueError(f"{len(written)} cells do not fit {held}: another budget's?")
     if in_use.shape != (sum(known), keys) or known[0] > users or known[1] > items:
-        raise ValueError(
-            f"signatures of shape {in_use.shape} for {known[0]} users and {known[1]} items: other options?"
-        )
+        raise ValueError(f"signatures of shape {in_use.shape} for {known[0]} users and {known[1]} items: other keys?")
     params = np.zeros(held, np.float32)
     params[: len(written)] = written
     signatures = np.array(own_signatures(users + items, keys))
