@@ -6,7 +6,7 @@ from scall_jax.budgets import Budget
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
-from scall_jax.tables import STORAGES, MixedPrecisionConfig, SharedMemoryConfig
+from scall_jax.tables import STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 
 def _choose(name, value, choices):
@@ -167,6 +167,8 @@ class Config:
     """`shared_memory`: width, hashes and signatures."""
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
     """`mixed_precision`: width, groups and the search for their bits."""
+    pruned: PrunedConfig = PrunedConfig()
+    """`pep`: width and thresholds."""
     charge: str = "parameters"
     """What the budget pays for: `parameters`, or `all` that serving needs, sizes and codes included."""
     bias: str = "none"

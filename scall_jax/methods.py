@@ -9,7 +9,7 @@ from scall_jax.chooser import Chooser, by_allocator
 from scall_jax.config import Config
 from scall_jax.policies import POLICIES
 from scall_jax.recommenders.popularity import FLOORS
-from scall_jax.rivals import hashed, mixed_precision, shared_memory, spectral
+from scall_jax.rivals import hashed, mixed_precision, pep, shared_memory, spectral
 from scall_jax.search import make_search
 
 
@@ -30,6 +30,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
     "shared_memory": Method(shared_memory.chooser, "shared_memory"),
     "mixed_precision": Method(mixed_precision.chooser, "mixed_precision"),
+    "pep": Method(pep.chooser, "pruned"),
 }
 
 METHODS = (*EMBEDDING_METHODS, *FLOORS)

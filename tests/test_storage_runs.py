@@ -11,7 +11,7 @@ from scall_jax import Budget, FitConfig, records, run_segments, scan
 from scall_jax.config import SearchConfig
 from tests.helpers import small_config, small_stream
 
-NAMES = ("shared_memory",)
+NAMES = ("shared_memory", "mixed_precision", "pep")
 BUDGET = Budget.schedule([Budget.mean_size(x) for x in (5, 7.3, 3.1, 6)])
 
 

@@ -111,19 +111,19 @@ def _webster(shares, relative, alive, target, minimum, maximum):
     grows = sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER)) > sizes
     left = (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
     # by the shares themselves: relative ones are equal from the floor down
-    return sizes + _largest(shares, grows, left).astype(jnp.int32)
+    return sizes + largest(shares, grows, left).astype(jnp.int32)
 
 
 def _minimum_only(shares, alive, target, minimum):
     minimum = max(minimum, 1)
     full = (target // np.uint32(minimum)).astype(jnp.int32)
     rest = (target % np.uint32(minimum)).astype(jnp.int32)
-    served = _largest(shares, alive, full)
-    with_next = _largest(shares, alive, full + 1)
+    served = largest(shares, alive, full)
+    with_next = largest(shares, alive, full + 1)
     return jnp.where(served, minimum, jnp.where(with_next, rest, 0)).astype(jnp.int32)
 
 
-def _largest(values, eligible, count):
+def largest(values, eligible, count):
     """Mask of the `count` largest eligible values, ties to lower indices, without sorting.
 
     The threshold is found by bisection over the bit patterns of the (non-negative) values, which order as they do.

@@ -8,6 +8,7 @@ from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
 from scall_jax.tables.packed import packed
+from scall_jax.tables.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.resize import principal_axes, resize
 from scall_jax.tables.shared_memory import SHARED_MEMORY, SharedMemoryConfig
 from scall_jax.tables.storage import Kind, Storage, charged
@@ -29,6 +30,7 @@ STORAGES: dict[str, Kind] = SIZED | {
     "quotient_remainder": QUOTIENT_REMAINDER,
     "shared_memory": SHARED_MEMORY,
     "mixed_precision": MIXED_PRECISION,
+    "pruned": PRUNED,
 }
 """Ways of storing by name."""
 
@@ -46,6 +48,7 @@ __all__ = [
     "Kind",
     "Layout",
     "MixedPrecisionConfig",
+    "PrunedConfig",
     "SharedMemoryConfig",
     "Storage",
     "Table",
