@@ -1,13 +1,14 @@
 """Whole runs of the methods that store embeddings in ways of their own: bytes, resumption, scan and learning."""
 
-import dataclasses
+import shutil
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from scall_jax import Budget, FitConfig, records, run_segments, scan
+from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan
 from scall_jax.config import SearchConfig
 from tests.helpers import small_config, small_stream
 
@@ -37,40 +38,42 @@ def _bytes_of_arrays(folder, segment):
     return sum(np.asarray(x).nbytes for name, x in tree.items() if name not in ("format", "key", "known"))
 
 
-class _Stop(Exception):
-    pass
+@pytest.fixture
+def quick_compilation():
+    """What these programs do is little, next to compiling them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, name):
+def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_compilation, name):
     config, key = _config(name), jax.random.key(0)
     on_disk = []
-    whole = run_segments(
-        config,
-        stream,
-        key,
-        folder=tmp_path / "whole",
-        on_segment=lambda line: on_disk.append(_bytes_of_arrays(tmp_path / "whole", line["segment"])),
-    )
+
+    def look(line):
+        on_disk.append(_bytes_of_arrays(tmp_path / "whole", line["segment"]))
+        if line["segment"] == 1:
+            shutil.copytree(tmp_path / "whole", tmp_path / "part")
+
+    whole = run_segments(config, stream, key, folder=tmp_path / "whole", on_segment=look)
     for line, kept in zip(whole, on_disk, strict=True):
         assert kept == line["bytes_at_rest"] <= line["budget_bytes"]
         assert kept > 0.9 * line["budget_bytes"]
         assert line["allocated_parameters"] <= line["budget_parameters"]
+    continued = run_segments(config, stream, key, folder=tmp_path / "part")
+    assert len(on_disk) == len(stream) and _comparable(continued) == _comparable(whole)
 
-    def stop(line):
-        if line["segment"] == 1:
-            raise _Stop
+    # with untrained embeddings, key 0: 0.35 to 0.44 and ln 2; at first there are hardly 20 items to choose from
+    assert np.mean([line["valid_recall@20"] for line in whole[2:]]) > 0.5
+    assert whole[-1]["loss"] < 0.3
 
-    with pytest.raises(_Stop):
-        run_segments(config, stream, key, folder=tmp_path / "parts", on_segment=stop)
-    assert _comparable(run_segments(config, stream, key, folder=tmp_path / "parts")) == _comparable(whole)
-
-    _, record = scan(config, stream, key)
-    assert record.allocated.tolist() == [line["allocated_parameters"] for line in whole]
-    np.testing.assert_allclose(record.test.recall[:, 0, -1], [x["test_recall@20"] for x in whole], atol=0.05)
-
-    still = dataclasses.replace(config.fit, steps=1, learning_rate=1e-9)
-    untrained = run_segments(dataclasses.replace(config, fit=still), stream, key)
-    # at first there are hardly more than 20 items to choose from
-    ours, theirs = (np.mean([x["valid_recall@20"] for x in found[2:]]) for found in (whole, untrained))
-    assert ours > 1.1 * theirs
+    if name == "pep":
+        _, record = scan(config, stream, key)
+        assert record.allocated.tolist() == [line["allocated_parameters"] for line in whole]
+        np.testing.assert_allclose(record.test.recall[:, 0, -1], [x["test_recall@20"] for x in whole], atol=0.05)
+    else:
+        run = make_run(config)
+        state = run.init(key, stream)
+        after, _ = jax.eval_shape(lambda s, xs: jax.lax.scan(run.step, s, xs), state, stream.stack())
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)

@@ -307,15 +307,14 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
         plan, _ = layout
         live = jnp.stack([(plan.groups[part] < options.groups).sum() for part in _sides(users)])
         p = probabilities(params["logits"], options)
-        mixed = jnp.zeros_like(params["vectors"])
-        for b in range(1, MOST_BITS + 1):
-            share = [
-                p[s, :, b].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0.0)
-                for s, part in enumerate(_sides(users))
-            ]
-            some = jnp.full(storage.nodes, b, jnp.int32)
-            mixed = mixed + jnp.concatenate(share)[:, None] * quantiser.vectors(params, some, live)
-        return mixed
+        group = [plan.groups[part].astype(jnp.int32) for part in _sides(users)]
+
+        def add(mixed, b):
+            share = jnp.concatenate([p[s, :, b].at[group[s]].get(mode="fill", fill_value=0.0) for s in range(2)])
+            return mixed + share[:, None] * quantiser.vectors(params, jnp.full(storage.nodes, b), live), None
+
+        widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
+        return jax.lax.scan(add, jnp.zeros_like(params["vectors"]), widths)[0]
 
     def penalty(params, layout):
         expected = (probabilities(params["logits"], options) * jnp.arange(MOST_BITS + 1.0)[None, None, :]).sum(-1)
