@@ -20,6 +20,7 @@ class Chooser(NamedTuple):
     search: Callable[..., tuple[Any, Any]] | None = None  # RunState, Segment -> RunState, SearchRecord
     when: str | None = None  # `search` runs `before` the segment is planned, or `after` it is evaluated
     learn: Callable[..., Any] | None = None  # RunState, Segment, Prepared, Fitted, Metrics on valid -> RunState
+    first: bool = False  # the first segment is searched too; with `before`
 
 
 def by_allocator(make: Callable[[Config], Allocator]) -> Callable[[Config, Callable | None], Chooser]:

@@ -6,7 +6,7 @@ from scall_jax.budgets import Budget
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
-from scall_jax.tables import STORAGES
+from scall_jax.tables import STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 
 def _choose(name, value, choices):
@@ -163,6 +163,12 @@ class Config:
     table: str = "packed"
     """Storage of methods that choose sizes: `packed` holds the budget and no more, `packed_bfloat16` and `packed_int8`
     hold more coordinates in its bytes, `masked` is the full-width reference."""
+    shared_memory: SharedMemoryConfig = SharedMemoryConfig()
+    """`shared_memory`: width, hashes and signatures."""
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+    """`mixed_precision`: width, groups and the search for their bits."""
+    pruned: PrunedConfig = PrunedConfig()
+    """`pep`: width and thresholds."""
     charge: str = "parameters"
     """What the budget pays for: `parameters`; `all` that serving needs, sizes and codes included; `replay`: that, and
     8 bytes for each row of the segment's replay."""

@@ -197,7 +197,7 @@ def _storage(config: Config, method: Method | Reference, state: RunState, stream
     users, items = stream.capacity.users, stream.capacity.items
     if isinstance(method, Reference):
         return method.kept(users, items)
-    kind = tables.STORAGES[method.storage or config.table]
+    kind = tables.kind_of(config, method.storage)
     return kind.build(state.held.units, users, items, config.sizes.maximum)
 
 

@@ -11,7 +11,7 @@ from scall_jax.policies import POLICIES
 from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
 from scall_jax.reference import Reference
-from scall_jax.rivals import bet, ciess, ducb, hashed, spectral
+from scall_jax.rivals import bet, ciess, ducb, hashed, mixed_precision, pep, shared_memory, spectral
 from scall_jax.search import make_search
 
 
@@ -36,6 +36,9 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "spectral": Method(spectral.chooser),
     **{name: Method(chooser) for name, chooser in _BY_PROBES.items()},
     **{name: Method(hashed.chooser, name) for name in ("binary_hash", "binary_hash_skip", "quotient_remainder")},
+    "shared_memory": Method(shared_memory.chooser, "shared_memory"),
+    "mixed_precision": Method(mixed_precision.chooser, "mixed_precision"),
+    "pep": Method(pep.chooser, "pruned"),
 }
 
 REFERENCES: dict[str, Reference] = FLOORS | {"ease": EASE}

@@ -115,10 +115,11 @@ def make_run(
         evaluate=_evaluate(config, _rank(config), chooser.learn),
         search=chooser.search,
         when=chooser.when,
+        first=chooser.first,
     )
 
 
-def _composed(config, init, prepare, fit, evaluate, search=None, when=None) -> Run:
+def _composed(config, init, prepare, fit, evaluate, search=None, when=None, first=False) -> Run:
     def step(state, segment):
         found = no_search(config)
         if when == "before":
@@ -130,6 +131,8 @@ def _composed(config, init, prepare, fit, evaluate, search=None, when=None) -> R
         return state, record._replace(search=found)
 
     def run_search(state, segment):
+        if first:
+            return search(state, segment)
         # nothing to size by it: the first segment is uniform, and after the last one there is none
         last = state.totals.shape[0] - 1
         useful = segment.index > 0 if when == "before" else segment.index < last
@@ -150,7 +153,7 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
         nbytes = 4 * config.budget.parameters(t, sum(entities))
         replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
         metadata = config.charge != "parameters"
-        total = tables.STORAGES[config.table].units(nbytes - replayed, entities, config.sizes.maximum, metadata)
+        total = tables.kind_of(config).units(nbytes - replayed, entities, config.sizes.maximum, metadata)
         if config.method == "full":
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
@@ -166,7 +169,7 @@ def _init(config, chooser: Chooser):
     def init(key: jax.Array, stream: Stream) -> RunState:
         known = jnp.zeros(2, jnp.int32)
         totals = budget_totals(config, stream)
-        kind = tables.STORAGES[config.table]
+        kind = tables.kind_of(config)
         held = kind.held(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
         storage = kind.build(held, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
         remembered = chooser.init(key, storage)

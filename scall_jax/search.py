@@ -4,6 +4,7 @@ An action is rho (users' share of the budget), one shape per side, and optionall
 in (0, 1). A probe gives out the whole budget by it, trains for a few steps and evaluates on valid.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +17,19 @@ from scall_jax.allocators import ALLOCATORS, alive, sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.recommenders.fit import closed, make_fit, opened
-from scall_jax.state import RunState, budget_of, carry_over, fresh, item_bias, storage_of
+from scall_jax.state import (
+    SEARCH_KEY,
+    RunState,
+    budget_of,
+    carry_over,
+    fresh,
+    item_bias,
+    search_key,
+    storage_of,
+)
 from scall_jax.streams import Segment
 
 _MOST_RATIO = 4.0
-_KEY = 0x5EA7C4  # sets the search's keys apart from those of the segment's other phases
 
 
 class SearchState(NamedTuple):
@@ -64,7 +73,7 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
         return policies.POLICIES[name](config.policy, seen, length)
 
     def init(key, storage):
-        policy = policy_for(storage.width).init(jax.random.fold_in(key, _KEY))
+        policy = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
         return SearchState(policy, jnp.float32(1), jnp.float32(0))
 
     def choose(state, segment, key):
@@ -150,19 +159,15 @@ def make_prober(config: Config, state: RunState, segment: Segment) -> Callable[.
     return probe
 
 
-def search_key(state: RunState, segment: Segment) -> jax.Array:
-    """Key of a segment's search."""
-    return jax.random.fold_in(jax.random.fold_in(state.key, segment.index), _KEY)
-
-
 class _Carry(NamedTuple):
-    round: jax.Array
+    round: jax.Array  # -1 while the reference is probed
     policy: Any
     observation: jax.Array
     ratio: jax.Array
     best: jax.Array
     rho: jax.Array  # greedy share of the users
     still: jax.Array  # rounds in a row in which it hardly moved
+    reference: jax.Array  # f32[], fitness that rewards are relative to
     record: SearchRecord
 
 
@@ -170,70 +175,99 @@ def _search(config, policy, state, segment, progress):
     options, at_once = config.search, config.search.probes_at_once
     key = search_key(state, segment)
     probe = make_prober(config, state, segment)
+    uniform = ALLOCATORS["uniform"](config)
     size_key = jax.random.fold_in(key, 0)
+    relative = options.reference == "uniform"
+    # one probe at a time, the reference is the first round: a training that is compiled once serves for all
+    folded = relative and at_once == 1
 
-    def by_action(probe_key, sample_key, action):
-        return probe(probe_key, lambda total: sizes_by_action(config, sample_key, segment, total, action))
+    def uniform_sizes(total):
+        return uniform(size_key, segment, total)
 
-    reference = state.chooser.reference
-    if options.reference == "uniform":
-        uniform = ALLOCATORS["uniform"](config)
-        reference = probe(key, lambda total: uniform(size_key, segment, total)).fitness
+    def make(number, probe_key, sample_key, action):
+        def allocate(total):
+            return sizes_by_action(config, sample_key, segment, total, action)
+
+        def either(total):
+            return jax.lax.cond(number < 0, uniform_sizes, allocate, total)
+
+        return probe(probe_key, either if folded else allocate)
 
     def one_round(carry: _Carry) -> _Carry:
-        round_key = jax.random.fold_in(key, 1 + carry.round)
-        lanes = jax.random.split(round_key, at_once + 1)
+        lanes = jax.random.split(jax.random.fold_in(key, 1 + carry.round), at_once + 1)
         actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes[:-1])
         sample_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(lanes[:-1])
         # common random numbers: what differs between probes is the sizes alone
         probe_keys = jnp.broadcast_to(key, (at_once,)) if options.common else lanes[:-1]
         if at_once == 1:
-            made = jax.tree.map(lambda x: x[None], by_action(probe_keys[0], sample_keys[0], actions[0]))
+            made = make(carry.round, probe_keys[0], sample_keys[0], actions[0])
+            made = jax.tree.map(lambda x: x[None], made)
         else:
-            made = jax.vmap(by_action)(probe_keys, sample_keys, actions)
-        ratio = ratio_of(made.fitness, reference)
-        reward = 10 * (ratio - options.low) / (options.high - options.low)
-        after = _with_ratio(config, made.observation, ratio)
-        before = jnp.broadcast_to(carry.observation, after.shape)
-        updated = policy.update(carry.policy, lanes[-1], policies.Transition(before, actions, reward, after))
-        rho = policy.greedy(updated, after[-1])[0]
-        still = jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0)
-        first = carry.round * at_once
-        record = carry.record
-        record = record._replace(
-            count=record.count + at_once,
-            action=jax.lax.dynamic_update_slice(record.action, actions, (first, 0)),
-            fitness=jax.lax.dynamic_update_slice(record.fitness, made.fitness, (first,)),
-            reward=jax.lax.dynamic_update_slice(record.reward, reward, (first,)),
-            allocated=jax.lax.dynamic_update_slice(record.allocated, made.allocated, (first,)),
-        )
-        best = jnp.maximum(carry.best, ratio.max())
-        if progress is not None:
-            jax.debug.callback(progress, segment.index, record.count, best, ordered=False)
-        return _Carry(carry.round + 1, updated, after[-1], ratio[-1], best, rho, still, record)
+            made = jax.vmap(make, (None, 0, 0, 0))(carry.round, probe_keys, sample_keys, actions)
+        learned = functools.partial(_learned, config, policy, progress, segment, carry, lanes[-1], actions, made)
+        if not folded:
+            return learned()
+        refer = carry._replace(round=carry.round + 1, reference=made.fitness[0])
+        return jax.lax.cond(carry.round < 0, lambda: refer, learned)
 
     def goes_on(carry: _Carry):
-        settled = (carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes)
-        return (carry.round < _rounds(config)) & ~(settled & options.converge)
+        more = carry.round < _rounds(config)
+        if not options.converge:
+            return more
+        return more & ~((carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes))
 
     begun = policy.begin(state.chooser.policy)
     storage = storage_of(config, state, segment)
     params = storage.load(state.params, storage.layout(state.plan))
     seen = observe(config, state, segment, params, state.plan, state.chooser.ratio)
-    record = no_search(config)._replace(expected=expected_units(config, state, segment), reference=reference)
     start = _Carry(
-        round=jnp.int32(0),
+        round=jnp.int32(-1 if folded else 0),
         policy=begun,
         observation=seen,
         ratio=state.chooser.ratio,
         best=jnp.float32(0),
         rho=policy.greedy(begun, seen)[0],
         still=jnp.int32(0),
-        record=record,
+        reference=probe(key, uniform_sizes).fitness if relative and not folded else state.chooser.reference,
+        record=no_search(config)._replace(expected=expected_units(config, state, segment)),
     )
     end = jax.lax.while_loop(goes_on, one_round, start)
     chooser = state.chooser._replace(policy=end.policy, ratio=end.ratio)
-    return state._replace(chooser=chooser), end.record
+    return state._replace(chooser=chooser), end.record._replace(reference=end.reference)
+
+
+def _learned(config, policy, progress, segment, carry: _Carry, key, actions, made: Probe) -> _Carry:
+    """The carry after a round of probes and what the policy learns from it."""
+    options = config.search
+    ratio = ratio_of(made.fitness, carry.reference)
+    reward = 10 * (ratio - options.low) / (options.high - options.low)
+    after = _with_ratio(config, made.observation, ratio)
+    before = jnp.broadcast_to(carry.observation, after.shape)
+    updated = policy.update(carry.policy, key, policies.Transition(before, actions, reward, after))
+    rho = policy.greedy(updated, after[-1])[0]
+    first = carry.round * actions.shape[0]
+    record = carry.record
+    record = record._replace(
+        count=record.count + actions.shape[0],
+        action=jax.lax.dynamic_update_slice(record.action, actions, (first, 0)),
+        fitness=jax.lax.dynamic_update_slice(record.fitness, made.fitness, (first,)),
+        reward=jax.lax.dynamic_update_slice(record.reward, reward, (first,)),
+        allocated=jax.lax.dynamic_update_slice(record.allocated, made.allocated, (first,)),
+    )
+    best = jnp.maximum(carry.best, ratio.max())
+    if progress is not None:
+        jax.debug.callback(progress, segment.index, record.count, best, ordered=False)
+    return _Carry(
+        round=carry.round + 1,
+        policy=updated,
+        observation=after[-1],
+        ratio=ratio[-1],
+        best=best,
+        rho=rho,
+        still=jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0),
+        reference=carry.reference,
+        record=record,
+    )
 
 
 def ratio_of(fitness: jax.Array, reference: jax.Array) -> jax.Array:

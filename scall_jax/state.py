@@ -13,6 +13,9 @@ from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment
 
+SEARCH_KEY = 0x5EA7C4
+"""Sets the keys of a search apart from those of the segment's other phases."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +40,17 @@ class RunState(NamedTuple):
 def storage_of(config: Config, state: RunState, segment: Segment) -> tables.Storage:
     """The storage whose parameters the state holds."""
     users, items = sides(segment)
-    return tables.STORAGES[config.table].build(state.held.units, users, items, config.sizes.maximum)
+    return tables.kind_of(config).build(state.held.units, users, items, config.sizes.maximum)
 
 
 def segment_keys(state: RunState, segment: Segment) -> jax.Array:
     """Keys of a segment: for sizes, table and fit."""
     return jax.random.split(jax.random.fold_in(state.key, segment.index), 3)
+
+
+def search_key(state: RunState, segment: Segment) -> jax.Array:
+    """Key of a segment's search."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, segment.index), SEARCH_KEY)
 
 
 def budget_of(config: Config, state: RunState, segment: Segment) -> tuple[jax.Array, jax.Array]:
@@ -52,15 +60,18 @@ def budget_of(config: Config, state: RunState, segment: Segment) -> tuple[jax.Ar
     return total - shared.sum(), shared
 
 
-def fresh(config: Config, state: RunState, segment: Segment, plan, key: jax.Array):
-    """Random parameters for a plan."""
-    storage = storage_of(config, state, segment)
+def fresh(config: Config, state: RunState, segment: Segment, plan, key: jax.Array, storage=None):
+    """Random parameters for a plan; of another storage than the state's, if one is given."""
+    storage = storage_of(config, state, segment) if storage is None else storage
     return storage.fresh(key, storage.layout(plan), config.carry.init_std)
 
 
-def carry_over(config: Config, state: RunState, segment: Segment, plan, key: jax.Array):
-    """The state's parameters for a new plan; fresh ones where nothing is known or nothing is to be kept."""
-    storage = storage_of(config, state, segment)
+def carry_over(config: Config, state: RunState, segment: Segment, plan, key: jax.Array, storage=None):
+    """The state's parameters for a new plan; fresh ones where nothing is known or nothing is to be kept.
+
+    `storage`, if given, is another one that can read what the state's has stored: a search may train more than is kept.
+    """
+    storage = storage_of(config, state, segment) if storage is None else storage
 
     def warm():
         users, items = sides(segment)
@@ -69,7 +80,7 @@ def carry_over(config: Config, state: RunState, segment: Segment, plan, key: jax
         return storage.resize(key, state.params, state.plan, plan, known, weight, config.carry)
 
     def afresh():
-        return fresh(config, state, segment, plan, key)
+        return fresh(config, state, segment, plan, key, storage)
 
     return jax.lax.cond(state.known.sum() > 0, warm, afresh) if config.carry.warm else afresh()
 

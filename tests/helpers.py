@@ -16,7 +16,7 @@ def small_stream(segments: int = 4, **options) -> streams.Stream:
 
 def small_config(method: str = "fixed", **options) -> Config:
     fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10, valid_users=64)
-    return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=40)} | options))
+    return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=16)} | options))
 
 
 def random_graph(rng, users: int, items: int, pairs: int, padding: int = 13):

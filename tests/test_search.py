@@ -147,7 +147,7 @@ def test_maps_span_the_range_of_each_family(family):
 
 def test_an_action_is_the_fixed_action_of_the_same_meaning(stream):
     segment = jax.tree.map(jnp.asarray, stream.segment(2))
-    config = _config(sizes=SizesConfig(maximum=40, rho=0.35, user_shape=0.5, item_shape=2.0))
+    config = _config(sizes=SizesConfig(maximum=16, rho=0.35, user_shape=0.5, item_shape=2.0))
     number = [np.log(a / 0.1) / np.log(300) for a in (0.5, 2.0)]
     ours = sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), jnp.array([0.35, *number]))
     fixed = make_run(dataclasses.replace(config, method="fixed", budget=Budget.megabytes(900 * 4e-6)))
@@ -158,7 +158,7 @@ def test_an_action_is_the_fixed_action_of_the_same_meaning(stream):
 
 def test_drawn_sizes_follow_frequency_too(stream):
     segment = jax.tree.map(jnp.asarray, stream.segment(2))
-    config = _config(search_options={"concentration": 2.0}, sizes=SizesConfig(maximum=40, ranking="total"))
+    config = _config(search_options={"concentration": 2.0}, sizes=SizesConfig(maximum=16, ranking="total"))
     drawn = sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), jnp.array([0.5, 0.5, 0.5]))
     users = int(segment.users)
     order = sizes.order_by(segment.total[:users], segment.recency[:users], segment.total[:users], jnp.ones(users, bool))

@@ -135,6 +135,44 @@ def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment
     )
 
 
+def optimiser(config: FitConfig) -> optax.GradientTransformation:
+    """Of storages without a table; tables have the same in `descent`."""
+    return optax.adam(learning_rate(config))
+
+
+def make_step(storage: Storage, config: FitConfig) -> Callable:
+    """One step of training, step(key, number, params, moments, layout, segment, item_bias, scratch).
+
+    `number` i32[] counts steps and sets their random numbers apart; `scratch` is `lightgcn.blank` for a storage with a
+    table, else (). Returns parameters, moments, the loss f32[] before the step, a storage's penalty included, and
+    scratch.
+    """
+    rate, adam = learning_rate(config), optimiser(config)
+
+    def step(key, number, params, moments, layout, segment: Segment, item_bias, scratch=()):
+        users, graph = storage.nodes - item_bias.shape[0], segment.graph
+        key = jax.random.fold_in(key, number)
+        rows_of = segment.positives, graph, users, segment.items
+        triples = bpr.sample(key, *rows_of, config.batch, config.positives)
+        rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
+        if storage.table is not None:
+            static = storage.table, rate, config.layers, config.l2
+            batch = layout, graph, rows, triples, item_bias, scratch
+            value, params, moments, scratch = descend(*static, params, moments, *batch)
+            return params, moments, value, scratch
+
+        def objective(params):
+            final, own = embed(storage, config.layers, params, layout, graph, rows)
+            value = bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
+            return value if storage.penalty is None else value + storage.penalty(params, layout)
+
+        value, gradient = jax.value_and_grad(objective)(params)
+        updates, moments = adam.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, value, scratch
+
+    return step
+
+
 def make_fit(
     storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all"
 ) -> Callable:
@@ -142,27 +180,16 @@ def make_fit(
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
     """
-    init_moments = no_moments if storage.table is not None else optax.adam(learning_rate(config)).init
+    init_moments = no_moments if storage.table is not None else optimiser(config).init
+    train = make_step(storage, config)
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
-        users = storage.nodes - item_bias.shape[0]
         sampled = first_users(segment.valid, config.valid_users)
-        train = _train_step(storage, config, layout, segment, item_bias)
 
         def one_step(i, carry):
             params, moments, total, bad, start, scratch = carry
             step = start + i
-            triples = bpr.sample(
-                jax.random.fold_in(key, step),
-                segment.positives,
-                segment.graph,
-                users,
-                segment.items,
-                config.batch,
-                config.positives,
-            )
-            rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
-            value, params, moments, scratch = train(params, moments, rows, triples, scratch)
+            params, moments, value, scratch = train(key, step, params, moments, layout, segment, item_bias, scratch)
             bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
             return params, moments, total + value, bad, start, scratch
 
@@ -197,26 +224,6 @@ def make_fit(
         )
 
     return fit
-
-
-def _train_step(storage: Storage, config: FitConfig, layout, segment: Segment, item_bias):
-    """Function (params, moments, rows, triples, scratch) -> (loss, params, moments, scratch): one step of Adam."""
-    rate, graph = learning_rate(config), segment.graph
-
-    def by_strips(params, moments, rows, triples, scratch):
-        static = storage.table, rate, config.layers, config.l2
-        return descend(*static, params, moments, layout, graph, rows, triples, item_bias, scratch)
-
-    def whole(params, moments, rows, triples, scratch):
-        def objective(params):
-            final, own = embed(storage, config.layers, params, layout, graph, rows)
-            return bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
-
-        value, gradient = jax.value_and_grad(objective)(params)
-        updates, moments = optax.adam(rate).update(gradient, moments, params)
-        return value, optax.apply_updates(params, updates), moments, scratch
-
-    return whole if storage.table is None else by_strips
 
 
 def first_users(rows: Rows, most: int) -> Rows:

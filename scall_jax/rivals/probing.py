@@ -21,9 +21,8 @@ from scall_jax.search import (
     most_probes,
     no_search,
     ratio_of,
-    search_key,
 )
-from scall_jax.state import RunState, budget_of
+from scall_jax.state import RunState, budget_of, search_key
 from scall_jax.streams import Segment
 
 _RETRAINED = 5  # sizes trained once more, as in the papers of BET and CIESS, where the probes allow it

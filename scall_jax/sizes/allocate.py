@@ -89,7 +89,7 @@ def _allocate(shares, total, live, minimum, maximum):
     # where not even the minimum fits, the first entities by share get it
     found, grows, left = _webster(relative, alive, target, minimum, maximum)
     least = np.uint32(max(minimum, 1))
-    served = _largest(shares, jnp.where(fits, grows, alive), jnp.where(fits, left, (target // least).astype(jnp.int32)))
+    served = largest(shares, jnp.where(fits, grows, alive), jnp.where(fits, left, (target // least).astype(jnp.int32)))
     short = jnp.where(served, max(minimum, 1), jnp.where(_next(shares, alive & ~served), target % least, 0))
     # by the shares themselves: relative ones are equal from the floor down
     return jnp.where(fits, found + served, short.astype(jnp.int32))
@@ -180,7 +180,7 @@ def _next(shares, eligible):
     return eligible & (jnp.arange(bits.shape[0]) == jnp.argmax(bits))
 
 
-def _largest(values, eligible, count):
+def largest(values, eligible, count):
     """Mask of the `count` largest eligible values, ties to lower indices, without sorting.
 
     The threshold is found by bisection over the bit patterns of the (non-negative) values, which order as they do.

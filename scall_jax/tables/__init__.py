@@ -5,8 +5,11 @@ from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.low_precision import PACKED_BFLOAT16, PACKED_INT8
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
+from scall_jax.tables.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
 from scall_jax.tables.packed import packed
+from scall_jax.tables.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.resize import principal_axes, resize
+from scall_jax.tables.shared_memory import SHARED_MEMORY, SharedMemoryConfig
 from scall_jax.tables.sized import MASKED, PACKED, sized
 from scall_jax.tables.storage import Kind, Storage, charged
 from scall_jax.tables.table import Table
@@ -25,8 +28,18 @@ STORAGES: dict[str, Kind] = SIZED | {
     "binary_hash": BINARY_HASH,
     "binary_hash_skip": BINARY_HASH_SKIP,
     "quotient_remainder": QUOTIENT_REMAINDER,
+    "shared_memory": SHARED_MEMORY,
+    "mixed_precision": MIXED_PRECISION,
+    "pruned": PRUNED,
 }
 """Ways of storing by name."""
+
+
+def kind_of(config, name: str | None = None) -> Kind:
+    """The kind called `name` (None: the config's own `table`) with the options that the config has for it."""
+    kind = STORAGES[name or config.table]
+    return kind if kind.configure is None else kind.configure(config)
+
 
 __all__ = [
     "SIZED",
@@ -34,9 +47,13 @@ __all__ = [
     "TABLES",
     "Kind",
     "Layout",
+    "MixedPrecisionConfig",
+    "PrunedConfig",
+    "SharedMemoryConfig",
     "Storage",
     "Table",
     "charged",
+    "kind_of",
     "make_layout",
     "masked",
     "mean_vectors",

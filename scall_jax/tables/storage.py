@@ -42,6 +42,7 @@ class Storage(NamedTuple):
     nodes: int  # N
     width: int  # columns of `vectors`
     table: Table | None = None  # reads and writes in strips of columns, where the storage can
+    penalty: Callable[[Params, Layout], jax.Array] | None = None  # f32[], added to the loss where there is no table
 
 
 class Kind(NamedTuple):
@@ -54,6 +55,7 @@ class Kind(NamedTuple):
     units: Callable[[int, tuple[int, int], int, bool], int]  # bytes, (users, items), maximum, metadata charged -> units
     held: Callable[[list[int], list[tuple[int, int]], int], int]  # units, entities by segment, maximum -> capacity
     build: Callable[[int, int, int, int], Storage]  # capacity, users, items (capacities), maximum
+    configure: Callable[[Any], "Kind"] | None = None  # the kind with the options that a run's config has for it
 
 
 def charged(exported: Exported) -> dict[str, int]:

@@ -1,0 +1,140 @@
+"""MPE over a stream: at every segment bits are searched for afresh, chosen within the budget, and trained with."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.actions import action_length
+from scall_jax.allocators import entities_order, sides
+from scall_jax.chooser import Chooser
+from scall_jax.config import Config
+from scall_jax.recommenders.fit import make_fit
+from scall_jax.search import no_search
+from scall_jax.state import carry_over, item_bias, search_key, segment_keys, storage_of
+from scall_jax.tables.mixed_precision import MOST_BITS, Bits, searching
+
+
+class Groups(NamedTuple):
+    """Groups of the entities of a segment by frequency."""
+
+    groups: jax.Array  # u8[N], within the side; G for entities that do not exist
+    count: jax.Array  # i32[2, G], entities
+    frequency: jax.Array  # f32[2, G], interactions of all of them
+
+
+def by_frequency(config: Config, segment) -> Groups:
+    """Groups of equal size, within one, from the most frequent to the least, on each side."""
+    groups = config.mixed_precision.groups
+    users, items = sides(segment)
+    count_of = segment.frequency if config.sizes.ranking == "segment" else segment.total
+    found = []
+    for part, live in ((slice(0, users), segment.users), (slice(users, users + items), segment.items)):
+        order = entities_order(config, segment, part)
+        rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
+        # rank x groups may exceed 32 bits
+        size, larger = live // groups, live % groups
+        ahead = larger * (size + 1)
+        group = jnp.where(rank < ahead, rank // (size + 1), larger + (rank - ahead) // jnp.maximum(size, 1))
+        group = jnp.where(rank < live, group, groups)
+        members = jnp.zeros(groups, jnp.int32).at[group].add(1, mode="drop")
+        frequency = jnp.zeros(groups).at[group].add(count_of[part].astype(jnp.float32), mode="drop")
+        found.append((group.astype(jnp.uint8), members, frequency))
+    group, members, frequency = zip(*found, strict=True)
+    return Groups(jnp.concatenate(group), jnp.stack(members), jnp.stack(frequency))
+
+
+def prices(grouped: Groups) -> jax.Array:
+    """1 / (interactions of the group / interactions of the side's rarest group), at most 1; f32[2, G].
+
+    Groups without interactions count as having one.
+    """
+    frequency = jnp.maximum(grouped.frequency, 1.0)
+    rarest = jnp.where(grouped.count > 0, frequency, jnp.inf).min(1, keepdims=True)
+    return jnp.where(grouped.count > 0, rarest / frequency, 0.0)
+
+
+def most_likely(log_p: jax.Array, count: jax.Array, total: jax.Array) -> jax.Array:
+    """Bits i32[K] with the largest sum of log_p[k, bits[k]] for what they cost, sum count x bits <= total.
+
+    Args:
+      log_p: f32[K, 7].
+      count: i32[K], cost of a bit.
+      total: i32[], allowed.
+
+    A multiplier on the cost, found by bisection, decides; it is negative where the likeliest bits cost less than is
+    allowed. So these are the likeliest ones among all that cost the same; a part of `total` may be left.
+    """
+    widths = jnp.arange(log_p.shape[1], dtype=jnp.int32)
+    relative = count / jnp.maximum(count.max(), 1).astype(jnp.float32)
+    least = jnp.where(count > 0, relative, jnp.inf).min()
+    most = 1 + (log_p.max() - log_p.min()) / jnp.where(jnp.isfinite(least), least, 1.0)
+
+    def bits_at(multiplier):
+        best = jnp.argmax(log_p - multiplier * relative[:, None] * widths[None, :], axis=1)
+        return jnp.where(count > 0, best, 0).astype(jnp.int32)
+
+    def halve(_, bracket):
+        low, high = bracket  # at `high` the bits fit
+        middle = (low + high) / 2
+        fits = (count * bits_at(middle)).sum() <= total
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    _, high = jax.lax.fori_loop(0, 48, halve, (-most, most))
+    bits = bits_at(high)
+    return jnp.where((count * bits).sum() <= total, bits, 0)
+
+
+def filled(bits: jax.Array, count: jax.Array, total: jax.Array, order: jax.Array) -> jax.Array:
+    """What is left of `total` as further bits, one each in `order` i32[K] and round again; i32[K] up to 6."""
+    left = total - (count * bits).sum()
+
+    def give(i, carry):
+        bits, left = carry
+        k = order[i % len(order)]
+        more = (count[k] > 0) & (count[k] <= left) & (bits[k] < MOST_BITS)
+        return bits.at[k].add(more.astype(jnp.int32)), left - jnp.where(more, count[k], 0)
+
+    return jax.lax.fori_loop(0, MOST_BITS * len(order), give, (bits, left))[0]
+
+
+def choose_bits(log_p: jax.Array, grouped: Groups, total: jax.Array) -> jax.Array:
+    """Bits u8[2, G] within `total` planes, by log_p f32[2, G, 7]; what is left goes to the most frequent first."""
+    count = grouped.count.ravel()
+    bits = most_likely(log_p.reshape(len(count), -1), count, total)
+    order = jnp.argsort(-grouped.frequency.ravel() / jnp.maximum(count, 1))
+    return filled(bits, count, total, order).astype(jnp.uint8).reshape(grouped.count.shape)
+
+
+def chooser(config: Config, progress: Callable | None = None) -> Chooser:
+    """Bits by a training of `search.probes` x `search.probe_steps` steps, as many as the search of SCALL makes.
+
+    It starts from the vectors that the segment's own training then starts from again; steps and offsets of the
+    quantiser are kept (arXiv 2409.20305). What is remembered is the plan found, until the segment is planned.
+    """
+    del progress
+    options = config.mixed_precision
+    steps = config.search.probes * config.search.probe_steps
+    fit_config = dataclasses.replace(config.fit, steps=steps)
+
+    def search(state, segment):
+        storage = storage_of(config, state, segment)
+        wide = searching(storage, sides(segment)[0], options)
+        grouped = by_frequency(config, segment)
+        plan = storage.plan()._replace(groups=grouped.groups)
+        params = carry_over(config, state, segment, plan, segment_keys(state, segment)[1], wide)
+        bias, _ = item_bias(config, segment)
+        run_fit = make_fit(wide, fit_config, None, config.candidates)
+        fitted = run_fit(search_key(state, segment), params, (plan, prices(grouped)), segment, bias).params
+        log_p = jax.nn.log_softmax(fitted["logits"] / options.temperature)
+        bits = choose_bits(log_p, grouped, state.totals[segment.index])
+        found = Bits(grouped.groups, bits, fitted["steps"], fitted["offsets"])
+        return state._replace(chooser=found), no_search(config)
+
+    def choose(state, segment, key) -> tuple[Any, jax.Array]:
+        del segment, key
+        return state.chooser, jnp.zeros(action_length(config.search))
+
+    return Chooser(init=lambda key, storage: storage.plan(), choose=choose, search=search, when="before", first=True)

@@ -1,0 +1,105 @@
+"""Min-hash signatures of entities' interaction sets, and the cells of a shared array that they lead to.
+
+Entities with similar sets share many keys of their signatures, hence many cells (Desai et al., arXiv 2103.06124). All
+arithmetic is modulo 2^32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.streams import Graph
+
+KEY_BITS = 8
+"""Bits kept of a minimum: two different minima have equal keys with probability 1/256."""
+
+_ELEMENT, _OWN, _CELL, _DRAW = 0x9E3779B9, 0x7F4A7C15, 0x94D049BB, 0x632BE5AB  # set uses of `mix32` apart
+_MOST_DRAWS = 64
+
+
+def mix32(x):
+    """A fixed bijection of u32 whose output bits all depend on all input bits: MurmurHash3's finaliser."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def _salt(use: int, number: int) -> np.uint32:
+    return np.uint32((use + 0x9E3779B1 * number) & 0xFFFFFFFF)
+
+
+def _key(x):
+    return (mix32(x) >> np.uint32(32 - KEY_BITS)).astype(jnp.uint8)
+
+
+def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
+    """Min-hash keys of the neighbours of every node.
+
+    Args:
+      graph: of the interactions known; a user's neighbours are item nodes and the other way round.
+      nodes: N.
+      keys: hash functions K.
+
+    Returns:
+      u8[N, K]: for each function the hashed minimum, over the neighbours, of a bijection of the node number: equal for
+      two nodes where the same neighbour attains it, which has the Jaccard similarity as its probability. Nodes without
+      neighbours have no meaning here.
+    """
+    edges = graph.indices.shape[0]
+    row = jnp.repeat(jnp.arange(nodes), jnp.diff(graph.indptr), total_repeat_length=edges)
+    # padding belongs to nobody
+    row = jnp.where(jnp.arange(edges) < graph.indptr[-1], row, nodes)
+    element = graph.indices.astype(jnp.uint32)
+
+    def one(salt):
+        return _key(jax.ops.segment_min(mix32(mix32(element ^ salt) + salt), row, nodes) ^ salt)
+
+    salts = jnp.array([_salt(_ELEMENT, k) for k in range(keys)], jnp.uint32)
+    return jax.lax.map(one, salts).T
+
+
+def own_signatures(nodes: int, keys: int) -> jax.Array:
+    """Signatures by the nodes' own numbers, as good as random; u8[N, K]."""
+    number = jnp.arange(nodes, dtype=jnp.uint32)
+    return jnp.stack([_key(mix32(number ^ _salt(_OWN, k)) + _salt(_OWN, k)) for k in range(keys)], axis=1)
+
+
+def chosen_keys(width: int, keys: int, hashes: int) -> np.ndarray:
+    """Which `hashes` distinct keys each coordinate uses, ascending; i32[width, hashes], fixed."""
+    rng = np.random.default_rng(keys)
+    return np.stack([np.sort(rng.permutation(keys)[:hashes]) for _ in range(width)]).astype(np.int32)
+
+
+def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array, capacity: int) -> jax.Array:
+    """Cell of every coordinate of every node, uniform over the cells; i32[N, width].
+
+    Args:
+      signature: u8[N, K].
+      chosen: of `chosen_keys`; coordinate i lies where a hash of i and its keys says.
+      cells: i32[], cells in use, at least 1.
+      capacity: static upper bound of `cells`.
+
+    A cell is the first of a sequence of uniform draws below a power of two >= capacity that lies below `cells`: when
+    cells are added, only coordinates that are drawn into new ones move, and when some are taken away, only those that
+    were there. (After 64 draws, all beyond, the last one modulo `cells` decides.)
+    """
+    width, hashes = chosen.shape
+    code = jnp.broadcast_to(jnp.array([_salt(_CELL, i) for i in range(width)], jnp.uint32), (len(signature), width))
+    for k in range(hashes):
+        code = mix32(code ^ signature[:, chosen[:, k]].astype(jnp.uint32)) + np.uint32(_CELL)
+    bits = max(1, (capacity - 1).bit_length())
+    limit = cells.astype(jnp.uint32)
+
+    def draw(number):
+        return mix32(code + number.astype(jnp.uint32) * np.uint32(_DRAW)) >> np.uint32(32 - bits)
+
+    def again(carry):
+        number, cell = carry
+        return number + 1, jnp.where(cell < limit, cell, draw(number))
+
+    def goes_on(carry):
+        number, cell = carry
+        return (number < _MOST_DRAWS) & (cell >= limit).any()
+
+    _, cell = jax.lax.while_loop(goes_on, again, (jnp.int32(1), draw(jnp.int32(0))))
+    return jnp.where(cell < limit, cell, cell % limit).astype(jnp.int32)

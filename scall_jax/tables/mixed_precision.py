@@ -1,0 +1,361 @@
+"""Embeddings in 0 to 6 bits (MPE, arXiv 2409.20305): entities of a group of like frequency share a bit width.
+
+Training works on f32 vectors that are quantised on the way in by LSQ+ (Bhalgat et al., 2020, arXiv 2004.09576), with
+learned steps and offsets. Between segments, on disk and when serving there are only the integer codes, bit by bit:
+an entity of b bits has b planes of width / 8 bytes, plane k holding bit k of all its coordinates.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.tables.storage import Exported, Kind, Storage
+
+MOST_BITS = 6
+"""Largest bit width; the others are all whole numbers from 0, which stands for the zero vector."""
+
+_LEAST_STEP = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedPrecisionConfig:
+    """Options of embeddings of mixed precision, and of the search for their bits."""
+
+    width: int = 64
+    """Coordinates of every entity, at most the largest size; a multiple of 8."""
+    groups: int = 64
+    """Groups of a side by frequency, each with a bit width of its own."""
+    temperature: float = 0.06
+    """Of the softmax over bit widths (published: 0.003 at a learning rate of 0.001; here the rate is 20 times that)."""
+    price: float = 1e-4
+    """Weight of the expected bits in the loss of the search (published: 2e-6 to 3e-4)."""
+
+    def __post_init__(self):
+        if self.width < 8 or self.width % 8:
+            raise ValueError(f"mixed_precision width={self.width}: must be a multiple of 8, at least 8")
+        if not 1 <= self.groups <= 255:
+            raise ValueError(f"mixed_precision groups={self.groups}: must lie between 1 and 255")
+        if not self.temperature > 0:
+            raise ValueError(f"mixed_precision temperature={self.temperature}: must be greater than 0")
+        if not self.price >= 0:
+            raise ValueError(f"mixed_precision price={self.price}: must not be negative")
+
+
+class Bits(NamedTuple):
+    """Plan: who is in which group and what a group gets. Sides are users, items."""
+
+    groups: jax.Array  # u8[N], within the side; G for entities that do not exist
+    bits: jax.Array  # u8[2, G]
+    steps: jax.Array  # f32[2, 6], of 1 to 6 bits: where training starts
+    offsets: jax.Array  # f32[2, width]
+
+
+class Codes(NamedTuple):
+    """Layout: planes of every entity, and where training of the quantiser starts."""
+
+    bits: jax.Array  # i32[N]
+    starts: jax.Array  # i32[N], first plane
+    live: jax.Array  # i32[2], entities of a side
+    steps: jax.Array  # f32[2, 6]
+    offsets: jax.Array  # f32[2, width]
+
+
+def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1; f32 like `bits` i32, which is at least 1."""
+    half = jnp.exp2(bits - 1.0)
+    return -half, half - 1
+
+
+@jax.custom_vjp
+def quantise(w: jax.Array, step: jax.Array, offset: jax.Array, bits: jax.Array, scale: jax.Array) -> jax.Array:
+    """LSQ+: clip(round((w - offset) / step), -2^(b-1), 2^(b-1) - 1) x step + offset, f32[N, width].
+
+    Args:
+      w, offset: f32[N, width].
+      step, scale: f32[N]; steps greater than 0, `scale` of the gradients of step and offset.
+      bits: i32[N], at least 1.
+
+    The gradient passes to `w` where nothing is clipped and to `offset` where something is; that of `step` is the bound
+    where clipped, and round(v) - v elsewhere, v = (w - offset) / step.
+    """
+    return _quantise_fwd(w, step, offset, bits, scale)[0]
+
+
+def _quantise_fwd(w, step, offset, bits, scale):
+    low, high = (bound[:, None] for bound in bounds(bits))
+    v = (w - offset) / step[:, None]
+    code = jnp.clip(jnp.round(v), low, high)
+    inside = (v >= low) & (v <= high)
+    return code * step[:, None] + offset, (code - jnp.where(inside, v, 0.0), inside, scale)
+
+
+def _quantise_bwd(residuals, g):
+    by_step, inside, scale = residuals
+    return (
+        jnp.where(inside, g, 0.0),
+        scale * (g * by_step).sum(1),
+        scale[:, None] * jnp.where(inside, 0.0, g),
+        None,
+        None,
+    )
+
+
+quantise.defvjp(_quantise_fwd, _quantise_bwd)
+
+
+def pack(codes: jax.Array, bits: jax.Array, starts: jax.Array, planes: int) -> jax.Array:
+    """Codes i32[N, width], 0 <= code < 2^bits, to planes u8[planes, width / 8]; unused planes are 0."""
+    nodes, width = codes.shape
+    number = jnp.arange(MOST_BITS, dtype=jnp.int32)
+    planar = (codes[:, None, :] >> number[None, :, None]) & 1
+    octets = planar.reshape(nodes, MOST_BITS, width // 8, 8) << jnp.arange(8, dtype=jnp.int32)[None, None, None, :]
+    rows = jnp.where(number[None, :] < bits[:, None], starts[:, None] + number[None, :], planes)
+    return jnp.zeros((planes, width // 8), jnp.uint8).at[rows].set(octets.sum(-1).astype(jnp.uint8), mode="drop")
+
+
+def unpack(packed: jax.Array, bits: jax.Array, starts: jax.Array) -> jax.Array:
+    """The codes that `pack` packed; i32[N, width]."""
+    planes, octets = packed.shape
+    number = jnp.arange(MOST_BITS, dtype=jnp.int32)
+    rows = jnp.where(number[None, :] < bits[:, None], starts[:, None] + number[None, :], planes)
+    read = packed.at[rows].get(mode="fill", fill_value=0).astype(jnp.int32)
+    planar = (read[..., None] >> jnp.arange(8, dtype=jnp.int32)[None, None, None, :]) & 1
+    return (planar.reshape(len(bits), MOST_BITS, octets * 8) << number[None, :, None]).sum(1)
+
+
+def first_quantiser(vectors: jax.Array, live: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
+    """Steps f32[2, 6] = 2 mean|w| / sqrt(2^(b-1)) of each side's live vectors, `live` bool[N], and offsets of 0."""
+    size = jnp.where(live[:, None], jnp.abs(vectors), 0.0).sum(1)
+    mean = jnp.stack([size[part].sum() / jnp.maximum(live[part].sum(), 1) for part in _sides(users)])
+    mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
+    steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
+    return steps, jnp.zeros((2, vectors.shape[1]))
+
+
+def _sides(users: int) -> tuple[slice, slice]:
+    return slice(0, users), slice(users, None)
+
+
+def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
+    """What belongs to a side, [2, C], for each of its nodes, [N, C]."""
+    counts = (users, items)
+    return jnp.concatenate([jnp.broadcast_to(of_side[s], (counts[s], of_side.shape[1])) for s in range(2)])
+
+
+class _Quantiser:
+    """Quantised vectors of N nodes from trained parameters."""
+
+    def __init__(self, users: int, items: int, width: int):
+        self.users, self.items, self.width = users, items, width
+
+    def of(self, params, bits, live):
+        """Step f32[N], offset f32[N, width] and scale of gradients f32[N] of bit widths i32[N], at least 1."""
+        positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
+        step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(_sides(self.users))])
+        entries = by_node(jnp.maximum(live, 1)[:, None] * self.width, self.users, self.items)[:, 0]
+        scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
+        return step, by_node(params["offsets"], self.users, self.items), scale
+
+    def vectors(self, params, bits, live):
+        """Quantised to `bits` i32[N]; zero vectors where they are 0."""
+        some = jnp.maximum(bits, 1)
+        step, offset, scale = self.of(params, some, live)
+        return jnp.where(bits[:, None] > 0, quantise(params["vectors"], step, offset, some, scale), 0.0)
+
+    def codes(self, params, bits, live):
+        """Integer codes from 0, i32[N, width]."""
+        some = jnp.maximum(bits, 1)
+        step, offset, _ = self.of(params, some, live)
+        low, high = (bound[:, None] for bound in bounds(some))
+        return (jnp.clip(jnp.round((params["vectors"] - offset) / step[:, None]), low, high) - low).astype(jnp.int32)
+
+    def decoded(self, stored, codes, bits, live):
+        """The vectors of such codes; f32[N, width]."""
+        some = jnp.maximum(bits, 1)
+        step, offset, _ = self.of(stored, some, live)
+        values = (codes.astype(jnp.float32) + bounds(some)[0][:, None]) * step[:, None] + offset
+        return jnp.where(bits[:, None] > 0, values, 0.0)
+
+
+def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
+    """Coordinates of an entity: the options', at most `maximum`, in whole bytes of planes.
+
+    Raises:
+      ValueError: fewer than 8.
+    """
+    width = min(options.width, maximum) // 8 * 8
+    if not width:
+        raise ValueError(f"mixed_precision packs coordinates by eights, the largest size is {maximum}: raise it")
+    return width
+
+
+def mixed_precision(held: int, users: int, items: int, maximum: int, options: MixedPrecisionConfig) -> Storage:
+    """Storage of codes u8[held, width / 8]; the plan is `Bits`."""
+    nodes, width, groups = users + items, width_within(options, maximum), options.groups
+    quantiser = _Quantiser(users, items, width)
+
+    def bits_of(plan: Bits):
+        by_side = [
+            plan.bits[s].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0)
+            for s, part in enumerate(_sides(users))
+        ]
+        return jnp.concatenate(by_side).astype(jnp.int32)
+
+    def layout(plan: Bits) -> Codes:
+        bits = bits_of(plan)
+        live = jnp.stack([(plan.groups[part] < groups).sum() for part in _sides(users)])
+        return Codes(bits, jnp.cumsum(bits) - bits, live, plan.steps, plan.offsets)
+
+    def begun(vectors, codes: Codes):
+        return {"vectors": vectors, "steps": codes.steps, "offsets": codes.offsets}
+
+    def store(params, codes: Codes):
+        packed = pack(quantiser.codes(params, codes.bits, codes.live), codes.bits, codes.starts, held)
+        return {"codes": packed, "steps": params["steps"], "offsets": params["offsets"]}
+
+    def load(stored, codes: Codes):
+        numbers = unpack(stored["codes"], codes.bits, codes.starts)
+        vectors = quantiser.decoded(stored, numbers, codes.bits, codes.live)
+        return {"vectors": vectors, "steps": stored["steps"], "offsets": stored["offsets"]}
+
+    def resize(key, stored, old, new, known, weight, carry):
+        before = layout(old)
+        # vectors of 0 bits were never kept
+        kept = (known & (before.bits > 0))[:, None]
+        noise = carry.init_std * jax.random.normal(key, (nodes, width))
+        return begun(jnp.where(kept, carry.shrink * load(stored, before)["vectors"], noise), layout(new))
+
+    def sizes(plan):
+        return jnp.concatenate([jnp.where(bits_of(plan) > 0, width, 0), jnp.zeros(2, jnp.int32)])
+
+    return Storage(
+        plan=lambda: Bits(
+            jnp.full(nodes, groups, jnp.uint8),
+            jnp.zeros((2, groups), jnp.uint8),
+            jnp.zeros((2, MOST_BITS)),
+            jnp.zeros((2, width)),
+        ),
+        empty=lambda: {
+            "codes": jnp.zeros((held, width // 8), jnp.uint8),
+            "steps": jnp.zeros((2, MOST_BITS)),
+            "offsets": jnp.zeros((2, width)),
+        },
+        layout=layout,
+        fresh=lambda key, codes, std: begun(std * jax.random.normal(key, (nodes, width)), codes),
+        resize=resize,
+        vectors=lambda params, codes: quantiser.vectors(params, codes.bits, codes.live),
+        store=store,
+        load=load,
+        sizes=sizes,
+        allocated=lambda plan: bits_of(plan).sum(),
+        used=lambda codes: jnp.int32(width),
+        export=functools.partial(_export, users, bits_of),
+        restore=functools.partial(_restore, held, users, items, groups, width),
+        nodes=nodes,
+        width=width,
+    )
+
+
+def _export(users, bits_of, stored, plan: Bits, known) -> Exported:
+    groups = np.asarray(plan.groups)
+    return {
+        "codes": np.asarray(stored["codes"])[: int(bits_of(plan).sum())],
+        "parameters_steps": np.asarray(stored["steps"]),
+        "parameters_offsets": np.asarray(stored["offsets"]),
+        "metadata_groups": np.concatenate([groups[: known[0]], groups[users : users + known[1]]]),
+        "metadata_bits": np.asarray(plan.bits),
+    }
+
+
+def _restore(held, users, items, groups, width, exported, known):
+    """The plan's quantiser, where the training that is over began, is set to what came of it: nobody reads it again."""
+    written = exported.get("codes", np.zeros((0, width // 8), np.uint8))
+    in_use, steps, offsets = (exported[x] for x in ("metadata_groups", "parameters_steps", "parameters_offsets"))
+    if written.shape[0] > held or written.shape[1] != width // 8 or exported["metadata_bits"].shape != (2, groups):
+        raise ValueError(f"codes of shape {written.shape} do not fit {(held, width // 8)}: other options?")
+    if len(in_use) != sum(known) or known[0] > users or known[1] > items:
+        raise ValueError(f"{len(in_use)} groups for {known[0]} users and {known[1]} items: another stream's?")
+    codes, group = np.zeros((held, width // 8), np.uint8), np.full(users + items, groups, np.uint8)
+    codes[: len(written)] = written
+    group[: known[0]] = in_use[: known[0]]
+    group[users : users + known[1]] = in_use[known[0] :]
+    stored = {"codes": codes, "steps": steps, "offsets": offsets}
+    plan = Bits(group, exported["metadata_bits"], steps, offsets)
+    return jax.tree.map(jnp.asarray, (stored, plan))
+
+
+def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> Storage:
+    """Storage for the search of bits: parameters have logits f32[2, G, 7] too, and nothing is ever stored.
+
+    Its layout is (`Bits`, price f32[2, G] of a bit in each group). Vectors are the mean of all quantised ones, weighted
+    by the softmax of the group's logits; a bit width's expected price is added to the loss.
+    """
+    quantiser = _Quantiser(users, storage.nodes - users, storage.width)
+
+    def begun(params, layout):
+        plan, _ = layout
+        live = plan.groups < options.groups
+        steps, offsets = first_quantiser(params["vectors"], live, users)
+        logits = jnp.zeros((2, options.groups, MOST_BITS + 1))
+        return {"vectors": params["vectors"], "steps": steps, "offsets": offsets, "logits": logits}
+
+    def vectors(params, layout):
+        plan, _ = layout
+        live = jnp.stack([(plan.groups[part] < options.groups).sum() for part in _sides(users)])
+        p = probabilities(params["logits"], options)
+        group = [plan.groups[part].astype(jnp.int32) for part in _sides(users)]
+
+        def add(mixed, b):
+            share = jnp.concatenate([p[s, :, b].at[group[s]].get(mode="fill", fill_value=0.0) for s in range(2)])
+            return mixed + share[:, None] * quantiser.vectors(params, jnp.full(storage.nodes, b), live), None
+
+        widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
+        return jax.lax.scan(add, jnp.zeros_like(params["vectors"]), widths)[0]
+
+    def penalty(params, layout):
+        expected = (probabilities(params["logits"], options) * jnp.arange(MOST_BITS + 1.0)[None, None, :]).sum(-1)
+        return options.price * (layout[1] * expected).sum()
+
+    return storage._replace(
+        layout=lambda plan: (plan, jnp.zeros((2, options.groups))),
+        fresh=lambda key, layout, std: begun(storage.fresh(key, storage.layout(layout[0]), std), layout),
+        resize=lambda key, stored, old, new, known, weight, carry: begun(
+            storage.resize(key, stored, old, new, known, weight, carry), (new, None)
+        ),
+        vectors=vectors,
+        used=lambda layout: jnp.int32(storage.width),
+        penalty=penalty,
+    )
+
+
+def probabilities(logits: jax.Array, options: MixedPrecisionConfig) -> jax.Array:
+    """Softmax over bit widths, the last axis."""
+    return jax.nn.softmax(logits / options.temperature, axis=-1)
+
+
+def _kind(options: MixedPrecisionConfig) -> Kind:
+    def units(nbytes, entities, maximum, metadata):
+        width = width_within(options, maximum)
+        spent = 4 * 2 * (MOST_BITS + width)
+        if metadata:
+            spent += sum(entities) + 2 * options.groups
+        return (nbytes - spent) // (width // 8)
+
+    def held(units, entities, maximum):
+        return max(min(u, sum(n) * MOST_BITS) for u, n in zip(units, entities, strict=True))
+
+    return Kind(
+        units=units,
+        held=held,
+        build=functools.partial(mixed_precision, options=options),
+        configure=lambda config: _kind(config.mixed_precision),
+    )
+
+
+MIXED_PRECISION = _kind(MixedPrecisionConfig())
+"""Units are planes: a bit of each of an entity's coordinates, width / 8 bytes. Steps and offsets are always paid for,
+groups and their bits where metadata is."""

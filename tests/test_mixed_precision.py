@@ -1,0 +1,225 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scall_jax import tables
+from scall_jax.rivals import mixed_precision as rival
+from scall_jax.tables import MixedPrecisionConfig
+from scall_jax.tables import mixed_precision as table
+from tests.helpers import small_config, small_stream
+
+WIDTHS = table.MOST_BITS + 1
+
+
+def _plain(w, step, offset, bits, g, scale):
+    """LSQ+ in float64, entry by entry: values and gradients of w, step and offset."""
+    value, dw, dstep, doffset = np.zeros_like(w), np.zeros_like(w), np.zeros(len(w)), np.zeros_like(w)
+    for n, i in np.ndindex(*w.shape):
+        least, most = -(2 ** (bits[n] - 1)), 2 ** (bits[n] - 1) - 1
+        v = (w[n, i] - offset[n, i]) / step[n]
+        code = np.round(min(max(v, least), most))
+        value[n, i] = code * step[n] + offset[n, i]
+        if v < least or v > most:
+            dstep[n] += g[n, i] * (least if v < least else most) * scale[n]
+            doffset[n, i] = g[n, i] * scale[n]
+        else:
+            dw[n, i] = g[n, i]
+            dstep[n] += g[n, i] * (code - v) * scale[n]
+    return value, dw, dstep, doffset
+
+
+def test_quantiser_and_its_gradients_are_those_of_plain_numpy():
+    rng = np.random.default_rng(0)
+    bits = np.array([1, 2, 3, 4, 5, 6, 6, 3])
+    w, g, offset = (rng.normal(size=(8, 24)) for _ in range(3))
+    step, scale = rng.uniform(0.05, 0.4, 8), rng.uniform(0.1, 1, 8)
+    expected = _plain(w, step, 0.3 * offset, bits, g, scale)
+    w, step, offset, scale, g = (jnp.asarray(x, jnp.float32) for x in (w, step, 0.3 * offset, scale, g))
+    value, back = jax.vjp(lambda *x: table.quantise(*x, jnp.asarray(bits), scale), w, step, offset)
+    for ours, theirs in zip((value, *back(g)), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_first_steps_and_scales_are_the_published_ones():
+    vectors = jax.random.normal(jax.random.key(0), (30, 16))
+    live = jnp.arange(30) % 10 < 8  # users 0 to 19
+    steps, offsets = table.first_quantiser(vectors, live, 20)
+    for s, part in enumerate((np.asarray(vectors[:20])[live[:20]], np.asarray(vectors[20:])[live[20:]])):
+        expected = [2 * np.abs(part).mean() / np.sqrt(2 ** (b - 1)) for b in range(1, WIDTHS)]
+        np.testing.assert_allclose(steps[s], expected, rtol=1e-5)
+    params = {"vectors": vectors, "steps": steps, "offsets": offsets}
+    bits = jnp.asarray(np.arange(30) % 6 + 1)
+    step, _, scale = table._Quantiser(20, 10, 16).of(params, bits, jnp.array([16, 8]))
+    np.testing.assert_allclose(step[23], steps[1, 23 % 6], rtol=1e-6)
+    np.testing.assert_allclose(scale[23], 1 / np.sqrt(2 ** (23 % 6) * 8 * 16), rtol=1e-6)
+    np.testing.assert_allclose(scale[3], 1 / np.sqrt(2**3 * 16 * 16), rtol=1e-6)
+
+
+def test_codes_are_packed_bit_by_bit_and_come_back_at_every_width():
+    rng = np.random.default_rng(0)
+    bits = np.concatenate([np.arange(WIDTHS), rng.integers(0, WIDTHS, 20)])
+    codes = np.stack([rng.integers(0, 2**b, 24) for b in bits])
+    codes[:WIDTHS, 0], codes[:WIDTHS, 1] = 0, 2 ** bits[:WIDTHS] - 1
+    starts = np.cumsum(bits) - bits
+    packed = table.pack(*(jnp.asarray(x) for x in (codes, bits, starts)), int(bits.sum()) + 5)
+    assert packed.dtype == jnp.uint8 and packed.shape == (bits.sum() + 5, 3)
+    np.testing.assert_array_equal(table.unpack(packed, jnp.asarray(bits), jnp.asarray(starts)), codes)
+    for n in range(len(bits)):
+        for plane in range(bits[n]):
+            read = np.unpackbits(np.asarray(packed[starts[n] + plane]), bitorder="little")
+            np.testing.assert_array_equal(read, codes[n] >> plane & 1)
+    assert not np.asarray(packed[bits.sum() :]).any()
+
+
+def _plan(users, items, groups, width, live, bits):
+    """A plan of round-robin groups over the first `live` of each side."""
+    group = [
+        np.where(np.arange(n) < k, np.arange(n) % groups, groups) for n, k in zip((users, items), live, strict=True)
+    ]
+    steps = 0.3 / np.sqrt(2.0 ** np.arange(6))[None, :] * np.array([[1.0], [1.5]])
+    plan = (
+        np.concatenate(group).astype(np.uint8),
+        bits,
+        steps.astype(np.float32),
+        np.full((2, width), 0.05, np.float32),
+    )
+    return jax.tree.map(jnp.asarray, table.Bits(*plan))
+
+
+def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
+    users, items, groups, known = 14, 11, 7, (12, 9)
+    options = MixedPrecisionConfig(width=24, groups=groups)
+    bits = np.stack([np.arange(7), np.arange(7)[::-1]]).astype(np.uint8)
+    plan = _plan(users, items, groups, 24, known, bits)
+    of_group = [bits[s][np.arange(n) % groups].sum() for s, n in enumerate(known)]
+    storage = table.mixed_precision(int(sum(of_group)) + 9, users, items, 40, options)
+    layout = storage.layout(plan)
+    assert storage.allocated(plan) == sum(of_group)
+    params = storage.fresh(jax.random.key(0), layout, 0.4)
+    trained = np.asarray(storage.vectors(params, layout))
+    stored = storage.store(params, layout)
+    loaded = storage.load(stored, layout)
+    np.testing.assert_allclose(loaded["vectors"], trained, atol=1e-6)
+    assert (trained[:users][np.asarray(layout.bits[:users]) == 0] == 0).all()
+    # what was kept is kept again unchanged, bit for bit
+    np.testing.assert_allclose(storage.vectors(loaded, layout), trained, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, storage.store(loaded, layout), stored)
+    assert len(np.unique(trained[1])) <= 2 and len(np.unique(trained[2])) <= 4  # one and two bits, one offset
+    exported = storage.export(stored, plan, known)
+    assert tables.charged(exported) == {
+        "codes": sum(of_group) * 24 // 8,
+        "parameters": 4 * 2 * (6 + 24),
+        "metadata": sum(known) + 2 * groups,
+    }
+    again, plan_again = storage.restore(exported, known)
+    jax.tree.map(np.testing.assert_array_equal, again, stored)
+    jax.tree.map(np.testing.assert_array_equal, storage.layout(plan_again)[:3], layout[:3])
+    kind = tables.kind_of(small_config(mixed_precision=options), "mixed_precision")
+    spent = sum(tables.charged(exported).values())
+    assert kind.units(spent, known, 40, True) == sum(of_group) == kind.units(spent + 2, known, 40, True)
+    assert kind.units(spent - 1, known, 40, True) == sum(of_group) - 1
+
+
+def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
+    options = MixedPrecisionConfig(width=16, groups=2)
+    storage = table.mixed_precision(200, 6, 4, 16, options)
+    old = _plan(6, 4, 2, 16, (6, 4), np.array([[0, 4], [6, 2]], np.uint8))
+    new = _plan(6, 4, 2, 16, (6, 4), np.array([[3, 3], [3, 3]], np.uint8))
+    layout = storage.layout(old)
+    stored = storage.store(storage.fresh(jax.random.key(0), layout, 0.4), layout)
+    carry = small_config().carry
+    known = jnp.arange(10) != 3
+    params = storage.resize(jax.random.key(1), stored, old, new, known, jnp.ones(10), carry)
+    decoded = np.asarray(storage.load(stored, layout)["vectors"])
+    vectors = np.asarray(params["vectors"])
+    for n in range(10):
+        if n in (0, 2, 4, 3):  # users of the group without bits, and one unknown
+            assert 0.02 < vectors[n].std() < 0.3 and not np.allclose(vectors[n], carry.shrink * decoded[n])
+        else:
+            np.testing.assert_allclose(vectors[n], carry.shrink * decoded[n], rtol=1e-6)
+
+
+def test_the_search_mixes_all_widths_and_pays_for_them():
+    options = MixedPrecisionConfig(width=8, groups=3, temperature=0.7, price=0.01)
+    storage = table.mixed_precision(100, 5, 4, 8, options)
+    wide = table.searching(storage, 5, options)
+    plan = _plan(5, 4, 3, 8, (5, 4), np.zeros((2, 3), np.uint8))
+    price = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (2, 3)), jnp.float32)
+    params = wide.fresh(jax.random.key(0), wide.layout(plan), 0.3)
+    params |= {"logits": jax.random.normal(jax.random.key(1), (2, 3, WIDTHS)), "offsets": 0.1 * jnp.ones((2, 8))}
+    got, paid = wide.vectors(params, (plan, price)), wide.penalty(params, (plan, price))
+    logits = np.asarray(params["logits"], np.float64) / 0.7
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert paid == pytest.approx(0.01 * (np.asarray(price)[..., None] * p * np.arange(WIDTHS)).sum(), rel=1e-5)
+    for n in range(9):
+        side, group = int(n >= 5), (n if n < 5 else n - 5) % 3
+        w = np.asarray(params["vectors"][n : n + 1], np.float64)
+        expected = np.zeros(8)
+        for b in range(1, WIDTHS):
+            step = np.asarray(params["steps"][side, b - 1 : b], np.float64)
+            value = _plain(w, step, np.full((1, 8), 0.1), [b], w, np.ones(1))[0]
+            expected += p[side, group, b] * value[0]
+        np.testing.assert_allclose(got[n], expected, atol=1e-5)
+
+
+def test_groups_are_of_equal_size_by_frequency_and_frequent_ones_pay_less():
+    segment = small_stream().segment(3)
+    config = small_config(mixed_precision=MixedPrecisionConfig(groups=7))
+    grouped = rival.by_frequency(config, jax.tree.map(jnp.asarray, segment))
+    users = len(segment.frequency) - segment.popularity.shape[1]
+    price = np.asarray(rival.prices(grouped))
+    for s, (first, live) in enumerate(((0, int(segment.users)), (users, int(segment.items)))):
+        group = np.asarray(grouped.groups[first : first + live])
+        frequency = segment.frequency[first : first + live]
+        members = np.bincount(group, minlength=7)
+        assert members.max() - members.min() <= 1
+        np.testing.assert_array_equal(members, grouped.count[s])
+        for k in range(6):
+            assert frequency[group == k].min() >= frequency[group == k + 1].max()
+        sums = np.array([max(frequency[group == k].sum(), 1) for k in range(7)])
+        np.testing.assert_allclose(price[s], sums.min() / sums, rtol=1e-6)
+    dead = np.asarray(grouped.groups)[
+        np.r_[int(segment.users) : users, users + int(segment.items) : len(segment.frequency)]
+    ]
+    assert (dead == 7).all()
+
+
+def test_bits_are_the_likeliest_of_their_cost_and_spend_the_budget():
+    choose = jax.jit(rival.choose_bits)
+    likeliest = jax.jit(rival.most_likely)
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        log_p = np.log(rng.dirichlet(np.ones(WIDTHS), 4)).astype(np.float32)
+        count = rng.integers(1, 9, 4).astype(np.int32)
+        if seed % 5 == 0:
+            count[1] = 0
+        total = int(rng.integers(0, 6 * count.sum() + 5))
+        every = np.array(list(itertools.product(range(WIDTHS), repeat=4)))
+        cost, value = every @ count, log_p[np.arange(4), every].sum(1)
+        bits = np.asarray(likeliest(log_p, count, jnp.int32(total)))
+        spent = bits @ count
+        assert spent <= total
+        free = np.where(count > 0, log_p[np.arange(4), bits], log_p.max(1)).sum()
+        assert free >= value[cost == spent].max() - 1e-4
+        if np.argmax(log_p, 1) @ count >= total:  # bits have a price, none is bought for its own sake
+            assert free >= value[cost <= spent].max() - 1e-4
+        grouped = rival.Groups(None, jnp.asarray(count).reshape(2, 2), jnp.asarray(rng.random((2, 2)), jnp.float32))
+        full = np.asarray(choose(log_p.reshape(2, 2, WIDTHS), grouped, jnp.int32(total))).ravel()
+        left = total - full.astype(int) @ count
+        assert left >= 0 and (full <= 6).all()
+        assert all(c == 0 or c > left or b == 6 for c, b in zip(count, full, strict=True))
+
+
+def test_options_out_of_range_are_refused():
+    for options, message in (
+        ({"width": 12}, "multiple of 8"),
+        ({"groups": 256}, "255"),
+        ({"temperature": 0.0}, "than 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MixedPrecisionConfig(**options)
+    with pytest.raises(ValueError, match="by eights"):
+        table.mixed_precision(10, 3, 3, 7, MixedPrecisionConfig())
