@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.sizes.allocate import largest
-from scall_jax.tables.blocked import all_sizes, sizes_in_use
+from scall_jax.tables.sized import all_sizes, sizes_in_use
 from scall_jax.tables.storage import Exported, Kind, Storage, size_bytes
 
 _VALUE_BYTES = 4 + 1  # a float32 and its position
