@@ -28,22 +28,29 @@ def used_columns(table: Table, layout) -> jax.Array:
     return -(-shared_max(layout.largest) // narrowest) * narrowest
 
 
-def over_strips(table: Table, layout, body: Callable[[jax.Array, int, Any], Any], carry, widths=None):
-    """Fold `body(first column, columns, carry)` over the columns in use.
+def strip_counts(widths: tuple[int, ...], used: jax.Array) -> list[jax.Array]:
+    """How many strips of each width, descending, cover `used` columns; i32[] each.
 
-    The number of columns is static, one of `widths` (descending; by default the table's): the widest strips as long as
-    they fill, then a narrower one where the rest is at most half as wide.
+    The widest strips as long as they fill, then a narrower one where the rest is at most half as wide.
     """
-    used = used_columns(table, layout)
-    widths = table.widths if widths is None else widths
-    first = jnp.int32(0)
+    counts = []
     for width in widths:
         # three quarters of a strip are worth a whole one; the narrowest kind takes all that is left
-        count = (used - first + (width // 4 if width > widths[-1] else width - 1)) // width
-        count = jnp.maximum(count, 0)
-        begin = first
+        more = width // 4 if width > widths[-1] else width - 1
+        counts.append(jnp.maximum((used + more) // width, 0))
+        used = used - counts[-1] * width
+    return counts
 
-        def strip(i, carry, begin=begin, width=width):
+
+def over_strips(table: Table, layout, body: Callable[[jax.Array, int, Any], Any], carry, widths=None):
+    """Fold `body(first column, columns, carry)` over the columns in use, in strips of static widths.
+
+    `widths`, descending, are the table's if not given.
+    """
+    widths, first = widths or table.widths, jnp.int32(0)
+    for width, count in zip(widths, strip_counts(widths, used_columns(table, layout)), strict=True):
+
+        def strip(i, carry, begin=first, width=width):
             return body(begin + i * width, width, carry)
 
         carry = jax.lax.fori_loop(0, count, strip, carry)
