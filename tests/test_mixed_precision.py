@@ -7,11 +7,11 @@ import pytest
 
 from scall_jax import tables
 from scall_jax.rivals import mixed_precision as rival
-from scall_jax.tables import MixedPrecisionConfig
+from scall_jax.tables import MixedPrecisionConfig, lsq, planes
 from scall_jax.tables import mixed_precision as table
 from tests.helpers import small_config, small_stream
 
-WIDTHS = table.MOST_BITS + 1
+WIDTHS = lsq.MOST_BITS + 1
 
 
 def _plain(w, step, offset, bits, g, scale):
@@ -38,7 +38,7 @@ def test_quantiser_and_its_gradients_are_those_of_plain_numpy():
     step, scale = rng.uniform(0.05, 0.4, 8), rng.uniform(0.1, 1, 8)
     expected = _plain(w, step, 0.3 * offset, bits, g, scale)
     w, step, offset, scale, g = (jnp.asarray(x, jnp.float32) for x in (w, step, 0.3 * offset, scale, g))
-    value, back = jax.vjp(lambda *x: table.quantise(*x, jnp.asarray(bits), scale), w, step, offset)
+    value, back = jax.vjp(lambda *x: lsq.quantise(*x, jnp.asarray(bits), scale), w, step, offset)
     for ours, theirs in zip((value, *back(g)), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -46,13 +46,13 @@ def test_quantiser_and_its_gradients_are_those_of_plain_numpy():
 def test_first_steps_and_scales_are_the_published_ones():
     vectors = jax.random.normal(jax.random.key(0), (30, 16))
     live = jnp.arange(30) % 10 < 8  # users 0 to 19
-    steps, offsets = table.first_quantiser(vectors, live, 20)
+    steps, offsets = lsq.first_quantiser(vectors, live, 20)
     for s, part in enumerate((np.asarray(vectors[:20])[live[:20]], np.asarray(vectors[20:])[live[20:]])):
         expected = [2 * np.abs(part).mean() / np.sqrt(2 ** (b - 1)) for b in range(1, WIDTHS)]
         np.testing.assert_allclose(steps[s], expected, rtol=1e-5)
     params = {"vectors": vectors, "steps": steps, "offsets": offsets}
     bits = jnp.asarray(np.arange(30) % 6 + 1)
-    step, _, scale = table._Quantiser(20, 10, 16).of(params, bits, jnp.array([16, 8]))
+    step, _, scale = lsq.Quantiser(20, 10, 16).of(params, bits, jnp.array([16, 8]))
     np.testing.assert_allclose(step[23], steps[1, 23 % 6], rtol=1e-6)
     np.testing.assert_allclose(scale[23], 1 / np.sqrt(2 ** (23 % 6) * 8 * 16), rtol=1e-6)
     np.testing.assert_allclose(scale[3], 1 / np.sqrt(2**3 * 16 * 16), rtol=1e-6)
@@ -64,9 +64,9 @@ def test_codes_are_packed_bit_by_bit_and_come_back_at_every_width():
     codes = np.stack([rng.integers(0, 2**b, 24) for b in bits])
     codes[:WIDTHS, 0], codes[:WIDTHS, 1] = 0, 2 ** bits[:WIDTHS] - 1
     starts = np.cumsum(bits) - bits
-    packed = table.pack(*(jnp.asarray(x) for x in (codes, bits, starts)), int(bits.sum()) + 5)
+    packed = planes.pack(*(jnp.asarray(x) for x in (codes, bits, starts)), int(bits.sum()) + 5)
     assert packed.dtype == jnp.uint8 and packed.shape == (bits.sum() + 5, 3)
-    np.testing.assert_array_equal(table.unpack(packed, jnp.asarray(bits), jnp.asarray(starts)), codes)
+    np.testing.assert_array_equal(planes.unpack(packed, jnp.asarray(bits), jnp.asarray(starts)), codes)
     for n in range(len(bits)):
         for plane in range(bits[n]):
             read = np.unpackbits(np.asarray(packed[starts[n] + plane]), bitorder="little")

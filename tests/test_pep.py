@@ -78,7 +78,7 @@ def test_kept_values_are_looked_up_go_to_disk_and_back_and_cost_five_bytes():
 
 def test_training_under_the_mask_starts_where_the_search_did():
     users, items = 5, 4
-    options = PrunedConfig(width=6, thresholds="entity", start=-7.0)
+    options = PrunedConfig(width=6, thresholds="entity", start=-7.0, decay=0.01)
     storage = pruned(40, users, items, 6, options)
     full = thresholded(storage, options)
     rng = np.random.default_rng(2)
@@ -103,6 +103,8 @@ def test_training_under_the_mask_starts_where_the_search_did():
             lost = ~kept & (kept.any(1))[:, None]
             assert 0 < np.abs(values[lost]).max() < 5 * carry.grow_std
             assert np.abs(values[~kept.any(1)]).max() > 5 * carry.grow_std  # one unknown, and one without coordinates
+        squares = (np.asarray(table["values"], np.float64) ** 2).sum() + 9 * 7**2
+        assert full.penalty(table, new) == pytest.approx(0.5 * 0.01 * squares, rel=1e-5)
         assert table["thresholds"].shape == (9, 1) and (table["thresholds"] == -7).all()
         masked = np.where(np.asarray(storage.vectors(jnp.ones(40), storage.layout(new))) == 1, table["values"], 0)
         np.testing.assert_array_equal(storage.vectors(params, storage.layout(new)), masked)

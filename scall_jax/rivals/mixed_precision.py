@@ -14,7 +14,8 @@ from scall_jax.config import Config
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.search import no_search
 from scall_jax.state import carry_over, item_bias, search_key, segment_keys, storage_of
-from scall_jax.tables.mixed_precision import MOST_BITS, Bits, searching
+from scall_jax.tables.lsq import MOST_BITS
+from scall_jax.tables.mixed_precision import Bits, searching
 
 
 class Groups(NamedTuple):

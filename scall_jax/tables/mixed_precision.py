@@ -1,6 +1,6 @@
 """Embeddings in 0 to 6 bits (MPE, arXiv 2409.20305): entities of a group of like frequency share a bit width.
 
-Training works on f32 vectors that are quantised on the way in by LSQ+ (Bhalgat et al., 2020, arXiv 2004.09576), with
+Training works on f32 vectors that are quantised on the way in by LSQ+ (`tables.lsq`), with
 learned steps and offsets. Between segments, on disk and when serving there are only the integer codes, bit by bit:
 an entity of b bits has b planes of width / 8 bytes, plane k holding bit k of all its coordinates.
 """
@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.tables.lsq import MOST_BITS, Quantiser, first_quantiser, parts
+from scall_jax.tables.planes import pack, unpack
 from scall_jax.tables.storage import Exported, Kind, Storage
-
-MOST_BITS = 6
-"""Largest bit width; the others are all whole numbers from 0, which stands for the zero vector."""
-
-_LEAST_STEP = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,123 +61,6 @@ class Codes(NamedTuple):
     offsets: jax.Array  # f32[2, width]
 
 
-def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1; f32 like `bits` i32, which is at least 1."""
-    half = jnp.exp2(bits - 1.0)
-    return -half, half - 1
-
-
-@jax.custom_vjp
-def quantise(w: jax.Array, step: jax.Array, offset: jax.Array, bits: jax.Array, scale: jax.Array) -> jax.Array:
-    """LSQ+: clip(round((w - offset) / step), -2^(b-1), 2^(b-1) - 1) x step + offset, f32[N, width].
-
-    Args:
-      w, offset: f32[N, width].
-      step, scale: f32[N]; steps greater than 0, `scale` of the gradients of step and offset.
-      bits: i32[N], at least 1.
-
-    The gradient passes to `w` where nothing is clipped and to `offset` where something is; that of `step` is the bound
-    where clipped, and round(v) - v elsewhere, v = (w - offset) / step.
-    """
-    return _quantise_fwd(w, step, offset, bits, scale)[0]
-
-
-def _quantise_fwd(w, step, offset, bits, scale):
-    low, high = (bound[:, None] for bound in bounds(bits))
-    v = (w - offset) / step[:, None]
-    code = jnp.clip(jnp.round(v), low, high)
-    inside = (v >= low) & (v <= high)
-    return code * step[:, None] + offset, (code - jnp.where(inside, v, 0.0), inside, scale)
-
-
-def _quantise_bwd(residuals, g):
-    by_step, inside, scale = residuals
-    return (
-        jnp.where(inside, g, 0.0),
-        scale * (g * by_step).sum(1),
-        scale[:, None] * jnp.where(inside, 0.0, g),
-        None,
-        None,
-    )
-
-
-quantise.defvjp(_quantise_fwd, _quantise_bwd)
-
-
-def pack(codes: jax.Array, bits: jax.Array, starts: jax.Array, planes: int) -> jax.Array:
-    """Codes i32[N, width], 0 <= code < 2^bits, to planes u8[planes, width / 8]; unused planes are 0."""
-    nodes, width = codes.shape
-    number = jnp.arange(MOST_BITS, dtype=jnp.int32)
-    planar = (codes[:, None, :] >> number[None, :, None]) & 1
-    octets = planar.reshape(nodes, MOST_BITS, width // 8, 8) << jnp.arange(8, dtype=jnp.int32)[None, None, None, :]
-    rows = jnp.where(number[None, :] < bits[:, None], starts[:, None] + number[None, :], planes)
-    return jnp.zeros((planes, width // 8), jnp.uint8).at[rows].set(octets.sum(-1).astype(jnp.uint8), mode="drop")
-
-
-def unpack(packed: jax.Array, bits: jax.Array, starts: jax.Array) -> jax.Array:
-    """The codes that `pack` packed; i32[N, width]."""
-    planes, octets = packed.shape
-    number = jnp.arange(MOST_BITS, dtype=jnp.int32)
-    rows = jnp.where(number[None, :] < bits[:, None], starts[:, None] + number[None, :], planes)
-    read = packed.at[rows].get(mode="fill", fill_value=0).astype(jnp.int32)
-    planar = (read[..., None] >> jnp.arange(8, dtype=jnp.int32)[None, None, None, :]) & 1
-    return (planar.reshape(len(bits), MOST_BITS, octets * 8) << number[None, :, None]).sum(1)
-
-
-def first_quantiser(vectors: jax.Array, live: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
-    """Steps f32[2, 6] = 2 mean|w| / sqrt(2^(b-1)) of each side's live vectors, `live` bool[N], and offsets of 0."""
-    size = jnp.where(live[:, None], jnp.abs(vectors), 0.0).sum(1)
-    mean = jnp.stack([size[part].sum() / jnp.maximum(live[part].sum(), 1) for part in _sides(users)])
-    mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
-    steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
-    return steps, jnp.zeros((2, vectors.shape[1]))
-
-
-def _sides(users: int) -> tuple[slice, slice]:
-    return slice(0, users), slice(users, None)
-
-
-def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
-    """What belongs to a side, [2, C], for each of its nodes, [N, C]."""
-    counts = (users, items)
-    return jnp.concatenate([jnp.broadcast_to(of_side[s], (counts[s], of_side.shape[1])) for s in range(2)])
-
-
-class _Quantiser:
-    """Quantised vectors of N nodes from trained parameters."""
-
-    def __init__(self, users: int, items: int, width: int):
-        self.users, self.items, self.width = users, items, width
-
-    def of(self, params, bits, live):
-        """Step f32[N], offset f32[N, width] and scale of gradients f32[N] of bit widths i32[N], at least 1."""
-        positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
-        step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(_sides(self.users))])
-        entries = by_node(jnp.maximum(live, 1)[:, None] * self.width, self.users, self.items)[:, 0]
-        scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
-        return step, by_node(params["offsets"], self.users, self.items), scale
-
-    def vectors(self, params, bits, live):
-        """Quantised to `bits` i32[N]; zero vectors where they are 0."""
-        some = jnp.maximum(bits, 1)
-        step, offset, scale = self.of(params, some, live)
-        return jnp.where(bits[:, None] > 0, quantise(params["vectors"], step, offset, some, scale), 0.0)
-
-    def codes(self, params, bits, live):
-        """Integer codes from 0, i32[N, width]."""
-        some = jnp.maximum(bits, 1)
-        step, offset, _ = self.of(params, some, live)
-        low, high = (bound[:, None] for bound in bounds(some))
-        return (jnp.clip(jnp.round((params["vectors"] - offset) / step[:, None]), low, high) - low).astype(jnp.int32)
-
-    def decoded(self, stored, codes, bits, live):
-        """The vectors of such codes; f32[N, width]."""
-        some = jnp.maximum(bits, 1)
-        step, offset, _ = self.of(stored, some, live)
-        values = (codes.astype(jnp.float32) + bounds(some)[0][:, None]) * step[:, None] + offset
-        return jnp.where(bits[:, None] > 0, values, 0.0)
-
-
 def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
     """Coordinates of an entity: the options', at most `maximum`, in whole bytes of planes.
 
@@ -196,18 +76,18 @@ def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
 def mixed_precision(held: int, users: int, items: int, maximum: int, options: MixedPrecisionConfig) -> Storage:
     """Storage of codes u8[held, width / 8]; the plan is `Bits`."""
     nodes, width, groups = users + items, width_within(options, maximum), options.groups
-    quantiser = _Quantiser(users, items, width)
+    quantiser = Quantiser(users, items, width)
 
     def bits_of(plan: Bits):
         by_side = [
             plan.bits[s].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0)
-            for s, part in enumerate(_sides(users))
+            for s, part in enumerate(parts(users))
         ]
         return jnp.concatenate(by_side).astype(jnp.int32)
 
     def layout(plan: Bits) -> Codes:
         bits = bits_of(plan)
-        live = jnp.stack([(plan.groups[part] < groups).sum() for part in _sides(users)])
+        live = jnp.stack([(plan.groups[part] < groups).sum() for part in parts(users)])
         return Codes(bits, jnp.cumsum(bits) - bits, live, plan.steps, plan.offsets)
 
     def begun(vectors, codes: Codes):
@@ -294,7 +174,7 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
     Its layout is (`Bits`, price f32[2, G] of a bit in each group). Vectors are the mean of all quantised ones, weighted
     by the softmax of the group's logits; a bit width's expected price is added to the loss.
     """
-    quantiser = _Quantiser(users, storage.nodes - users, storage.width)
+    quantiser = Quantiser(users, storage.nodes - users, storage.width)
 
     def begun(params, layout):
         plan, _ = layout
@@ -305,9 +185,9 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
 
     def vectors(params, layout):
         plan, _ = layout
-        live = jnp.stack([(plan.groups[part] < options.groups).sum() for part in _sides(users)])
+        live = jnp.stack([(plan.groups[part] < options.groups).sum() for part in parts(users)])
         p = probabilities(params["logits"], options)
-        group = [plan.groups[part].astype(jnp.int32) for part in _sides(users)]
+        group = [plan.groups[part].astype(jnp.int32) for part in parts(users)]
 
         def add(mixed, b):
             share = jnp.concatenate([p[s, :, b].at[group[s]].get(mode="fill", fill_value=0.0) for s in range(2)])

@@ -30,8 +30,9 @@ class PrunedConfig:
     """One learned threshold in all (`global`), for each `dimension`, each `entity`, or each `coordinate` of each."""
     start: float = -5.0
     """Thresholds are the sigmoid of a number that starts here (published: -15 with rates 20 times smaller)."""
-    decay: float = 1e-5
-    """Weight of half the squares of these numbers in the loss of the search: without gradients thresholds rise."""
+    decay: float = 2e-5
+    """Weight of half the squares of these numbers and of the values in the loss of the search (published: 1e-5, with
+    many more steps): it draws thresholds up and values down where the loss does not object."""
 
     def __post_init__(self):
         if not 1 <= self.width <= 256:
@@ -159,7 +160,9 @@ def thresholded(storage: Storage, options: PrunedConfig) -> Storage:
         fresh=lambda key, layout, std: with_thresholds(std * jax.random.normal(key, (nodes, width))),
         resize=resize,
         vectors=lambda params, layout: prune(params["values"], params["thresholds"]),
-        penalty=lambda params, layout: 0.5 * options.decay * (params["thresholds"] ** 2).sum(),
+        penalty=lambda params, layout: (
+            0.5 * options.decay * ((params["thresholds"] ** 2).sum() + (params["values"] ** 2).sum())
+        ),
     )
 
 

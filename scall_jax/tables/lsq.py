@@ -1,0 +1,113 @@
+"""LSQ+, learned steps and offsets (Bhalgat et al., 2020, arXiv 2004.09576), for a bit width of each node.
+
+A side, users or items, has one step for every bit width and one offset for every coordinate.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MOST_BITS = 6
+"""Largest bit width; the others are all whole numbers from 0, which stands for the zero vector."""
+
+_LEAST_STEP = 1e-8
+
+
+def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1; f32 like `bits` i32, which is at least 1."""
+    half = jnp.exp2(bits - 1.0)
+    return -half, half - 1
+
+
+@jax.custom_vjp
+def quantise(w: jax.Array, step: jax.Array, offset: jax.Array, bits: jax.Array, scale: jax.Array) -> jax.Array:
+    """LSQ+: clip(round((w - offset) / step), -2^(b-1), 2^(b-1) - 1) x step + offset, f32[N, width].
+
+    Args:
+      w, offset: f32[N, width].
+      step, scale: f32[N]; steps greater than 0, `scale` of the gradients of step and offset.
+      bits: i32[N], at least 1.
+
+    The gradient passes to `w` where nothing is clipped and to `offset` where something is; that of `step` is the bound
+    where clipped, and round(v) - v elsewhere, v = (w - offset) / step.
+    """
+    return _quantise_fwd(w, step, offset, bits, scale)[0]
+
+
+def _quantise_fwd(w, step, offset, bits, scale):
+    low, high = (bound[:, None] for bound in bounds(bits))
+    v = (w - offset) / step[:, None]
+    code = jnp.clip(jnp.round(v), low, high)
+    inside = (v >= low) & (v <= high)
+    return code * step[:, None] + offset, (code - jnp.where(inside, v, 0.0), inside, scale)
+
+
+def _quantise_bwd(residuals, g):
+    by_step, inside, scale = residuals
+    return (
+        jnp.where(inside, g, 0.0),
+        scale * (g * by_step).sum(1),
+        scale[:, None] * jnp.where(inside, 0.0, g),
+        None,
+        None,
+    )
+
+
+quantise.defvjp(_quantise_fwd, _quantise_bwd)
+
+
+def first_quantiser(vectors: jax.Array, live: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
+    """Steps f32[2, 6] = 2 mean|w| / sqrt(2^(b-1)) of each side's live vectors, `live` bool[N], and offsets of 0."""
+    size = jnp.where(live[:, None], jnp.abs(vectors), 0.0).sum(1)
+    mean = jnp.stack([size[part].sum() / jnp.maximum(live[part].sum(), 1) for part in parts(users)])
+    mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
+    steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
+    return steps, jnp.zeros((2, vectors.shape[1]))
+
+
+def parts(users: int) -> tuple[slice, slice]:
+    """Nodes of the users and of the items."""
+    return slice(0, users), slice(users, None)
+
+
+def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
+    """What belongs to a side, [2, C], for each of its nodes, [N, C]."""
+    counts = (users, items)
+    return jnp.concatenate([jnp.broadcast_to(of_side[s], (counts[s], of_side.shape[1])) for s in range(2)])
+
+
+class Quantiser:
+    """What quantises N nodes: functions of `vectors` f32[N, width], `steps` f32[2, 6] and `offsets` f32[2, width].
+
+    `bits` i32[N] are the nodes', `live` i32[2] says how many nodes of a side count in the scale of gradients.
+    """
+
+    def __init__(self, users: int, items: int, width: int):
+        self.users, self.items, self.width = users, items, width
+
+    def of(self, params, bits, live):
+        """Step f32[N], offset f32[N, width] and scale of gradients f32[N] of bit widths i32[N], at least 1."""
+        positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
+        step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(parts(self.users))])
+        entries = by_node(jnp.maximum(live, 1)[:, None] * self.width, self.users, self.items)[:, 0]
+        scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
+        return step, by_node(params["offsets"], self.users, self.items), scale
+
+    def vectors(self, params, bits, live):
+        """Quantised to `bits` i32[N]; zero vectors where they are 0."""
+        some = jnp.maximum(bits, 1)
+        step, offset, scale = self.of(params, some, live)
+        return jnp.where(bits[:, None] > 0, quantise(params["vectors"], step, offset, some, scale), 0.0)
+
+    def codes(self, params, bits, live):
+        """Integer codes from 0, i32[N, width]."""
+        some = jnp.maximum(bits, 1)
+        step, offset, _ = self.of(params, some, live)
+        low, high = (bound[:, None] for bound in bounds(some))
+        return (jnp.clip(jnp.round((params["vectors"] - offset) / step[:, None]), low, high) - low).astype(jnp.int32)
+
+    def decoded(self, stored, codes, bits, live):
+        """The vectors of such codes; f32[N, width]."""
+        some = jnp.maximum(bits, 1)
+        step, offset, _ = self.of(stored, some, live)
+        values = (codes.astype(jnp.float32) + bounds(some)[0][:, None]) * step[:, None] + offset
+        return jnp.where(bits[:, None] > 0, values, 0.0)
