@@ -13,7 +13,7 @@ from scall_jax.config import SearchConfig
 from tests.helpers import small_config, small_stream
 
 NAMES = ("shared_memory", "mixed_precision", "pep")
-BUDGET = Budget.schedule([Budget.mean_size(x) for x in (7.3, 5, 12, 9)])
+BUDGET = Budget.schedule([Budget.mean_size(x) for x in (7.3, 5, 9, 8)])
 
 
 @pytest.fixture(scope="module")
