@@ -13,7 +13,7 @@ from scall_jax.config import SearchConfig
 from tests.helpers import small_config, small_stream
 
 NAMES = ("shared_memory", "mixed_precision", "pep")
-BUDGET = Budget.schedule([Budget.mean_size(x) for x in (7.3, 5, 12, 9)])
+BUDGET = Budget.schedule([Budget.mean_size(x) for x in (7.3, 5, 9, 8)])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_com
     continued = run_segments(config, stream, key, folder=tmp_path / "part")
     assert len(on_disk) == len(stream) and _comparable(continued) == _comparable(whole)
 
-    # with untrained embeddings, key 0: 0.38 to 0.41 and ln 2; at first there are hardly 20 items to choose from
+    # with untrained embeddings, key 0: 0.39 to 0.41 and ln 2; at first there are hardly 20 items to choose from
     assert np.mean([line["valid_recall@20"] for line in whole[2:]]) > 0.5
     assert whole[-1]["loss"] < 0.3
 
