@@ -54,8 +54,7 @@ def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
     official = data.startswith("official:")
     path, _, at = data.removeprefix("official:").partition("@")
     if data == "synthetic":
-        rows = streams.synthetic(jax.random.key(0), users=12_000, items=8_000, interactions=800_000)
-        stream = streams.cut(rows, segments=2)
+        stream = streams.cut(_random_rows(12_000, 8_000, 560_000), segments=2)
     elif official and Path(path).name == "official_ml1m_segments.parquet":
         stream = official_ml1m.read_segments(path, 10, True, 0)
     elif official:
@@ -63,6 +62,16 @@ def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
     else:
         stream = run.load_stream(run.Main(data=path))
     return stream, int(at) if at else len(stream) - 1, official
+
+
+def _random_rows(users: int, items: int, count: int) -> streams.Interactions:
+    """Rows of users and items drawn by themselves, both with activities that fall by rank; what costs depend on."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for n in (users, items):
+        activity = np.arange(1, n + 1) ** -0.5
+        drawn.append(rng.choice(n, count, p=activity / activity.sum()))
+    return streams.from_arrays(*drawn, np.arange(count), "synthetic")
 
 
 class Setting:

@@ -166,7 +166,7 @@ def test_drawn_sizes_follow_frequency_too(stream):
 
 
 def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
-    config = _config("scall-random")
+    config = _config("scall-random", sizes=SizesConfig(maximum=40))
     budgets = [Budget.mean_size(size) for size in (1.5, 20.0)]
     keys = [jax.random.key(seed) for seed in (0, 1)]
     _, record = sweep(config, stream, keys, budgets)

@@ -9,7 +9,7 @@ import pytest
 from scipy import special, stats
 
 from scall_jax import Budget, make_run, sizes
-from scall_jax.config import SearchConfig
+from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.methods import method_of
 from scall_jax.rivals import bet, ciess, ducb, entities
 from scall_jax.rivals.probing import probe_in_turn
@@ -24,7 +24,8 @@ def stream():
 
 
 def _setting(stream, method, size=4.0, t=2, **search):
-    config = small_config(method, budget=Budget.mean_size(size), search=SearchConfig(**({"probes": 8} | search)))
+    given = {"budget": Budget.mean_size(size), "sizes": SizesConfig(maximum=40)}
+    config = small_config(method, search=SearchConfig(**({"probes": 8} | search)), **given)
     segment = jax.tree.map(jnp.asarray, stream.segment(t))
     chosen = jax.jit(lambda state: method_of(method).chooser(config, None).choose(state, segment, jax.random.key(0)))
     return config, chosen, make_run(config).init(jax.random.key(0), stream), segment

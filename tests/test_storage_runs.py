@@ -9,10 +9,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan
-from scall_jax.config import SearchConfig
+from scall_jax.config import SearchConfig, SizesConfig
 from tests.helpers import small_config, small_stream
 
 NAMES = ("shared_memory", "mixed_precision", "pep")
+SIZES = SizesConfig(maximum=40)
 BUDGET = Budget.schedule([Budget.mean_size(x) for x in (7.3, 5, 9, 8)])
 
 
@@ -24,7 +25,8 @@ def stream():
 def _config(name, **options):
     fit = FitConfig(layers=1, batch=256, steps=60, eval_every=20, learning_rate=0.05, valid_users=64)
     search = SearchConfig(probes=2, probe_steps=30)
-    return small_config(name, **({"fit": fit, "search": search, "budget": BUDGET, "charge": "all"} | options))
+    given = {"fit": fit, "search": search, "budget": BUDGET, "charge": "all", "sizes": SIZES}
+    return small_config(name, **(given | options))
 
 
 def _comparable(lines):
