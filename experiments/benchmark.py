@@ -62,7 +62,7 @@ class Benchmark:
     """Flags."""
 
     only: tuple[str, ...] = ()
-    """Cases whose name starts so; all without."""
+    """Cases whose name, arguments and all, starts so; all without."""
     data: tuple[str, ...] = ("online-retail", "movietweetings")
     """Streams besides the synthetic one: names or paths; see `experiments.benchmark_cases`."""
     shapes: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Benchmark:
 def chosen_cases(flags: Benchmark) -> list[tuple[str, tuple[str, ...]]]:
     """Names and arguments of the cases asked for."""
     found = benchmark_cases.cases(flags.data, str(flags.out))
-    found = [(name, given) for name, given in found if not flags.only or name.startswith(flags.only)]
+    found = [(name, given) for name, given in found if not flags.only or label(name, given).startswith(flags.only)]
     if flags.shapes:
         shaped = ("step", "evaluation", "fit")
         found = [(name, given) for name, given in found if name not in shaped or given[1] in flags.shapes]

@@ -100,6 +100,14 @@ def test_a_million_negatives_are_unmet_and_uniform(crowded, source):
             assert np.abs(seen - expected).max() < 6 * np.sqrt(expected)
 
 
+def test_random_integers_are_the_upper_half_of_a_product():
+    rng = np.random.default_rng(0)
+    bits = np.concatenate([[0, 2**32 - 1, 2**31], rng.integers(0, 2**32, 5000)]).astype(np.uint32)
+    count = np.concatenate([[1, 2**31 - 1, 3], rng.integers(1, 2**31, 2500), rng.integers(1, 3000, 2500)])
+    got = bpr.below(jnp.asarray(bits), jnp.asarray(count, jnp.int32))
+    np.testing.assert_array_equal(got, [int(b) * int(c) >> 32 for b, c in zip(bits, count, strict=True)])
+
+
 def test_items_beyond_the_known_ones_are_never_drawn(crowded):
     _, graph, positives = crowded
     # 5 more items of capacity that do not exist yet: same rows, items known 30 of 35
@@ -117,16 +125,13 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     layout = table.layout(sizes)
     params = init(table, jax.random.key(0), layout, 0.1)
     config = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
-    fitted = jax.jit(make_fit(tables.sized(table, users, 8), config))(
-        jax.random.key(1), params, layout, segment, jnp.zeros(items)
-    )
+    given = jax.random.key(1), table.open(params), layout, segment, jnp.zeros(items)
+    fitted = jax.jit(make_fit(tables.sized(table, users, 8), config))(*given)
     assert float(fitted.fitness) > 0.38
     assert int(fitted.bad_step) == -1
 
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
-    worse = jax.jit(make_fit(tables.sized(broken, users, 8), config))(
-        jax.random.key(1), params, layout, segment, jnp.zeros(items)
-    )
+    worse = jax.jit(make_fit(tables.sized(broken, users, 8), config))(*given)
     assert float(worse.fitness) < 0.3
 
 
@@ -137,7 +142,7 @@ def test_non_finite_loss_stops_the_fit_and_names_the_step():
     sizes = jnp.concatenate([jnp.full(users + items, 4), jnp.zeros(2, int)]).astype(jnp.int32)
     table = tables.packed(int(sizes.sum()), users, items, 4)
     config = FitConfig(layers=1, batch=64, steps=100, eval_every=10)
-    params = table.zeros().at[0].set(jnp.nan)
+    params = table.open(table.zeros().at[0].set(jnp.nan))
     fitted = make_fit(tables.sized(table, users, 4), config)(
         jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items)
     )

@@ -41,21 +41,21 @@ def sample(
       Triples; negatives are exact, without rejection.
     """
     user_bits, positive_bits, negative_bits = jax.random.bits(key, (3, batch))
-    at = _below(user_bits, positives.count)
+    at = below(user_bits, positives.count)
     user = positives.users[at]
     known_start, known_end = graph.indptr[user], graph.indptr[user + 1]
     if source == "segment":
         first = positives.indptr[at]
-        positive = positives.items[first + _below(positive_bits, positives.indptr[at + 1] - first)]
+        positive = positives.items[first + below(positive_bits, positives.indptr[at + 1] - first)]
     else:
-        positive = graph.indices[known_start + _below(positive_bits, known_end - known_start)] - users
+        positive = graph.indices[known_start + below(positive_bits, known_end - known_start)] - users
     free = items - (known_end - known_start)
-    place = _below(negative_bits, jnp.maximum(free, 1))
+    place = below(negative_bits, jnp.maximum(free, 1))
     negative = jnp.minimum(_skip(graph, users, known_start, known_end, place), items - 1)
     return Triples(user, positive, negative, (free > 0).astype(jnp.float32))
 
 
-def _below(bits: jax.Array, count: jax.Array) -> jax.Array:
+def below(bits: jax.Array, count: jax.Array) -> jax.Array:
     """Random integers from 0 to count - 1 of 32 random bits each: the upper half of the product bits x count, i32.
 
     No integer is likelier than another by more than count / 2^32 of its share. One draw of bits and a few operations
