@@ -22,8 +22,9 @@ from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.policies import POLICIES, PolicyConfig, Transition
 from scall_jax.recommenders import bpr, closed, propagate
 from scall_jax.recommenders.fit import make_fit, ranked
+from scall_jax.recommenders.lightgcn import rows_from
 from scall_jax.search import make_search
-from scall_jax.tables.strips import strip_counts
+from scall_jax.tables.strips import columns_of, sided_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,23 +105,34 @@ class Setting:
         self.nonzeros = int(self.segment.graph.indptr[-1])
         self.nodes = self.storage.nodes
         self.entities = int(self.segment.users + self.segment.items)
-        counts = strip_counts(self.table.widths, self.storage.used(self.layout))
-        self.strips = [(width, int(count)) for width, count in zip(self.table.widths, counts, strict=True) if count]
-        self.columns = sum(width * count for width, count in self.strips)
+        common, alone, self.side = sided_counts(self.table, self.layout)
+        self.strips = [(w, int(n), int(m)) for w, n, m in zip(self.table.widths, common, alone, strict=True)]
+        self.columns = sum(width * (here + beyond) for width, here, beyond in self.strips)
+        self.said = f"{self.columns} columns, {int(columns_of(self.table.widths, alone))} of them of one side"
 
-    def product(self, width: int) -> Work:
-        """One sparse product of the graph with `width` columns."""
+    def product(self, width: int, side: int = 0, other: bool = False) -> Work:
+        """One sparse product of the graph with `width` columns; of half of it from a side (`lightgcn.rows_from`)."""
+        graph = rows_from(self.segment.graph, self.users, jnp.int32(side), other)
+        nonzeros = int(graph.indptr[-1] - graph.indptr[0])
         return jitted(
             propagate,
-            self.segment.graph,
+            graph,
             jnp.ones((self.nodes, width)),
-            bytes=8.0 * self.nonzeros + 8.0 * self.nodes * width,
-            flops=2.0 * self.nonzeros * width,
+            bytes=8.0 * nonzeros + 8.0 * self.nodes * width,
+            flops=2.0 * nonzeros * width,
         )
 
-    def products(self, times: int) -> tuple:
-        """Sparse products over all columns in use, `times` times."""
-        return tuple((self.product(width), times * count) for width, count in self.strips)
+    def products(self, forward: int, back: int = 0) -> tuple:
+        """(product, times) over all columns in use, some from embeddings and some back to them."""
+        found = []
+        for width, here, beyond in self.strips:
+            if here:
+                found.append((self.product(width), (forward + back) * here))
+            if beyond:
+                # every second product is to the other side
+                for other, times in ((True, (forward + 1) // 2 + back // 2), (False, forward // 2 + (back + 1) // 2)):
+                    found.append((self.product(width, int(self.side), other), times * beyond))
+        return tuple(found)
 
     def fit(self, config: FitConfig, **counts) -> Work:
         """Training by a configuration."""
@@ -140,14 +152,14 @@ def step(data, shape):
     pool = 4.0 * int(setting.prepared.sizes.sum())
     # Adam reads and writes parameters and two moments
     adam = jitted(lambda x: x + 1.0, jnp.ones(int(3 * pool / 4)), bytes=6 * pool)
-    products = setting.products(6)
+    products = setting.products(3, 3)
     return setting.fit(
         FitConfig(steps=steps, eval_every=steps, valid_users=1),
         bytes=steps * (sum(n * x.bytes for x, n in products) + 7 * pool),
         flops=steps * sum(n * x.flops for x, n in products),
         per_call=steps,
         parts=(*products, (adam, 1)),
-        said=f"{setting.columns} columns",
+        said=setting.said,
     )
 
 

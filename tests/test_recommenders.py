@@ -6,6 +6,7 @@ import scipy.sparse
 
 from scall_jax import streams, tables
 from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, propagate, smooth
+from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
 from scall_jax.streams.segments import make_rows
 from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_stream
@@ -47,12 +48,13 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs():
         propagate(graphs[0], x[0], "cusparse")
 
 
-@pytest.mark.parametrize("layers", [0, 1, 3])
-def test_embedding_agrees_with_float64(layers):
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("most", [(70, 70), (9, 70), (70, 20)])
+def test_embedding_agrees_with_float64(layers, most):
     rng = np.random.default_rng(layers)
     users, items = 30, 20
     graph, dense = random_graph(rng, users, items, 200)
-    sizes = random_sizes(rng, users + items, 70, False)
+    sizes = jnp.minimum(random_sizes(rng, users + items, 70, False), np.append(np.repeat(most, (users, items)), (0, 0)))
     table = tables.packed(int(sizes.sum()), users, items, 70)
     storage, layout = tables.sized(table, users, 70), table.layout(sizes)
     params = init(table, jax.random.key(0), layout, 1.0)
@@ -63,6 +65,24 @@ def test_embedding_agrees_with_float64(layers):
     np.testing.assert_allclose(final, (operator @ x)[rows], atol=1e-5)
     np.testing.assert_allclose(own, x[rows], atol=1e-6)
     np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("side", [0, 1, 2])
+def test_half_products_from_a_side_and_back_to_it(side, layers):
+    """The embedding of one side's columns and its transpose, against a dense matrix; a product does half the rows."""
+    rng = np.random.default_rng(layers)
+    users, items = 30, 20
+    graph, dense = random_graph(rng, users, items, 200)
+    operator = sum(np.linalg.matrix_power(dense, k) for k in range(layers + 1)) / (layers + 1)
+    own = {0: slice(None), 1: slice(users), 2: slice(users, None)}[side]
+    x, g = rng.normal(size=(2, users + items, 5)).astype(np.float32)
+    x[np.setdiff1d(np.arange(users + items), np.arange(users + items)[own])] = 0
+    np.testing.assert_allclose(smooth_side(graph, x, layers, users, jnp.int32(side)), operator @ x, atol=1e-5)
+    back = smooth_to_side(graph, g, layers, users, jnp.int32(side))
+    np.testing.assert_allclose(back[own], (operator.T @ g)[own], atol=1e-5)
+    halves = [int(np.diff(rows_from(graph, users, jnp.int32(side), other).indptr).sum()) for other in (False, True)]
+    assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
 
 
 @pytest.fixture(scope="module")

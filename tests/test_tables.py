@@ -8,7 +8,7 @@ from scall_jax import tables
 from scall_jax.recommenders import blank, bpr, descend
 from scall_jax.recommenders.descent import no_moments
 from scall_jax.tables.resize import init
-from scall_jax.tables.strips import gather, over_strips, write
+from scall_jax.tables.strips import gather, over_sided_strips, over_strips, write
 from scall_jax.tables.table import nbytes
 from tests.helpers import random_graph, random_sizes
 
@@ -18,7 +18,11 @@ NODES = USERS + ITEMS
 
 def _pair(rng, maximum, zeros):
     """A packed and a masked table with the same embeddings."""
-    sizes = random_sizes(rng, NODES, maximum, zeros)
+    sizes = random_sizes(rng, NODES, np.max(maximum), zeros)
+    if np.ndim(maximum):
+        by_side = np.repeat(maximum, (USERS, ITEMS))
+        sizes = jnp.minimum(sizes, np.append(by_side, maximum))
+        maximum = max(maximum)
     packed = tables.packed(int(sizes.sum()), USERS, ITEMS, maximum)
     masked = tables.masked(0, USERS, ITEMS, maximum)
     layout = packed.layout(sizes)
@@ -35,6 +39,7 @@ def _plain(masked_params, sizes):
 
 
 CASES = [(m, z, s) for m in (1, 5, 16, 37) for z in (False, True) for s in (0, 1)]
+CASES += [((7, 37), False, 2), ((37, 7), True, 3), ((40, 3), False, 4), ((20, 70), True, 5)]  # by side
 
 
 @pytest.mark.parametrize(("maximum", "zeros", "seed"), CASES)
@@ -85,6 +90,25 @@ def test_strips_cover_the_columns_in_use_once_and_little_more(used):
     covered = -(-used // 16) * 16
     covered += 16 * (covered % 64 == 48)
     np.testing.assert_array_equal(seen, np.arange(128) < covered)
+
+
+@pytest.mark.parametrize("sizes", [(0, 90), (35, 35), (16, 128), (100, 40), (5, 113), (128, 33), (0, 0)])
+def test_strips_of_one_side_come_after_those_of_both(sizes):
+    """Once each, and never past the table's end; what a side has not is said to be the other's alone."""
+    table = tables.packed(sum(sizes), 1, 1, 128)
+    layout = table.layout(jnp.array([*sizes, 0, 0], jnp.int32))
+
+    def strip(first, count, side, seen):
+        part = jax.lax.dynamic_slice(seen, (first,), (count,))
+        return jax.lax.dynamic_update_slice(seen, jnp.where(part == -1, side, 9), (first,))
+
+    seen = np.asarray(over_sided_strips(table, layout, strip, jnp.full(128, -1, jnp.int32)))
+    used = int((seen >= 0).sum())
+    assert max(sizes) <= used < max(sizes) + 32 and (seen[:used] >= 0).all() and (seen < 9).all()
+    assert (seen[: min(sizes)] == 0).all()
+    alone = np.flatnonzero(seen > 0)
+    assert (seen[alone] == 1 + np.argmax(sizes)).all()
+    assert len(alone) == 0 or used - len(alone) < min(sizes) + 32
 
 
 def test_mapped_strips_are_common_to_all_lanes():

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.lightgcn import embed_strips, smooth
+from scall_jax.recommenders.lightgcn import embed_strips, smooth_to_side
 from scall_jax.streams import Graph
-from scall_jax.tables.strips import over_strips
+from scall_jax.tables.strips import over_sided_strips, over_strips
 from scall_jax.tables.table import Table
 
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
@@ -75,16 +75,16 @@ def descend(
     sums = over_strips(table, layout, add, (jnp.zeros_like(triples.weight), jnp.float32(0)))
     value, (by_margin, by_energy) = jax.value_and_grad(bpr.loss, (0, 1))(*sums, item_bias, triples, l2)
 
-    def absorb(first, count, moments):
+    def absorb(first, count, side, moments):
         (by_final,) = jax.vjp(bpr.margins, part(final, first, count))[1](by_margin)
         by_own = 2 * by_energy * part(own, first, count)
         nothing = jnp.zeros((table.nodes, count))
-        # the adjacency is symmetric, so the transpose of `smooth` is `smooth`
-        gradient = smooth(graph, nothing.at[rows].add(by_final), layers).at[rows].add(by_own)
+        gradient = smooth_to_side(graph, nothing.at[rows].add(by_final), layers, table.users, side)
+        gradient = gradient.at[rows].add(by_own)
         columns = table.pull(gradient, layout)[table.order(layout)].T
         return table.update(moments, layout, first, columns, _absorb)
 
-    mean, square = over_strips(table, layout, absorb, (moments.mean, moments.square))
+    mean, square = over_sided_strips(table, layout, absorb, (moments.mean, moments.square))
     moments = Moments(moments.count + 1, mean, square)
     return value, buffer - rate(moments.count - 1) * _direction(moments), moments, scratch
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
 from scall_jax.tables.storage import Storage
-from scall_jax.tables.strips import gather, over_strips
+from scall_jax.tables.strips import gather, over_sided_strips
 from scall_jax.tables.table import Table
 
 
@@ -18,6 +18,42 @@ def smooth(graph: Graph, x: jax.Array, layers: int) -> jax.Array:
         x = propagate(graph, x)
         total = total + x
     return total / (layers + 1)
+
+
+def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.Array) -> jax.Array:
+    """`smooth` where one side's rows of x may be zero; f32[N, C].
+
+    The graph has two sides, so what starts from one of them is on the other after a product, and half of each product
+    is zero: rows that nothing reaches are left out.
+
+    Args:
+      graph: of N nodes, the first `users` of them users.
+      x: f32[N, C].
+      layers, users: static.
+      side: i32[], 1 if users alone have rows that are not zero, 2 if items alone have; 0 for both.
+    """
+    total = x
+    for layer in range(layers):
+        x = propagate(rows_from(graph, users, side, layer % 2 == 0), x)
+        total = total + x
+    return total / (layers + 1)
+
+
+def smooth_to_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.Array) -> jax.Array:
+    """The transpose of `smooth_side`: right in the rows of `side`, all of them where it is 0; f32[N, C]."""
+    total = x
+    for layer in reversed(range(layers)):
+        total = x + propagate(rows_from(graph, users, side, layer % 2 == 1), total)
+    return total / (layers + 1)
+
+
+def rows_from(graph: Graph, users: int, side, other: bool) -> Graph:
+    """The rows that a product from `side` fills, or its own rows; all if it is 0. The others are empty."""
+    middle, end = graph.indptr[users], graph.indptr[-1]
+    of_items = (side == 1) if other else (side == 2)
+    low = jnp.where((side != 0) & of_items, middle, 0)
+    high = jnp.where((side != 0) & ~of_items, middle, end)
+    return graph._replace(indptr=jnp.clip(graph.indptr, low, high))
 
 
 def embed(storage: Storage, layers: int, params, layout, graph: Graph, rows: jax.Array):
@@ -51,9 +87,9 @@ def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: 
     Works through strips of columns up to the largest size in use, so that no array of N x width exists.
     """
 
-    def strip(first, count, outputs):
+    def strip(first, count, side, outputs):
         x = gather(table, buffer, layout, first, count)
-        parts = smooth(graph, x, layers)[rows], x[rows]
+        parts = smooth_side(graph, x, layers, table.users, side)[rows], x[rows]
         return tuple(jax.lax.dynamic_update_slice(o, part, (0, first)) for o, part in zip(outputs, parts, strict=True))
 
-    return over_strips(table, layout, strip, outputs)
+    return over_sided_strips(table, layout, strip, outputs)

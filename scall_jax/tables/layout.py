@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     order: jax.Array  # i32[M], vectors from the largest to the smallest
     source: jax.Array  # i32[N], place in `order` of the vector that a node reads: its own, or its side's shared one
     starts: jax.Array  # i32[width + 1], where column k begins in the pool; starts[k + 1] - starts[k] vectors have it
-    largest: jax.Array  # i32[], the largest size
+    largest: jax.Array  # i32[2], the largest size of a user and of an item, shared vectors included
 
 
 def strip_widths(maximum: int) -> tuple[int, ...]:
@@ -45,4 +45,6 @@ def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
     histogram = jnp.zeros(width + 1, jnp.int32).at[sizes].add(1)
     at_least = jnp.cumsum(histogram[::-1])[::-1]  # vectors of size k or more
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(at_least[1:])])
-    return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, sizes.max())
+    sides = sizes[:users], sizes[users:nodes]
+    largest = jnp.stack([side.max(initial=own) for side, own in zip(sides, sizes[nodes:], strict=True)])
+    return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, largest)

@@ -48,5 +48,6 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
         lookup=lookup,
         widths=strip_widths(maximum),
         width=width,
+        users=users,
         nodes=nodes,
     )

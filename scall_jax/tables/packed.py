@@ -73,5 +73,6 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         lookup=lookup,
         widths=strip_widths(maximum),
         width=padded_width(maximum),
+        users=users,
         nodes=nodes,
     )

@@ -24,12 +24,16 @@ def _shared_max(axis_size, in_batched, x):
 
 def used_columns(table: Table, layout) -> jax.Array:
     """Columns up to the largest size, in whole strips of the narrowest kind; i32[]."""
+    return _whole(table, shared_max(layout.largest).max())
+
+
+def _whole(table, columns):
     narrowest = table.widths[-1]
-    return -(-shared_max(layout.largest) // narrowest) * narrowest
+    return -(-columns // narrowest) * narrowest
 
 
-def strip_counts(widths: tuple[int, ...], used: jax.Array) -> list[jax.Array]:
-    """How many strips of each width, descending, cover `used` columns; i32[] each.
+def strip_counts(widths: tuple[int, ...], used: jax.Array, room: jax.Array | int) -> list[jax.Array]:
+    """How many strips of each width, descending, cover `used` columns of a table that has `room` for so many; i32[].
 
     The widest strips as long as they fill, then a narrower one where the rest is at most half as wide.
     """
@@ -37,9 +41,28 @@ def strip_counts(widths: tuple[int, ...], used: jax.Array) -> list[jax.Array]:
     for width in widths:
         # three quarters of a strip are worth a whole one; the narrowest kind takes all that is left
         more = width // 4 if width > widths[-1] else width - 1
-        counts.append(jnp.maximum((used + more) // width, 0))
-        used = used - counts[-1] * width
+        counts.append(jnp.clip((used + more) // width, 0, room // width))
+        used, room = used - counts[-1] * width, room - counts[-1] * width
     return counts
+
+
+def columns_of(widths: tuple[int, ...], counts: list[jax.Array]) -> jax.Array:
+    """Columns that so many strips cover; i32[]."""
+    return sum(width * count for width, count in zip(widths, counts, strict=True))
+
+
+def sided_counts(table: Table, layout, widths=None) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """Strips of each width over the columns that both sides have, over those that one side alone has, and that side.
+
+    Returns:
+      (i32[] each, i32[] each, i32[]: 1 for users, 2 for items).
+    """
+    widths = widths or table.widths
+    largest = shared_max(layout.largest)
+    common = strip_counts(widths, _whole(table, largest.min()), table.width)
+    covered = columns_of(widths, common)
+    alone = strip_counts(widths, _whole(table, largest.max()) - covered, table.width - covered)
+    return common, alone, 1 + jnp.argmax(largest).astype(jnp.int32)
 
 
 def over_strips(table: Table, layout, body: Callable[[jax.Array, int, Any], Any], carry, widths=None):
@@ -47,14 +70,27 @@ def over_strips(table: Table, layout, body: Callable[[jax.Array, int, Any], Any]
 
     `widths`, descending, are the table's if not given.
     """
-    widths, first = widths or table.widths, jnp.int32(0)
-    for width, count in zip(widths, strip_counts(widths, used_columns(table, layout)), strict=True):
+    return over_sided_strips(table, layout, lambda first, count, side, carry: body(first, count, carry), carry, widths)
 
-        def strip(i, carry, begin=first, width=width):
-            return body(begin + i * width, width, carry)
 
-        carry = jax.lax.fori_loop(0, count, strip, carry)
-        first = first + count * width
+def over_sided_strips(table: Table, layout, body: Callable[[jax.Array, int, jax.Array, Any], Any], carry, widths=None):
+    """Fold `body(first column, columns, side, carry)` as `over_strips` does.
+
+    `side` i32[] is 0 where both sides have vectors as long, 1 where users alone have, 2 where items alone have.
+    """
+    widths = widths or table.widths
+    common, alone, longer = sided_counts(table, layout, widths)
+    first, further = jnp.int32(0), columns_of(widths, common)
+    for width, here, beyond in zip(widths, common, alone, strict=True):
+
+        def strip(i, carry, first=first, further=further, here=here, width=width):
+            is_common = i < here
+            at = jnp.where(is_common, first + i * width, further + (i - here) * width)
+            return body(at, width, jnp.where(is_common, 0, longer), carry)
+
+        # one loop for both kinds: each body is compiled by itself
+        carry = jax.lax.fori_loop(0, here + beyond, strip, carry)
+        first, further = first + here * width, further + beyond * width
     return carry
 
 

@@ -32,6 +32,7 @@ class Table(NamedTuple):
     lookup: Callable[[Params, Any, jax.Array], jax.Array]  # parameters, layout, rows i32[R] -> f32[R, width]
     widths: tuple[int, ...]  # numbers of columns that are worked on at once, descending
     width: int  # the largest size, rounded up to whole strips
+    users: int  # of the N nodes, the first
     nodes: int  # N
 
 
