@@ -4,12 +4,14 @@
     python -m experiments.scall --data yelp.parquet --mean-sizes 2 4 8 16 --fit.steps 1000 --out runs/scall-yelp
 
 Takes the flags of `experiments.compare`. Below the table: paired tests of `--ours` against every other method of the
-same budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, adds as rows the
-powers of `frequency` and the actions of `fixed` out of small grids, and says which of them is best on valid. Cost: a
-searched run costs about two plain ones at 12 probes of 50 steps; tables and commands are in experiments/results.
+same budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, `frequency` runs with
+some powers and `fixed` with some actions by the first seed; those best on valid get a row `on valid`, by all seeds.
+Cost: a searched run costs about two plain ones at 12 probes of 50 steps; tables and commands are in
+experiments/results.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 from experiments import compare, run, significance
@@ -28,7 +30,7 @@ class Scall(compare.Compare):
     ours: str = "scall"
     """The method that the tests are about."""
     choose: bool = False
-    """Also run `frequency` and `fixed` with other parameters; the best on valid gets a row."""
+    """Also run `frequency` and `fixed` with the parameters that are best on valid."""
     powers: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """--choose: powers of `frequency`."""
     shares: tuple[float, ...] = (0.35, 0.6)
@@ -39,29 +41,50 @@ class Scall(compare.Compare):
     """Folder of the cells and the table."""
 
 
-def cells(flags: Scall) -> list[tuple[dict, run.Main]]:
-    """Those of `experiments.compare` and the variants to choose from."""
-    found = compare.cells(flags)
-    if not flags.choose:
-        return found
-    variants = [("frequency", f"p={p:g}", {"power": p}) for p in flags.powers]
+def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, run.Main]]:
+    """Cells to choose from at one budget, by method and parameters."""
+    found = {"frequency": {f"p={p:g}": {"power": p} for p in flags.powers}, "fixed": {}}
     for rho in flags.shares:
         for a in flags.shapes:
-            shape = {"rho": rho, "user_shape": a, "item_shape": a}
-            variants.append(("fixed", f"rho={rho:g} a={a:g}", shape))
-    for method, label, change in variants:
-        for size in flags.mean_sizes:
-            for seed in flags.seeds:
-                out = flags.out / method / f"{label.replace(' ', '-')}-mean{size:g}-seed{seed}"
-                cell = compare.cell_flags(flags, out, method, size, seed)
-                cell = dataclasses.replace(cell, sizes=dataclasses.replace(flags.sizes, **change), bias=flags.biases[0])
-                shown = {"method": f"{method} {label}", "bias": flags.biases[0], "mean size": f"{size:g}"}
-                found.append((shown, cell))
+            found["fixed"][f"rho={rho:g} a={a:g}"] = {"rho": rho, "user_shape": a, "item_shape": a}
+    for method, changes in found.items():
+        for label, change in changes.items():
+            out = flags.out / method / f"{label.replace(' ', '-')}-mean{size:g}-seed{seed}"
+            cell = compare.cell_flags(flags, out, method, size, seed)
+            cell = dataclasses.replace(cell, sizes=dataclasses.replace(flags.sizes, **change), bias=flags.biases[0])
+            changes[label] = cell
     return found
 
 
-def tests(flags: Scall, rows: list[dict], folders: dict[tuple, list[Path]]) -> str:
-    """Markdown list of the tests of `flags.ours`, and what valid chooses."""
+def choose(flags: Scall) -> tuple[list[tuple[dict, run.Main]], str]:
+    """Cells of the parameters that are best on valid by the first seed; Markdown list of what was tried."""
+    first, *others = flags.seeds
+    chosen, lines = [], []
+    for size in flags.mean_sizes:
+        tried = variants(flags, size, first)
+        shown = [
+            ({"method": f"{method} {label}", "bias": cell.bias, "mean size": f"{size:g}"}, cell)
+            for method, changes in tried.items()
+            for label, cell in changes.items()
+        ]
+        compare.run_cells(dataclasses.replace(flags, out=flags.out / f"tried-mean{size:g}"), shown, "experiments.scall")
+        for method, changes in tried.items():
+            valid = {label: _valid(cell.out) for label, cell in changes.items()}
+            best = max(valid, key=valid.get)
+            columns = {"method": f"{method} on valid", "bias": flags.biases[0], "mean size": f"{size:g}"}
+            chosen.append((columns, changes[best]))
+            chosen += [(columns, variants(flags, size, seed)[method][best]) for seed in others]
+            all_tried = ", ".join(f"{label} {value:.4f}" for label, value in valid.items())
+            lines.append(f"- {method} at mean size {size:g}: {best}; valid Recall@20 by seed {first}: {all_tried}")
+    return chosen, "\n".join(lines)
+
+
+def _valid(folder: Path) -> float:
+    return json.loads((folder / "summary.json").read_text())["mean_valid_recall@20"]
+
+
+def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
+    """Markdown list of the tests of `flags.ours`."""
     named = {key: dict(key) for key in folders}
     lines = []
     for ours, shown in named.items():
@@ -78,13 +101,6 @@ def tests(flags: Scall, rows: list[dict], folders: dict[tuple, list[Path]]) -> s
                 f"{shown['mean size']}: Recall@20 {result['difference']:+.4f}, p over {result['count']} users "
                 f"{result['users']:.2g}{seeds}"
             )
-    for method in ("frequency", "fixed"):
-        for size in sorted({row["mean size"] for row in rows}):
-            tried = [row for row in rows if row["method"].startswith(method) and row["mean size"] == size]
-            if len(tried) > 1:
-                best = max(tried, key=lambda row: float(row["valid R@20"].split()[0]))
-                found = f"{best['method']}, test Recall@20 {best['Recall@20']}"
-                lines.append(f"- best {method} on valid at mean size {size}: {found}")
     return "\n".join(lines)
 
 
@@ -93,9 +109,12 @@ def main(flags: Scall) -> list[dict]:
     flags = run.by_protocol(flags)
     if flags.ours not in (*SEARCHED, *run.expand(flags.method)):
         raise ValueError(f"--ours {flags.ours!r} is not among the methods: {', '.join(flags.method)}")
-    return compare.run_cells(
-        flags, cells(flags), "experiments.scall", lambda rows, folders: tests(flags, rows, folders)
-    )
+    chosen, tried = choose(flags) if flags.choose else ([], "")
+
+    def below(rows, folders):
+        return "\n\n".join(filter(None, [tests(flags, folders), tried]))
+
+    return compare.run_cells(flags, [*compare.cells(flags), *chosen], "experiments.scall", below)
 
 
 if __name__ == "__main__":
