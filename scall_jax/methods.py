@@ -11,7 +11,7 @@ from scall_jax.policies import POLICIES
 from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
 from scall_jax.reference import Reference
-from scall_jax.rivals import bet, ciess, ducb, hashed, mixed_precision, pep, shared_memory, spectral
+from scall_jax.rivals import bet, ciess, ducb, esapn, hashed, mixed_precision, pep, shared_memory, spectral
 from scall_jax.search import make_search
 
 
@@ -25,7 +25,7 @@ class Method(NamedTuple):
 SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
 """Methods that search sizes by the actions of SCALL, and their policies."""
 
-_BY_PROBES = {"bet": bet.chooser, "ciess": ciess.chooser, "ducb": ducb.chooser}
+_BY_PROBES = {"bet": bet.chooser, "ciess": ciess.chooser, "ducb": ducb.chooser, "esapn": esapn.chooser}
 
 PROBED = (*SEARCHED, *_BY_PROBES)
 """Methods that make probes: short trainings before a segment's own."""

@@ -115,7 +115,8 @@ def check(record: Record) -> None:
             "lower fit.learning_rate or init_std"
         )
     made = np.arange(record.search.fitness.shape[-1]) < record.search.count[..., None]
-    off = made & (record.search.allocated != record.search.expected[..., None])
+    given, most, least = record.search.allocated, record.search.expected[..., None], record.search.least[..., None]
+    off = made & ((given > most) | (given < least))
     over = record.allocated > record.budget
     if off.any() or over.any():
         raise AssertionError("sizes do not add up to the budget: please report this with the run's config.json")

@@ -48,7 +48,8 @@ class SearchRecord(NamedTuple):
     fitness: jax.Array  # f32[M], mean of Recall@20 and NDCG@20 on valid
     reward: jax.Array  # f32[M]
     allocated: jax.Array  # i32[M], parameters given out
-    expected: jax.Array  # i32[], parameters that each had to give out
+    expected: jax.Array  # i32[], parameters that each had to give out, or had to stay at or below
+    least: jax.Array  # i32[], the least that each had to give out
     reference: jax.Array  # f32[], fitness that rewards are relative to
 
 
@@ -110,6 +111,7 @@ def no_search(config: Config) -> SearchRecord:
         reward=jnp.zeros(most),
         allocated=jnp.zeros(most, jnp.int32),
         expected=jnp.int32(0),
+        least=jnp.int32(0),
         reference=jnp.float32(0),
     )
 
@@ -220,6 +222,7 @@ def _search(config, policy, state, segment, progress):
     storage = storage_of(config, state, segment)
     params = storage.load(state.params, storage.layout(state.plan))
     seen = observe(config, state, segment, params, state.plan, state.chooser.ratio)
+    expected = expected_units(config, state, segment)
     start = _Carry(
         round=jnp.int32(-1 if folded else 0),
         policy=begun,
@@ -229,7 +232,7 @@ def _search(config, policy, state, segment, progress):
         rho=policy.greedy(begun, seen)[0],
         still=jnp.int32(0),
         reference=probe(key, uniform_sizes).fitness if relative and not folded else state.chooser.reference,
-        record=no_search(config)._replace(expected=expected_units(config, state, segment)),
+        record=no_search(config)._replace(expected=expected, least=expected),
     )
     end = jax.lax.while_loop(goes_on, one_round, start)
     chooser = state.chooser._replace(policy=end.policy, ratio=end.ratio)

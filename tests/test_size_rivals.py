@@ -1,17 +1,19 @@
 """Rivals that choose sizes by probes; a formula stands in for the training of a probe where that is not the point."""
 
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import special, stats
 
-from scall_jax import Budget, make_run, sizes
+from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan, sizes
 from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.methods import method_of
-from scall_jax.rivals import bet, ciess, ducb, entities
+from scall_jax.rivals import bet, ciess, ducb, entities, esapn
 from scall_jax.rivals.probing import probe_in_turn
 from scall_jax.search import Probe
 from scall_jax.state import budget_of
@@ -302,3 +304,116 @@ def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
     assert record.fitness[3] == record.fitness[:3].max()
     assert _pays_for(segment, chosen)(own[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
     assert state.chooser.users.updates == 2 * 4 * 8
+
+
+def test_growth_of_esapn_is_admitted_from_the_likeliest_on_as_long_as_it_fits():
+    rng = np.random.default_rng(5)
+    admit = jax.jit(esapn.admitted)
+    for room in (0, 1, 7, 30, 200):
+        wish, likely, cost = rng.random(40) < 0.6, rng.integers(-5, 5, 40), rng.integers(1, 9, 40)
+        expected, left = np.zeros(40, bool), room
+        for i in sorted(np.flatnonzero(wish), key=lambda i: (-likely[i], i)):
+            if cost[i] > left:
+                break
+            expected[i], left = True, left - cost[i]
+        given = jnp.asarray(wish), jnp.asarray(likely, jnp.float32), jnp.asarray(cost, jnp.int32), jnp.int32(room)
+        np.testing.assert_array_equal(admit(*given), expected)
+
+
+def test_next_sizes_and_buckets_of_esapn():
+    choices = (1, 2, 4, 8)
+    own = jnp.array([1, 2, 3, 7, 8, 9], jnp.int32)
+    np.testing.assert_array_equal(esapn.next_size(own, choices), [2, 4, 4, 8, 8, 9])
+    np.testing.assert_array_equal(esapn.place_of(own, choices), [0, 1, 1, 2, 3, 3])
+    got = esapn.buckets(jnp.array([0, 1, 3, 15, 10**9], jnp.int32))
+    np.testing.assert_array_equal(got, [0, 4, 8, 16, 31])
+
+
+def test_gradient_of_esapn_is_that_of_reinforce():
+    """Against the score function: the sum of (drawn - probability) x advantage x derivative of the logit."""
+    rng, net = np.random.default_rng(6), esapn.Growth(4)
+    bucket, place = jnp.asarray(rng.integers(0, 32, 30)), jnp.asarray(rng.integers(0, 4, 30))
+    grew, advantage, weight = rng.random(30) < 0.5, rng.normal(size=30), (rng.random(30) < 0.7).astype(float)
+    params = net.init(jax.random.key(0), bucket, place)
+    got = jax.grad(lambda p: esapn.loss(net, p, bucket, place, grew, advantage, weight))(params)
+    slopes = jax.jacrev(lambda p: net.apply(p, bucket, place))(params)
+    chance = special.expit(np.asarray(net.apply(params, bucket, place), np.float64))
+    score = -(grew - chance) * advantage * weight / weight.sum()
+    for ours, slope in zip(jax.tree.leaves(got), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(ours, np.tensordot(score, np.asarray(slope, np.float64), 1), atol=1e-6)
+
+
+def test_esapn_learns_who_gains_by_growing():
+    """Drawn growth of half the popularities pays, that of the other half costs."""
+    net, adam = esapn.Growth(5), optax.adam(1e-3)
+
+    def one(i, carry):
+        params, moments = carry
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
+        bucket, place = (jax.random.randint(k, (256,), 0, n) for k, n in zip(keys, (32, 4), strict=False))
+        grew = jax.random.uniform(keys[2], (256,)) < jax.nn.sigmoid(net.apply(params, bucket, place))
+        advantage = jnp.where(grew, jnp.where(bucket >= 16, 1.0, -1.0), 0.0)
+        gradient = jax.grad(lambda p: esapn.loss(net, p, bucket, place, grew, advantage, jnp.ones(256)))(params)
+        changes, moments = adam.update(gradient, moments)
+        return optax.apply_updates(params, changes), moments
+
+    params = net.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    params, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 200, one, c))((params, adam.init(params)))
+    bucket = jnp.arange(32)
+    right = (np.asarray(net.apply(params, bucket, jnp.full(32, 2))) > 0) == (bucket >= 16)
+    assert right.mean() > 0.9
+
+
+def test_esapn_only_grows_and_stops_at_the_budget(stream):
+    config, choose, state, segment = _setting(stream, "esapn", 4.0, probes=6)
+    users = stream.capacity.users
+    chosen = jnp.asarray(_halves(segment, users)[0])
+    search = jax.jit(_searching(esapn, config, segment, _pays_for(segment, chosen)))
+    before, spent = np.zeros(len(segment.frequency), int), []
+    # one budget at which the smallest sizes hardly fit, two with room, and one that takes away
+    full = state.totals
+    for factor in (0.3, 1.0, 1.0, 0.5):
+        totals = (full * factor).astype(jnp.int32)
+        state, record = search(state._replace(totals=totals))
+        made = np.asarray(record.allocated[: int(record.count)])
+        assert record.count == 6 and (made <= totals[2]).all() and record.least == 0
+        own = np.asarray(state.chooser.sizes)
+        assert own.sum() <= totals[2]
+        if factor == 0.5:
+            assert before.sum() > totals[2] and own.sum() > totals[2] - 16
+        else:
+            assert (own >= before).all()
+        before = own
+        spent.append(own.sum())
+    assert spent[1] > 1.2 * spent[0]
+    np.testing.assert_array_equal(choose(state)[0][:-2], before)
+
+
+@pytest.mark.parametrize("method", ["bet", "ciess", "ducb", "esapn"])
+def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, monkeypatch, quick_compilation, method):
+    """By real probes: the records of the host loop, of the same cut off after segment 1, and of one program."""
+    monkeypatch.setattr(bet, "CANDIDATES", 4)
+    monkeypatch.setattr(ciess, "_BATCH", 32)
+    search = SearchConfig(probes=2, probe_steps=4)
+    fit = FitConfig(layers=1, batch=64, steps=8, eval_every=4, valid_users=32)
+    config, key = small_config(method, search=search, fit=fit, budget=Budget.mean_size(3)), jax.random.key(0)
+
+    def look(line):
+        if line["segment"] == 1:
+            shutil.copytree(tmp_path / "whole", tmp_path / "part")
+
+    whole = run_segments(config, stream, key, folder=tmp_path / "whole", on_segment=look)
+    continued = run_segments(config, stream, key, folder=tmp_path / "part")
+    left_out = {*records.VOLATILE, *records.ACCOUNT}
+    assert [{k: v for k, v in x.items() if k not in left_out} for x in continued] == [
+        {k: v for k, v in x.items() if k not in left_out} for x in whole
+    ]
+    _, record = scan(config, stream, key)
+    for t, line in enumerate(whole):
+        spent, budget = line["allocated_parameters"], line["budget_parameters"]
+        assert record.allocated[t] == spent <= budget and (method == "esapn" or spent == budget)
+        assert record.search.count[t] == (2 if t else 0)
+        if t:
+            made = line["probe_allocated_parameters"]
+            assert made == record.search.allocated[t].tolist()
+            assert all(x <= line["probe_budget_parameters"] for x in made)

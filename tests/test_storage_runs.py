@@ -40,14 +40,6 @@ def _bytes_of_arrays(folder, segment):
     return sum(np.asarray(x).nbytes for name, x in tree.items() if name not in ("format", "key", "known"))
 
 
-@pytest.fixture
-def quick_compilation():
-    """What these programs do is little, next to compiling them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_compilation, name):
     config, key = _config(name), jax.random.key(0)

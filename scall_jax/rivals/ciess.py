@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scall_jax import sizes
 from scall_jax.actions import action_length
-from scall_jax.allocators import alive, entities_order, sides
+from scall_jax.allocators import sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.policies.networks import Actor, TwinCritic
-from scall_jax.rivals.entities import by_entity, scaled_frequency
+from scall_jax.rivals.entities import by_entity, fill, scaled_frequency
 from scall_jax.rivals.probing import Search, make_chooser, retrained
 from scall_jax.search import most_probes
 from scall_jax.state import budget_of
@@ -161,14 +160,6 @@ def _size(place, low, high):
 def states(frequency: jax.Array, own: jax.Array, quality: jax.Array, low: int, high: int) -> jax.Array:
     """Frequency and size, each within [-1, 1], and quality; f32[n, 3]."""
     return jnp.stack([2 * frequency - 1, 2 * _place(own, low, high) - 1, quality], axis=-1)
-
-
-def fill(config: Config, segment, total: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Wanted sizes f32[N] scaled by one factor to own sizes i32[N] of the whole budget."""
-    order = entities_order(config, segment)
-    live = segment.users + segment.items
-    shares = jnp.where(alive(segment), wanted, 0.0)[order]
-    return sizes.assign(sizes.allocate(shares, total, config.sizes.minimum, config.sizes.maximum, live=live), order)
 
 
 class _Carry(NamedTuple):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.allocators import sides
+from scall_jax import sizes
+from scall_jax.allocators import alive, entities_order, sides
 from scall_jax.config import Config
 from scall_jax.recommenders.graph import propagate
 from scall_jax.state import RunState, storage_of
@@ -75,3 +76,11 @@ def by_entity(segment: Segment, by_user: jax.Array) -> tuple[jax.Array, jax.Arra
     count = jnp.zeros(items + 1).at[item].add(known[user])[:items]
     total = jnp.zeros(items + 1).at[item].add(value[user])[:items]
     return jnp.concatenate([value, total / jnp.maximum(count, 1.0)]), jnp.concatenate([known, count]) > 0
+
+
+def fill(config: Config, segment, total: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Wanted sizes f32[N] scaled by one factor to own sizes i32[N] of the whole budget."""
+    order = entities_order(config, segment)
+    live = segment.users + segment.items
+    shares = jnp.where(alive(segment), wanted, 0.0)[order]
+    return sizes.assign(sizes.allocate(shares, total, config.sizes.minimum, config.sizes.maximum, live=live), order)

@@ -1,7 +1,7 @@
 """Probes of sizes in turn: the search loop of rivals whose choices are not the actions of a `Policy`.
 
-They are charged what SCALL is charged: as many probes of as many steps, each with the whole budget given out, and the
-same reference. What stops SCALL's search early (`search.converge`) does not apply.
+They are charged what SCALL is charged: as many probes of as many steps, each with the whole budget to give out,
+and the same reference. What stops SCALL's search early (`search.converge`) does not apply.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,7 @@ class Search(NamedTuple):
     propose: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # C, number, key -> sizes, action
     learn: Callable[[Any, jax.Array, jax.Array, Trial], Any]  # C, number, key, what was found -> C
     end: Callable[[Any, Any], Any]  # S, C -> S
+    fills: bool = True  # a probe gives out the whole budget, not at most that
 
 
 def make_chooser(
@@ -61,24 +62,26 @@ def make_chooser(
     config: Config,
     progress: Callable | None = None,
     again: int = 0,
+    uniform_start: bool = True,
 ) -> Chooser:
     """A chooser that searches by probes.
 
     Args:
       init: (key, storage) -> S, which has a field `reference` f32[], fitness of the last fit at its first evaluation.
       make: the search of a segment.
-      sizes_of: own sizes and action of a segment by what was found; segment 0, before any search, is uniform.
+      sizes_of: own sizes and action of a segment by what was found.
       config: of the run.
       progress: called on the host as progress(segment, probes, best ratio) after each probe.
       again: the last probes of a segment, which repeat earlier ones: their random numbers are their own even where
         `search.common` says that probes share them.
+      uniform_start: segment 0, before any search, is uniform; else `sizes_of` says its sizes too.
     """
 
     def choose(state, segment, key):
         total, shared = budget_of(config, state, segment)
         none = jnp.zeros(action_length(config.search))
         own, action = jax.lax.cond(
-            segment.index > 0,
+            (segment.index > 0) | (not uniform_start),
             lambda: sizes_of(config, state, segment),
             lambda: (ALLOCATORS["uniform"](config)(key, segment, total), none),
         )
@@ -167,7 +170,8 @@ def probe_in_turn(
     first = int(options.reference == "uniform")
     rows = jax.eval_shape(probe_sizes, key, jnp.zeros(nodes, jnp.int32)).by_user
     reference = Reference(jnp.zeros(nodes, jnp.int32), kept.reference, jnp.zeros(rows.shape))
-    record = no_search(config)._replace(expected=expected_units(config, state, segment))
+    expected = expected_units(config, state, segment)
+    record = no_search(config)._replace(expected=expected, least=expected if search.fills else jnp.int32(0))
     start = (search.begin(kept, reference), reference, record, jnp.float32(0))
     inner, reference, record, _ = jax.lax.fori_loop(0, first + most, one, start)
     return search.end(kept, inner), record._replace(reference=reference.fitness)
