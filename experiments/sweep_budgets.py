@@ -4,19 +4,23 @@
     python -m experiments.sweep_budgets --method uniform scall --mean-sizes 1 2 4 8 16 --seeds 0 1 2
 
 Writes `sweep.png` (Recall@20 by megabytes, the full-size model as a line) and `sweep.json`. `--separate` also makes the
-runs one by one and prints the ratio of the times. Cost: the steps of all runs; one compilation for all budgets.
+runs one by one, each compiled for its own budget, and records their seconds, compilation apart. Cost: the steps of all
+runs; one compilation for all budgets.
 """
 
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from experiments import run
-from scall_jax import Budget, records, report, scan, sweep
+from scall_jax import Budget, records, report, scan
+from scall_jax.loop import scan_program, sweep_program
+from scall_jax.run import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +51,18 @@ def main(flags: Sweep) -> list[dict]:
     for method in run.expand(flags.method):
         pairs = [(size, seed) for size in flags.mean_sizes for seed in flags.seeds]
         config = run.make_config(flags, method)
-        start = time.perf_counter()
         budgets = [Budget.mean_size(size) for size, _ in pairs]
-        _, record = sweep(config, stream, [jax.random.key(seed) for _, seed in pairs], budgets)
-        seconds = time.perf_counter() - start
+        keys = [jax.random.key(seed) for _, seed in pairs]
+        record, seconds = timed(*sweep_program(config, stream, keys, budgets))
         recalls = np.array([_mean_recall(jax.tree.map(lambda x, i=i: x[i], record)) for i in range(len(pairs))])
         recalls = recalls.reshape(len(flags.mean_sizes), -1)
         spread = recalls.std(1, ddof=1) if len(flags.seeds) > 1 else np.zeros(len(recalls))
         memory = [4e-6 * size * entities for size in flags.mean_sizes]
         series[method] = (memory, recalls.mean(1), spread)
         row = {"method": method, "mean_sizes": flags.mean_sizes, "megabytes": memory, "seeds": flags.seeds}
-        row |= {"recall@20": recalls.tolist(), "seconds": seconds}
+        row |= {"recall@20": recalls.tolist(), "seconds": seconds["run"], "seconds_compile": seconds["compile"]}
         if flags.separate:
-            row["seconds_separate"] = _separately(config, stream, pairs)
+            row |= _separately(config, stream, pairs)
         rows.append(row)
         print(f"{method}: {json.dumps(row)}")
     level = None
@@ -74,13 +77,28 @@ def main(flags: Sweep) -> list[dict]:
     return rows
 
 
-def _separately(config, stream, pairs) -> float:
-    """Seconds of the runs one after the other, each compiled for its own budget."""
+def timed(program: Callable, arguments: tuple) -> tuple[Record, dict[str, float]]:
+    """Records of a program, checked, and its seconds: `compile` and `run`."""
     start = time.perf_counter()
+    compiled = program.lower(*arguments).compile()
+    seconds = {"compile": time.perf_counter() - start}
+    start = time.perf_counter()
+    _, record = jax.block_until_ready(compiled(*arguments))
+    seconds["run"] = time.perf_counter() - start
+    records.check(record)
+    return record, seconds
+
+
+def _separately(config, stream, pairs) -> dict[str, list[float]]:
+    """Seconds of the runs one after the other, each compiled for its own budget."""
+    found = []
     for size, seed in pairs:
         own = dataclasses.replace(config, budget=Budget.mean_size(size))
-        jax.block_until_ready(scan(own, stream, jax.random.key(seed)))
-    return time.perf_counter() - start
+        found.append(timed(*scan_program(own, stream, jax.random.key(seed)))[1])
+    return {
+        "seconds_separate": [x["run"] for x in found],
+        "seconds_separate_compile": [x["compile"] for x in found],
+    }
 
 
 def _mean_recall(record) -> float:

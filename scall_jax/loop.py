@@ -31,11 +31,16 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> tuple[RunState, Reco
     Raises:
       ValueError: a non-finite loss, after the fact.
     """
-    run = make_run(config)
-    state = run.init(key, stream)
-    state, record = jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))(state, stream.stack())
+    program, arguments = scan_program(config, stream, key)
+    state, record = program(*arguments)
     records.check(record)
     return state, record
+
+
+def scan_program(config: Config, stream: Stream, key: jax.Array) -> tuple[Callable, tuple]:
+    """The jitted function that `scan` calls, and its arguments: to lower, compile and time it by oneself."""
+    run = make_run(config)
+    return jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs)), (run.init(key, stream), stream.stack())
 
 
 def sweep(
@@ -55,6 +60,20 @@ def sweep(
       ValueError: L differs or is 0; a method whose storage cannot be shared by budgets; a non-finite loss, after the
         fact.
     """
+    program, arguments = sweep_program(config, stream, keys, budgets)
+    states, record = program(*arguments)
+    records.check(record)
+    return states, record
+
+
+def sweep_program(
+    config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Sequence[Budget]
+) -> tuple[Callable, tuple]:
+    """The jitted function that `sweep` calls, and its arguments: to lower, compile and time it by oneself.
+
+    Raises:
+      ValueError: as `sweep`, but for what is found after the fact.
+    """
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
     method = method_of(config.method)
@@ -68,9 +87,7 @@ def sweep(
     largest = max(states, key=lambda state: state.held.units)
     states = [state._replace(params=largest.params, held=largest.held) for state in states]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    states, record = jax.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None)))(states, stream.stack())
-    records.check(record)
-    return states, record
+    return jax.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None))), (states, stream.stack())
 
 
 PHASES = ("prepare", "fit", "evaluate", "search")
