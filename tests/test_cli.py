@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, compare, run, strata
+from experiments import arena, compare, run, scall, strata
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -111,6 +112,36 @@ def test_compare_has_one_cell_for_what_a_flag_does_not_change():
         ("popularity-segment", "-", "-"): 1,
         ("popularity-decayed", "-", "-"): 1,
     }
+    # no budget binds them: a folder is theirs whatever sizes are asked for
+    others = compare.cells(dataclasses.replace(flags, mean_sizes=(3.0,)))
+    unbound = lambda found: [(cell.out, cell.budget) for shown, cell in found if shown["mean size"] == "-"]  # noqa: E731
+    assert unbound(others) == unbound(compare.cells(flags))
+
+
+def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
+    more = "--choose --ours uniform --method uniform --mean-sizes 2 --seeds 0 1 --powers 0.25 1 --shares .5 --shapes .5"
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        run.cli(scall.Scall, scall.main, arguments=_arguments(data, tmp_path, *more.split()))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert list(rows) == ["uniform", "frequency on valid", "fixed on valid"]
+
+    def quality(folder):
+        summary = json.loads((folder / "summary.json").read_text())
+        return summary["mean_valid_recall@20"], summary["mean_test_recall@20"]
+
+    tried = {power: quality(tmp_path / "frequency" / f"p={power}-mean2-seed0") for power in ("0.25", "1")}
+    best = max(tried, key=tried.get)
+    folders = [tmp_path / "frequency" / f"p={best}-mean2-seed{seed}" for seed in (0, 1)]
+    assert [found.parent.name for found in tmp_path.glob("frequency/*-seed1/summary.json")] == [folders[1].name]
+    config = json.loads((folders[1] / "config.json").read_text())["config"]
+    assert config["method"] == "frequency" and config["sizes"]["power"] == float(best)
+    mean = sum(quality(folder)[1] for folder in folders) / 2
+    assert rows["frequency on valid"]["seeds"] == "2"
+    assert float(rows["frequency on valid"]["Recall@20"].split()[0]) == pytest.approx(mean, abs=5e-5)
+    assert f"frequency at mean size 2: p={best}; valid Recall@20 by seed 0" in capsys.readouterr().out
 
 
 def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
