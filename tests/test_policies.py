@@ -60,6 +60,40 @@ def test_a_policy_that_climbs_the_wrong_way_fails_the_bandit(name):
     assert (_distances(name, PolicyConfig(widths=(64, 64)), flip=True) < 0.1).sum() < 4
 
 
+def test_greedy_of_gp_is_the_optimum_of_the_posterior():
+    """Against a float64 regression on what is left of rewards once the prior mean is taken off."""
+    rng, config = np.random.default_rng(4), PolicyConfig()
+    policy = POLICIES["gp"](config, SEEN.shape[0], 3)
+    state, seen = policy.init(jax.random.key(0)), []
+    for t in range(3):
+        state = policy.begin(state)
+        for _ in range(5):
+            action, reward = rng.random((1, 3)), rng.normal(size=1)
+            seen.append((t, action[0], reward[0]))
+            new = [jnp.asarray(x, jnp.float32) for x in (SEEN[None], action, reward, SEEN[None])]
+            state = policy.update(state, jax.random.key(0), Transition(*new))
+    segment, at, reward = map(np.array, zip(*seen, strict=True))
+
+    def kernel(a, b):
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * config.length_scale**2))
+
+    def relative(x):
+        return x - np.array([x[segment == t].mean() for t in segment])
+
+    def prior(a):
+        return -config.curvature * ((a - 0.5) ** 2).sum(-1)
+
+    spread = relative(reward).std()
+    noise = config.noise_variance / config.discount ** (2 - segment)
+    weights = np.linalg.solve(kernel(at, at) + np.diag(noise), relative(reward) / spread - relative(prior(at)))
+    axis = (np.arange(11) + 0.5) / 11
+    lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    mean = prior(lattice) + kernel(lattice, at) @ weights
+    chosen = np.asarray(policy.greedy(state, SEEN))
+    (place,) = np.flatnonzero(np.abs(lattice - chosen).max(1) < 1e-5)
+    assert mean[place] == pytest.approx(mean.max(), abs=1e-4) and mean.max() - np.median(mean) > 0.2
+
+
 def test_discounted_regression_is_its_weighted_sums():
     rng = np.random.default_rng(3)
     gamma, ridge, features = 0.9, 0.7, 5

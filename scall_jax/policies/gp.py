@@ -2,7 +2,8 @@
 
 A search of a dozen noisy probes does better to take the optimum of what its probes agree on than the luckiest probe.
 The posterior smooths rewards over actions; those of a segment count relative to their mean, so that segments of
-different difficulty can be held together, and older segments count less.
+different difficulty can be held together, and older segments count less. The prior mean falls off from the middle of
+the actions: a flat one hands what noise leaves undecided to the corners, where one side holds next to nothing.
 """
 
 from typing import NamedTuple
@@ -39,6 +40,9 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         square = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
         return jnp.exp(-square / (2 * config.length_scale**2))
 
+    def prior(action):
+        return -config.curvature * ((action - 0.5) ** 2).sum(-1)
+
     def init(key):
         del key
         return GpState(
@@ -56,15 +60,20 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         """Mean and covariance at actions, of rewards by the spread within segments."""
         known = state.segment >= 0
         same = (state.segment[:, None] == state.segment[None, :]) & known[:, None] & known[None, :]
-        mean = (same * state.reward[None, :]).sum(1) / jnp.maximum(same.sum(1), 1)
-        centred = jnp.where(known, state.reward - mean, 0.0)
-        spread = jnp.sqrt((centred**2).sum() / jnp.maximum(known.sum(), 1)) + 1e-6
+
+        def centred(values):
+            mean = (same * values[None, :]).sum(1) / jnp.maximum(same.sum(1), 1)
+            return jnp.where(known, values - mean, 0.0)
+
+        reward = centred(state.reward)
+        spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1)) + 1e-6
         age = (state.begun - state.segment).astype(jnp.float32)
         noise = jnp.where(known, config.noise_variance / config.discount**age, 1e6)
         factor = jnp.linalg.cholesky(kernel(state.action, state.action) + jnp.diag(noise))
+        surprise = reward / spread - centred(prior(state.action))
         cross = jax.scipy.linalg.solve_triangular(factor, kernel(state.action, at), lower=True)
-        white = jax.scipy.linalg.solve_triangular(factor, centred / spread, lower=True)
-        return cross.T @ white, cross
+        white = jax.scipy.linalg.solve_triangular(factor, surprise, lower=True)
+        return prior(at) + cross.T @ white, cross
 
     def act(state, key, seen):
         del seen

@@ -76,10 +76,12 @@ class PolicyConfig:
     """grid: points on an axis."""
     discount: float = 0.7
     """grid, gp: weight, per segment, of what earlier segments showed."""
-    length_scale: float = 0.35
+    length_scale: float = 0.5
     """gp: distance over which rewards are alike."""
-    noise_variance: float = 0.5
+    noise_variance: float = 1.0
     """gp: of a probe's reward, by the variance between actions."""
+    curvature: float = 2.0
+    """gp: the prior mean falls off from the middle by this, times the squared distance, in spreads of rewards."""
     projected: int = 32
     """dlints: dimensions that contexts are projected to."""
     forget: float = 0.99
@@ -112,8 +114,9 @@ class PolicyConfig:
         for name in ("discount", "forget"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must lie above 0 and not above 1")
-        if not self.exploration >= 0:
-            raise ValueError(f"policy exploration={self.exploration}: must not be negative")
+        for name in ("exploration", "curvature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"policy {name}={getattr(self, name)}: must not be negative")
         if self.noise not in ("gaussian", "ou"):
             raise ValueError(f"policy noise={self.noise!r}: choose gaussian or ou")
 
