@@ -19,7 +19,6 @@ others: recall by their number, NDCG by an ideal list that has them first. All i
 _DEPTH = max(CUTOFFS)
 _CHUNK = 64  # items per chunk of the two-level top-k
 _EDGES = 8192  # training interactions masked at once
-_BLOCK_BYTES = 2**24  # scores held at once
 
 
 class Metrics(NamedTuple):
@@ -102,7 +101,7 @@ def evaluate_scores(
     relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
     padded_items = _padded(item_bias.shape[0])
     queries = relevant.users.shape[0]
-    block = max(1, min(256, queries, _BLOCK_BYTES // (4 * padded_items)))
+    block = max(1, min(1024, queries, _block_bytes() // (4 * padded_items)))
     allowed = jnp.arange(padded_items) < items
     if candidates == "segment":
         wanted = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
@@ -137,6 +136,11 @@ def evaluate_scores(
     covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
     scale = 1.0 / jnp.maximum(count, 1)[:, None]
     return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
+
+
+def _block_bytes() -> int:
+    """Scores held at once: on a CPU as many as stay in its caches."""
+    return 2**22 if jax.default_backend() == "cpu" else 2**26
 
 
 def _padded(items: int) -> int:
@@ -245,11 +249,12 @@ def _lower_bound(items, start, end, wanted):
     """First place in a row's ascending items[start:end] that is not below wanted i32[B, K], by bisection; i32[B, K]."""
     low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
 
-    def halve(_, bracket):
+    def halve(bracket):
         low, high = bracket
         middle = (low + high) // 2
         inside = low < high
         less = items[jnp.minimum(middle, items.shape[0] - 1)] < wanted
         return jnp.where(inside & less, middle + 1, low), jnp.where(inside & ~less, middle, high)
 
-    return jax.lax.fori_loop(0, max(1, items.shape[0].bit_length()), halve, (low, high))[0]
+    # rows are short: the longest decides, not what they are cut from
+    return jax.lax.while_loop(lambda bracket: (bracket[0] < bracket[1]).any(), halve, (low, high))[0]

@@ -408,12 +408,15 @@ def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, mon
     assert [{k: v for k, v in x.items() if k not in left_out} for x in continued] == [
         {k: v for k, v in x.items() if k not in left_out} for x in whole
     ]
-    _, record = scan(config, stream, key)
     for t, line in enumerate(whole):
         spent, budget = line["allocated_parameters"], line["budget_parameters"]
-        assert record.allocated[t] == spent <= budget and (method == "esapn" or spent == budget)
-        assert record.search.count[t] == (2 if t else 0)
+        assert spent <= budget and (method == "esapn" or spent == budget)
         if t:
             made = line["probe_allocated_parameters"]
-            assert made == record.search.allocated[t].tolist()
-            assert all(x <= line["probe_budget_parameters"] for x in made)
+            assert len(made) == 2 and all(x <= line["probe_budget_parameters"] for x in made)
+    if method in ("ciess", "esapn"):  # one that spends the budget and one that may not: their program compiles for long
+        _, record = scan(config, stream, key)
+        for t, line in enumerate(whole):
+            assert record.allocated[t] == line["allocated_parameters"]
+            assert record.search.count[t] == (2 if t else 0)
+            assert record.search.allocated[t].tolist()[: 2 * (t > 0)] == line.get("probe_allocated_parameters", [])
