@@ -211,7 +211,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
 
 
 def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
-    methods = ["--method", "uniform", "binary_hash", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
+    methods = ["--method", "uniform", "binary_hash", "full", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
     arguments = _arguments(data, tmp_path, *methods, "--seeds", "0", "1")
     before = jax.config.jax_compilation_cache_dir
     try:
@@ -228,6 +228,9 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     assert all(f"| {metric} over MB" in printed for metric in ("recall@20", "ndcg@20"))
     assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
     assert (tmp_path / "arena.png").exists()
+    rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["full"]["MB"] == rows["full"]["mean size"] == "-" and rows["full"]["seeds"] == "2"
+    assert "- full is outside the budget: " in printed and ("full: Recall@20" in printed or "full - " in printed)
     _check_strata(data, tmp_path, capsys)
 
 
