@@ -153,16 +153,20 @@ def _pad(values, length):
 
 
 def _scorers(item_vectors):
-    """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask."""
-    width = item_vectors.shape[1]
-    widths = [w for w in (16, 32, 64, 128) if w < width] + [width]
+    """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask.
 
-    def scorer(w):
-        return lambda vectors: vectors[:, :w] @ item_vectors[:, :w].T
+    Columns are cut apart once, not in every block: a narrow product reads narrow rows.
+    """
+    width = item_vectors.shape[1]
+    ends = [w for w in (16, 32, 64, 128) if w < width] + [width]
+    parts = [(slice(start, end), item_vectors[:, start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def scorer(count):
+        return lambda vectors: sum(vectors[:, columns] @ part.T for columns, part in parts[:count])
 
     def scores(vectors, used_width):
-        which = (used_width > jnp.asarray(widths[:-1], jnp.int32)).sum() if len(widths) > 1 else 0
-        return jax.lax.switch(which, [scorer(w) for w in widths], vectors)
+        which = (used_width > jnp.asarray(ends[:-1], jnp.int32)).sum() if len(ends) > 1 else 0
+        return jax.lax.switch(which, [scorer(count) for count in range(1, len(ends) + 1)], vectors)
 
     return scores
 
