@@ -12,8 +12,8 @@ is made of sparse products, a dense product or a pass over the parameters, these
 `by parts` is the measured time by theirs. `times official` is how many times longer the official implementation of
 SCALL (commit 15d6eb8) took for the same work, one thread of a machine like the one at the head of
 experiments/results/speed.md. Expect the training step within twice its products, sizes linear in n. Cost: some 40
-minutes for all cases, most of it the default run. Writes benchmark.json and benchmark.md. For one thread:
-`taskset -c 0 python -m ...`.
+minutes for all cases, most of it the default run. Writes benchmark.json and benchmark.md after each case. For one
+thread: `taskset -c 0 python -m ...`.
 """
 
 import dataclasses
@@ -161,15 +161,23 @@ def main(flags: Benchmark) -> list[dict]:
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{rows[-1]['case']}: {rows[-1]['seconds'] * 1e3:.3g} ms", flush=True)
+        text = write(flags.out, rows, old)
+    if not rows:
+        raise ValueError("no case could be measured: their errors stand above")
+    print(f"\n{text}")
+    return rows
+
+
+def write(out: Path, rows: list[dict], old: dict) -> str:
+    """benchmark.json and benchmark.md, whose text is returned."""
     result = {"processor": processor(), "cpus": len(os.sched_getaffinity(0)), "jax": jax.__version__, "cases": rows}
-    records.write_atomically(flags.out / "benchmark.json", json.dumps(result, indent=1) + "\n")
-    text = _table(rows, old)
+    records.write_atomically(out / "benchmark.json", json.dumps(result, indent=1) + "\n")
     copy, rate = (np.median([row[key] for row in rows]) for key in ("copy_bytes_per_second", "flops_per_second"))
     head = f"{result['processor']}, {result['cpus']} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}; "
     head += f"copies {copy / 1e9:.1f} GB/s read and written, multiplies {rate / 1e9:.0f} Gflop/s (medians over cases)"
-    records.write_atomically(flags.out / "benchmark.md", f"{head}\n\n{text}\n")
-    print(f"\n{head}\n\n{text}")
-    return rows
+    text = f"{head}\n\n{_table(rows, old)}"
+    records.write_atomically(out / "benchmark.md", text + "\n")
+    return text
 
 
 def processor() -> str:

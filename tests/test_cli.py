@@ -10,7 +10,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, compare, run, scall, strata
+from experiments import arena, benchmark, compare, run, scall, strata
 from scall_jax import records, streams
 
 TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
@@ -276,3 +276,18 @@ def _check_strata(data, out, capsys):
     with pytest.raises(SystemExit):
         run.cli(strata.Strata, strata.main, arguments=[*_arguments(data, out), "--seed", "1"])
     assert "give the stream, cut and seed" in capsys.readouterr().err
+
+
+def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
+    more = ["--only", "policy grid", "state", "--repeats", "2"]
+    run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path / "a"), *more])
+    first = json.loads((tmp_path / "a" / "benchmark.json").read_text())
+    assert [row["case"] for row in first["cases"]] == ["state 1e5", "policy grid"]
+    assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in first["cases"])
+    capsys.readouterr()
+    compared = ["--out", str(tmp_path / "b"), "--compare", str(tmp_path / "a" / "benchmark.json"), *more]
+    run.cli(benchmark.Benchmark, benchmark.main, arguments=compared)
+    assert "by old" in (tmp_path / "b" / "benchmark.md").read_text()
+    with pytest.raises(SystemExit):
+        run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path), "--only", "magic"])
+    assert "no case starts so" in capsys.readouterr().err
