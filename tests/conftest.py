@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     # rlax's dependencies warn when they are imported, more so when they are compiled for the first time
     warnings.simplefilter("ignore")
     import scall_jax.policies.ddpg  # noqa: F401
+from scall_jax import streams
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same small programs are compiled again and again: once per test session is enough, in all its processes
@@ -33,6 +34,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """File of a small stream."""
+    rows = streams.synthetic(jax.random.key(0), users=150, items=80, interactions=4000)
+    path = tmp_path_factory.mktemp("data") / "rows.csv"
+    users, items = rows.user_ids.gather(rows.user).to_list(), rows.item_ids.gather(rows.item).to_list()
+    lines = [f"{u},{i},{t}" for u, i, t in zip(users, items, rows.time.tolist(), strict=True)]
+    path.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
+    return path
 
 
 @pytest.fixture

@@ -14,6 +14,12 @@ def small_stream(segments: int = 4, **options) -> streams.Stream:
     return streams.cut(rows, segments=segments)
 
 
+def tiny_arguments(data, out, *more: str) -> list[str]:
+    """Flags of an experiment that is over in seconds."""
+    tiny = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
+    return ["--data", str(data), "--cut.segments", "4", "--out", str(out), *tiny, *more]
+
+
 def small_config(method: str = "fixed", **options) -> Config:
     fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10, valid_users=64)
     return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=16)} | options))

@@ -11,28 +11,13 @@ import polars as pl
 import pytest
 
 from experiments import arena, benchmark, compare, run, scall, strata
-from scall_jax import records, streams
-
-TINY = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    rows = streams.synthetic(jax.random.key(0), users=150, items=80, interactions=4000)
-    path = tmp_path_factory.mktemp("data") / "rows.csv"
-    users, items = rows.user_ids.gather(rows.user).to_list(), rows.item_ids.gather(rows.item).to_list()
-    lines = [f"{u},{i},{t}" for u, i, t in zip(users, items, rows.time.tolist(), strict=True)]
-    path.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
-    return path
-
-
-def _arguments(data, out, *more):
-    return ["--data", str(data), "--cut.segments", "4", "--out", str(out), *TINY, *more]
+from scall_jax import records
+from tests.helpers import tiny_arguments
 
 
 def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
     run.cli(
-        arguments=_arguments(
+        arguments=tiny_arguments(
             data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"
         )
     )
@@ -75,7 +60,7 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
 
 
 def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
-    arguments = _arguments(
+    arguments = tiny_arguments(
         data, tmp_path, "--method", "uniform", "popularity-all", "--mean-sizes", "2", "--seeds", "0", "1"
     )
     before = jax.config.jax_compilation_cache_dir
@@ -122,7 +107,7 @@ def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
     more = "--choose --ours uniform --method uniform --mean-sizes 2 --seeds 0 1 --powers 0.25 1 --shares .5 --shapes .5"
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(scall.Scall, scall.main, arguments=_arguments(data, tmp_path, *more.split()))
+        run.cli(scall.Scall, scall.main, arguments=tiny_arguments(data, tmp_path, *more.split()))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
@@ -145,7 +130,7 @@ def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
 
 
 def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
-    arguments = _arguments(data, tmp_path, "--method", "popularity-all")
+    arguments = tiny_arguments(data, tmp_path, "--method", "popularity-all")
     run.cli(arguments=arguments)
     with pytest.raises(SystemExit) as stop:
         run.cli(arguments=arguments)
@@ -188,8 +173,8 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
 def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     """kill -9 while segments are being written, then --resume."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run.cli(arguments=_arguments(data, whole, "--method", "fixed"))
-    command = [sys.executable, "-m", "experiments.run", *_arguments(data, parts, "--method", "fixed", "--resume")]
+    run.cli(arguments=tiny_arguments(data, whole, "--method", "fixed"))
+    command = [sys.executable, "-m", "experiments.run", *tiny_arguments(data, parts, "--method", "fixed", "--resume")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     metrics = parts / "fixed" / "metrics.jsonl"
     deadline = time.time() + 120
@@ -198,7 +183,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (parts / "fixed" / "summary.json").exists()
-    run.cli(arguments=_arguments(data, parts, "--method", "fixed", "--resume"))
+    run.cli(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
     left_out = set(records.VOLATILE)
     one, other = (
         [
@@ -212,7 +197,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
 
 def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     methods = ["--method", "uniform", "binary_hash", "full", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
-    arguments = _arguments(data, tmp_path, *methods, "--seeds", "0", "1")
+    arguments = tiny_arguments(data, tmp_path, *methods, "--seeds", "0", "1")
     before = jax.config.jax_compilation_cache_dir
     try:
         run.cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
@@ -238,7 +223,7 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
     methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
+        run.cli(arena.Arena, arena.main, arguments=tiny_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet")
@@ -262,7 +247,7 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
 def _check_strata(data, out, capsys):
     """The tables that the arena wrote are those of the experiment, and their parts add up to the runs' own metrics."""
     written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
-    run.cli(strata.Strata, strata.main, arguments=_arguments(data, out))
+    run.cli(strata.Strata, strata.main, arguments=tiny_arguments(data, out))
     printed = capsys.readouterr().out
     rows = [sorted(line for line in text.splitlines() if line.startswith("|")) for text in (written, printed)]
     assert rows[0] == rows[1] and sum("uniform/" in row and " ± " in row for row in rows[0]) == 2 * 2 * 5
@@ -274,7 +259,7 @@ def _check_strata(data, out, capsys):
             mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
             assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
     with pytest.raises(SystemExit):
-        run.cli(strata.Strata, strata.main, arguments=[*_arguments(data, out), "--seed", "1"])
+        run.cli(strata.Strata, strata.main, arguments=[*tiny_arguments(data, out), "--seed", "1"])
     assert "give the stream, cut and seed" in capsys.readouterr().err
 
 

@@ -1,0 +1,110 @@
+"""The experiments at tiny size: what they run and what they write."""
+
+import json
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments import ablate_policy, ablate_state, budget_cut, official_ml1m, run, sweep_budgets
+from scall_jax import records
+from tests.helpers import tiny_arguments
+
+SHORT = ["--search.probes", "1", "--search.probe-steps", "4", "--seeds", "0", "--mean-sizes", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _cache_as_before(quick_compilation):
+    """Experiments put the compilation cache into their own folder."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path):
+    more = ["--method", "uniform", "--mean-sizes", "1", "4", "--seeds", "0", "1", "--separate"]
+    run.cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
+    uniform, full = json.loads((tmp_path / "sweep.json").read_text())
+    assert np.shape(uniform["recall@20"]) == (2, 2) and full["method"] == "full"
+    assert uniform["megabytes"][1] == pytest.approx(4 * uniform["megabytes"][0])
+    assert len(uniform["seconds_separate"]) == len(uniform["seconds_separate_compile"]) == 4
+    assert min(uniform["seconds"], uniform["seconds_compile"], *uniform["seconds_separate"]) > 0
+    assert (tmp_path / "sweep.png").exists()
+    alone = tiny_arguments(data, tmp_path / "alone", "--method", "uniform", "--budget.mean-size", "4", "--seed", "1")
+    run.cli(arguments=alone)
+    summary = json.loads((tmp_path / "alone" / "uniform" / "summary.json").read_text())
+    assert uniform["recall@20"][1][1] == pytest.approx(summary["mean_test_recall@20"], abs=0.02)
+
+
+def test_ablations_change_what_they_say(data, tmp_path, capsys):
+    arguments = tiny_arguments(data, tmp_path / "policy", *SHORT, "--only", "map linear")
+    run.cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=arguments)
+    (row,) = json.loads((tmp_path / "policy" / "rows.json").read_text())
+    config = json.loads((tmp_path / "policy" / "map-linear" / "mean3-seed0" / "config.json").read_text())["config"]
+    assert row["variant"] == "map linear" and config["method"] == "scall" and config["search"]["map"] == "linear"
+    changed = {name: x.search for name, x in ablate_policy.variants(ablate_policy.AblatePolicy()).items()}
+    assert changed["concentration 10"].concentration == 10 and changed["ours"].concentration is None
+    assert (changed["probes previous fresh"].on, changed["probes previous fresh"].start) == ("previous", "fresh")
+    arguments = tiny_arguments(data, tmp_path / "state", *SHORT, "--only", "no parts")
+    run.cli(ablate_state.AblateState, ablate_state.main, arguments=arguments)
+    (row,) = json.loads((tmp_path / "state" / "rows.json").read_text())
+    config = json.loads((tmp_path / "state" / "no-parts,-one-group" / "mean3-seed0" / "config.json").read_text())
+    assert row["variant"] == "no parts, one group" and config["config"]["method"] == "scall-sac"
+    assert config["config"]["observe"]["groups"] == 1 and not config["config"]["observe"]["embedding"]
+    with pytest.raises(SystemExit):
+        more = tiny_arguments(data, tmp_path, "--only", "magic")
+        run.cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=more)
+    assert "no variant starts so" in capsys.readouterr().err
+
+
+def test_a_cut_budget_is_cut_and_comes_back(data, tmp_path):
+    more = ["--method", "uniform", "--size", "4", "--cut-size", "2"]
+    run.cli(budget_cut.BudgetCut, budget_cut.main, arguments=tiny_arguments(data, tmp_path, *more))
+    lines = {name: records.read_lines(tmp_path / "uniform" / name / "metrics.jsonl") for name in ("constant", "cut")}
+    for t, (whole, cut) in enumerate(zip(lines["constant"], lines["cut"], strict=True)):
+        assert cut["allocated_parameters"] * (2 if t == 1 else 1) == whole["allocated_parameters"]
+    assert (tmp_path / "cut.png").exists() and "| uniform, cut" in (tmp_path / "table.md").read_text()
+
+
+def _official_rows(replayed_time):
+    rng = np.random.default_rng(0)
+    rows = []
+    for segment in range(3):
+        own = [(int(rng.integers(30)), int(rng.integers(40)), 100 * segment + i) for i in range(100)]
+        if segment:
+            rows.append((segment, *rows[0][1:3], replayed_time, True, False))
+        rows += [(segment, user, item, time, False, i >= 80) for i, (user, item, time) in enumerate(own)]
+    names = ["segment", "user", "item", "timestamp", "replay", "test"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
+    frame = _official_rows(replayed_time=0)
+    path = tmp_path / "rows.parquet"
+    frame.write_parquet(path)
+    clean, published = (official_ml1m.read_segments(str(path), 3, protocol, 0) for protocol in (False, True))
+    for t in range(3):
+        assert (published.bounds[t].start, published.bounds[t].train, published.bounds[t].valid) == (
+            100 * t,
+            100 * t + 80,
+            100 * t + 80,
+        )
+        assert clean.bounds[t].train == 100 * t + 70 and clean.bounds[t].end == 100 * t + 100
+        assert published.replay[t].tolist() == ([0] if t else [])
+    assert published.select_on_test and not clean.select_on_test
+    taken = frame.filter(~pl.col("replay"))
+    np.testing.assert_array_equal(published.user_ids.gather(published.user), taken["user"])
+
+    more = ["--segments", "3", "--method", "uniform", "--protocols", "published", "clean", "--seeds", "0", "1"]
+    arguments = tiny_arguments(path, tmp_path / "out", *more)
+    run.cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| published uniform R@20" in text and "| clean uniform N@20" in text and "0.1931" in text
+    summary = json.loads((tmp_path / "out" / "clean" / "uniform-seed1" / "summary.json").read_text())
+    assert summary["mean_test_recall@20"] is None or 0 <= summary["mean_test_recall@20"] <= 1
+
+    _official_rows(replayed_time=7777).write_parquet(path)
+    with pytest.raises(SystemExit):
+        run.cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
+    assert "replays rows that no earlier segment has" in capsys.readouterr().err
