@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import benchmark_cases, run
-from experiments.benchmark_cases import CASES, Work
+from experiments.benchmark_cases import CASES
+from experiments.benchmark_setting import Work
 from scall_jax import records, report
 
 OFFICIAL = {
@@ -64,7 +65,7 @@ class Benchmark:
     only: tuple[str, ...] = ()
     """Cases whose name, arguments and all, starts so; all without."""
     data: tuple[str, ...] = ("online-retail", "movietweetings")
-    """Streams besides the synthetic one: names or paths; see `experiments.benchmark_cases`."""
+    """Streams besides the synthetic one: names or paths; see `experiments.benchmark_setting`."""
     shapes: tuple[str, ...] = ()
     """Of the cases that have shapes of sizes, keep these."""
     repeats: int = 7

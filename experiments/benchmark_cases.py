@@ -1,14 +1,7 @@
-"""What `experiments.benchmark` measures: a function per case that returns the `Work`.
-
-Streams are named as `experiments.run` names them, or `synthetic` (20,000 nodes, 1 million graph entries), or
-`official:PATH@t`: segment t of the published protocol, for the file of `experiments.official_ml1m` or, for another, cut
-at 10,000 new entities. Without @t it is the last segment.
-"""
+"""What `experiments.benchmark` measures: a function per case that returns the `Work`; see `benchmark_setting`."""
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,129 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import official_ml1m, run
-from scall_jax import Budget, Config, FitConfig, make_run, policies, run_segments, sizes, streams, tables
+from experiments.benchmark_setting import Setting, Work, jitted, stream_of
+from scall_jax import FitConfig, policies, run_segments, sizes, tables
 from scall_jax.actions import sizes_by_action
-from scall_jax.config import SearchConfig, SizesConfig
+from scall_jax.config import SearchConfig
 from scall_jax.policies import POLICIES, PolicyConfig, Transition
-from scall_jax.recommenders import bpr, closed, propagate
+from scall_jax.recommenders import bpr, closed
 from scall_jax.recommenders.fit import make_fit, ranked
-from scall_jax.recommenders.lightgcn import rows_from
 from scall_jax.search import make_search
-from scall_jax.tables.strips import columns_of, sided_counts
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """One thing to measure."""
-
-    call: Callable[..., object]
-    arguments: tuple = ()
-    bytes: float = 0.0  # that must be read or written
-    flops: float = 0.0
-    per_call: int = 1  # of what is counted, in one call
-    compile_seconds: float = 0.0
-    repeats: int | None = None  # measurements, where fewer than asked for are enough
-    parts: tuple = ()  # (Work, times): what the work is made of at the least, measured too
-    said: str = ""  # what there is to say beside the time
-
-
-def jitted(function, *arguments, **counts) -> Work:
-    """Work of a compiled function."""
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    return Work(compiled, arguments, compile_seconds=seconds, **counts)
-
-
-def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
-    """Stream, segment and whether by the published protocol."""
-    official = data.startswith("official:")
-    path, _, at = data.removeprefix("official:").partition("@")
-    if data == "synthetic":
-        stream = streams.cut(_random_rows(12_000, 8_000, 560_000), segments=2)
-    elif official and Path(path).name == "official_ml1m_segments.parquet":
-        stream = official_ml1m.read_segments(path, 10, True, 0)
-    elif official:
-        stream = run.load_stream(run.Main(data=path, cut=run.Cut(published=True, new_entities=10_000)))
-    else:
-        stream = run.load_stream(run.Main(data=path))
-    return stream, int(at) if at else len(stream) - 1, official
-
-
-def _random_rows(users: int, items: int, count: int) -> streams.Interactions:
-    """Rows of users and items drawn by themselves, both with activities that fall by rank; what costs depend on."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for n in (users, items):
-        activity = np.arange(1, n + 1) ** -0.5
-        drawn.append(rng.choice(n, count, p=activity / activity.sum()))
-    return streams.from_arrays(*drawn, np.arange(count), "synthetic")
-
-
-class Setting:
-    """A segment of a stream with a table.
-
-    `shape` says how: `16` uniform sizes 16; `middle16` the middle of the published actions at mean size 16; `sized16`
-    the default action of `fixed`, skewed.
-    """
-
-    def __init__(self, data: str, shape: str = "16", maximum: int = 128, table: str = "packed", method=None):
-        self.stream, at, official = stream_of(data)
-        name = shape.rstrip("0123456789")
-        options = {"": {}, "sized": {}, "middle": {"rho": 0.5, "user_shape": 15.05, "item_shape": 15.05}}[name]
-        self.config = Config(
-            method=method or ("fixed" if name else "uniform"),
-            budget=Budget.mean_size(float(shape.removeprefix(name))),
-            sizes=SizesConfig(maximum=maximum, **options),
-            table=table,
-            candidates="segment" if official else "all",
-        )
-        run_of = make_run(self.config)
-        self.state = run_of.init(jax.random.key(0), self.stream)
-        self.segment = jax.device_put(self.stream.segment(at))
-        capacity = self.stream.capacity
-        self.users, self.items = capacity.users, capacity.items
-        self.storage = tables.kind_of(self.config).build(self.state.held.units, self.users, self.items, maximum)
-        self.table = self.storage.table
-        self.prepared = jax.jit(run_of.prepare)(self.state, self.segment)
-        self.layout = self.storage.layout(self.prepared.plan)
-        self.nonzeros = int(self.segment.graph.indptr[-1])
-        self.nodes = self.storage.nodes
-        self.entities = int(self.segment.users + self.segment.items)
-        common, alone, self.side = sided_counts(self.table, self.layout)
-        self.strips = [(w, int(n), int(m)) for w, n, m in zip(self.table.widths, common, alone, strict=True)]
-        self.columns = sum(width * (here + beyond) for width, here, beyond in self.strips)
-        self.said = f"{self.columns} columns, {int(columns_of(self.table.widths, alone))} of them of one side"
-
-    def product(self, width: int, side: int = 0, other: bool = False) -> Work:
-        """One sparse product of the graph with `width` columns; of half of it from a side (`lightgcn.rows_from`)."""
-        graph = rows_from(self.segment.graph, self.users, jnp.int32(side), other)
-        nonzeros = int(graph.indptr[-1] - graph.indptr[0])
-        return jitted(
-            propagate,
-            graph,
-            jnp.ones((self.nodes, width)),
-            bytes=8.0 * nonzeros + 8.0 * self.nodes * width,
-            flops=2.0 * nonzeros * width,
-        )
-
-    def products(self, forward: int, back: int = 0) -> tuple:
-        """(product, times) over all columns in use, some from embeddings and some back to them."""
-        found = []
-        for width, here, beyond in self.strips:
-            if here:
-                found.append((self.product(width), (forward + back) * here))
-            if beyond:
-                # every second product is to the other side
-                for other, times in ((True, (forward + 1) // 2 + back // 2), (False, forward // 2 + (back + 1) // 2)):
-                    found.append((self.product(width, int(self.side), other), times * beyond))
-        return tuple(found)
-
-    def fit(self, config: FitConfig, **counts) -> Work:
-        """Training by a configuration."""
-        function = make_fit(self.storage, config, None, self.config.candidates)
-        arguments = self.prepared.params, self.layout, self.segment, self.prepared.item_bias
-        return jitted(function, jax.random.key(0), *arguments, **counts)
 
 
 def product(data, width):

@@ -59,7 +59,7 @@ def main(flags: BudgetCut) -> dict[str, list[dict]]:
         ]
         rows.append([name, *("-" if mean is None else f"{mean:.4f}" for mean in means)])
     text = report.markdown(["Recall@20", *parts], rows)
-    records.write_atomically(flags.out / "table.md", text + "\n")
+    records.write_atomically(flags.out / "table.md", f"`{run.command('experiments.budget_cut')}`\n\n{text}\n")
     print(f"\n{text}")
     return found
 

@@ -10,8 +10,6 @@ where capacity binds; the tables in experiments/results were made with the comma
 
 import dataclasses
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import jax
@@ -87,7 +85,6 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
         summary, _ = run.run_method(cell, run.make_config(cell, method), streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
-    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])
     counted = f"segments after the first with at least {records.LEAST_USERS} test users"
     note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds."
@@ -97,7 +94,7 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
         note += "\n\n" + report_more(rows, folders)
     title = f"{stream.source}: {len(stream)} segments"
-    records.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command}`\n\n{text}\n\n{note}\n")
+    records.write_atomically(flags.out / "table.md", f"# {title}\n\n`{run.command(module)}`\n\n{text}\n\n{note}\n")
     records.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows

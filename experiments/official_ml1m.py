@@ -131,7 +131,8 @@ def main(flags: Official) -> str:
             rows.append([f"official {name} {metric}@20", *shown, f"{np.mean(known):.4f}"])
     text = report.markdown(["test", *(f"t={t}" for t in range(1, flags.segments)), "mean"], rows)
     note = "Mean ± standard deviation over seeds. published: model and reward selected on test, as the official code."
-    records.write_atomically(flags.out / "table.md", f"{text}\n\n{note}\n")
+    head = f"`{run.command('experiments.official_ml1m')}`"
+    records.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
     print(f"\n{text}\n\n{note}")
     return text
 

@@ -108,8 +108,8 @@ def main(flags: Probes) -> str:
     header = ["budget", "runs", "probes", "valid users", "spread %", "explained %", *(f"rho {edge}" for edge in edges)]
     text = report.markdown(header, rows)
     note = "Gains in percent of the uniform probe's fitness; valid users: the median segment's."
-    command = f"python -m experiments.probes --out {flags.out}"
-    records.write_atomically(flags.out / "probes.md", f"`{command}`\n\n{text}\n\n{note}\n")
+    head = f"`{run.command('experiments.probes')}`"
+    records.write_atomically(flags.out / "probes.md", f"{head}\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text
 

@@ -11,6 +11,7 @@ finished run), sizes/, checkpoints/ and plots. The default run takes 8 minutes o
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -250,6 +251,11 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     summary = report.describe(config.method, lines) | records.summarise(lines)
     records.write_atomically(done, json.dumps(summary, indent=2) + "\n")
     return summary, lines
+
+
+def command(module: str) -> str:
+    """The command line that this process was started with, for the head of a table."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def cli(flags: type = Main, job=main, description: str | None = __doc__, arguments: list[str] | None = None) -> None:
