@@ -128,7 +128,10 @@ def test_no_host_transfer_inside_a_step(stream):
     segment = jax.device_put(stream.segment(0))
     step = jax.jit(run.step).lower(state, segment).compile()
     with jax.transfer_guard("disallow"):
-        jax.block_until_ready(step(state, segment))
+        _, record = jax.block_until_ready(step(state, segment))
+        with pytest.raises(RuntimeError, match="[Dd]isallowed"):  # the guard is at work
+            step(state, jax.tree.map(np.asarray, stream.segment(0)))
+    assert record.steps == 20 and np.isfinite(record.loss)
 
 
 def test_a_run_is_a_function_of_its_key(stream):
