@@ -19,7 +19,8 @@ class SizesConfig:
     """Bounds of sizes, and the parameters of the methods that choose them without learning."""
 
     minimum: int = 1
-    """Smallest size of an entity that has parameters of its own (d_min)."""
+    """Smallest size (d_min) while the budget allows it for all; 0 leaves entities of too small a share without
+    parameters of their own at any budget."""
     maximum: int = 128
     """Largest size (d_max)."""
     rho: float | None = 0.35
@@ -36,8 +37,9 @@ class SizesConfig:
     """Frequency that sizes follow: of the current `segment` (as published) or in `total`."""
 
     def __post_init__(self):
-        if not 0 < self.minimum <= self.maximum:
-            raise ValueError(f"minimum={self.minimum}, maximum={self.maximum}: need 0 < minimum <= maximum")
+        if not 0 <= self.minimum <= self.maximum or self.maximum < 1:
+            reason = "need 0 <= minimum <= maximum and maximum >= 1"
+            raise ValueError(f"minimum={self.minimum}, maximum={self.maximum}: {reason}")
         if self.rho is not None and not 0 <= self.rho <= 1:
             raise ValueError(f"rho={self.rho}: a share lies between 0 and 1")
         for name in ("user_shape", "item_shape", "power"):

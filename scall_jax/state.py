@@ -56,7 +56,8 @@ def search_key(state: RunState, segment: Segment) -> jax.Array:
 def budget_of(config: Config, state: RunState, segment: Segment) -> tuple[jax.Array, jax.Array]:
     """Units for the nodes' own vectors, i32[], and the sizes of the two shared ones, i32[2]."""
     total = state.totals[segment.index]
-    shared = shared_vector_sizes(total, segment.users + segment.items, config.sizes.minimum)
+    bounds = config.sizes.minimum, config.sizes.maximum
+    shared = shared_vector_sizes(total, segment.users + segment.items, *bounds)
     return total - shared.sum(), shared
 
 

@@ -32,7 +32,7 @@ def test_parameters(budget, segment, entities, parameters):
         lambda: Budget(),
         lambda: Budget(size=1, mb=1),
         lambda: SizesConfig(minimum=5, maximum=4),
-        lambda: SizesConfig(minimum=0),
+        lambda: SizesConfig(minimum=-1),
         lambda: SizesConfig(rho=1.5),
         lambda: SizesConfig(family="cauchy"),
         lambda: SizesConfig(power=0.0),

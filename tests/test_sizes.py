@@ -317,9 +317,11 @@ def test_split_sides_is_exact_and_within_what_the_sides_can_hold(users, items, t
 
 
 def test_shared_vectors_exist_only_while_the_minimum_does_not_fit():
-    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(100), jnp.int32(10), 4), [0, 0])
-    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(39), jnp.int32(10), 4), [4, 4])
-    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(5), jnp.int32(10), 4), [4, 1])
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(100), jnp.int32(10), 4, 9), [0, 0])
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(39), jnp.int32(10), 4, 9), [4, 4])
+    np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(5), jnp.int32(10), 4, 9), [4, 1])
+    for total, wanted in ((90, [0, 0]), (89, [1, 1]), (2, [1, 1]), (1, [1, 0])):
+        np.testing.assert_array_equal(sizes.shared_vector_sizes(jnp.int32(total), jnp.int32(10), 0, 9), wanted)
 
 
 def test_assign_gives_sizes_in_order():

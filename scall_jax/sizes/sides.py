@@ -1,7 +1,7 @@
 """Sizes for both sides at once: the split of the budget, the shared vectors, sizes by rank to entities by index.
 
 Entities are laid out as users [0, U), items [U, U+V), then one shared vector per side at U+V and U+V+1, where U and V
-are capacities. A shared vector holds parameters only while some entity has size 0, and is charged to the budget.
+are capacities. A shared vector holds parameters only while some entity may have size 0, and is charged to the budget.
 """
 
 import chex
@@ -34,11 +34,15 @@ def split_sides(total: jax.Array, share: chex.Numeric, users, items, minimum: in
     return for_users, total - for_users
 
 
-def shared_vector_sizes(total: jax.Array, entities: jax.Array, minimum: int) -> jax.Array:
-    """Sizes of the two shared vectors, i32[2]: `minimum` each while the minimum does not fit, else 0."""
-    short = total < _times(entities, minimum)
-    first = jnp.minimum(total, minimum)
-    second = jnp.minimum(total - first, minimum)
+def shared_vector_sizes(total: jax.Array, entities: jax.Array, minimum: int, maximum: int) -> jax.Array:
+    """Sizes of the two shared vectors, i32[2]: `minimum` each while the minimum does not fit, else 0.
+
+    With minimum 0 an entity may be left without parameters unless all get the maximum: then 1 each.
+    """
+    own = max(minimum, 1)
+    short = total < _times(entities, minimum or maximum)
+    first = jnp.minimum(total, own)
+    second = jnp.minimum(total - first, own)
     return jnp.where(short, jnp.stack([first, second]), 0).astype(jnp.int32)
 
 
