@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import official_ml1m, run
 from experiments.benchmark_setting import Setting, Work, jitted, stream_of
-from scall_jax import FitConfig, policies, run_segments, sizes, tables
+from scall_jax import FitConfig, compilation, policies, run_segments, sizes, tables
 from scall_jax.actions import sizes_by_action
 from scall_jax.config import SearchConfig
 from scall_jax.policies import POLICIES, PolicyConfig, Transition
@@ -220,7 +220,7 @@ def memory(data):
         params = jax.eval_shape(lambda s=storage: s.table.open(s.empty()))
         layout = jax.eval_shape(lambda s=storage: s.layout(s.plan()))
         train = make_fit(storage, FitConfig(valid_users=256))
-        fit = jax.jit(lambda p, k, *rest, f=train: f(k, p, *rest), donate_argnums=0)
+        fit = compilation.jit(lambda p, k, *rest, f=train: f(k, p, *rest), donate=(0,))
         compiled = fit.lower(params, jax.random.key(0), layout, segment, jnp.zeros(capacity.items)).compile()
         found = compiled.memory_analysis()
         total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import official_ml1m, run
-from scall_jax import Budget, Config, FitConfig, make_run, streams, tables
+from scall_jax import Budget, Config, FitConfig, compilation, make_run, streams, tables
 from scall_jax.config import SizesConfig
 from scall_jax.recommenders import propagate
 from scall_jax.recommenders.fit import make_fit
@@ -41,7 +41,7 @@ class Work:
 def jitted(function, *arguments, **counts) -> Work:
     """Work of a compiled function."""
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = compilation.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     return Work(compiled, arguments, compile_seconds=seconds, **counts)
 
@@ -96,7 +96,7 @@ class Setting:
         self.users, self.items = capacity.users, capacity.items
         self.storage = tables.kind_of(self.config).build(self.state.held.units, self.users, self.items, maximum)
         self.table = self.storage.table
-        self.prepared = jax.jit(run_of.prepare)(self.state, self.segment)
+        self.prepared = jitted(run_of.prepare, self.state, self.segment).call(self.state, self.segment)
         self.layout = self.storage.layout(self.prepared.plan)
         self.nonzeros = int(self.segment.graph.indptr[-1])
         self.nodes = self.storage.nodes

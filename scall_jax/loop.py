@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import checkpoint, records, tables
+from scall_jax import checkpoint, compilation, records, tables
 from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
@@ -40,7 +40,7 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> tuple[RunState, Reco
 def scan_program(config: Config, stream: Stream, key: jax.Array) -> tuple[Callable, tuple]:
     """The jitted function that `scan` calls, and its arguments: to lower, compile and time it by oneself."""
     run = make_run(config)
-    return jax.jit(lambda s, xs: jax.lax.scan(run.step, s, xs)), (run.init(key, stream), stream.stack())
+    return compilation.jit(lambda s, xs: jax.lax.scan(run.step, s, xs)), (run.init(key, stream), stream.stack())
 
 
 def sweep(
@@ -87,7 +87,7 @@ def sweep_program(
     largest = max(states, key=lambda state: state.held.units)
     states = [state._replace(params=largest.params, held=largest.held) for state in states]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return jax.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None))), (states, stream.stack())
+    return compilation.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None))), (states, stream.stack())
 
 
 PHASES = ("prepare", "fit", "evaluate", "search")
@@ -97,10 +97,10 @@ class Phases:
     """The phases of a run, each compiled ahead of time at first use, with the seconds that took."""
 
     def __init__(self, run: Run, trains: bool = True):
-        self._jitted = {name: jax.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
+        self._jitted = {name: compilation.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
         # the parameters' own memory becomes that of the trained ones
         fit = lambda params, state, segment, prepared: run.fit(state, segment, prepared._replace(params=params))  # noqa: E731
-        self._jitted["fit"] = jax.jit(fit, donate_argnums=(0,) if trains else ())
+        self._jitted["fit"] = compilation.jit(fit, (0,) if trains else ())
         self._compiled = {}
         self.seconds_compile = 0.0
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax import policies, tables
+from scall_jax import compilation, policies, tables
 from scall_jax.actions import action_length, sizes_by_action
 from scall_jax.allocators import ALLOCATORS, alive, sides
 from scall_jax.chooser import Chooser
@@ -69,13 +69,15 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
     """
     length = action_length(config.search)
 
+    @functools.cache
     def policy_for(width: int) -> policies.Policy:
         seen = policies.length(config.observe, width)
         return policies.POLICIES[name](config.policy, seen, length)
 
     def init(key, storage):
-        policy = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
-        return SearchState(policy, jnp.float32(1), jnp.float32(0))
+        # one program: weights that are initialised operation by operation compile a program for each
+        begin = compilation.jit(policy_for(storage.width).init)
+        return SearchState(begin(jax.random.fold_in(key, SEARCH_KEY)), jnp.float32(1), jnp.float32(0))
 
     def choose(state, segment, key):
         # at segment 0 nothing has been searched: uniform sizes, as published

@@ -1,0 +1,28 @@
+"""How the programs of a run are compiled."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+_SMALLER = {"xla_cpu_use_fusion_emitters": False}
+
+
+def jit(function: Callable, donate: tuple[int, ...] = ()) -> Callable:
+    """`jax.jit` with the compiler's options for the default device; `donate` are the numbers of donated arguments.
+
+    On the CPU fusions go without emitters of their own: programs compile in three quarters of the time and half the
+    memory, and are as fast (docs/speed.md). Not to be called from inside another compiled function.
+    """
+    return jax.jit(function, donate_argnums=donate, compiler_options=_options())
+
+
+@functools.cache
+def _options():
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_SMALLER).lower(0).compile()
+    except jax.errors.JaxRuntimeError:  # an XLA that has this choice no more
+        return {}
+    return _SMALLER
