@@ -4,8 +4,8 @@
         --data clicks.parquet --out runs/compare
 
 Takes the flags of `experiments.run`, of which it is a loop: a cell is a run folder, finished cells are kept, an
-interrupted one continues. Cost: the sum of the runs. Expect `fixed` and `frequency` above `uniform` and `shuffled`
-where capacity binds; the tables in experiments/results were made with the command at their head.
+interrupted one continues. Cost: the sum of the runs. Expect `shuffled` last, and `frequency` above `uniform` from mean
+size 4 on (online-retail) or at any (Yelp); the tables in experiments/results were made with the command at their head.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", 
 
 @dataclasses.dataclass(frozen=True)
 class Compare(run.Main):
-    """Flags; those of `experiments.run` hold for every cell, `seed` only cuts the stream."""
+    """Flags; those of `experiments.run` hold for every cell but `budget`, `bias`, `resume` and `overwrite`: finished cells
+    are kept. `seed` only cuts the stream."""
 
     method: tuple[str, ...] = ("uniform", "fixed", "frequency", "shuffled", "popularity")
     """Methods to compare."""

@@ -6,7 +6,7 @@
 Takes the flags of `experiments.compare`. Below the table: paired tests of `--ours` against every other method of the
 same budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, `frequency` runs with
 some powers and `fixed` with some actions by the first seed; those best on valid get a row `on valid`, by all seeds.
-Cost: a searched run costs about two plain ones at 12 probes of 50 steps; tables and commands are in
+Cost: 13 probes of 50 steps add 650 steps to each segment's `--fit.steps`; tables and commands are in
 experiments/results.
 """
 
