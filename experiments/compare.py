@@ -26,8 +26,8 @@ QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", 
 
 @dataclasses.dataclass(frozen=True)
 class Compare(run.Main):
-    """Flags; those of `experiments.run` hold for every cell but `budget`, `bias`, `resume` and `overwrite`: finished cells
-    are kept. `seed` only cuts the stream."""
+    """Flags; those of `experiments.run` hold for every cell but `budget`, `bias`, `resume` and `overwrite`: what is
+    finished is kept. `seed` only cuts the stream."""
 
     method: tuple[str, ...] = ("uniform", "fixed", "frequency", "shuffled", "popularity")
     """Methods to compare."""
