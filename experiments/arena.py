@@ -119,9 +119,10 @@ def _all_cells(flags):
 
 
 def label(shown: dict) -> str:
-    """Name of a line in plots and lists: the method, and its replay where that is a column."""
-    replay = shown.get("replay", "-")
-    return shown["method"] + ("" if replay == "-" else f", replay {replay}")
+    """Name of a line in plots and lists: the method, its replay where that is a column, its bias where it has one."""
+    replay, bias = shown.get("replay", "-"), shown["bias"]
+    said = ("" if replay == "-" else f", replay {replay}") + ("" if bias in ("-", "none") else f", bias {bias}")
+    return shown["method"] + said
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -190,6 +191,18 @@ def outside(groups: dict[tuple, list[Path]]) -> list[str]:
     return found
 
 
+def unspent(groups: dict[tuple, list[Path]]) -> list[str]:
+    """Of each method and budget that leaves more than a twentieth of the bytes, what it takes of them at the end."""
+    found = []
+    for key, folders in groups.items():
+        shown = dict(key)
+        if shown["MB"] != "-":
+            spent = 1e-6 * _lines(folders[0])[-1]["bytes_at_rest"] / float(shown["MB"])
+            if spent < 0.95:
+                found.append(f"- {label(shown)} takes {spent:.0%} of {shown['MB']} MB")
+    return found
+
+
 def ceiling(groups: dict[tuple, list[Path]]) -> tuple[str, float] | None:
     """Name with its bytes and mean test Recall@20 of the method outside the budget that is best; None without any."""
     found = []
@@ -204,17 +217,21 @@ def ceiling(groups: dict[tuple, list[Path]]) -> tuple[str, float] | None:
 
 
 def tests(groups: dict[tuple, list[Path]]) -> list[str]:
-    """Per budget, the method that valid prefers against each other; p over users after Holm, and over seeds."""
+    """Per budget, the method within it that valid prefers against each other, those outside the budget included.
+
+    p over users after Holm for the tests of a budget, and over seeds.
+    """
     lines = []
     for budget in sorted({dict(key)["MB"] for key in groups} - {"-"}, key=float):
         here = {label(dict(key)): folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
-        valid = {m: _valid(folders) for m, folders in here.items()}
+        within = {label(dict(key)) for key in groups if dict(key)["MB"] == budget}
+        valid = {m: _valid(folders) for m, folders in here.items() if m in within}
         best = max(valid, key=valid.get)
         others = [m for m in here if m != best]
         results = [significance.compare_runs(here[best], here[m]) for m in others]
         corrected = memory.holm([r["users"] for r in results])
         for m, r, p in zip(others, results, corrected, strict=True):
-            seeds = f", over seeds {r['seeds']:.2g}" if len(here[m]) > 1 else ""
+            seeds = "" if r["seeds"] is None else f", over seeds {r['seeds']:.2g}"
             gain = f"Recall@20 {r['difference']:+.4f}, p over {r['count']} users {p:.2g}{seeds}"
             lines.append(f"- {budget} MB: {best} - {m}: {gain}")
     return lines
@@ -238,10 +255,10 @@ def main(flags: Arena) -> list[dict]:
             strata.write(flags.out, named, run.load_stream(flags), flags.strata)
         by_metric = {metric: curves(groups, metric) for metric in ("recall@20", "ndcg@20")}
         series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_metric["recall@20"].items()}
-        labels = str(flags.data), "MB at rest (10^6 bytes)", "test Recall@20"
+        labels = str(flags.data), "budget (10^6 bytes at rest)", "test Recall@20"
         report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups))
         parts = [areas(found, metric) for metric, found in by_metric.items()]
-        parts += ["\n".join(tests(groups)), "\n".join(outside(groups)), "\n".join(refused)]
+        parts += ["\n".join(x) for x in (tests(groups), unspent(groups), outside(groups), refused)]
         return "\n\n".join(part for part in parts if part)
 
     return compare.run_cells(flags, found, "experiments.arena", more)

@@ -22,7 +22,10 @@ def area(megabytes: Sequence[float], quality: Sequence[float], logarithmic: bool
 
 
 def per_megabyte(megabytes: Sequence[float], quality: Sequence[float]) -> tuple[float, float]:
-    """Quality per megabyte at the smallest and at the largest budget (APM-S and APM-E of arXiv 2205.13218)."""
+    """Quality per megabyte at the smallest and at the largest budget.
+
+    APM-S and APM-E of arXiv 2205.13218, which gives them in percent per megabyte: 100 times this.
+    """
     return quality[0] / megabytes[0], quality[-1] / megabytes[-1]
 
 

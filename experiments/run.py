@@ -23,6 +23,7 @@ from experiments.progress import Progress
 from scall_jax import METHODS, PROBED, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
 from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
+from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 
@@ -113,15 +114,18 @@ class Main:
     search: SearchConfig = SearchConfig()
     policy: PolicyConfig = PolicyConfig()
     observe: ObserveConfig = ObserveConfig()
+    shared_memory: SharedMemoryConfig = SharedMemoryConfig()
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+    pruned: PrunedConfig = PrunedConfig()
     protocol: str = "clean"
     """clean, or published: the settings of the official code, selection on test included. For comparison only; it
     replaces what the flags say about cut.published, search (but its probes and their steps: published are 50 of 200),
-    policy, carry and bias."""
+    policy, carry, bias and fit.eval_every (a probe's steps). Training and observe.groups (published: 256) stay."""
     table: str = "packed"
     """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`; `all` that serving needs, sizes and codes included; `replay`: that, and
-    8 bytes for each row of the segment's replay."""
+    """What the budget pays for: `parameters`; `all` that serving needs, sizes, codes and the items' bias included;
+    `replay`: that, and 8 bytes for each row of the segment's replay."""
     bias: str | None = None
     """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
     streams, where valid prefers it, else none."""
@@ -159,6 +163,8 @@ def by_protocol(flags: Main) -> Main:
         cut=dataclasses.replace(flags.cut, published=True),
         search=dataclasses.replace(SearchConfig.published(), **kept),
         policy=PolicyConfig.published(),
+        # a probe's reward is relative to the last fit after as many steps
+        fit=dataclasses.replace(flags.fit, eval_every=flags.search.probe_steps),
         observe=ObserveConfig(groups=flags.observe.groups),
         carry=CarryConfig(shrink=1.0, rotate=False, init_std=0.01, grow_std=0.0),
         bias="none",
@@ -216,6 +222,9 @@ def make_config(flags: Main, method: str) -> Config:
         search=flags.search,
         policy=flags.policy,
         observe=flags.observe,
+        shared_memory=flags.shared_memory,
+        mixed_precision=flags.mixed_precision,
+        pruned=flags.pruned,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from experiments import compare, run, significance
 from scall_jax import SEARCHED
-from scall_jax.methods import REFERENCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
             if theirs == ours or not same_size:
                 continue
             result = significance.compare_runs(folders[ours], folders[theirs])
-            seeds = "" if other["method"] in REFERENCES else f", over seeds {result['seeds']:.2g}"
+            seeds = "" if result["seeds"] is None else f", over seeds {result['seeds']:.2g}"
             lines.append(
                 f"- {flags.ours} (bias {shown['bias']}) - {other['method']} (bias {other['bias']}) at mean size "
                 f"{shown['mean size']}: Recall@20 {result['difference']:+.4f}, p over {result['count']} users "

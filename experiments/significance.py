@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
+from scipy import special
 
 
 def by_user(folder: Path, metric: int = 0) -> dict[tuple[int, int], float]:
@@ -26,15 +26,16 @@ def paired_t(differences: np.ndarray) -> float:
         return 1.0
     t = np.mean(differences) / (np.std(differences, ddof=1) / np.sqrt(n))
     df = n - 1
-    return float(jax.scipy.special.betainc(df / 2, 0.5, df / (df + t * t)))
+    return float(special.betainc(df / 2, 0.5, df / (df + t * t)))
 
 
 def compare_runs(ours: list[Path], theirs: list[Path]) -> dict:
     """Runs of two methods with the same seeds in the same order.
 
     Returns:
-      `difference` of means over (segment, user), and p-values: `users`, pairs of one user's mean over segments and
-      seeds; `seeds`, pairs of one seed's mean.
+      `difference`, the mean over users of their means over segments and seeds, and p-values: `users`, that this
+      difference is 0 for users like these, the runs' seeds given; `seeds`, pairs of one seed's mean over all (segment,
+      user), None where there are no two pairs. `count` of users.
     """
     a, b = ([by_user(folder) for folder in folders] for folders in (ours, theirs))
     keys = sorted(a[0])
@@ -43,8 +44,8 @@ def compare_runs(ours: list[Path], theirs: list[Path]) -> dict:
     users, place = np.unique([user for _, user in keys], return_inverse=True)
     per_user = np.bincount(place, difference.mean(0)) / np.bincount(place)
     return {
-        "difference": float(difference.mean()),
+        "difference": float(per_user.mean()),
         "users": paired_t(per_user),
         "count": len(users),
-        "seeds": paired_t(difference.mean(1)),
+        "seeds": paired_t(difference.mean(1)) if len(a) == len(b) > 1 else None,
     }

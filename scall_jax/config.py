@@ -172,8 +172,8 @@ class Config:
     pruned: PrunedConfig = PrunedConfig()
     """`pep`: width and thresholds."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`; `all` that serving needs, sizes and codes included; `replay`: that, and
-    8 bytes for each row of the segment's replay."""
+    """What the budget pays for: `parameters`; `all` that serving needs, sizes, codes and the items' bias included;
+    `replay`: that, and 8 bytes for each row of the segment's replay."""
     bias: str = "none"
     """`decayed` adds to every item's score the log of its decayed count, half-life chosen on valid."""
     candidates: str = "all"

@@ -20,7 +20,7 @@ from scall_jax.methods import Method, method_of
 from scall_jax.recommenders.fit import training_bytes
 from scall_jax.reference import Kept, Reference
 from scall_jax.run import Record, Run, make_run
-from scall_jax.state import RunState
+from scall_jax.state import RunState, bias_bytes
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
 
@@ -199,6 +199,8 @@ def _account(config: Config, stream: Stream, state: RunState, line: dict, storag
     known = tuple(np.asarray(state.known).tolist())
     exported = storage.export(state.params, state.plan, known)
     charges = tables.charged(exported)
+    if not isinstance(storage, Kept):
+        charges["metadata"] += bias_bytes(config, known[1])
     full = config.method == "full"
     allowed = sum(known) * config.sizes.maximum if full else config.budget.parameters(t, sum(known))
     return {

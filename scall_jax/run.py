@@ -18,7 +18,7 @@ from scall_jax.recommenders.fit import Fitted, closed, make_fit, opened, ranked
 from scall_jax.reference import Reference
 from scall_jax.search import SearchRecord, no_search
 from scall_jax.sizes.allocate import DEVICE_LIMIT
-from scall_jax.state import Held, RunState, carry_over, item_bias, segment_keys, storage_of
+from scall_jax.state import Held, RunState, bias_bytes, carry_over, item_bias, segment_keys, storage_of
 from scall_jax.streams import Segment, Stream
 
 
@@ -153,7 +153,8 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
         nbytes = 4 * config.budget.parameters(t, sum(entities))
         replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
         metadata = config.charge != "parameters"
-        total = tables.kind_of(config).units(nbytes - replayed, entities, config.sizes.maximum, metadata)
+        beside = replayed + (bias_bytes(config, entities[1]) if metadata else 0)
+        total = tables.kind_of(config).units(nbytes - beside, entities, config.sizes.maximum, metadata)
         if config.method == "full":
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:

@@ -86,6 +86,11 @@ def carry_over(config: Config, state: RunState, segment: Segment, plan, key: jax
     return jax.lax.cond(state.known.sum() > 0, warm, afresh) if config.carry.warm else afresh()
 
 
+def bias_bytes(config: Config, items: int) -> int:
+    """What the statistic behind the items' bias takes: 4 bytes each."""
+    return 0 if config.bias == "none" else 4 * items
+
+
 def item_bias(config: Config, segment: Segment) -> tuple[jax.Array, jax.Array]:
     """What is added to items' scores, f32[V], and the row of `Segment.popularity` it comes from, -1 if none."""
     if config.bias == "none":

@@ -82,6 +82,32 @@ def test_bytes_stay_within_every_budget_and_go_to_disk_and_back(name):
             np.testing.assert_array_equal(storage.vectors(again, columns), storage.vectors(params, plan))
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("bits", "short"), [(12, 1), (12, 5), (13, 6), (2, 1)])
+def test_two_uneven_blocks_tell_all_ids_apart(bits, short, skip):
+    code = hashed.mix(np.arange(2**bits), bits)
+    positions = hashed.uneven_bits(bits, short, skip)
+    assert [len(block) for block in positions] == [bits - short, short]
+    index = np.stack([hashed.block_index(code, p) for p in positions], axis=1)
+    assert len(np.unique(index, axis=0)) == 2**bits
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("users, items", [(5746, 4336), (25_000, 25_000), (700, 40)])
+def test_rows_are_chosen_so_that_the_budget_is_spent(name, users, items):
+    for mean_size in (0.5, 1, 2, 4, 8, 16, 32):
+        held = int(mean_size * (users + items))
+        storage = tables.STORAGES[name].build(held, users, items, 128)
+        spent = int(storage.allocated(hashed.columns_within(storage, jnp.int32(held))))
+        assert 0.85 * held < spent <= held, mean_size
+
+
+def test_budgets_that_leave_a_segment_nothing_are_refused(stream):
+    config = small_config("binary_hash", budget=Budget.schedule([Budget.megabytes(0.0004), Budget.megabytes(0.02)]))
+    with pytest.raises(ValueError, match="give every segment the same"):
+        run_segments(config, stream, jax.random.key(0))
+
+
 def test_a_budget_below_one_column_is_refused():
     with pytest.raises(ValueError, match="raise the budget"):
         tables.STORAGES["binary_hash"].build(5, 300, 200, 64)

@@ -162,6 +162,19 @@ def test_controls_keep_the_best_probe(name):
     assert len(np.unique(np.asarray(actions), axis=0)) > 6
 
 
+def test_the_grid_tries_no_point_twice_before_all_are_tried():
+    policy = POLICIES["grid"](PolicyConfig(grid=2), 6, 3)
+    state, seen = policy.init(jax.random.key(0)), []
+    for number in range(16):
+        if number == 5:
+            state = policy.begin(state)
+        action = policy.act(state, jax.random.key(number), SEEN)
+        state = policy.update(state, jax.random.key(0), Transition(SEEN[None], action[None], jnp.ones(1), SEEN[None]))
+        seen.append(tuple(np.asarray(action).tolist()))
+    assert len(set(seen[:8])) == len(set(seen[8:])) == 8
+    assert seen[:8] != seen[8:]
+
+
 def test_random_search_starts_afresh_at_a_new_segment():
     policy = POLICIES["random"](PolicyConfig(), 6, 3)
     one = Transition(SEEN[None], jnp.full((1, 3), 0.2), jnp.array([5.0]), SEEN[None])

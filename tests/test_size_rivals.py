@@ -3,6 +3,7 @@
 import itertools
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan, 
 from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.methods import method_of
 from scall_jax.rivals import bet, ciess, ducb, entities, esapn
-from scall_jax.rivals.probing import probe_in_turn
+from scall_jax.rivals.probing import Reference, Trial, probe_in_turn
 from scall_jax.search import Probe
 from scall_jax.state import budget_of
 from tests.helpers import small_config, small_stream
@@ -362,6 +363,28 @@ def test_esapn_learns_who_gains_by_growing():
     bucket = jnp.arange(32)
     right = (np.asarray(net.apply(params, bucket, jnp.full(32, 2))) > 0) == (bucket >= 16)
     assert right.mean() > 0.9
+
+
+def test_esapn_learns_nothing_from_growth_that_was_refused(stream):
+    config, _, state, segment = _setting(stream, "esapn", 4.0)
+    kept = state.chooser
+    # everybody wishes to grow
+    users, items = (
+        agent._replace(params=jax.tree.map(lambda x: jnp.array([-6.0, 6.0]) if x.shape == (2,) else x, agent.params))
+        for agent in (kept.users, kept.items)
+    )
+    search = esapn.make_search(config, state._replace(chooser=kept), segment)
+    valid = len(segment.valid.users)
+    reference = Reference(jnp.zeros(len(segment.frequency), jnp.int32), jnp.float32(0.2), jnp.full((valid, 2), 0.2))
+    carry = search.begin(kept._replace(users=users, items=items), reference)
+    trial = Trial(carry.own, jnp.zeros(3), jnp.float32(1.0), jnp.full((valid, 2), 0.4))
+    after = jax.jit(search.learn)(carry, 0, jax.random.key(1), trial)
+    chex.assert_trees_all_equal(after.users.params, carry.users.params)
+    grown, _ = search.propose(carry, 0, jax.random.key(1))
+    after = jax.jit(search.learn)(carry, 0, jax.random.key(1), trial._replace(sizes=grown))
+    assert (grown > carry.own).any()
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(after.users.params, carry.users.params)
 
 
 def test_esapn_only_grows_and_stops_at_the_budget(stream):

@@ -48,8 +48,7 @@ def random(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 class GridState(NamedTuple):
     """Rewards of the points of a lattice of G points."""
 
-    order: jax.Array  # i32[G], in which points are tried
-    tried: jax.Array  # i32[], probes so far
+    tried: jax.Array  # i32[G], probes so far
     weight: jax.Array  # f32[G], discounted number of probes
     earned: jax.Array  # f32[G], discounted sum of rewards
 
@@ -61,24 +60,22 @@ def lattice(points: int, actions: int) -> np.ndarray:
 
 
 def grid(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
-    """A lattice in random order, over and over; the point with the best discounted mean reward wins."""
+    """A lattice in random order, none of it twice before all was tried; the best discounted mean reward wins."""
     del observation
     points = jnp.asarray(lattice(config.grid, actions))
     count = points.shape[0]
 
     def init(key):
-        return GridState(
-            jax.random.permutation(key, count).astype(jnp.int32), jnp.int32(0), jnp.zeros(count), jnp.zeros(count)
-        )
+        del key
+        return GridState(jnp.zeros(count, jnp.int32), jnp.zeros(count), jnp.zeros(count))
 
     def begin(state):
         return state._replace(weight=config.discount * state.weight, earned=config.discount * state.earned)
 
     def act(state, key, seen):
         del seen
-        # probes made at once must differ: they start a random way apart in the order
-        ahead = jax.random.randint(key, (), 0, count)
-        return points[state.order[(state.tried + ahead) % count]]
+        # probes made at once are drawn without each other's knowledge: two of them may be the same
+        return points[jnp.argmin(state.tried + jax.random.uniform(key, (count,)))]
 
     def greedy(state, seen):
         del seen
@@ -90,7 +87,7 @@ def grid(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         del key
         nearest = jnp.argmin(((new.action[:, None, :] - points[None]) ** 2).sum(-1), axis=1)
         return state._replace(
-            tried=state.tried + new.reward.shape[0],
+            tried=state.tried.at[nearest].add(1),
             weight=state.weight.at[nearest].add(1.0),
             earned=state.earned.at[nearest].add(new.reward),
         )

@@ -26,10 +26,11 @@ from scall_jax.config import Config
 from scall_jax.rivals.ducb import candidates
 from scall_jax.rivals.entities import by_entity, fill
 from scall_jax.rivals.probing import Search, make_chooser
-from scall_jax.state import budget_of
+from scall_jax.state import SEARCH_KEY, budget_of, search_key
 
 _BUCKETS, _EMBEDDED, _HIDDEN = 32, 32, 512
 _RATE = 1e-3  # 1e-4 in the paper, which makes an update every 500 samples
+_DRAW_KEY = 0xE5A9
 _PARTS = 8  # of the entities that a probe tells of, an update each
 _MOST_REWARD = 4.0
 
@@ -113,6 +114,7 @@ class _Carry(NamedTuple):
     served: jax.Array  # f32[N], sum over the reference, where it tells, and probes
     count: jax.Array  # f32[], of them
     scale: jax.Array  # f32[]
+    draw: jax.Array  # key of the next probe's draws
 
 
 def make_search(config: Config, state, segment) -> Search:
@@ -138,12 +140,16 @@ def make_search(config: Config, state, segment) -> Search:
         value, seen = by_entity(segment, reference.by_user.mean(1) / scale)
         count = jnp.float32(config.search.reference == "uniform")
         own = held(config, segment, total, kept.sizes)
-        return _Carry(kept.users, kept.items, own, count * jnp.where(seen, value, 0.0), count, scale)
+        draw = jax.random.fold_in(search_key(state, segment), _DRAW_KEY)
+        return _Carry(kept.users, kept.items, own, count * jnp.where(seen, value, 0.0), count, scale, draw)
+
+    def drawn(carry):
+        logit = logits((carry.users, carry.items), carry.own)
+        return logit, jax.random.uniform(carry.draw, logit.shape) < jax.nn.sigmoid(logit)
 
     def propose(carry, number, key):
-        del number
-        logit = logits((carry.users, carry.items), carry.own)
-        wish = jax.random.uniform(key, logit.shape) < jax.nn.sigmoid(logit)
+        del number, key
+        logit, wish = drawn(carry)
         return grown(carry.own, wish, logit), jnp.zeros(action_length(config.search))
 
     def learn(carry, number, key, trial):
@@ -153,9 +159,11 @@ def make_search(config: Config, state, segment) -> Search:
         usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
         advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
         place, grew = place_of(carry.own, choices), trial.sizes > carry.own
-        part_of = jax.random.randint(key, seen.shape, 0, _PARTS)
-        # who could not grow has decided nothing
-        told = seen & (next_size(carry.own, choices) > carry.own)
+        draw, part_key = jax.random.split(key)
+        part_of = jax.random.randint(part_key, seen.shape, 0, _PARTS)
+        # who could not grow has decided nothing, and what was refused for want of room has not been tried
+        _, wish = drawn(carry)
+        told = seen & (next_size(carry.own, choices) > carry.own) & (grew | ~wish)
 
         def side(agent, part):
             def one(i, agent):
@@ -171,7 +179,8 @@ def make_search(config: Config, state, segment) -> Search:
         logit = logits(agents, carry.own)
         own = grown(carry.own, logit > 0, logit)
         served = carry.served + jnp.where(seen, value, 0.0)
-        return carry._replace(users=agents[0], items=agents[1], own=own, served=served, count=carry.count + 1)
+        carry = carry._replace(users=agents[0], items=agents[1], own=own, draw=draw)
+        return carry._replace(served=served, count=carry.count + 1)
 
     def end(kept, carry):
         return kept._replace(users=carry.users, items=carry.items, sizes=carry.own)
@@ -188,7 +197,7 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
         return Agent(params, adam.init(params))
 
     def init(key, storage):
-        users, items = (new_agent(k) for k in jax.random.split(key))
+        users, items = (new_agent(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
         return EsapnState(users, items, jnp.zeros(storage.nodes, jnp.int32), jnp.float32(0))
 
     def sizes_of(config, state, segment):

@@ -1,4 +1,8 @@
-"""MPE over a stream: at every segment bits are searched for afresh, chosen within the budget, and trained with."""
+"""MPE over a stream: at every segment bits are searched for afresh, chosen within the budget, and trained with.
+
+The paper gives a group the most bits whose probability is at least 1/14; here the bits of all groups are chosen
+together, for the largest sum of log-probabilities within the bytes.
+"""
 
 import dataclasses
 from collections.abc import Callable

@@ -2,11 +2,13 @@
 
 Entities are numbered by arrival within their side. All rows of both sides lie in one array f32[rows, width], of which
 the leading columns that the budget pays for are in use: rows x columns parameters, whatever the number of entities.
-There are no indices to store, and entities never seen before can be looked up at once.
+There are no indices to store, and entities never seen before can be looked up at once. The rows are chosen by the
+largest budget of a run and its last entities: compare at constant bytes.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,12 @@ def block_bits(bits: int, blocks: int, skip: bool) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.arange(bits), blocks)]
 
 
+def uneven_bits(bits: int, short: int, skip: bool) -> list[list[int]]:
+    """Two blocks, of bits - short and of `short` bits, where equal ones leave too few or too many rows: positions."""
+    few = [i * bits // short for i in range(short)] if skip else list(range(bits - short, bits))
+    return [[p for p in range(bits) if p not in few], few]
+
+
 def block_index(code, positions: list[int]):
     """The number that some bits of `code` form, each at its place inside the block; u32 like `code`."""
     return sum(((code >> np.uint32(p)) & np.uint32(1)) << np.uint32(at) for at, p in enumerate(positions))
@@ -69,37 +77,53 @@ class _Rows:
         self.blocks = most
 
 
-def _binary_rows(capacities: tuple[int, int], blocks: int, skip: bool) -> _Rows:
-    sides = []
-    for capacity in capacities:
-        bits = bits_for(capacity)
-        code = mix(np.arange(capacity), bits)
-        positions = block_bits(bits, min(blocks, bits), skip)
-        starts = np.cumsum([0, *(2 ** len(p) for p in positions)])
-        index = np.stack([block_index(code, p).astype(np.int64) for p in positions], axis=1) + starts[:-1]
-        sides.append((index, int(starts[-1])))
-    return _Rows(sides)
+class _Option(NamedTuple):
+    """A way to find rows: how many there are, and how to build the index into them."""
+
+    count: int
+    build: Callable[[], _Rows]
 
 
-def _quotient_rows(capacities: tuple[int, int], step: int) -> _Rows:
+def _by_bits(capacities: tuple[int, int], split: Callable[[int], list[list[int]]]) -> _Option:
+    """`split` cuts a side's bits into blocks."""
+    blocks = [split(bits_for(capacity)) for capacity in capacities]
+    counts = [sum(2 ** len(p) for p in positions) for positions in blocks]
+
+    def build():
+        sides = []
+        for capacity, positions, count in zip(capacities, blocks, counts, strict=True):
+            code = mix(np.arange(capacity), bits_for(capacity))
+            starts = np.cumsum([0, *(2 ** len(p) for p in positions)])[:-1]
+            index = np.stack([block_index(code, p).astype(np.int64) for p in positions], axis=1) + starts
+            sides.append((index, count))
+        return _Rows(sides)
+
+    return _Option(sum(counts), build)
+
+
+def _by_quotient(capacities: tuple[int, int], step: int) -> _Option:
     """Remainders modulo 2^step x sqrt(capacity) first, quotients after them."""
-    sides = []
-    for capacity in capacities:
-        modulus = min(capacity, int(np.ceil(np.sqrt(capacity))) * 2**step)
-        number = np.arange(capacity)
-        index = np.stack([number % modulus, modulus + number // modulus], axis=1)
-        sides.append((index, modulus + -(-capacity // modulus)))
-    return _Rows(sides)
+    moduli = [min(capacity, int(np.ceil(np.sqrt(capacity))) * 2**step) for capacity in capacities]
+    counts = [modulus + -(-capacity // modulus) for capacity, modulus in zip(capacities, moduli, strict=True)]
+
+    def build():
+        sides = []
+        for capacity, modulus, count in zip(capacities, moduli, counts, strict=True):
+            number = np.arange(capacity)
+            sides.append((np.stack([number % modulus, modulus + number // modulus], axis=1), count))
+        return _Rows(sides)
+
+    return _Option(sum(counts), build)
 
 
-def _choose(held: int, options: list[_Rows], what: str) -> _Rows:
+def _choose(held: int, options: list[_Option], what: str) -> _Option:
     """The most rows of which `WIDTH` columns fit; else the fewest.
 
     Raises:
       ValueError: not even one column of the fewest fits.
     """
-    ordered = sorted(options, key=lambda rows: -rows.count)
-    fits = [rows for rows in ordered if rows.count * WIDTH <= held]
+    ordered = sorted(options, key=lambda option: -option.count)
+    fits = [option for option in ordered if option.count * WIDTH <= held]
     chosen = fits[0] if fits else ordered[-1]
     if chosen.count > held:
         raise ValueError(f"{what} needs {chosen.count} parameters at least, the budget has {held}: raise the budget")
@@ -171,14 +195,25 @@ def _restore(rows, width, exported, known):
     return jnp.asarray(params), jnp.int32(written.shape[1])
 
 
-def _kind(options: Callable[[tuple[int, int]], list[_Rows]], what: str, multiply: bool) -> Kind:
+def _kind(options: Callable[[tuple[int, int]], list[_Option]], what: str, multiply: bool) -> Kind:
     @functools.lru_cache(maxsize=8)
     def rows_for(held, users, items):
-        return _choose(held, options((users, items)), what)
+        return _choose(held, options((users, items)), what).build()
+
+    def held(units, entities, maximum):
+        del maximum
+        rows = _choose(max(units), options(entities[-1]), what).count
+        for t, total in enumerate(units):
+            if total < rows:
+                raise ValueError(
+                    f"{what}: the {total} parameters of segment {t} are no column of the {rows} rows that"
+                    f" {max(units)} parameters are best spent on: give every segment the same (--budget.megabytes)"
+                )
+        return max(units)
 
     return Kind(
         units=lambda nbytes, entities, maximum, metadata: nbytes // 4,
-        held=lambda units, entities, maximum: max(units),
+        held=held,
         build=lambda held, users, items, maximum: _storage(
             rows_for(held, users, items), held, users, items, maximum, multiply
         ),
@@ -186,15 +221,24 @@ def _kind(options: Callable[[tuple[int, int]], list[_Rows]], what: str, multiply
 
 
 def _binary(skip: bool) -> Kind:
+    def equal(blocks, bits):
+        return block_bits(bits, min(blocks, bits), skip)
+
+    def uneven(short, bits):
+        return uneven_bits(bits, min(short, bits // 2), skip) if bits > 1 else equal(1, bits)
+
     def options(capacities):
-        return [_binary_rows(capacities, k, skip) for k in range(1, max(map(bits_for, capacities)) + 1)]
+        most = max(map(bits_for, capacities))
+        splits = [functools.partial(equal, blocks) for blocks in range(1, most + 1)]
+        splits += [functools.partial(uneven, short) for short in range(1, most // 2)]
+        return [_by_bits(capacities, split) for split in splits]
 
     return _kind(options, "binary_hash", multiply=False)
 
 
 def _quotients(capacities):
     steps = bits_for(max(capacities)) // 2 + 1
-    return [_quotient_rows(capacities, step) for step in range(steps + 1)]
+    return [_by_quotient(capacities, step) for step in range(steps + 1)]
 
 
 BINARY_HASH = _binary(skip=False)
