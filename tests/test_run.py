@@ -261,6 +261,20 @@ def test_replay_is_paid_for_first_and_exactly(stream, table):
         budget_totals(small_config("uniform", budget=Budget.mean_size(2), table=table, charge="replay"), stream)
 
 
+def test_the_bias_is_paid_for_where_all_is(stream):
+    bare, biased = (
+        budget_totals(small_config("uniform", budget=Budget.mean_size(6), charge="all", bias=bias), stream)
+        for bias in ("none", "decayed")
+    )
+    items = [stream.known(bounds.train)[1] for bounds in stream.bounds]
+    assert [b - n for b, n in zip(bare, biased, strict=True)] == items
+    config = small_config("uniform", budget=Budget.mean_size(6), charge="all", bias="decayed", fit=FitConfig(steps=1))
+    for line in run_segments(config, stream, jax.random.key(0)):
+        # sizes take a byte each
+        assert line["bytes_metadata"] == line["users"] + line["items"] + 2 + 4 * line["items"]
+        assert line["bytes_at_rest"] <= line["budget_bytes"] < line["bytes_at_rest"] + 4
+
+
 def test_runs_map_over_seeds(stream):
     """vmap over keys gives the records of separate runs."""
     config = small_config("fixed")
