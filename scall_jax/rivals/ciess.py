@@ -7,9 +7,9 @@ place. The best probed sizes are trained once more, and the winner sizes the seg
 
 The paper serves no budget: here all sizes are scaled by one factor to fill it exactly within their bounds, and what the
 agents learn from is what was given out. It measures how well an entity is served relative to a table of full size,
-which is not within the budget: here it is relative to the mean of users under the reference of the probes (and at 20
-alone, not at 5, 10 and 20). And it makes
-300 short trainings with an update each; at the probes of SCALL there are several updates to a probe.
+which is not within the budget: here it is relative to the mean of users under the reference of the probes, and at 20
+alone, not at 5, 10 and 20. And it makes 300 short trainings with an update each; at the probes of SCALL there are
+several updates to a probe.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,7 @@ from scall_jax.state import SEARCH_KEY, budget_of, search_key
 
 _BUCKETS, _EMBEDDED, _HIDDEN = 32, 32, 512
 _RATE = 1e-3  # 1e-4 in the paper, which makes an update every 500 samples
-_DRAW_KEY = 0xE5A9
+_DRAW_KEY = 0xE5A9  # folded into the search's key
 _PARTS = 8  # of the entities that a probe tells of, an update each
 _MOST_REWARD = 4.0
 
