@@ -22,8 +22,8 @@ class Replay(NamedTuple):
 
 def empty(capacity: int, observation: int, actions: int) -> Replay:
     """Buffer without transitions, for observations f32[observation] and actions f32[actions]."""
-    shapes = (capacity, observation), (capacity, actions), (capacity,), (capacity, observation)
-    return Replay(Transition(*map(jnp.zeros, shapes)), jnp.int32(0))
+    seen = jnp.zeros((capacity, observation))
+    return Replay(Transition(seen, jnp.zeros((capacity, actions)), jnp.zeros(capacity), seen), jnp.int32(0))
 
 
 def add(replay: Replay, new: Transition) -> Replay:
