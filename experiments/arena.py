@@ -82,7 +82,11 @@ class Arena(compare.Compare):
 
 
 def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
-    """Columns and flags of the runs that can be made, and why the others cannot."""
+    """Columns and flags of the runs that can be made, and why the others cannot.
+
+    Raises:
+      ValueError: a flag that is wrong for all, or no run can be made.
+    """
     found, refused, streams = [], [], {}
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
@@ -92,16 +96,21 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
         if method in REFERENCES or method == "full":
             shown = shown | {"MB": "-"}
         else:
-            megabytes = 4e-6 * float(cell.budget.mean_size) * sum(stream.known(stream.bounds[-1].train))
+            entities = sum(stream.known(stream.bounds[-1].train))
+            megabytes = round(4e-6 * float(cell.budget.mean_size) * entities, 6)  # whole bytes
             cell = dataclasses.replace(cell, budget=run.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}
+        config = run.make_config(cell, method)
         try:
-            make_run(run.make_config(cell, method)).init(jax.random.key(0), stream)
+            make_run(config).init(jax.random.key(0), stream)
         except ValueError as error:
             refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
         found.append((shown, cell))
-    return found, list(dict.fromkeys(refused))
+    refused = list(dict.fromkeys(refused))
+    if not found:
+        raise ValueError("\n".join(["no method can use its budget:", *refused]))
+    return found, refused
 
 
 def _all_cells(flags):

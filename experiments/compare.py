@@ -42,7 +42,14 @@ class Compare(run.Main):
 
 
 def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
-    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
+    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once.
+
+    Raises:
+      ValueError: nothing to compare, or an unknown method.
+    """
+    for flag in ("method", "mean_sizes", "seeds", "biases"):
+        if not getattr(flags, flag):
+            raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
     found = {}
     for method in run.expand(flags.method):
         outside, full = method in REFERENCES, method == "full"
@@ -74,16 +81,17 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
 
     `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
     """
+    configs = [run.make_config(cell, *cell.method) for _, cell in found]  # bad flags are refused before any run
     flags.out.mkdir(parents=True, exist_ok=True)
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     stream = run.load_stream(flags)
+    run.check_stream(stream)
     groups, streams = {}, {flags.cut: stream}
-    for shown, cell in found:
-        (method,) = cell.method
+    for (shown, cell), config in zip(found, configs, strict=True):
         if cell.cut not in streams:
             streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
-        summary, _ = run.run_method(cell, run.make_config(cell, method), streams[cell.cut], cell.out)
+        summary, _ = run.run_method(cell, config, streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])

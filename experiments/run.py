@@ -20,7 +20,19 @@ import numpy as np
 import tyro
 
 from experiments.progress import Progress
-from scall_jax import METHODS, PROBED, Budget, Config, FitConfig, checkpoint, records, report, run_segments, streams
+from scall_jax import (
+    METHODS,
+    PROBED,
+    Budget,
+    Config,
+    FitConfig,
+    checkpoint,
+    make_run,
+    records,
+    report,
+    run_segments,
+    streams,
+)
 from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
@@ -136,15 +148,28 @@ _NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
 
 def load_stream(main: Main) -> streams.Stream:
     """Read and cut the stream that the flags name."""
-    if main.data in streams.EMBEDDED:
-        rows = streams.load(main.data)
-    else:
-        rows = streams.read(main.data, **dataclasses.asdict(main.columns))
+    source = streams.load if main.data in streams.EMBEDDED else streams.read
+    rows = source(main.data, **dataclasses.asdict(main.columns))
     rules = dataclasses.asdict(main.cut)
     rules["at"] = list(rules["at"]) or None
     if rules["new_entities"] is None and rules["segments"] is None and rules["at"] is None:
         rules["new_entities"] = _NEW_ENTITIES.get(main.data)
     return streams.cut(rows, seed=main.seed, **rules)
+
+
+def check_stream(stream: streams.Stream) -> None:
+    """Raise ValueError where no segment would count in a mean."""
+    users, items = len(stream.user_ids), len(stream.item_ids)
+    if len(stream) < 2:
+        raise ValueError(
+            f"{stream.source}: {users:,} users and {items:,} items are one segment, and the first does not count: "
+            "give --cut.segments, or --cut.new-entities well below their sum"
+        )
+    if not any(stream.test(t).count >= records.LEAST_USERS for t in range(1, len(stream))):
+        raise ValueError(
+            f"{stream.source}: no segment after the first has {records.LEAST_USERS} test users: "
+            "cut fewer, longer segments (--cut.segments, --cut.new-entities)"
+        )
 
 
 def by_protocol(flags: Main) -> Main:
@@ -175,10 +200,18 @@ def main(flags: Main) -> list[dict]:
     """Run all methods; the summaries, which are also in their folders."""
     flags = by_protocol(flags)
     methods = expand(flags.method)
+    if not methods:
+        raise ValueError("--method: name at least one")
+    if flags.resume and flags.overwrite:
+        raise ValueError("--resume and --overwrite: give one of them")
     configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
         _check_folder(flags, flags.out / method)
     stream = load_stream(flags)
+    check_stream(stream)
+    if flags.overwrite:  # what cannot be run replaces nothing
+        for config in configs.values():
+            make_run(config).init(jax.random.key(flags.seed), stream)
     print(
         f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
         f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"
@@ -211,6 +244,8 @@ def make_config(flags: Main, method: str) -> Config:
     Raises:
       ValueError: unknown method, or a value out of its range.
     """
+    if not 0 <= flags.seed < 2**32:
+        raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join([*METHODS, *GROUPS])}")
     return Config(
@@ -248,8 +283,12 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     done = folder / "summary.json"
     probes = config.search.probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
-        done.unlink(missing_ok=True)
-        lines = run_segments(config, stream, key, folder=folder, **progress.callbacks)
+
+        def on_segment(line):
+            done.unlink(missing_ok=True)  # of a run that goes on; one that is refused keeps it
+            progress.segment(line)
+
+        lines = run_segments(config, stream, key, folder=folder, **progress.callbacks | {"on_segment": on_segment})
     last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
     title = f"{stream.source}, {config.method}, {config.budget}"
     report.plot_quality(folder / "quality.png", {config.method: lines}, title)
@@ -268,10 +307,10 @@ def command(module: str) -> str:
 
 
 def cli(flags: type = Main, job=main, description: str | None = __doc__, arguments: list[str] | None = None) -> None:
-    """Command line of an experiment: bad input ends with its message and exit code 2."""
+    """Command line of an experiment: bad input and files that cannot be had end with a message and exit code 2."""
     try:
         job(tyro.cli(flags, args=arguments, description=description))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

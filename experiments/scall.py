@@ -79,7 +79,7 @@ def choose(flags: Scall) -> tuple[list[tuple[dict, run.Main]], str]:
 
 
 def _valid(folder: Path) -> float:
-    return json.loads((folder / "summary.json").read_text())["mean_valid_recall@20"]
+    return json.loads((folder / "summary.json").read_text())["mean_valid_recall@20"] or 0.0
 
 
 def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:

@@ -15,6 +15,7 @@ to find little for incoherent users, and gains of one over another among the fre
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -41,16 +42,20 @@ class Strata(run.Main):
 def finished(out: Path) -> dict[str, list[Path]]:
     """Folders of finished runs by name: runs that differ in nothing but their key are seeds of one cell.
 
+    Of the same run in two folders one counts.
+
     Raises:
       ValueError: there is none.
     """
     groups = {}
     for path in sorted(out.rglob("summary.json")):
-        config = json.loads((path.parent / "config.json").read_text())["config"]
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(path.parent)
+        said = json.loads((path.parent / "config.json").read_text())
+        cell = json.dumps([said["config"], said["stream"]["fingerprint"]], sort_keys=True)
+        groups.setdefault(cell, {}).setdefault(json.dumps(said["key"]), path.parent)
     if not groups:
         raise ValueError(f"{out} holds no finished run: make some with experiments.run, compare or arena")
-    return {name_of(folders[0], out): folders for folders in groups.values()}
+    found = [list(by_key.values()) for by_key in groups.values()]
+    return {name_of(folders[0], out): folders for folders in found}
 
 
 def name_of(folder: Path, out: Path) -> str:
@@ -64,6 +69,12 @@ def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig
     Raises:
       ValueError: a run on another stream.
     """
+    for folder in itertools.chain.from_iterable(groups.values()):
+        made = json.loads((folder / "config.json").read_text())["stream"]["segments"]
+        if made != len(stream):
+            raise ValueError(
+                f"{folder} has {made} segments, the stream {len(stream)}: give its --data, --columns, --cut, --seed"
+            )
     found = []
     for t in range(1, len(stream)):
         segment = strata.of_segment(stream, t, config)

@@ -1,7 +1,9 @@
 """Memory budgets: how many parameters the tables may hold at each segment of the stream."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -47,9 +49,10 @@ class Budget:
         """Parameters at `segment` (from 0) when `entities` users and items are known, rounded down."""
         if self.steps:
             return self.steps[min(segment, len(self.steps) - 1)].parameters(segment, entities)
+        # of the decimal number as it was given: 0.7 x 90 is 63, in binary floating point less
         if self.size is not None:
-            return int(np.floor(self.size * entities))
-        return int(np.floor(self.mb * 1e6 / 4))
+            return math.floor(Fraction(str(self.size)) * entities)
+        return math.floor(Fraction(str(self.mb)) * 250_000)
 
     def __str__(self):
         if self.steps:

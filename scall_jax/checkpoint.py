@@ -96,7 +96,7 @@ def restore(folder: Path, segment: int, template: RunState, storage: Storage | K
     except ValueError as error:
         raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
     return RunState(
-        key=jax.random.wrap_key_data(jnp.asarray(tree["key"])),
+        key=jax.random.wrap_key_data(jnp.asarray(tree["key"]), impl=jax.random.key_impl(template.key)),
         params=params,
         plan=plan,
         known=jnp.asarray(known),

@@ -270,7 +270,7 @@ def _open_folder(folder, config, stream, key, state, storage):
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         records.write_atomically(path, json.dumps(identity, indent=2) + "\n")
-    other = json.loads(path.read_text())
+    other = _identity(path)
     other["stream"]["source"] = stream.source  # the same rows may lie elsewhere
     for name in ("config", "stream", "key"):
         if other[name] != identity[name]:
@@ -279,10 +279,26 @@ def _open_folder(folder, config, stream, key, state, storage):
             )
     done = checkpoint.finished(folder / "checkpoints")
     lines = [line for line in records.read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
+    if done and [line["segment"] for line in lines] != list(range(done[-1] + 1)):
+        raise ValueError(
+            f"{folder}: metrics.jsonl has {len(lines)} of the {done[-1] + 1} segments of the checkpoint: "
+            "make the run anew in another folder, or delete this one"
+        )
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if done:
         state = checkpoint.restore(folder / "checkpoints", done[-1], state, storage)
     return state, lines
+
+
+def _identity(path: Path) -> dict:
+    """What a run folder's config.json says."""
+    try:
+        found = json.loads(path.read_text())
+        if {"config", "stream", "key"} <= found.keys() and isinstance(found["stream"], dict):
+            return found
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is not that of a run: choose another folder")
 
 
 def _difference(other, identity, name):

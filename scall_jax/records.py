@@ -117,9 +117,18 @@ def check(record: Record) -> None:
     made = np.arange(record.search.fitness.shape[-1]) < record.search.count[..., None]
     given, most, least = record.search.allocated, record.search.expected[..., None], record.search.least[..., None]
     off = made & ((given > most) | (given < least))
-    over = record.allocated > record.budget
-    if off.any() or over.any():
-        raise AssertionError("sizes do not add up to the budget: please report this with the run's config.json")
+    over = np.atleast_1d(record.allocated > record.budget)
+    if over.any():
+        at = int(np.argmax(over))
+        held, allowed = (np.atleast_1d(x).flat[at] for x in (record.allocated, record.budget))
+        raise AssertionError(f"segment {segments.flat[at]} holds {held} of {allowed} units: {_REPORT}")
+    if off.any():
+        at = tuple(np.argwhere(off)[0])
+        bounds = [np.broadcast_to(x, off.shape)[at] for x in (least, most)]
+        raise AssertionError(f"probe {at} (.., number) gave out {given[at]}, not {bounds[0]} to {bounds[1]}: {_REPORT}")
+
+
+_REPORT = "please report this with the run's config.json"
 
 
 def summarise(lines: list[dict]) -> dict:
@@ -130,12 +139,12 @@ def summarise(lines: list[dict]) -> dict:
     """
     later = [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
     summary = {"segments": len(lines), "averaged_segments": len(later)}
-    weights = np.array([line["test_users"] for line in later], np.float64)
     for part in ("valid", "test"):
+        weights = np.array([line[f"{part}_users"] for line in later], np.float64)
         for metric in ("recall@20", "ndcg@20"):
             values = np.array([line[f"{part}_{metric}"] for line in later])
             summary[f"mean_{part}_{metric}"] = float(values.mean()) if len(later) else None
-            pooled = float(values @ weights / weights.sum()) if len(later) else None
+            pooled = float(values @ weights / weights.sum()) if weights.any() else None
             summary[f"pooled_{part}_{metric}"] = pooled
     for name in ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile"):
         summary[name] = sum(line.get(name, 0.0) for line in lines)

@@ -12,6 +12,8 @@ from scall_jax.config import CarryConfig, SizesConfig
         (Budget.mean_size(2.5), 0, 3, 7),
         (Budget.megabytes(32), 7, 5, 8_000_000),
         (Budget.megabytes(1e-5), 0, 5, 2),
+        (Budget.mean_size(0.7), 0, 90, 63),
+        (Budget.megabytes(1.001), 0, 5, 250_250),
         (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 0, 10, 40),
         (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 1, 10, 100_000),
         (Budget.schedule([Budget.mean_size(4), Budget.megabytes(0.4)]), 9, 10, 100_000),

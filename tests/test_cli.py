@@ -136,6 +136,17 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
         run.cli(arguments=arguments)
     assert stop.value.code == 2
     assert "holds a finished run" in capsys.readouterr().err
+    summary = tmp_path / "popularity-all" / "summary.json"
+    before = summary.read_text()
+    for wrong, message in (
+        (["--resume", "--seed", "1"], "holds another run"),
+        (["--overwrite", "--budget.mean-size", "1e9"], "must lie between 1 and"),
+        (["--resume", "--overwrite"], "give one of them"),
+    ):
+        with pytest.raises(SystemExit):
+            run.cli(arguments=[*arguments, *wrong])
+        assert message in capsys.readouterr().err
+        assert summary.read_text() == before  # what is refused leaves the finished run as it was
     run.cli(arguments=[*arguments, "--resume"])
     run.cli(arguments=[*arguments, "--overwrite"])
 
@@ -155,6 +166,9 @@ HEAD = "user,item,timestamp\n1,2,3\n"
         (HEAD, ["--sizes.minimum", "9", "--sizes.maximum", "8"], "minimum=9, maximum=8"),
         (HEAD, ["--method", "magic"], "unknown method 'magic': choose one of uniform"),
         (HEAD, ["--columns.user", "uid"], "no column 'uid'"),
+        (HEAD, ["--seed", "-1"], "seed -1"),
+        (HEAD, ["--method"], "--method: name at least one"),
+        ("user,item,timestamp\n" + "".join(f"{k},{k},{k}\n" for k in range(50)), [], "one segment, and the first"),
         (None, [], "no such file"),
     ],
 )
@@ -167,6 +181,24 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flags", "message"),
+    [
+        (compare.Compare, ["--method", "popularity-all", "magic"], "unknown method 'magic'"),
+        (compare.Compare, ["--seeds"], "--seeds: name at least one"),
+        (arena.Arena, ["--method", "popularity-all", "magic"], "unknown method 'magic'"),
+        (arena.Arena, ["--method", "uniform", "--mean-sizes", "0"], "greater than 0"),
+        (arena.Arena, ["--method", "uniform", "--mean-sizes", "1e-4"], "no method can use its budget"),
+    ],
+)
+def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, flags, message):
+    job = {compare.Compare: compare.main, arena.Arena: arena.main}[experiment]
+    with pytest.raises(SystemExit) as stop:
+        run.cli(experiment, job, arguments=tiny_arguments(data, tmp_path / "out", *flags))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

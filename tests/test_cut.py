@@ -222,6 +222,10 @@ def test_core_is_what_repeated_removal_leaves(k):
         ({"replay": -1.0}, "negative"),
         ({"k_core": 10**6}, "core"),
         ({"at": ["soon"]}, "'soon'"),
+        ({"at": ["1971-01-01"]}, "outside"),
+        ({"max_segments": 0}, "max_segments=0"),
+        ({"replay": float("inf")}, "finite"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_rules_are_refused(rows, rules, message):

@@ -1,4 +1,5 @@
 import gzip
+import json
 
 import numpy as np
 import polars as pl
@@ -58,6 +59,54 @@ def test_named_columns_and_string_ids(tmp_path):
     np.testing.assert_array_equal(rows.time, [1577836800000, 1577923200000])
 
 
+def test_a_first_line_of_data_is_no_header(tmp_path):
+    for text in ("196,242,881250949,3\n186,302,891717742,3\n", "u,i,2020-01-01,x\nu,j,2020-01-02,y\n"):
+        path = _write(tmp_path, "x.csv", text)
+        rows = streams.read(path, user="column_1", item="column_2", timestamp="column_3")
+        first = [line.split(",") for line in text.splitlines()]
+        assert [str(rows.user_ids[int(code)]) for code in rows.user] == [fields[0] for fields in first]
+        assert [str(rows.item_ids[int(code)]) for code in rows.item] == [fields[1] for fields in first]
+    rows = streams.read(_write(tmp_path, "x.csv", "user,item,timestamp,2020\n1,2,3,4\n"))
+    assert len(rows) == 1
+
+
+def test_json_whose_types_change_late(tmp_path):
+    lines = [{"user": i, "item": i % 7, "timestamp": i, "rating": 4, "vote": None, "images": []} for i in range(1500)]
+    lines[1200] = {"user": "a", "item": 3, "timestamp": 5, "rating": 4.5, "vote": "5", "images": [{"b": 1}]}
+    path = _write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n")
+    rows = streams.read(path, min_rating=4.2)
+    assert (rows.user_ids.to_list(), rows.item_ids.to_list(), rows.time.tolist()) == (["a"], [3], [5000])
+    lines[1300]["timestamp"] = "soon"
+    _write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="row 1301, column 'timestamp': 'soon'"):
+        streams.read(path)
+    _write(tmp_path, "x.jsonl", '{"user":1}\n[1]\n')
+    with pytest.raises(ValueError, match="row 2: not a JSON object"):
+        streams.read(path)
+    _write(tmp_path, "x.jsonl", '{"user":1,"item":null,"when":3,"timestamp":4}\n')
+    with pytest.raises(ValueError, match="no column for the item among 'user', 'timestamp', 'when'"):
+        streams.read(path)
+
+
+def test_not_a_number_is_no_id_and_no_rating(tmp_path):
+    path = tmp_path / "x.parquet"
+    frame = pl.DataFrame({"user": [1.0, 2.0], "item": [1, 2], "timestamp": [3, 4], "rating": [5.0, float("nan")]})
+    frame.write_parquet(path)
+    with pytest.raises(ValueError, match="row 2, column 'rating': nan"):
+        streams.read(path, min_rating=4)
+    frame.with_columns(user=pl.Series([1.0, float("nan")])).write_parquet(path)
+    with pytest.raises(ValueError, match="row 2, column 'user': nan"):
+        streams.read(path)
+    for change in ({"user": pl.Series([[1], [2]])}, {"item": pl.Series([b"a", b"b"])}):
+        frame.with_columns(**change).write_parquet(path)
+        with pytest.raises(ValueError, match=f"column '{next(iter(change))}': values of type .* cannot be an id"):
+            streams.read(path)
+    with pytest.raises(ValueError, match="row 1, column 'item'"):
+        streams.interactions.from_arrays([1, 2], [3.0, None], [4, 5])
+    days = np.array(["1970-01-01", "1970-01-02"], "datetime64[D]")
+    assert streams.interactions.from_arrays([1, 2], [3, 4], days).time.tolist() == [0, 86_400_000]
+
+
 def test_parquet_with_dates(tmp_path):
     from datetime import datetime
 
@@ -95,6 +144,7 @@ BAD = {
     "mixed.dat": ("1::2::3::4\n1:2:3:4\n", "row 2, column 'item'"),
     "torn.json": ('{"user":1,"item":2,"timestamp":3}\n{"user":1,"it\n', "row 2"),
     "null.json": ('{"user":1,"item":2,"timestamp":3}\n{"user":1,"item":2}\n', "row 2, column 'timestamp'"),
+    "odd.csv": ("user,item,date\n1,2,2020-01-01\n1,2,nan\n1,2,2020-01-03\n", "row 3, column 'date': 'nan'"),
     "junk.parquet": ("PAR1 this is no Parquet file", "not a readable Parquet"),
 }
 

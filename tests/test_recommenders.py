@@ -6,6 +6,8 @@ import scipy.sparse
 
 from scall_jax import streams, tables
 from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, propagate, smooth
+from scall_jax.recommenders import graph as graphs
+from scall_jax.recommenders.fit import learning_rate
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
 from scall_jax.streams.segments import make_rows
 from scall_jax.tables.resize import init
@@ -48,6 +50,13 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs():
         propagate(graphs[0], x[0], "cusparse")
 
 
+@pytest.fixture(params=["csr", "segment_sum"])
+def product(request, monkeypatch):
+    """`propagate` as it is on a CPU, and as it is elsewhere."""
+    monkeypatch.setitem(graphs._PRODUCTS, "csr", graphs._PRODUCTS[request.param])
+
+
+@pytest.mark.usefixtures("product")
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("most", [(70, 70), (9, 70), (70, 20)])
 def test_embedding_agrees_with_float64(layers, most):
@@ -67,6 +76,7 @@ def test_embedding_agrees_with_float64(layers, most):
     np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
 
 
+@pytest.mark.usefixtures("product")
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("side", [0, 1, 2])
 def test_half_products_from_a_side_and_back_to_it(side, layers):
@@ -83,6 +93,16 @@ def test_half_products_from_a_side_and_back_to_it(side, layers):
     np.testing.assert_allclose(back[own], (operator.T @ g)[own], atol=1e-5)
     halves = [int(np.diff(rows_from(graph, users, jnp.int32(side), other).indptr).sum()) for other in (False, True)]
     assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
+
+
+def test_the_learning_rate_falls_in_stairs_to_its_floor_or_stays():
+    falling = learning_rate(FitConfig(learning_rate=0.02, decay=0.5, decay_every=10, least_learning_rate=0.004))
+    np.testing.assert_allclose([falling(k) for k in (0, 9, 10, 25, 1000)], [0.02, 0.02, 0.01, 0.005, 0.004], rtol=1e-6)
+    steady = learning_rate(FitConfig(learning_rate=0.02, decay=1.0))
+    np.testing.assert_allclose([steady(k) for k in (0, 10_000)], 0.02)
+    for decay in (0.0, 1.5):
+        with pytest.raises(ValueError, match="decay="):
+            FitConfig(decay=decay)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 
     def projected(state, seen, action):
         """R' (seen x monomials), f32[n, d], without the contexts of full length."""
-        key = jax.random.wrap_key_data(state.seed)
+        key = jax.random.wrap_key_data(state.seed, impl="threefry2x32")
         matrix = jax.random.normal(key, (1 + observation, features, config.projected)) / np.sqrt(full)
         seen = jnp.concatenate([jnp.ones(1), seen])
         seen = seen * jax.lax.rsqrt((seen**2).mean())
@@ -52,7 +52,10 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         return jnp.matmul(monomials(action), by_monomial, precision="highest")
 
     def init(key):
-        return DlintsState(jax.random.key_data(key), discounted.empty(config.projected, config.ridge))
+        data = jax.random.key_data(key)
+        # a checkpoint holds arrays: the seed is a key of one kind, whatever the run's
+        seed = data if data.shape == (2,) else jax.random.bits(key, (2,), jnp.uint32)
+        return DlintsState(seed, discounted.empty(config.projected, config.ridge))
 
     def act(state, key, seen):
         noise = config.exploration * jax.random.normal(key, (config.projected,))

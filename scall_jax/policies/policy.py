@@ -99,6 +99,7 @@ class PolicyConfig:
             "clip",
             "replay",
             "batch",
+            "first_batch",
             "updates",
             "grid",
             "length_scale",

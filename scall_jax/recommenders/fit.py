@@ -36,7 +36,7 @@ class FitConfig:
     least_learning_rate: float = 0.001
     """The learning rate does not fall below this."""
     l2: float = 1e-4
-    """Weight of the squared norm of a batch's own embeddings."""
+    """Weight of half the mean squared norm of a batch's own embeddings."""
     eval_every: int = 100
     """Steps between evaluations on valid."""
     patience: int = 4
@@ -54,6 +54,11 @@ class FitConfig:
             raise ValueError(f"layers={self.layers}: must not be negative")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be greater than 0")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay}: must lie above 0 and not above 1, which is no decay")
+        for name in ("least_learning_rate", "l2"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.positives not in ("segment", "all"):
             raise ValueError(f"positives={self.positives!r}: choose segment or all")
 
@@ -91,6 +96,8 @@ class Fitted(NamedTuple):
 
 def learning_rate(config: FitConfig) -> optax.Schedule:
     """Learning rate by the number of steps made, decayed in stairs."""
+    if config.decay == 1:  # optax would take the end value for a lower bound on a growing rate
+        return optax.constant_schedule(config.learning_rate)
     return optax.exponential_decay(
         config.learning_rate,
         config.decay_every,
@@ -178,7 +185,7 @@ def make_fit(
 ) -> Callable:
     """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled; parameters are `opened` ones.
 
-    `progress(segment, step, loss, fitness)` is called on the host after each evaluation, in order of steps.
+    `progress(segment, step, loss, fitness)` is called on the host after each evaluation, not always in order.
     """
     init_moments = no_moments if storage.table is not None else optimiser(config).init
     train = make_step(storage, config)

@@ -13,12 +13,11 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     """One product A x with the symmetric normalised adjacency.
 
     Args:
-      graph: of N nodes.
+      graph: of N nodes; entries outside indptr[0] to indptr[N] count for no row.
       x: f32[N, C].
       method: `segment_sum`, the reference, which runs everywhere; `csr`, the compressed-row kernel of the CPU
-      backend, whose cost
-        follows the entries in use and not the padding; `auto` takes the latter on CPU. Under `vmap` over x the
-        mapped axis is folded into the columns, so that the fast kernel still runs.
+        backend, whose cost follows the entries in use and not the padding; `auto` takes the latter on CPU. Under
+        `vmap` over x the mapped axis is folded into the columns, so that the fast kernel still runs.
 
     Returns:
       f32[N, C]. The derivative is the same product, A being symmetric.
@@ -48,8 +47,11 @@ _symmetric_product.defvjp(_product_fwd, _product_bwd)
 
 def _segment_sum(graph: Graph, x):
     nodes, edges = x.shape[0], graph.indices.shape[0]
-    row = jnp.repeat(jnp.arange(nodes), jnp.diff(graph.indptr), total_repeat_length=edges)
-    return jax.ops.segment_sum(graph.values[:, None] * x[graph.indices], row, nodes, indices_are_sorted=True)
+    # entries before the first row and behind the last one, of rows left out, go to rows of their own
+    counts = jnp.concatenate([graph.indptr[:1], jnp.diff(graph.indptr), edges - graph.indptr[-1:]])
+    row = jnp.repeat(jnp.arange(nodes + 2), counts, total_repeat_length=edges)
+    products = graph.values[:, None] * x[graph.indices]
+    return jax.ops.segment_sum(products, row, nodes + 2, indices_are_sorted=True)[1:-1]
 
 
 @jax.custom_batching.custom_vmap

@@ -139,7 +139,7 @@ def probe_in_turn(
             lambda: (uniform(key, segment, total), jnp.zeros(record.action.shape[1]), jax.random.key_data(key)),
             lambda: proposed(inner, number),
         )
-        made = probe_sizes(jax.random.wrap_key_data(key_data), own)
+        made = probe_sizes(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key)), own)
         # one probe in the program serves both, at half the compilation
         reference = jax.tree.map(
             lambda new, old: jnp.where(is_reference, new, old), Reference(own, made.fitness, made.by_user), reference

@@ -142,7 +142,8 @@ def _capped_multinomial(key, total, p, alive, cap):
         room = alive & (counts < cap)
         drawn = multinomial(jax.random.fold_in(key, number), excess, _normalised(p, room))
         wanted = counts + drawn  # each at most total <= 2^31 - 1
-        kept = jnp.minimum(wanted, cap)
+        # a running sum may grow by rounding over entities that take no part: what falls to them is drawn again too
+        kept = jnp.where(alive, jnp.minimum(wanted, cap), 0)
         return number + 1, kept, (wanted - kept).sum()
 
     start = (jnp.int32(0), jnp.zeros(p.shape, jnp.int32), total)

@@ -32,9 +32,8 @@ def cut(
     Args:
       interactions: rows in source order; they are sorted by (time, source order).
       new_entities: start a new segment before the row with which new users + new items since the last cut exceed
-      this (SCALL
-        section 5.1: 15,000; the default if no other rule is given). A last segment with fewer than a tenth as many
-        joins the one before it.
+        this (SCALL section 5.1: 15,000; the default if no other rule is given). A last segment with fewer than a tenth
+        as many joins the one before it.
       segments: instead, this many parts of equally many rows.
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
       split: parts of train, valid and test. Parts are moved forward to the next change of timestamp, so that no moment
@@ -43,10 +42,9 @@ def cut(
       replay: rows of earlier segments trained on again, as a part of the segment's training rows; drawn without
         replacement from the rows of users in the training part.
       k_core: keep only users and items with at least this many rows, repeatedly. This looks at the whole file, so
-      the later
-        part of the stream decides which early rows are seen; 0 (default) does not.
+        the later part of the stream decides which early rows are seen; 0 (default) does not.
       shuffle_ties: order rows of equal time at random (by `seed`) and not as the source has them, for day-granular
-      data.
+        data.
       max_segments: stop after this many segments.
       seed: of ties, replay and the order of evaluated users.
 
@@ -54,8 +52,13 @@ def cut(
       A `Stream`; the same arguments give the same stream.
 
     Raises:
-      ValueError: contradictory rules, or a stream too short to cut.
+      ValueError: contradictory rules, a value out of its range, moments outside the stream, or a stream too short to
+        cut.
     """
+    if max_segments is not None and max_segments < 1:
+        raise ValueError(f"max_segments={max_segments}: at least 1, or None for all")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must not be negative")
     rng = np.random.default_rng(seed)
     rows = _core(interactions, k_core) if k_core else interactions
     rows = _in_order(rows, shuffle_ties, rng)
@@ -115,6 +118,10 @@ def _edges(rows, user, item, new_entities, segments, at) -> list[int]:
     n = len(rows)
     if at is not None:
         moments = milliseconds(pl.Series(at), "auto", _Moments())
+        first, last = rows.time[[0, -1]]
+        if not ((moments > first) & (moments <= last)).all():
+            shown = " to ".join(str(np.datetime64(int(x), "ms")) for x in (first, last))
+            raise ValueError(f"at={list(at)}: a moment lies outside {rows.source}, which goes from {shown}")
         inner = np.searchsorted(rows.time, moments, side="left")
         return sorted({0, n, *inner.tolist()})
     if segments is not None:
@@ -176,8 +183,8 @@ def _aligned(time, start, train, valid, end):
 
 
 def _replay(user, bounds, part, compounding, rng) -> tuple[np.ndarray, ...]:
-    if not part >= 0:
-        raise ValueError(f"replay={part}: must not be negative")
+    if not 0 <= part < float("inf"):
+        raise ValueError(f"replay={part}: must be finite and not negative")
     drawn, pool = [], np.empty(0, np.int64)
     for b in bounds:
         current = np.zeros(int(user.max()) + 1, bool)

@@ -9,18 +9,17 @@ from scall_jax.streams.read import read
 EMBEDDED = ("online-retail", "movietweetings")
 
 
-def load(name: str = "online-retail") -> Interactions:
-    """An embedded stream.
+def load(name: str = "online-retail", **options) -> Interactions:
+    """An embedded stream; `options` as `read` takes them (movietweetings has ratings for `min_rating`).
 
     `online-retail`: 736,880 purchases, 5,851 customers, 4,336 products, 2009-2011 (Chen 2019, Online Retail II, UCI
-    Machine
-    Learning Repository, CC BY 4.0). `movietweetings`: 141,695 ratings tweeted in 2013, 21,081 users, 12,611 films
-    (Dooms, De Pessemier, Martens 2013, MIT licence). The licence texts lie beside the data.
+    Machine Learning Repository, CC BY 4.0). `movietweetings`: 141,695 ratings tweeted in 2013, 21,081 users, 12,611
+    films (Dooms, De Pessemier, Martens 2013, MIT licence). The licence texts lie beside the data.
 
     Raises:
-      ValueError: unknown name.
+      ValueError: unknown name; as `read`.
     """
     if name not in EMBEDDED:
         raise ValueError(f"no embedded stream {name!r}: choose one of {', '.join(EMBEDDED)}, or read a file")
     with resources.as_file(resources.files("scall_jax.streams") / "data" / f"{name.replace('-', '_')}.parquet") as path:
-        return dataclasses.replace(read(path), source=name)
+        return dataclasses.replace(read(path, **options), source=name)

@@ -45,9 +45,21 @@ def encode(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 
 def from_arrays(user, item, time_ms, source: str = "arrays") -> Interactions:
-    """Interactions from equally long columns; `time_ms` in milliseconds since 1970."""
-    user, item = pl.Series(values=user), pl.Series(values=item)
-    time = np.asarray(time_ms, np.int64)
+    """Interactions from equally long columns; `time_ms` in milliseconds since 1970, or datetime64.
+
+    Raises:
+      ValueError: lengths differ, an id is null or NaN, or a time is no time.
+    """
+    user, item = pl.Series("user", user), pl.Series("item", item)
+    time = np.asarray(time_ms)
+    time = time if time.dtype.kind in "iufM" else np.asarray(time_ms, np.int64)
+    if np.isnat(time).any() if time.dtype.kind == "M" else not np.isfinite(time).all():
+        raise ValueError(f"{source}: a time is missing")
+    time = time.astype("datetime64[ms]" if time.dtype.kind == "M" else np.int64).astype(np.int64)
+    for ids in (user, item):
+        missing = ids.is_null() | ids.is_nan() if ids.dtype.is_float() else ids.is_null()
+        if missing.any():
+            raise ValueError(f"{source}, row {missing.arg_true()[0]}, column {ids.name!r}: the id is missing")
     if not len(user) == len(item) == len(time):
         raise ValueError(f"{source}: {len(user)} users, {len(item)} items, {len(time)} times: lengths must agree")
     user_codes, user_ids = encode(user)

@@ -7,8 +7,12 @@ Parquet file with named columns; all of the text formats also gzipped.
 
 import gzip
 import io
+import itertools
+import json
+import re
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -59,7 +63,8 @@ def read(
       path: the file, gzipped or not.
       format: one of `FORMATS`; `auto` looks at the content.
       user, item, timestamp, rating: column names; by default those of the published formats are recognised. Files
-        without a header other than the published ones have columns `column_1`, `column_2`, ...
+        without a header other than the published ones have columns `column_1`, `column_2`, ...; a first line is data
+        if it has a number or a date and none of these names.
       min_rating: keep only rows rated at least this; needs a rating column.
       time_unit: `s`, `ms`, `us` for numeric timestamps; `auto` judges by size. Text is read as ISO-8601 or
         `YYYY-MM-DD[ HH:MM:SS]`, UTC unless it says otherwise.
@@ -69,18 +74,19 @@ def read(
 
     Raises:
       ValueError: naming file, row and column: missing file or column, null id, timestamp that does not parse or is
-        negative, rating that does not parse, empty or truncated file, mixed delimiters.
+        negative, rating that does not parse, a column of lists or bytes, empty or truncated file, mixed delimiters.
     """
     path = Path(path)
-    frame, first_row = _frame(path, format)
-    columns = {
-        role: _column(frame, role, name, path)
-        for role, name in (("user", user), ("item", item), ("timestamp", timestamp))
-    }
+    given = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
-        columns["rating"] = _column(frame, "rating", rating, path)
-    frame = frame.select(pl.col(name).alias(role) for role, name in columns.items())
-    where = _Where(path, first_row, columns)
+        given["rating"] = rating
+    table = _table(path, format, [name for name in given.values() if name is not None])
+    columns = {role: _column(table, role, name, path) for role, name in given.items()}
+    frame = table.frame.select(pl.col(name).alias(role) for role, name in columns.items())
+    where = _Where(path, table.first_row, columns)
+    del table  # its other columns are not needed
+    for role in columns:
+        _check_type(frame[role], role, where)
     for role in ("user", "item", "timestamp"):
         where.refuse(_missing(frame[role]), role, "is missing (null or empty)", frame[role])
     time = milliseconds(frame["timestamp"], time_unit, where)
@@ -109,8 +115,16 @@ class _Where:
             )
 
 
-def _frame(path: Path, format: str) -> tuple[pl.DataFrame, int]:
-    """The file as a table, and the line (or row) number of its first record."""
+class _Table(NamedTuple):
+    """A file's content: its columns (of JSON lines those that could be asked for), line of the first record, names."""
+
+    frame: pl.DataFrame
+    first_row: int
+    names: list[str]
+
+
+def _table(path: Path, format: str, given: list[str]) -> _Table:
+    """Read the file; `given` are column names that the caller asks for."""
     if format not in FORMATS:
         raise ValueError(f"{path}: unknown format {format!r}: choose one of {', '.join(FORMATS)}")
     if not path.is_file():
@@ -120,19 +134,20 @@ def _frame(path: Path, format: str) -> tuple[pl.DataFrame, int]:
     if not magic:
         raise ValueError(f"{path}: the file is empty")
     if format == "parquet" or (format == "auto" and magic == b"PAR1"):
-        return _parquet(path), 1
+        frame = _parquet(path)
+        return _Table(frame, 1, frame.columns)
     data = _gunzip(path) if magic[:2] == b"\x1f\x8b" else path.read_bytes()
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")  # blank last lines are no rows
     if not data.strip():
         raise ValueError(f"{path}: the file is empty")
     format = _sniff(data) if format == "auto" else format
     if format == "jsonl":
-        return _jsonl(path, data), 1
-    header = format in ("csv", "tsv") and not _headerless(data, b"," if format == "csv" else b"\t")
+        return _jsonl(path, data, given)
+    header = format in ("csv", "tsv") and not _headerless(data, "," if format == "csv" else "\t", given)
     frame = _separated(path, data, format, header)
     if frame.height == 0:
         raise ValueError(f"{path}: no rows after the header")
-    return frame, 2 if header else 1
+    return _Table(frame, 2 if header else 1, frame.columns)
 
 
 def _parquet(path):
@@ -167,10 +182,23 @@ def _sniff(data: bytes) -> str:
     return "csv"
 
 
-def _headerless(data: bytes, separator: bytes) -> bool:
-    """A first line with a number among its fields is data, not a header."""
-    fields = data.lstrip()[:65536].split(b"\n", 1)[0].rstrip(b"\r").split(separator)
-    return any(f.strip(b' "').replace(b".", b"", 1).isdigit() for f in fields)
+_DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?")
+
+
+def _headerless(data: bytes, separator: str, given: list[str]) -> bool:
+    """A first line with a number or a date among its fields, and no name that is asked for or known, is data."""
+    line = data.lstrip()[:65536].split(b"\n", 1)[0].decode(errors="replace")
+    fields = [field.strip(' "\r') for field in line.split(separator)]
+    if {*given, *itertools.chain(*_ALIASES.values())}.intersection(fields):
+        return False
+    return any(_is_number(field) or _DATE.match(field) for field in fields)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _separated(path, data, format, header):
@@ -193,8 +221,9 @@ def _separated(path, data, format, header):
             raise ValueError(
                 f"{path}, row 1: {frame.width} field(s) where {format} has {len(names)} ({', '.join(names)})"
             )
-        frame = frame.rename(dict(zip(frame.columns, names, strict=False)))
-    return frame
+    elif not header:
+        names = [f"column_{number}" for number in range(1, frame.width + 1)]
+    return frame.rename(dict(zip(frame.columns, names or [], strict=False)))
 
 
 def _ragged_row(data, separator):
@@ -208,47 +237,60 @@ def _ragged_row(data, separator):
     return "unreadable table"
 
 
-def _jsonl(path, data):
+def _jsonl(path: Path, data: bytes, given: list[str]) -> _Table:
+    """Only what is asked for or known, as text: types of JSON may change from line to line."""
+    first = data.split(b"\n", 1)[0]
+    wanted = dict.fromkeys([*given, *itertools.chain(*_ALIASES.values())], pl.String)
     try:
-        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=1000)
-    except pl.exceptions.PolarsError as error:
+        frame = pl.read_ndjson(io.BytesIO(data), schema=wanted)
+        others = [name for name in json.loads(first) if name not in wanted]
+    except (pl.exceptions.PolarsError, ValueError) as error:
         row = _bad_json_row(data)
-        raise ValueError(f"{path}, row {row}: not a JSON object per line: {_first_line(error)}") from error
+        problem = f", row {row}: not a JSON object per line" if row else ": unreadable JSON lines"
+        raise ValueError(f"{path}{problem}: {_first_line(error)}") from error
+    frame = frame.select(name for name in wanted if frame[name].null_count() < frame.height)
+    return _Table(frame, 1, frame.columns + others)
 
 
-def _bad_json_row(data):
-    import json
-
-    number = 0
-    for number, line in enumerate(data.splitlines(), 1):
+def _bad_json_row(data: bytes) -> int | None:
+    """The first line that is no JSON object; None where all are."""
+    for number, line in enumerate(data.split(b"\n"), 1):
         try:
-            json.loads(line or b"{}")
+            if not isinstance(json.loads(line.strip() or b"{}"), dict):
+                return number
         except ValueError:
             return number
-    return number
+    return None
 
 
 def _first_line(error):
     return str(error).strip().split("\n", 1)[0]
 
 
-def _column(frame, role, name, path):
+def _column(table: _Table, role: str, name: str | None, path: Path) -> str:
     if name is not None:
-        if name in frame.columns:
+        if name in table.frame.columns:
             return name
-        raise ValueError(f"{path}: no column {name!r} for the {role}; the columns are {', '.join(frame.columns)}")
+        raise ValueError(f"{path}: no column {name!r} for the {role}; the columns are {', '.join(table.names)}")
     for alias in _ALIASES[role]:
-        if alias in frame.columns:
+        if alias in table.frame.columns:
             return alias
     raise ValueError(
-        f"{path}: no column for the {role} among {', '.join(map(repr, frame.columns))}: name it with {role}="
+        f"{path}: no column for the {role} among {', '.join(map(repr, table.names))}: name it with {role}="
     )
+
+
+def _check_type(values: pl.Series, role: str, where: _Where) -> None:
+    kind = values.dtype
+    if kind.is_nested() or kind == pl.Binary or (role == "timestamp" and kind in (pl.Time, pl.Duration, pl.Boolean)):
+        use = "a point in time" if role == "timestamp" else "a number" if role == "rating" else "an id"
+        raise ValueError(f"{where.path}, column {where.columns[role]!r}: values of type {kind} cannot be {use}")
 
 
 def _missing(values: pl.Series) -> pl.Series:
     if values.dtype == pl.String:
         return values.is_null() | (values.str.strip_chars() == "")
-    return values.is_null()
+    return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
 
 
 def _tidy(ids: pl.Series) -> pl.Series:
@@ -263,7 +305,7 @@ def _tidy(ids: pl.Series) -> pl.Series:
 
 def _positive(frame, time, min_rating, where):
     rating = frame["rating"].cast(pl.Float64, strict=False)
-    where.refuse(rating.is_null(), "rating", "is not a number", frame["rating"])
+    where.refuse(rating.is_null() | rating.is_nan(), "rating", "is not a number", frame["rating"])
     keep = (rating >= min_rating).to_numpy()
     if not keep.any():
         raise ValueError(

@@ -23,8 +23,8 @@ def milliseconds(values: pl.Series, unit: str, where) -> np.ndarray:
     else:
         text = values.cast(pl.String).str.strip_chars()
         numbers = text.cast(pl.Float64, strict=False)
-        # one number settles that the column holds numbers: the odd text is then an error, not a date
-        time = _from_text(text) if numbers.null_count() == len(numbers) else _from_numbers(numbers, unit)
+        # most values settle whether the column holds numbers or dates: the odd one is then an error
+        time = _from_numbers(numbers, unit) if 2 * numbers.null_count() <= len(numbers) else _from_text(text)
     where.refuse(time.is_null(), "timestamp", "is not a timestamp", values)
     where.refuse(time < 0, "timestamp", "is before 1970", values)
     return time.to_numpy()

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from scall_jax.tables.strips import gather, over_strips, write
 from scall_jax.tables.table import Params, Table
 
+_EXACT = jax.lax.Precision.HIGHEST  # inner products survive a rotation to float32's accuracy on any device
+
 
 def init(table: Table, key: jax.Array, layout, std: float) -> Params:
     """Independent normal parameters of standard deviation `std` for a layout."""
@@ -68,7 +70,7 @@ def resize(
 
         def add(source, width, total):
             part = jax.lax.dynamic_slice(axes, (source, first), (width, count))
-            return total + gather(table, buffer, old, source, width) @ part
+            return total + jnp.matmul(gather(table, buffer, old, source, width), part, precision=_EXACT)
 
         return over_strips(table, old, add, jnp.zeros((table.nodes, count)), table.widths[:1])
 
@@ -86,7 +88,7 @@ def principal_axes(table: Table, params: Params, layout, weight: jax.Array) -> j
     """Orthogonal f32[width, width] to the principal axes of the embeddings' weighted second moment, largest first.
 
     `weight` f32[N]: interactions of each node, 0 for nodes that do not exist. The moment is added up strip by strip of
-    columns; coordinates beyond the largest size stay in place.
+    columns; coordinates beyond the largest size come last.
     """
     buffer, width = table.open(params), table.width
     weight = (weight / jnp.maximum(weight.sum(), 1e-30))[:, None]
@@ -96,7 +98,7 @@ def principal_axes(table: Table, params: Params, layout, weight: jax.Array) -> j
         left = gather(table, buffer, layout, i, count) * weight
 
         def cell(j, count, moment):
-            part = left.T @ gather(table, buffer, layout, j, count)
+            part = jnp.matmul(left.T, gather(table, buffer, layout, j, count), precision=_EXACT)
             return jax.lax.dynamic_update_slice(moment, part, (i, j))
 
         return over_strips(table, layout, cell, moment, widest)
