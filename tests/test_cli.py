@@ -130,7 +130,8 @@ def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
 
 
 def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
-    arguments = tiny_arguments(data, tmp_path, "--method", "popularity-all")
+    tiny = tiny_arguments(data, tmp_path)
+    arguments = [*tiny, "--method", "popularity-all"]
     run.cli(arguments=arguments)
     with pytest.raises(SystemExit) as stop:
         run.cli(arguments=arguments)
@@ -139,12 +140,12 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
     summary = tmp_path / "popularity-all" / "summary.json"
     before = summary.read_text()
     for wrong, message in (
-        (["--resume", "--seed", "1"], "holds another run"),
-        (["--overwrite", "--budget.mean-size", "1e9"], "must lie between 1 and"),
-        (["--resume", "--overwrite"], "give one of them"),
+        (["popularity-all", "--resume", "--seed", "1"], "holds another run"),
+        (["popularity-all", "uniform", "--overwrite", "--budget.mean-size", "1e9"], "must lie between 1 and"),
+        (["popularity-all", "--resume", "--overwrite"], "give one of them"),
     ):
         with pytest.raises(SystemExit):
-            run.cli(arguments=[*arguments, *wrong])
+            run.cli(arguments=[*tiny, "--method", *wrong])
         assert message in capsys.readouterr().err
         assert summary.read_text() == before  # what is refused leaves the finished run as it was
     run.cli(arguments=[*arguments, "--resume"])
@@ -191,7 +192,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
         (compare.Compare, ["--seeds"], "--seeds: name at least one"),
         (arena.Arena, ["--method", "popularity-all", "magic"], "unknown method 'magic'"),
         (arena.Arena, ["--method", "uniform", "--mean-sizes", "0"], "greater than 0"),
-        (arena.Arena, ["--method", "uniform", "--mean-sizes", "1e-4"], "no method can use its budget"),
+        (arena.Arena, ["--method", "uniform", "--mean-sizes", "0.005"], "no method can use its budget"),
     ],
 )
 def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, flags, message):

@@ -203,7 +203,7 @@ def test_a_checkpoint_grows_by_the_budget(stream, tmp_path):
         line = run_segments(config, stream, jax.random.key(0), folder=tmp_path / str(size))[-1]
         disk.append(line["disk_bytes"])
         held.append(4 * line["allocated_parameters"])
-    assert held[1] - held[0] > 20_000
+    assert held[1] - held[0] > 15_000
     assert disk[1] - disk[0] == pytest.approx(held[1] - held[0], rel=0.12)
 
 
