@@ -111,7 +111,12 @@ def run_width(
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     chosen_from = {"regularisations": flags.regularisations, "weights": flags.weights, "iterations": flags.iterations}
     config = {"method": "als", "width": width} | chosen_from
-    records.write_atomically(folder / "config.json", json.dumps({"config": config, "seed": seed}) + "\n")
+    identity = {
+        "config": config,
+        "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
+        "key": seed,
+    }
+    records.write_atomically(folder / "config.json", json.dumps(identity, indent=2) + "\n")
     for t in range(len(stream)):
         segment, known, start = jax.device_put(stream.segment(t)), strata.profiles(stream, t), time.perf_counter()
         attempts = []

@@ -39,7 +39,7 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
     """
     found, runs, searches = {}, 0, 0
     for path in sorted(out.rglob("summary.json")):
-        budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"]["budget"])
+        budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
         runs += 1
         for line in records.read_lines(path.parent / "metrics.jsonl"):
             if line["segment"] < first or not line.get("probe_reference") or len(line["probe_actions"][0]) != 3:

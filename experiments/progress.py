@@ -36,15 +36,17 @@ class Progress:
 
     def step(self, segment, step, loss, fitness) -> None:
         """After an evaluation during a fit."""
-        self._steps.set_postfix_str(f"segment {int(segment)} loss {float(loss):.3f} valid {float(fitness):.4f}")
-        self._steps.n = int(step)
-        self._steps.refresh()
+        text = f"segment {int(segment)} loss {float(loss):.3f} valid {float(fitness):.4f}"
+        self._refresh(self._steps, int(step), text)
 
     def probes(self, segment, done, best) -> None:
         """After a round of probes."""
-        self._probes.set_postfix_str(f"segment {int(segment)} best {float(best):.3f} of the reference")
-        self._probes.n = int(done)
-        self._probes.refresh()
+        self._refresh(self._probes, int(done), f"segment {int(segment)} best {float(best):.3f} of the reference")
+
+    def _refresh(self, bar, number: int, text: str) -> None:
+        bar.set_postfix_str(text)
+        bar.n = number
+        bar.refresh()
 
     def segment(self, line: dict) -> None:
         """After a segment; its line of metrics."""

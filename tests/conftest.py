@@ -12,6 +12,8 @@ os.environ.setdefault(
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
+# whatever is installed: results are compared bit for bit, and two processes share the work
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
@@ -22,6 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import scall_jax.policies.ddpg  # noqa: F401
 from scall_jax import streams
+from scall_jax.recommenders import graph
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same small programs are compiled again and again: once per test session is enough, in all its processes
@@ -45,6 +48,13 @@ def data(tmp_path_factory):
     lines = [f"{u},{i},{t}" for u, i, t in zip(users, items, rows.time.tolist(), strict=True)]
     path.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
     return path
+
+
+@pytest.fixture(params=["csr", "segment_sum"])
+def product(request, monkeypatch):
+    """`propagate` as it is on a CPU, and as it is elsewhere."""
+    monkeypatch.setitem(graph._PRODUCTS, "csr", graph._PRODUCTS[request.param])
+    return request.param
 
 
 @pytest.fixture

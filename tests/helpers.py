@@ -1,10 +1,12 @@
 """Small graphs, tables and streams for tests."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import Config, FitConfig, streams
+from scall_jax import Config, FitConfig, records, run_segments, streams
 from scall_jax.config import SizesConfig
 from scall_jax.streams.segments import make_graph
 
@@ -23,6 +25,26 @@ def tiny_arguments(data, out, *more: str) -> list[str]:
 def small_config(method: str = "fixed", **options) -> Config:
     fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10, valid_users=64)
     return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=16)} | options))
+
+
+def comparable(lines: list[dict]) -> list[dict]:
+    """Lines of metrics without what differs from one execution to the next."""
+    return [{k: v for k, v in line.items() if k not in records.VOLATILE} for line in lines]
+
+
+def continued(config: Config, stream: streams.Stream, key: jax.Array, folder) -> list[dict]:
+    """Comparable lines of a run that was stopped after two segments and goes on from what it had written."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(line):
+        if line["segment"] == 1:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        run_segments(config, stream, key, folder=folder / "stopped", on_segment=stop)
+    return comparable(run_segments(config, stream, key, folder=folder / "stopped"))
 
 
 def random_graph(rng, users: int, items: int, pairs: int, padding: int = 13):

@@ -10,7 +10,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, benchmark, compare, run, scall, strata
+from experiments import arena, benchmark, compare, progress, run, scall, strata
 from scall_jax import records
 from tests.helpers import tiny_arguments
 
@@ -57,6 +57,17 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
         "peak_rss_bytes",
     ]:
         assert key in lines[0]
+
+
+def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.Progress, "_refresh", lambda self, bar, number, text: seen.append(text))
+    more = "--method scall-random --search.probes 2 --search.probe-steps 2 --cut.max-segments 2"
+    run.cli(arguments=tiny_arguments(data, tmp_path, *more.split()))
+    jax.effects_barrier()
+    assert sum(text.startswith("segment 1 loss") for text in seen) == 2
+    assert sum(text.startswith("segment 1 best") for text in seen) == 2
 
 
 def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
@@ -214,7 +225,8 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     while time.time() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(records.read_lines(metrics)) < 4
     assert not (parts / "fixed" / "summary.json").exists()
     run.cli(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
     left_out = set(records.VOLATILE)

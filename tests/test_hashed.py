@@ -5,7 +5,7 @@ import pytest
 
 from scall_jax import Budget, FitConfig, run_segments, sweep, tables
 from scall_jax.tables import hashed
-from tests.helpers import small_config, small_stream
+from tests.helpers import comparable, continued, small_config, small_stream
 
 NAMES = ("binary_hash", "binary_hash_skip", "quotient_remainder")
 
@@ -118,6 +118,7 @@ def test_runs_learn_within_the_budget_and_continue(stream, tmp_path, name):
     fit = FitConfig(layers=1, batch=256, steps=60, eval_every=20, learning_rate=0.05, valid_users=64)
     config = small_config(name, fit=fit, budget=Budget.megabytes(0.004))
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
+    assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(lines)
     for line in lines:
         assert 500 < line["allocated_parameters"] <= line["budget_parameters"] == 1000
         assert line["bytes_at_rest"] == 4 * line["allocated_parameters"] <= line["budget_bytes"]
@@ -126,7 +127,6 @@ def test_runs_learn_within_the_budget_and_continue(stream, tmp_path, name):
     # at first there are hardly more than 20 items to choose from
     ours, theirs = (np.mean([x["valid_recall@20"] for x in found[2:]]) for found in (lines, untrained))
     assert ours > 1.1 * theirs
-    assert run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run") == lines
 
 
 def test_sweeps_are_for_storage_whose_shapes_do_not_follow_the_budget(stream):

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from scall_jax import streams, tables
+from scall_jax import Budget, run_segments, streams, tables
+from scall_jax.config import SizesConfig
 from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, propagate, smooth
 from scall_jax.recommenders import graph as graphs
-from scall_jax.recommenders.fit import learning_rate
+from scall_jax.recommenders.fit import _initial, _judge, learning_rate, ranked
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
+from scall_jax.recommenders.popularity import best_half_life
+from scall_jax.state import item_bias
 from scall_jax.streams.segments import make_rows
 from scall_jax.tables.resize import init
-from tests.helpers import random_graph, random_sizes, small_stream
+from tests.helpers import random_graph, random_sizes, small_config, small_stream
 
 
 @pytest.mark.parametrize("method", ["csr", "segment_sum", "auto"])
@@ -48,12 +51,6 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs():
         np.testing.assert_allclose(each, np.stack(dense) @ x, atol=1e-5)
     with pytest.raises(ValueError, match="choose auto"):
         propagate(graphs[0], x[0], "cusparse")
-
-
-@pytest.fixture(params=["csr", "segment_sum"])
-def product(request, monkeypatch):
-    """`propagate` as it is on a CPU, and as it is elsewhere."""
-    monkeypatch.setitem(graphs._PRODUCTS, "csr", graphs._PRODUCTS[request.param])
 
 
 @pytest.mark.usefixtures("product")
@@ -93,6 +90,15 @@ def test_half_products_from_a_side_and_back_to_it(side, layers):
     np.testing.assert_allclose(back[own], (operator.T @ g)[own], atol=1e-5)
     halves = [int(np.diff(rows_from(graph, users, jnp.int32(side), other).indptr).sum()) for other in (False, True)]
     assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
+
+
+def test_accelerators_take_sums_over_segments(monkeypatch):
+    graph, _ = random_graph(np.random.default_rng(0), 3, 2, 4)
+    for factor, method in enumerate(graphs._PRODUCTS):
+        monkeypatch.setitem(graphs._PRODUCTS, method, lambda graph, x, factor=factor: factor * x)
+    for backend, method in (("cpu", "csr"), ("gpu", "segment_sum"), ("tpu", "segment_sum")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert propagate(graph, jnp.ones((5, 2)))[0, 0] == list(graphs._PRODUCTS).index(method)
 
 
 def test_the_learning_rate_falls_in_stairs_to_its_floor_or_stays():
@@ -170,9 +176,68 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     assert float(fitted.fitness) > 0.38
     assert int(fitted.bad_step) == -1
 
+    # a rate that ruins what it has found: the best parameters are kept, and patience ends the fit
+    harsh = FitConfig(layers=2, batch=512, steps=3000, eval_every=10, patience=1, learning_rate=3.0, decay=1.0)
+    storage = tables.sized(table, users, 8)
+    ruined = jax.jit(make_fit(storage, harsh))(*given)
+    assert int(ruined.best_step) < int(ruined.steps) < 3000
+    again = ranked(storage, harsh, ruined.params, layout, segment, segment.valid, jnp.zeros(items))
+    assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
+
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
     worse = jax.jit(make_fit(tables.sized(broken, users, 8), config))(*given)
     assert float(worse.fitness) < 0.3
+
+
+def test_what_is_best_on_valid_is_kept():
+    state, seen = _initial(jnp.float32(0), lambda params: (), 1), []
+    rounds = [(0.2, 1.0), (0.3, 0.5), (0.25, 0.499), (0.3, 0.4), (0.1, 0.41), (0.4, 0.41)]
+    for number, (fitness, loss) in enumerate(rounds, 1):
+        values = jnp.float32(loss), jnp.float32(fitness), jnp.int32(-1), jnp.zeros((1, 2))
+        state = _judge(state, jnp.float32(number), (), jnp.int32(10 * number), *values)
+        seen.append((float(state.best_params), int(state.best_step), int(state.stale), bool(state.falling)))
+        assert float(state.first_fitness) == pytest.approx(0.2)
+    assert seen == [(1, 10, 0, 1), (2, 20, 0, 1), (2, 20, 1, 0), (2, 20, 2, 1), (2, 20, 3, 0), (6, 60, 0, 0)]
+
+
+def test_the_decay_that_ranks_best_on_valid_is_chosen():
+    stream = small_stream()
+    segment, users = stream.segment(2), stream.capacity.users
+    known, best = int(segment.items), []
+    for row in segment.popularity[2:]:
+        fitness = []
+        for q in range(int(segment.valid.count)):
+            user = segment.valid.users[q]
+            wanted = segment.valid.items[segment.valid.indptr[q] : segment.valid.indptr[q + 1]]
+            met = segment.graph.indices[segment.graph.indptr[user] : segment.graph.indptr[user + 1]] - users
+            left = [item for item in range(known) if item not in set(met.tolist())]
+            top = sorted(left, key=lambda item, row=row: (-row[item], item))[:20]
+            gains = np.isin(top, wanted) / np.log2(np.arange(2, len(top) + 2))
+            ideal = (1 / np.log2(np.arange(2, min(20, len(wanted)) + 2))).sum()
+            fitness.append((np.isin(top, wanted).sum() / len(wanted) + gains.sum() / ideal) / 2)
+        best.append(np.mean(fitness))
+    assert np.ptp(best) > 1e-3
+    found = int(best_half_life(jax.tree.map(jnp.asarray, segment), 4096))
+    assert best[found - 2] == pytest.approx(max(best), abs=1e-6)
+    bias, row = item_bias(small_config(bias="decayed"), jax.tree.map(jnp.asarray, segment))
+    assert int(row) == found
+    np.testing.assert_allclose(bias, np.log1p(segment.popularity[found]), rtol=1e-6)
+
+
+def test_runs_agree_by_either_product(monkeypatch):
+    """Sizes whose largest differ by side: half products, in training and in ranking."""
+    stream = small_stream(segments=2)
+    bounds = SizesConfig(maximum=64, rho=0.85, user_shape=2.0, item_shape=0.2)
+    config = small_config("fixed", sizes=bounds, budget=Budget.mean_size(12))
+    found = []
+    for method in ("csr", "segment_sum"):
+        with monkeypatch.context() as patched:
+            patched.setitem(graphs._PRODUCTS, "csr", graphs._PRODUCTS[method])
+            found.append(run_segments(config, stream, jax.random.key(0)))
+    assert found[0][1]["largest_size"] > 32
+    for one, other in zip(*found, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["test_recall@20"] == pytest.approx(other["test_recall@20"], abs=0.01)
 
 
 def test_non_finite_loss_stops_the_fit_and_names_the_step():

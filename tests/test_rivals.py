@@ -9,7 +9,7 @@ from experiments import memory
 from scall_jax import Budget, run_segments, tables
 from scall_jax.rivals import spectral
 from scall_jax.tables.low_precision import dequantise, quantise
-from tests.helpers import random_sizes, small_config, small_stream
+from tests.helpers import comparable, continued, random_sizes, small_config, small_stream
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +106,16 @@ def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
         np.testing.assert_allclose(storage.load(twice, layout), storage.load(stored, layout), rtol=1e-5)
 
 
-def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_path):
-    config = small_config("uniform", table="packed_int8", budget=Budget.mean_size(5), charge="all")
+@pytest.mark.parametrize("table", ["packed_int8", "packed_bfloat16"])
+def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_path, table):
+    config = small_config("uniform", table=table, budget=Budget.mean_size(5), charge="all")
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
+    assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(lines)
     for line in lines:
         assert line["bytes_at_rest"] <= line["budget_bytes"]
         assert line["allocated_parameters"] > 1.3 * line["budget_bytes"] / 4
     plain = run_segments(small_config("uniform", budget=Budget.mean_size(5)), stream, jax.random.key(0))
     assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
-    assert run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run") == lines
 
 
 def test_areas_and_values_per_megabyte():

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, make_run, records, run_segments, scan, search, sizes, streams, sweep
+from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan, search, sizes, streams, sweep
 from scall_jax.actions import SHAPES, sizes_by_action, to_shape
+from scall_jax.allocators import ALLOCATORS
 from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.policies import PolicyConfig
+from scall_jax.state import search_key
 from tests.helpers import small_config, small_stream
 
 POLICY = PolicyConfig(widths=(16, 16), replay=32, updates=2, batch=4)
@@ -134,6 +136,38 @@ def test_rewards_are_relative_to_the_reference(stream):
         line = lines[1]
         ratio = np.array(line["probe_fitness"]) / line["probe_reference"]
         np.testing.assert_allclose(line["probe_rewards"], 10 * (ratio - 0.5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
+    config = _config("scall-random", {"probes": 2, "probes_at_once": at_once})
+    record = run_segments(config, stream, jax.random.key(0))[1]
+    run = make_run(config)
+    state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), stream.segment(0))
+    segment = jax.tree.map(jnp.asarray, stream.segment(1))
+    probe, key = search.make_prober(config, state, segment), search_key(state, segment)
+    uniform = ALLOCATORS["uniform"](config)
+    made = jax.jit(lambda: probe(key, lambda total: uniform(key, segment, total)))()
+    assert record["probe_reference"] == pytest.approx(float(made.fitness), abs=1e-5)
+
+
+def test_the_reference_is_the_last_fit_at_its_first_evaluation(stream):
+    fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10)
+    ours = run_segments(_config("scall-random", {"reference": "last_fit"}, fit=fit), stream, jax.random.key(0))[1]
+    short = small_config("uniform", fit=dataclasses.replace(fit, steps=10))
+    theirs = run_segments(short, stream, jax.random.key(0))[0]
+    assert ours["probe_reference"] == pytest.approx((theirs["valid_recall@20"] + theirs["valid_ndcg@20"]) / 2, abs=1e-5)
+
+
+def test_the_published_search_stops_where_it_has_settled(stream):
+    rows = streams.synthetic(jax.random.key(7), users=120, items=80, interactions=4000)
+    published = streams.cut(rows, segments=3, published=True)
+    options = {"probes": 9, "probe_steps": 2, "least_probes": 2, "settled_rounds": 1, "tolerance": 1.0}
+    chosen = dataclasses.replace(SearchConfig.published(), **options)
+    config = small_config("scall-sac", search=chosen, policy=POLICY, candidates="segment")
+    lines = run_segments(config, published, jax.random.key(0))
+    assert [line["probes"] for line in lines if line.get("probes")] == [3] * 3
+    assert np.isfinite([line["probe_rewards"] for line in lines]).all()
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
