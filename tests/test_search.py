@@ -166,7 +166,7 @@ def test_the_published_search_stops_where_it_has_settled(stream):
     chosen = dataclasses.replace(SearchConfig.published(), **options)
     config = small_config("scall-sac", search=chosen, policy=POLICY, candidates="segment")
     lines = run_segments(config, published, jax.random.key(0))
-    assert [line["probes"] for line in lines if line.get("probes")] == [3] * 3
+    assert [line["probes"] for line in lines if line.get("probes")] == [3] * 2
     assert np.isfinite([line["probe_rewards"] for line in lines]).all()
 
 
@@ -241,7 +241,9 @@ class _KilledError(Exception):
 )
 def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where):
     config, key = _config(method, {"on": on}), jax.random.key(2)
-    whole = run_segments(config, stream, key, folder=tmp_path / "whole")
+    # a program that calls back is another one, and may round otherwise: all three runs call back
+    silent = {"on_probes": lambda *seen: None} if where == "search" else {}
+    whole = run_segments(config, stream, key, folder=tmp_path / "whole", **silent)
 
     def in_segment(line):
         if line["segment"] == 1:
@@ -258,7 +260,7 @@ def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where)
     with pytest.raises((_KilledError, jax.errors.JaxRuntimeError)):
         run_segments(config, stream, key, folder=tmp_path / "killed", **callbacks)
         jax.effects_barrier()
-    resumed = run_segments(config, stream, key, folder=tmp_path / "killed")
+    resumed = run_segments(config, stream, key, folder=tmp_path / "killed", **silent)
     assert _comparable(resumed) == _comparable(whole)
     for file in sorted((tmp_path / "whole" / "sizes").iterdir()):
         with np.load(file) as a, np.load(tmp_path / "killed" / "sizes" / file.name) as b:
