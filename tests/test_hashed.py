@@ -92,6 +92,21 @@ def test_two_uneven_blocks_tell_all_ids_apart(bits, short, skip):
     assert len(np.unique(index, axis=0)) == 2**bits
 
 
+@pytest.mark.parametrize("capacity", [1, 2, 3, 40, 4336, 5746, 2**12])
+def test_codes_are_a_bijection_and_no_row_is_left_unread(capacity):
+    code, bits = hashed.codes(capacity), hashed.bits_for(capacity)
+    assert sorted(code.tolist()) == list(range(capacity))
+    splits = [hashed.block_bits(bits, blocks, skip) for blocks in range(1, bits + 1) for skip in (False, True)]
+    splits += [hashed.uneven_bits(bits, short, False) for short in range(1, bits // 2)]
+    for split in splits:
+        for positions in split:
+            index = hashed.block_index(code, positions)
+            rows = hashed.rows_of_block(capacity, positions)
+            assert rows == index.max() + 1
+            neighbours = positions == list(range(positions[0], positions[0] + len(positions)))
+            assert len(np.unique(index)) == rows or not neighbours
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("users, items", [(5746, 4336), (25_000, 25_000), (700, 40)])
 def test_rows_are_chosen_so_that_the_budget_is_spent(name, users, items):

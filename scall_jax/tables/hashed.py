@@ -35,6 +35,23 @@ def mix(number, bits: int):
     return mixed
 
 
+def codes(capacity: int) -> np.ndarray:
+    """The integers below `capacity` in mixed order, u32: a bijection, so that no row stands for a number nobody has."""
+    bits = bits_for(capacity)
+    code = mix(np.arange(capacity), bits)
+    while (code >= capacity).any():  # mixed again until it is one of them, which leaves it a bijection
+        code = np.where(code < capacity, code, mix(code, bits))
+    return code
+
+
+def rows_of_block(capacity: int, positions: list[int]) -> int:
+    """Numbers from 0 to the largest that these bits of an integer below `capacity` form."""
+    last = capacity - 1
+    # the largest is met at the last integer or where one of its bits is 0 and all lower ones are 1
+    tops = [last, *((last >> p << p) - 1 for p in range(last.bit_length()) if last >> p & 1)]
+    return 1 + max(int(block_index(np.uint32(top), positions)) for top in tops)
+
+
 def block_bits(bits: int, blocks: int, skip: bool) -> list[list[int]]:
     """Positions of the bits of each block, lowest first; Yan et al., CIKM 2021 (arXiv 2109.02471), section 3.
 
@@ -87,18 +104,19 @@ class _Option(NamedTuple):
 def _by_bits(capacities: tuple[int, int], split: Callable[[int], list[list[int]]]) -> _Option:
     """`split` cuts a side's bits into blocks."""
     blocks = [split(bits_for(capacity)) for capacity in capacities]
-    counts = [sum(2 ** len(p) for p in positions) for positions in blocks]
+    counts = [
+        [rows_of_block(capacity, p) for p in positions] for capacity, positions in zip(capacities, blocks, strict=True)
+    ]
 
     def build():
         sides = []
-        for capacity, positions, count in zip(capacities, blocks, counts, strict=True):
-            code = mix(np.arange(capacity), bits_for(capacity))
-            starts = np.cumsum([0, *(2 ** len(p) for p in positions)])[:-1]
+        for capacity, positions, rows in zip(capacities, blocks, counts, strict=True):
+            code, starts = codes(capacity), np.cumsum([0, *rows])[:-1]
             index = np.stack([block_index(code, p).astype(np.int64) for p in positions], axis=1) + starts
-            sides.append((index, count))
+            sides.append((index, sum(rows)))
         return _Rows(sides)
 
-    return _Option(sum(counts), build)
+    return _Option(sum(map(sum, counts)), build)
 
 
 def _by_quotient(capacities: tuple[int, int], step: int) -> _Option:
@@ -116,14 +134,14 @@ def _by_quotient(capacities: tuple[int, int], step: int) -> _Option:
     return _Option(sum(counts), build)
 
 
-def _choose(held: int, options: list[_Option], what: str) -> _Option:
-    """The most rows of which `WIDTH` columns fit; else the fewest.
+def _choose(held: int, options: list[_Option], maximum: int, what: str) -> _Option:
+    """The most rows of which `WIDTH` columns fit, or `maximum` if that is less; else the fewest.
 
     Raises:
       ValueError: not even one column of the fewest fits.
     """
     ordered = sorted(options, key=lambda option: -option.count)
-    fits = [option for option in ordered if option.count * WIDTH <= held]
+    fits = [option for option in ordered if option.count * min(WIDTH, maximum) <= held]
     chosen = fits[0] if fits else ordered[-1]
     if chosen.count > held:
         raise ValueError(f"{what} needs {chosen.count} parameters at least, the budget has {held}: raise the budget")
@@ -197,12 +215,11 @@ def _restore(rows, width, exported, known):
 
 def _kind(options: Callable[[tuple[int, int]], list[_Option]], what: str, multiply: bool) -> Kind:
     @functools.lru_cache(maxsize=8)
-    def rows_for(held, users, items):
-        return _choose(held, options((users, items)), what).build()
+    def rows_for(held, users, items, maximum):
+        return _choose(held, options((users, items)), maximum, what).build()
 
     def held(units, entities, maximum):
-        del maximum
-        rows = _choose(max(units), options(entities[-1]), what).count
+        rows = _choose(max(units), options(entities[-1]), maximum, what).count
         for t, total in enumerate(units):
             if total < rows:
                 raise ValueError(
@@ -215,7 +232,7 @@ def _kind(options: Callable[[tuple[int, int]], list[_Option]], what: str, multip
         units=lambda nbytes, entities, maximum, metadata: nbytes // 4,
         held=held,
         build=lambda held, users, items, maximum: _storage(
-            rows_for(held, users, items), held, users, items, maximum, multiply
+            rows_for(held, users, items, maximum), held, users, items, maximum, multiply
         ),
     )
 
