@@ -56,13 +56,13 @@ def thompson(state: Ridge, noise: jax.Array) -> jax.Array:
 
     The root is a Cholesky factor: for normal noise the law is that of the symmetric root.
     """
-    return estimate(state) + _solve(state, jnp.linalg.cholesky(state.squared) @ noise)
+    return estimate(state) + _solve(state, jnp.matmul(jnp.linalg.cholesky(state.squared), noise, precision="highest"))
 
 
 def width(state: Ridge, x: jax.Array) -> jax.Array:
     """(x' gram^-1 squared gram^-1 x)^(1/2) for each x f32[n, k]: how far noise of 1 moves the estimate along it."""
     solved = _solve(state, x.T)
-    return jnp.sqrt(jnp.maximum((solved * (state.squared @ solved)).sum(0), 0.0))
+    return jnp.sqrt(jnp.maximum((solved * jnp.matmul(state.squared, solved, precision="highest")).sum(0), 0.0))
 
 
 def radius(state: Ridge, ridge: float, norm: float, noise: float, chance: float) -> jax.Array:

@@ -91,7 +91,7 @@ def _rank(stored: Ease, scores: jax.Array, segment: Segment, relevant, **options
 
     def score(first, user):
         del first
-        return _interactions(segment, user) @ stored.weights
+        return jnp.matmul(_interactions(segment, user), stored.weights, precision="highest")
 
     return evaluation.evaluate_scores(score, scores, relevant, segment.graph, users, segment.items, **options)
 

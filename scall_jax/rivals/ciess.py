@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from scall_jax.actions import action_length
-from scall_jax.allocators import sides
+from scall_jax.allocators import alive, sides
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.policies.networks import Actor, TwinCritic
@@ -61,7 +61,7 @@ class CiessState(NamedTuple):
 
     users: Agent
     items: Agent
-    sizes: jax.Array  # i32[N], 0 for who did not exist
+    sizes: jax.Array  # i32[N], -1 for who did not exist: 0 is a size
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
 
 
@@ -235,7 +235,8 @@ def make_search(config: Config, state, segment) -> Search:
     def end(kept, carry):
         counted = ~first if again else first
         best = jnp.argmax(jnp.where(counted, carry.ratio, -jnp.inf))
-        return kept._replace(users=carry.users, items=carry.items, sizes=carry.own[1 + best])
+        found = jnp.where(alive(segment), carry.own[1 + best], -1)
+        return kept._replace(users=carry.users, items=carry.items, sizes=found)
 
     return Search(begin, propose, learn, end)
 
@@ -260,7 +261,7 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
 
     def init(key, storage):
         users, items = (new_agent(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
-        return CiessState(users, items, jnp.zeros(storage.nodes, jnp.int32), jnp.float32(0))
+        return CiessState(users, items, jnp.full(storage.nodes, -1, jnp.int32), jnp.float32(0))
 
     def sizes_of(config, state, segment):
         capacity, _ = sides(segment)
@@ -271,7 +272,7 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
         place = jnp.concatenate(
             [ACTOR.apply(kept.users.actor, new[:capacity]), ACTOR.apply(kept.items.actor, new[capacity:])]
         )[:, 0]
-        wanted = jnp.where(kept.sizes > 0, kept.sizes, _size(place, low, high))
+        wanted = jnp.where(kept.sizes >= 0, kept.sizes, _size(place, low, high))
         return fill(config, segment, total, wanted), jnp.zeros(action_length(config.search))
 
     return make_chooser(init, make_search, sizes_of, config, progress, retrained(config))

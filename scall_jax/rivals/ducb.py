@@ -65,7 +65,7 @@ def worth(state: discounted.Ridge, context: jax.Array, choices: tuple[int, ...],
 
     def one(size):
         x = features(context, jnp.full(context.shape[0], size), maximum)
-        return x @ vector + reach * discounted.width(state, x)
+        return jnp.matmul(x, vector, precision="highest") + reach * discounted.width(state, x)
 
     return jax.lax.map(one, jnp.asarray(choices, jnp.int32)).T
 

@@ -1,6 +1,7 @@
 """Sizes that only grow: ESAPN (Liu et al., SIGIR 2020), a policy a side that says who takes the next larger size.
 
-Everybody starts at the smallest candidate. A policy sees how popular an entity is and its size, and says how likely it
+Everybody starts at the smallest candidate, `sizes.minimum` (2 in the paper), and stays there through the first segment,
+which is not searched. A policy sees how popular an entity is and its size, and says how likely it
 is to grow; it learns by REINFORCE from growth that is drawn at random, and sizes follow its likelier choice. The paper
 does both at every batch and takes the loss of the entity's own samples for the reward; here both happen at every probe,
 and the reward is how well the entity is served after it, less the mean of that over the segment's probes before. Batch

@@ -93,9 +93,11 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
             known = jnp.concatenate([jnp.arange(users) < state.known[0], jnp.arange(items) < state.known[1]])
             vectors = storage.vectors(params, layout)
             weight = jnp.where(known, segment.total, 0).astype(jnp.float32)
-            turned = vectors @ tables.principal_axes(storage.table, params, layout, weight)
+            if config.carry.rotate:  # energies of the coordinates that the table will be cut to
+                axes = tables.principal_axes(storage.table, params, layout, weight)
+                vectors = jnp.matmul(vectors, axes, precision="highest")
             held = jnp.where(known, storage.sizes(state.plan)[:-2], 0)
-            value = energies(turned, held, jnp.where(exists, count, 0).astype(jnp.float32))
+            value = energies(vectors, held, jnp.where(exists, count, 0).astype(jnp.float32))
             return greedy(value, total, config.sizes.minimum, config.sizes.maximum, exists, order)
 
         own = jax.lax.cond(state.known.sum() > 0, by_energy, lambda: first(key, segment, total))

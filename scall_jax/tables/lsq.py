@@ -14,7 +14,7 @@ _LEAST_STEP = 1e-8
 
 def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1; f32 like `bits` i32, which is at least 1."""
-    half = jnp.exp2(bits - 1.0)
+    half = (1 << (bits - 1)).astype(jnp.float32)  # exp2 need not be exact on every device
     return -half, half - 1
 
 

@@ -102,7 +102,7 @@ def pruned(held: int, users: int, items: int, maximum: int, options: PrunedConfi
 
     def vectors(params, entries: Entries):
         empty = jnp.zeros((nodes, width))
-        return empty.at[entries.node, entries.position].set(params, mode="drop", unique_indices=True)
+        return empty.at[entries.node, entries.position].set(params, mode="drop")
 
     def resize(key, stored, old, new, known, weight, carry):
         del weight
