@@ -12,7 +12,7 @@ is made of sparse products, a dense product or a pass over the parameters, these
 `by parts` is the measured time by theirs. `times official` is how many times longer the official implementation of
 SCALL (commit 15d6eb8) took for the same work, one thread of a machine like the one at the head of
 experiments/results/speed.md. Expect the training step within twice its products, sizes linear in n. Cost: some 40
-minutes for all cases, five of them the default run. Writes benchmark.json and benchmark.md after each case. For one
+minutes for all cases, four of them the default run. Writes benchmark.json and benchmark.md after each case. For one
 thread: `taskset -c 0 python -m ...`.
 """
 

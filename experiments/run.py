@@ -5,8 +5,8 @@
     python -m experiments.run --help
 
 Writes a folder per method: config.json, metrics.jsonl (a line per segment), summary.json (last: its presence marks a
-finished run), sizes/, checkpoints/ and plots. The default run takes 5 minutes on two CPU cores; expect Recall@20 of
-.083 for uniform, .087 for frequency, .085 for scall and .077 for the best popularity floor (one seed).
+finished run), sizes/, checkpoints/ and plots. The default run takes 4 minutes on two CPU cores; expect Recall@20 of
+.083 for uniform, .087 for frequency, .083 for scall and .077 for the best popularity floor (one seed).
 """
 
 import dataclasses
