@@ -232,6 +232,18 @@ def test_resize_keeps_leading_coordinates(name, rotate, zeros):
         elif after[n] > 0:
             assert np.abs(now[n, : after[n]]).min() > 0 and 0.0 < np.abs(now[n, : after[n]]).max() < 1
         assert after[n] == 0 or (now[n, int(after[n]) :] == 0).all()
+    shared = [_shared(table, p, layout) for p, layout in ((params, old), (resized, new))]
+    turned = shared[0] @ np.asarray(axes) if rotate else shared[0]
+    for side, size in enumerate(after[-2:].tolist()):
+        np.testing.assert_allclose(shared[1][side, :size], shrink * turned[side, :size], atol=1e-5)
+        assert size == 0 or np.abs(shared[1][side, :size]).max() > 0
+
+
+def _shared(table, params, layout):
+    """The two shared vectors, f32[2, width]."""
+    by_place = np.asarray(table.read(table.open(params), layout, 0, table.width)).T
+    order = table.order(layout).tolist()
+    return by_place[[order.index(NODES), order.index(NODES + 1)]]
 
 
 def test_principal_axes_keep_scores_and_order_the_energy():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.strips import gather, over_strips, write
+from scall_jax.tables.strips import gather, gather_all, over_strips, write
 from scall_jax.tables.table import Params, Table
 
 _EXACT = jax.lax.Precision.HIGHEST  # inner products survive a rotation to float32's accuracy on any device
@@ -50,34 +50,32 @@ def resize(
       known: bool[N], nodes that existed under the old layout.
       shrink: factor on what is kept. Below 1 it lets the next fit move away from the old optimum.
       axes: optional f32[width, width], orthogonal: embeddings are turned by it first, so that leading coordinates
-      are the
-        important ones (see `principal_axes`); inner products do not change.
-      std: of the vectors of new nodes.
-      grow_std: of noise on coordinates that a node did not have before.
+        are the important ones (see `principal_axes`); inner products do not change.
+      std: of the vectors of new nodes, and of a shared vector that had no coordinates.
+      grow_std: of noise on coordinates that a vector did not have before.
 
     Returns:
       Parameters of the new layout. A node keeps its leading min(old, new) coordinates; one that read its side's shared
-      vector starts from that. What was cut off is gone.
+      vector starts from that. The shared vectors keep theirs. What was cut off is gone.
     """
     buffer = table.open(params)
-    shared_known = jnp.ones(2, bool)
-    exists = jnp.concatenate([known, shared_known])[:, None]
+    exists = jnp.concatenate([known, old.sizes[-2:] > 0])[:, None]
     had = jnp.concatenate([jnp.where(known, old.sizes[:-2], 0), old.sizes[-2:]])[:, None]
 
     def turned(first, count):
         if axes is None:
-            return gather(table, buffer, old, first, count)
+            return gather_all(table, buffer, old, first, count)
 
         def add(source, width, total):
             part = jax.lax.dynamic_slice(axes, (source, first), (width, count))
-            return total + jnp.matmul(gather(table, buffer, old, source, width), part, precision=_EXACT)
+            return total + jnp.matmul(gather_all(table, buffer, old, source, width), part, precision=_EXACT)
 
-        return over_strips(table, old, add, jnp.zeros((table.nodes, count)), table.widths[:1])
+        return over_strips(table, old, add, jnp.zeros((table.nodes + 2, count)), table.widths[:1])
 
     def values(first, count):
         coordinate = first + jnp.arange(count, dtype=jnp.int32)
         noise = _noise(table, key, first, count)
-        kept = jnp.concatenate([shrink * turned(first, count), jnp.zeros((2, count))])
+        kept = shrink * turned(first, count)
         grown = jnp.where(coordinate[None, :] >= had, grow_std * noise, 0.0)
         return jnp.where(exists, kept + grown, std * noise)
 
