@@ -138,21 +138,29 @@ def _movers(steps, name, early):
 
 def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, level: tuple | None = None) -> None:
     """Means with spread over a logarithmic axis; `series` maps a name to (x, mean, spread), `level` is (name, y)."""
-    figure, (axis,) = _figure(1, 1)
-    for name, (x, mean, spread) in series.items():
-        axis.errorbar(x, mean, yerr=spread, fmt=".-", capsize=2, label=name)
+    many = len(series) > _COLOURS  # colours repeat: other strokes, and a legend that covers no line
+    figure, (axis,) = _figure(1, 1, width=8.5 if many else 5.5, height=5 if many else 4)
+    for number, (name, (x, mean, spread)) in enumerate(series.items()):
+        stroke = ("-", "--", ":")[number // _COLOURS % 3]
+        axis.errorbar(x, mean, yerr=spread, marker=".", ls=stroke, capsize=2, label=name, lw=1.2)
     if level is not None:
         axis.axhline(level[1], color="k", ls="--", lw=1, label=level[0])
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    if many:
+        figure.legend(fontsize=8, loc="outside right upper")
+    else:
+        axis.legend(fontsize=8)
     _save(figure, path, title)
 
 
-def _figure(rows, columns):
+_COLOURS = 10  # of matplotlib's cycle
+
+
+def _figure(rows, columns, width=5.5, height=4):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
 
 
