@@ -118,6 +118,14 @@ def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_
     assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
 
 
+@pytest.mark.parametrize("mean_size", [0.5, 1.0, 1.2, 4.0])
+def test_int8_spends_small_budgets_too(stream, mean_size):
+    """Where not every vector gets a coordinate, not every vector needs a step."""
+    config = small_config("uniform", table="packed_int8", budget=Budget.mean_size(mean_size), charge="all")
+    for line in run_segments(config, stream, jax.random.key(0))[2:]:
+        assert 0.9 * line["budget_bytes"] < line["bytes_at_rest"] <= line["budget_bytes"]
+
+
 def test_areas_and_values_per_megabyte():
     assert memory.area([1, 2, 4], [0.1, 0.3, 0.2]) == pytest.approx((0.2 * 1 + 0.25 * 2) / 3)
     assert memory.area([1, 2, 4], [0.1, 0.3, 0.2], logarithmic=True) == pytest.approx((0.2 + 0.25) / 2)

@@ -125,8 +125,10 @@ def _int8(held: int, users: int, items: int, maximum: int) -> Storage:
 
 def _units(width: int, step_bytes: int, nbytes, entities, maximum, metadata):
     """Coordinates of `width` bytes; steps are always paid for, the size vector where metadata is."""
-    spent = (step_bytes + (size_bytes(maximum) if metadata else 0)) * (sum(entities) + 2)
-    return (nbytes - spent if metadata or step_bytes else nbytes) // width
+    vectors = sum(entities) + 2
+    left = nbytes - (size_bytes(maximum) * vectors if metadata else 0)
+    # a step for every vector, or where coordinates are fewer than vectors at most one for each of them
+    return max((left - step_bytes * vectors) // width, left // (width + step_bytes))
 
 
 def _held(units, entities, maximum):

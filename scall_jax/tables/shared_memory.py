@@ -2,7 +2,7 @@
 
 Coordinate i of an entity is one cell of an array f32[cells] that users and items share; the cell follows from
 min-hashes of the entity's interactions, so that entities with similar interactions share memory. An entity's signature
-is stored (`keys` bytes, charged as metadata) and frozen: read anew from a graph that grows, it would move the entity to
+is stored (`keys` bytes, always paid for) and frozen: read anew from a graph that grows, it would move the entity to
 other cells. Cells are not stored but follow from the signature. This is the variant that makes up the hashes of a
 coordinate from a few keys an entity; with as many keys as hashes x coordinates, signatures would cost as much as a
 table.
@@ -134,7 +134,8 @@ def _restore(held, users, items, keys, exported, known):
 
 def _kind(options: SharedMemoryConfig) -> Kind:
     def units(nbytes, entities, maximum, metadata):
-        return (nbytes - (options.keys * sum(entities) if metadata else 0)) // 4
+        del maximum, metadata  # without its signature an entity has no cells: always paid for
+        return (nbytes - options.keys * sum(entities)) // 4
 
     def held(units, entities, maximum):
         # more cells than coordinates would be of no use
