@@ -121,11 +121,12 @@ def check(record: Record) -> None:
     if over.any():
         at = int(np.argmax(over))
         held, allowed = (np.atleast_1d(x).flat[at] for x in (record.allocated, record.budget))
-        raise AssertionError(f"segment {segments.flat[at]} holds {held} of {allowed} units: {_REPORT}")
+        raise AssertionError(f"segment {segments.flat[at]} holds {held} units of a budget of {allowed}: {_REPORT}")
     if off.any():
         at = tuple(np.argwhere(off)[0])
-        bounds = [np.broadcast_to(x, off.shape)[at] for x in (least, most)]
-        raise AssertionError(f"probe {at} (.., number) gave out {given[at]}, not {bounds[0]} to {bounds[1]}: {_REPORT}")
+        low, high = (np.broadcast_to(x, off.shape)[at] for x in (least, most))
+        where = f"segment {np.broadcast_to(record.segment, off.shape[:-1])[at[:-1]]}, probe {at[-1]}"
+        raise AssertionError(f"{where} gave out {given[at]} of a budget of {low} to {high} units: {_REPORT}")
 
 
 _REPORT = "please report this with the run's config.json"
