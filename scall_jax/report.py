@@ -154,7 +154,7 @@ def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, l
     _save(figure, path, title)
 
 
-_COLOURS = 10  # of matplotlib's cycle
+_COLOURS = 8  # of matplotlib's cycle, the last two left out
 
 
 def _figure(rows, columns, width=5.5, height=4):
