@@ -12,9 +12,9 @@ line) and below the table areas under the curves of Recall@20 and NDCG@20 over m
 prefers against every other, corrected after Holm. References (popularity, ease) and `full` are outside the budget,
 their bytes are said. With `--replays` the rows that a segment trains on again are paid for too, 8 bytes each, and cost
 embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs. Methods that cannot
-use a budget are named with their reason and left out there. Expect `frequency` ahead or level
-from mean size 2 on, SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere, and
-methods that share rows behind uniform sizes (experiments/results/yelp2019-arena.md, online-retail-arena.md).
+use a budget are named with their reason and left out there. Expect `frequency` ahead or level from mean size 2 on,
+SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere, and methods that share rows
+behind uniform sizes (experiments/results/yelp2019-arena.md, online-retail-arena.md).
 """
 
 import dataclasses

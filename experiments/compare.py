@@ -45,7 +45,7 @@ def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
     """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once.
 
     Raises:
-      ValueError: nothing to compare, or an unknown method.
+      ValueError: nothing to compare.
     """
     for flag in ("method", "mean_sizes", "seeds", "biases"):
         if not getattr(flags, flag):

@@ -161,7 +161,7 @@ def budget_totals(config: Config, stream: Stream) -> list[int]:
             raise ValueError(
                 f"budget ({config.budget}) of {total} units at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
                 + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
-                + ("; sizes and bias are paid for: raise it, or charge=parameters, bias=none" if metadata else "")
+                + ("; metadata and bias are paid for: raise it, or charge=parameters, bias=none" if metadata else "")
             )
         totals.append(total)
     return totals
