@@ -43,6 +43,28 @@ def test_quantiser_and_its_gradients_are_those_of_plain_numpy():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_mixture_of_all_widths_and_its_gradients_are_those_of_plain_numpy():
+    """Also where the rows do not fill whole blocks."""
+    rows, width = lsq._BLOCK + 90, 4
+    rng = np.random.default_rng(0)
+    w, g, shares = rng.normal(size=(rows, width)), rng.normal(size=(rows, width)), rng.uniform(size=(rows, 6))
+    steps, scales, offset = rng.uniform(0.05, 0.4, 6), rng.uniform(0.1, 1, 6), 0.3 * rng.normal(size=width)
+    value, dw, dsteps, doffset, dshares = np.zeros_like(w), np.zeros_like(w), np.zeros(6), np.zeros(width), []
+    for b in range(6):
+        step, scale, bits = np.full(rows, steps[b]), np.full(rows, scales[b]), [b + 1] * rows
+        share = shares[:, [b]]
+        each = _plain(w, step, np.tile(offset, (rows, 1)), bits, share * g, scale)
+        value, dw = value + share * each[0], dw + each[1]
+        dsteps[b], doffset = each[2].sum(), doffset + each[3].sum(0)
+        dshares.append((g * each[0]).sum(1))
+    inputs = [jnp.asarray(x, jnp.float32) for x in (w, steps, offset, shares)]
+    got, back = jax.vjp(lambda *x: lsq.mixture(*x, jnp.asarray(scales, jnp.float32)), *inputs)
+    for ours, theirs in zip(
+        (got, *back(jnp.asarray(g, jnp.float32))), (value, dw, dsteps, doffset, np.stack(dshares, 1)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_first_steps_and_scales_are_the_published_ones():
     vectors = jax.random.normal(jax.random.key(0), (30, 16))
     live = jnp.arange(30) % 10 < 8  # users 0 to 19

@@ -187,14 +187,13 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
         plan, _ = layout
         live = jnp.stack([(plan.groups[part] < options.groups).sum() for part in parts(users)])
         p = probabilities(params["logits"], options)
-        group = [plan.groups[part].astype(jnp.int32) for part in parts(users)]
-
-        def add(mixed, b):
-            share = jnp.concatenate([p[s, :, b].at[group[s]].get(mode="fill", fill_value=0.0) for s in range(2)])
-            return mixed + share[:, None] * quantiser.vectors(params, jnp.full(storage.nodes, b), live), None
-
-        widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
-        return jax.lax.scan(add, jnp.zeros_like(params["vectors"]), widths)[0]
+        shares = jnp.concatenate(
+            [
+                p[s].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0.0)
+                for s, part in enumerate(parts(users))
+            ]
+        )
+        return quantiser.mixed(params, shares, live)
 
     def penalty(params, layout):
         expected = (probabilities(params["logits"], options) * jnp.arange(MOST_BITS + 1.0)[None, None, :]).sum(-1)
