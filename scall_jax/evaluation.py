@@ -70,13 +70,15 @@ def evaluate(
       ValueError: unknown candidates.
     """
     used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
-    by_width = _scorers(_pad(item_vectors, _padded(item_vectors.shape[0])))
 
-    def score(first, user):
-        return by_width(jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0]), used_width)
+    def with_offset(offset):
+        by_width = _scorers(_pad(item_vectors, offset.shape[0]), offset)
+        return lambda first, user: by_width(
+            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0]), used_width
+        )
 
-    options = {"users_before": users_before, "items_before": items_before, "candidates": candidates}
-    return evaluate_scores(score, item_bias, relevant, graph, users, items, **options)
+    before = users_before, items_before
+    return _evaluate(with_offset, item_bias, relevant, graph, users, items, before, candidates)
 
 
 def evaluate_scores(
@@ -96,6 +98,20 @@ def evaluate_scores(
     Raises:
       ValueError: unknown candidates.
     """
+
+    def with_offset(offset):
+        def scores(first, user):
+            made = score(first, user)
+            return jnp.pad(made, ((0, 0), (0, offset.shape[0] - made.shape[1]))) + offset[None, :]
+
+        return scores
+
+    before = users_before, items_before
+    return _evaluate(with_offset, item_bias, relevant, graph, users, items, before, candidates)
+
+
+def _evaluate(with_offset, item_bias, relevant: Rows, graph: Graph, users, items, before, candidates) -> Metrics:
+    """with_offset(f32[padded items]) -> function(first, user i32[B]) -> scores f32[B, padded items] plus the offset."""
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
     relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
@@ -107,19 +123,16 @@ def evaluate_scores(
         wanted = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
         at = jnp.where(wanted, relevant.items, padded_items)
         allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
-    offset = jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf)
+    score = with_offset(jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf))
 
     def rank_block(number, totals):
         # the last block of a full capacity is moved back; users seen twice count once
         first = jnp.minimum(number * block, queries - block)
         at = first + jnp.arange(block, dtype=jnp.int32)
         user = relevant.users[at]
-        scores = score(first, user)
-        scores = jnp.pad(scores, ((0, 0), (0, padded_items - scores.shape[1]))) + offset[None, :]
-        scores = put_known(scores, graph, user, users, -jnp.inf)
+        scores = put_known(score(first, user), graph, user, users, -jnp.inf)
         values, top = top_k(scores)
         counted = (at >= number * block) & (at < relevant.count)
-        before = users_before, items_before
         totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, before), totals[-1]
         *totals, block_values = totals
         return (*totals, jax.lax.dynamic_update_slice(single, block_values, (first, 0)))
@@ -152,25 +165,34 @@ def _pad(values, length):
     return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
 
 
-def _scorers(item_vectors):
-    """Function (vectors, used width) -> scores that multiplies no more columns than a few static widths ask.
+def _scorers(item_vectors, offset):
+    """Function (vectors, used width) -> scores + offset, which multiplies no more columns than a few static widths ask.
 
     Columns are cut apart once, not in every block: a narrow product reads narrow rows.
     """
     width = item_vectors.shape[1]
     ends = [w for w in (16, 32, 64, 128) if w < width] + [width]
     parts = [(slice(start, end), item_vectors[:, start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    # as one more column the offset needs no pass of its own; accelerators fuse the sum, and split -inf into parts
+    as_column = jax.default_backend() == "cpu"
+    if as_column:
+        parts[0] = (parts[0][0], jnp.concatenate([parts[0][1], offset[:, None]], axis=1))
+
+    def product(vectors, number):
+        columns, part = parts[number]
+        vectors = vectors[:, columns]
+        if as_column and number == 0:
+            vectors = jnp.concatenate([vectors, jnp.ones((len(vectors), 1))], axis=1)
+        # exact ranking: accelerators would round to fewer bits
+        return jnp.matmul(vectors, part.T, precision=jax.lax.Precision.HIGHEST)
 
     def scorer(count):
-        return lambda vectors: sum(
-            # exact ranking: accelerators would round to fewer bits
-            jnp.matmul(vectors[:, columns], part.T, precision=jax.lax.Precision.HIGHEST)
-            for columns, part in parts[:count]
-        )
+        return lambda vectors: sum(product(vectors, number) for number in range(count))
 
     def scores(vectors, used_width):
         which = (used_width > jnp.asarray(ends[:-1], jnp.int32)).sum() if len(ends) > 1 else 0
-        return jax.lax.switch(which, [scorer(count) for count in range(1, len(ends) + 1)], vectors)
+        made = jax.lax.switch(which, [scorer(count) for count in range(1, len(ends) + 1)], vectors)
+        return made if as_column else made + offset[None, :]
 
     return scores
 

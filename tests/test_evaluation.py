@@ -42,8 +42,9 @@ def _plain(scores, met, relevant, known, k, chosen):
     return np.mean(recalls) if recalls else 0, np.mean(gains) if gains else 0, len(shown) / known
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_agrees_with_a_plain_implementation_with_ties(seed):
+@pytest.mark.parametrize(("seed", "backend"), [(0, "cpu"), (1, "cpu"), (2, "gpu"), (3, "gpu")])
+def test_agrees_with_a_plain_implementation_with_ties(seed, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # whether the bias is a column of the product
     (user_vectors, item_vectors), bias, met, relevant, graph, rows = _case(seed)
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
     before = {"users_before": 9, "items_before": 60}
