@@ -9,12 +9,13 @@ sizes, scales. `--mean-sizes` are float32 parameters per entity at the end of th
 finished cells are kept, an interrupted one continues. Writes the table of `experiments.compare`, arena.parquet (a row
 per run and segment, bytes by charge included), arena.png (Recall@20 by megabytes, the best outside the budget as a
 line) and below the table areas under the curves of Recall@20 and NDCG@20 over memory and tests of the method that valid
-prefers against every other, corrected after Holm. References (popularity, ease) and `full` are outside the budget,
-their bytes are said. With `--replays` the rows that a segment trains on again are paid for too, 8 bytes each, and cost
-embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs. Methods that cannot
-use a budget are named with their reason and left out there. Expect `frequency` ahead or level from mean size 2 on,
-SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere, and methods that share rows
-behind uniform sizes (experiments/results/yelp2019-arena.md, online-retail-arena.md).
+prefers against every other, those over users corrected after Holm. References (popularity, ease) and `full` are outside
+the budget, their bytes are said. With `--replays` the rows that a segment trains on again are paid for too, 8 bytes
+each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs.
+Methods that cannot use a budget are named with their reason and left out there. Expect `frequency` ahead or level from
+mean size 2 on and, on a stream like Yelp, SCALL's searches ahead at half a parameter an entity and level or a little
+behind elsewhere, and methods that share rows behind uniform sizes (experiments/results/yelp2019-arena.md;
+online-retail-arena.md has no clear winner at half a parameter).
 """
 
 import dataclasses
@@ -170,10 +171,7 @@ def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, 
 
 
 def areas(found: dict[str, dict[str, list]], metric: str) -> str:
-    """Markdown table of the areas over memory, best first; empty with a single budget.
-
-    AUC-A is of the mean over segments, AUC-L of the last one, over linear and over log memory (`memory.area`).
-    """
+    """Markdown table of the areas over memory, best first, and what they are; empty with a single budget."""
     most = max((len(x["megabytes"]) for x in found.values()), default=0)
     rows = []
     for method, x in found.items():
@@ -188,7 +186,8 @@ def areas(found: dict[str, dict[str, list]], metric: str) -> str:
         )
         rows.append([method, *(f"{v:.4f}" for v in values), f"{start:.3g}", f"{end:.3g}"])
     header = [f"{metric} over MB", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
-    return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) if rows else ""
+    note = "AUC-A: area under the mean over segments, AUC-L: under the last segment, each by the range of (log) memory."
+    return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) + "\n\n" + note if rows else ""
 
 
 def outside(groups: dict[tuple, list[Path]]) -> list[str]:
@@ -227,10 +226,7 @@ def ceiling(groups: dict[tuple, list[Path]]) -> tuple[str, float] | None:
 
 
 def tests(groups: dict[tuple, list[Path]]) -> list[str]:
-    """Per budget, the method within it that valid prefers against each other, those outside the budget included.
-
-    p over users after Holm for the tests of a budget, and over seeds.
-    """
+    """Per budget, the method within it that valid prefers against each other, those outside the budget included."""
     lines = []
     for budget in sorted({dict(key)["MB"] for key in groups} - {"-"}, key=float):
         here = {label(dict(key)): folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
@@ -244,7 +240,11 @@ def tests(groups: dict[tuple, list[Path]]) -> list[str]:
             seeds = "" if r["seeds"] is None else f", over seeds {r['seeds']:.2g}"
             gain = f"Recall@20 {r['difference']:+.4f}, p over {r['count']} users {p:.2g}{seeds}"
             lines.append(f"- {budget} MB: {best} - {m}: {gain}")
-    return lines
+    said = (
+        "Per budget the method that valid prefers against every other, by users' means over all segments but the "
+        "first. p over users is corrected after Holm for the tests of the budget, p over seeds is not."
+    )
+    return [said, "", *lines] if lines else []
 
 
 def _valid(folders):

@@ -5,7 +5,8 @@
     python -m experiments.run --help
 
 Writes a folder per method: config.json, metrics.jsonl (a line per segment), summary.json (last: its presence marks a
-finished run), sizes/, checkpoints/ and plots. The default run takes 4 minutes on two CPU cores; expect Recall@20 of
+finished run), sizes/, users/ (each test user's metrics), checkpoints/ and plots; beside them table.md and quality.png.
+The default run takes 4 minutes on two CPU cores; expect Recall@20 of
 .083 for uniform, .087 for frequency, .083 for scall and .077 for the best popularity floor (one seed).
 """
 
@@ -130,9 +131,10 @@ class Main:
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
     pruned: PrunedConfig = PrunedConfig()
     protocol: str = "clean"
-    """clean, or published: the settings of the official code, selection on test included. For comparison only; it
-    replaces what the flags say about cut.published, search (but its probes and their steps: published are 50 of 200),
-    policy, carry, bias and fit.eval_every (a probe's steps). Training and observe.groups (published: 256) stay."""
+    """clean, or published: protocol, search and policy of the official code, selection on test included. For
+    comparison only; it replaces what the flags say about cut.published, search (but its probes and their steps:
+    published are 200 steps until probes settle, at most 50 here), policy, carry, fit.eval_every (a probe's steps), bias
+    (the comparisons' --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
     table: str = "packed"
     """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
     charge: str = "parameters"

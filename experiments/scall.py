@@ -100,7 +100,8 @@ def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
                 f"{shown['mean size']}: Recall@20 {result['difference']:+.4f}, p over {result['count']} users "
                 f"{result['users']:.2g}{seeds}"
             )
-    return "\n".join(lines)
+    said = "By users' means over all segments but the first; p-values are not corrected for their number."
+    return "\n".join([said, "", *lines]) if lines else ""
 
 
 def main(flags: Scall) -> list[dict]:

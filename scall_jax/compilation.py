@@ -12,8 +12,8 @@ def jit(function: Callable, donate: tuple[int, ...] = ()) -> Callable:
     """`jax.jit` with the compiler's options for the default device; `donate` are the numbers of donated arguments.
 
     On the CPU fusions go without emitters of their own: programs compile in 60 to 80% of the time and half the
-    memory; steps and evaluation take 15% less to 5% more (docs/speed.md). Not to be called from inside another compiled
-    function.
+    memory; steps and evaluation take 15% less to 5% more (experiments/results/speed.md). Not to be called from inside
+    another compiled function.
     """
     return jax.jit(function, donate_argnums=donate, compiler_options=_options())
 

@@ -125,7 +125,10 @@ class SearchConfig:
 
     @classmethod
     def published(cls) -> "SearchConfig":
-        """The settings of the official code: probes of 200 steps, rewards by the last fit's first 200."""
+        """The settings of the official code: probes of 200 steps, rewards by the last fit's first 200.
+
+        There probes go on until they settle, here as well but to 50 at most.
+        """
         return cls(
             probes=50,
             probe_steps=200,

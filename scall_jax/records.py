@@ -101,9 +101,11 @@ def _number(value) -> float:
 
 
 def check(record: Record) -> None:
-    """Raise ValueError if training met a non-finite loss, or a segment or a probe missed the budget.
+    """Check one record or a stack of them.
 
-    Takes one record or a stack of them.
+    Raises:
+      ValueError: training met a loss that is not finite.
+      AssertionError: a segment or a probe missed the budget.
     """
     record = jax.tree.map(np.asarray, record)
     segments = np.atleast_1d(record.segment)

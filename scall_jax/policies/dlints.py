@@ -35,8 +35,8 @@ def monomials(action: jax.Array) -> jax.Array:
 def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions.
 
-    The projection R has entries N(0, 1/D) and is drawn again from its seed wherever it is needed. Contexts are scaled
-    to a mean square of 1, so that those projected are too and the ridge means the same at any D.
+    The projection R has entries N(0, 1/D) and is drawn again from its seed wherever it is needed. What is seen is
+    scaled to a mean square of 1, so that the ridge means the same at any D.
     """
     arms = jnp.asarray(lattice(11 if actions <= 3 else 6, actions))
     features = 1 + actions + actions * (actions + 1) // 2

@@ -57,7 +57,7 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         return state._replace(begun=state.begun + 1)
 
     def posterior(state, at):
-        """Mean and covariance at actions, of rewards by the spread within segments."""
+        """Of rewards by the spread within segments: mean at actions, and F f32[T, n]; F'F is what the kernel loses."""
         known = state.segment >= 0
         same = (state.segment[:, None] == state.segment[None, :]) & known[:, None] & known[None, :]
 

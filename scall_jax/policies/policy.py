@@ -125,7 +125,7 @@ class PolicyConfig:
     def published(cls) -> "PolicyConfig":
         """Soft actor-critic with the settings of the official code of SCALL.
 
-        Its replay holds 10,000 transitions, 52 MB of observations; 2,048 are more than 40 segments of 50 probes make.
+        Its replay holds 10,000 transitions of two observations each; 2,048 are more than 40 segments of 50 probes make.
         """
         return cls(
             widths=(512, 512),

@@ -1,15 +1,16 @@
 """Sizes that only grow: ESAPN (Liu et al., SIGIR 2020), a policy a side that says who takes the next larger size.
 
 Everybody starts at the smallest candidate, `sizes.minimum` (2 in the paper), and stays there through the first segment,
-which is not searched. A policy sees how popular an entity is and its size, and says how likely it
-is to grow; it learns by REINFORCE from growth that is drawn at random, and sizes follow its likelier choice. The paper
-does both at every batch and takes the loss of the entity's own samples for the reward; here both happen at every probe,
-and the reward is how well the entity is served after it, less the mean of that over the segment's probes before. Batch
-normalisation over a batch of samples has become normalisation of each entity's own features, and a segment has as many
-updates as a probe has parts of its entities.
+which is not searched. A policy sees how popular an entity is and its size, and says how likely it is to grow; it learns
+by REINFORCE from growth that is drawn at random, and sizes follow its likelier choice. The paper does both at every
+batch and takes the loss of the entity's own samples for the reward; here both happen at every probe, and the reward is
+how well the entity is served after it, less the mean of that over the segment's probes before. Batch normalisation over
+a batch of samples has become normalisation of each entity's own features, and a probe has as many updates a side as it
+has parts of its entities.
 
 The paper serves no budget: here growth is admitted from the likeliest on as long as it fits, so that sizes stay at the
-budget or below. Where the budget itself falls below what the entities hold, sizes shrink in proportion.
+budget or below. Where the smallest sizes of the new fit no more beside what the others hold, or the budget falls below
+that, all sizes shrink in proportion.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Probes of sizes in turn: the search loop of rivals whose choices are not the actions of a `Policy`.
 
-They are charged what SCALL is charged: as many probes of as many steps, each with the whole budget to give out,
-and the same reference. What stops SCALL's search early (`search.converge`) does not apply.
+They are charged what SCALL is charged: as many probes of as many steps, each with the whole budget to give out
+(`esapn`: at most that), and the same reference. What stops SCALL's search early (`search.converge`) does not apply.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from scall_jax.search import (
 from scall_jax.state import RunState, budget_of, search_key
 from scall_jax.streams import Segment
 
-_RETRAINED = 5  # sizes trained once more, as in the papers of BET and CIESS, where the probes allow it
+_RETRAINED = 5  # sizes trained once more, as in BET's paper, where the probes allow it
 
 
 class Trial(NamedTuple):

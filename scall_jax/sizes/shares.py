@@ -1,8 +1,9 @@
 """Expected shares of a budget by rank: closed forms for the size distributions of SCALL and BET.
 
 SCALL (arXiv 2407.15411, section on size sampling) draws n numbers from a distribution, sorts them in descending
-order, divides by their sum, and averages 100 such draws. The average is that of normalised order statistics, for
-which closed forms exist; none of the functions here samples.
+order, divides by their sum, and averages 100 such draws. Here are the expected order statistics divided by their sum,
+for which closed forms exist: the same where the sum hardly varies, but not for Pareto shapes near 1, where one draw can
+be most of it and the largest shares come out larger here. None of the functions samples.
 """
 
 import functools

@@ -32,12 +32,12 @@ def cut(
     Args:
       interactions: rows in source order; they are sorted by (time, source order).
       new_entities: start a new segment before the row with which new users + new items since the last cut exceed
-        this (SCALL section 5.1: 15,000; the default if no other rule is given). A last segment with fewer than a tenth
+        this (SCALL: 15,000; the default if no other rule is given). A last segment with fewer than a tenth
         as many joins the one before it.
       segments: instead, this many parts of equally many rows.
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
-      split: parts of train, valid and test. Parts are moved forward to the next change of timestamp, so that no moment
-        lies on both sides (an invoice is one moment), unless that would empty a part.
+      split: parts of train, valid and test. A boundary moves back to the first row of the moment it falls into, so
+        that no moment lies on both sides (an invoice is one moment), unless that would empty a part.
       published: the protocol of the SCALL code: 80/0/20 by rows, valid is test, earlier replay rows are replayed again.
       replay: rows of earlier segments trained on again, as a part of the segment's training rows; drawn without
         replacement from the rows of users in the training part.

@@ -12,9 +12,10 @@ EMBEDDED = ("online-retail", "movietweetings")
 def load(name: str = "online-retail", **options) -> Interactions:
     """An embedded stream; `options` as `read` takes them (movietweetings has ratings for `min_rating`).
 
-    `online-retail`: 736,880 purchases, 5,851 customers, 4,336 products, 2009-2011 (Chen 2019, Online Retail II, UCI
-    Machine Learning Repository, CC BY 4.0). `movietweetings`: 141,695 ratings tweeted in 2013, 21,081 users, 12,611
-    films (Dooms, De Pessemier, Martens 2013, MIT licence). The licence texts lie beside the data.
+    `online-retail`: 736,880 purchases, 5,851 customers, 4,336 products, 2009-2011 (Chen 2012, Online Retail II, and
+    Chen 2015, Online Retail; UCI Machine Learning Repository, CC BY 4.0). `movietweetings`: 141,695 ratings tweeted in
+    2013, 21,081 users, 12,611 films (Dooms, De Pessemier, Martens 2013, MIT licence). The licence texts lie
+    beside the data.
 
     Raises:
       ValueError: unknown name; as `read`.

@@ -53,7 +53,7 @@ def rows_of_block(capacity: int, positions: list[int]) -> int:
 
 
 def block_bits(bits: int, blocks: int, skip: bool) -> list[list[int]]:
-    """Positions of the bits of each block, lowest first; Yan et al., CIKM 2021 (arXiv 2109.02471), section 3.
+    """Positions of the bits of each block, lowest first; Yan et al., CIKM 2021 (arXiv 2109.02471).
 
     `succession`: runs of neighbouring bits. `skip`: every blocks-th bit.
     """

@@ -1,7 +1,7 @@
 """Min-hash signatures of entities' interaction sets, and the cells of a shared array that they lead to.
 
-Entities with similar sets share many keys of their signatures, hence many cells (Desai et al., arXiv 2103.06124). All
-arithmetic is modulo 2^32.
+Entities with similar sets share many keys of their signatures, hence many cells (Desai et al., arXiv 2103.06124; their
+sets are of samples, here of the other side's entities). All arithmetic is modulo 2^32.
 """
 
 import jax

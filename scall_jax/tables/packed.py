@@ -10,7 +10,7 @@ _CHUNK = 8192  # parameters changed at once
 
 
 def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
-    """Table over one pool f32[parameters]; gradient and optimiser moments have the same shape.
+    """Table over one pool f32[parameters]; the optimiser's moments are buffers as `open` makes them.
 
     Args:
       parameters: capacity of the pool; a layout may use less, and what it does not use stays 0.

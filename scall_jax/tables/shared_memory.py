@@ -1,11 +1,11 @@
 """Semantically constrained memory allocation (SCMA/LMA; Desai et al., arXiv 2103.06124): one array for all entities.
 
 Coordinate i of an entity is one cell of an array f32[cells] that users and items share; the cell follows from
-min-hashes of the entity's interactions, so that entities with similar interactions share memory. An entity's signature
-is stored (`keys` bytes, always paid for) and frozen: read anew from a graph that grows, it would move the entity to
-other cells. Cells are not stored but follow from the signature. This is the variant that makes up the hashes of a
-coordinate from a few keys an entity; with as many keys as hashes x coordinates, signatures would cost as much as a
-table.
+min-hashes of the entity's interactions, so that entities with similar interactions share memory (the paper hashes the
+samples that an entity occurs in; here a user's are its items, an item's its users). An entity's signature is stored
+(`keys` bytes, always paid for) and frozen: read anew from a graph that grows, it would move the entity to other cells.
+Cells are not stored but follow from the signature. This is the variant that makes up the hashes of a coordinate from a
+few keys an entity; with as many keys as hashes x coordinates, signatures would cost as much as a table.
 """
 
 import dataclasses
@@ -151,4 +151,4 @@ def _kind(options: SharedMemoryConfig) -> Kind:
 
 
 SHARED_MEMORY = _kind(SharedMemoryConfig())
-"""Units are float32 cells; a signature for each entity, where metadata is charged."""
+"""Units are float32 cells; signatures are always paid for."""
