@@ -74,7 +74,7 @@ def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tup
 
 def main(flags: AblatePolicy) -> list[dict]:
     """Run all variants."""
-    flags = run.by_protocol(flags)
+    flags = compare.checked(flags)
     found = variants(flags)
     if not found:
         raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")

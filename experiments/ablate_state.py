@@ -25,7 +25,7 @@ class AblateState(ablate_policy.AblatePolicy):
 
 def main(flags: AblateState) -> list[dict]:
     """Run all variants."""
-    flags = run.by_protocol(flags)
+    flags = compare.checked(flags)
     groups = flags.observe.groups
     states = {
         "state as published": ObserveConfig(groups),

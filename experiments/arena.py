@@ -22,12 +22,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import polars as pl
 
 from experiments import compare, memory, run, significance, strata
-from scall_jax import FitConfig, make_run, records, report
+from scall_jax import FitConfig, records, report
 from scall_jax.methods import REFERENCES
 from scall_jax.strata import StrataConfig
 
@@ -89,9 +88,10 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
     Raises:
       ValueError: a flag that is wrong for all, or no run can be made.
     """
-    found, refused, streams = [], [], {}
+    found, refused, streams, sizes = [], [], {}, {}
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
+        run.make_config(cell, method)  # what is wrong but the budget is wrong for all
         if cell.cut not in streams:
             streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
         stream = streams[cell.cut]
@@ -102,9 +102,11 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
             megabytes = round(4e-6 * float(cell.budget.mean_size) * entities, 6)  # whole bytes
             cell = dataclasses.replace(cell, budget=run.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}
-        config = run.make_config(cell, method)
+            other = sizes.setdefault(shown["MB"], shown["mean size"])
+            if other != shown["mean size"]:
+                raise ValueError(f"--mean-sizes {other} and {shown['mean size']} are both {shown['MB']} MB: give one")
         try:
-            make_run(config).init(jax.random.key(0), stream)
+            run.check_run(run.make_config(cell, method), stream)
         except ValueError as error:
             refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
@@ -206,14 +208,16 @@ def unspent(groups: dict[tuple, list[Path]]) -> list[str]:
     for key, folders in groups.items():
         shown = dict(key)
         if shown["MB"] != "-":
-            spent = 1e-6 * _lines(folders[0])[-1]["bytes_at_rest"] / float(shown["MB"])
+            last = _lines(folders[0])[-1]
+            spent = 1e-6 * (last["bytes_at_rest"] + (last["bytes_replay"] if "replay" in shown else 0))
+            spent /= float(shown["MB"])
             if spent < 0.95:
                 found.append(f"- {label(shown)} takes {spent:.0%} of {shown['MB']} MB")
     return found
 
 
-def ceiling(groups: dict[tuple, list[Path]]) -> tuple[str, float] | None:
-    """Name with its bytes and mean test Recall@20 of the method outside the budget that is best; None without any."""
+def ceiling(groups: dict[tuple, list[Path]]) -> dict[str, float]:
+    """Name with its bytes and mean test Recall@20 of the method outside the budget that is best; empty without any."""
     found = []
     for key, folders in groups.items():
         if dict(key)["MB"] != "-":
@@ -222,7 +226,7 @@ def ceiling(groups: dict[tuple, list[Path]]) -> tuple[str, float] | None:
         means = [records.summarise(x)["mean_test_recall@20"] for x in lines]
         if not any(mean is None for mean in means):
             found.append((float(np.mean(means)), f"{label(dict(key))}, {1e-6 * lines[0][-1]['bytes_at_rest']:.3g} MB"))
-    return max(found)[::-1] if found else None
+    return dict([max(found)[::-1]]) if found else {}
 
 
 def tests(groups: dict[tuple, list[Path]]) -> list[str]:
@@ -254,7 +258,7 @@ def _valid(folders):
 
 def main(flags: Arena) -> list[dict]:
     """Run all cells; a row per method and budget."""
-    flags = run.by_protocol(flags)
+    flags = compare.checked(flags)
     found, refused = cells(flags)
 
     def more(rows, groups):

@@ -26,8 +26,8 @@ QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", 
 
 @dataclasses.dataclass(frozen=True)
 class Compare(run.Main):
-    """Flags; those of `experiments.run` hold for every cell but `budget`, `bias`, `resume` and `overwrite`: what is
-    finished is kept. `seed` only cuts the stream."""
+    """Flags; those of `experiments.run` hold for every cell but --budget, --bias and --overwrite, which are refused.
+    --seed only cuts the stream."""
 
     method: tuple[str, ...] = ("uniform", "fixed", "frequency", "shuffled", "popularity")
     """Methods to compare."""
@@ -39,6 +39,21 @@ class Compare(run.Main):
     """Item biases to try."""
     out: Path = Path("runs/compare")
     """Folder of the cells and the table."""
+
+
+def checked(flags: Compare) -> Compare:
+    """Flags by protocol.
+
+    Raises:
+      ValueError: a flag of `experiments.run` that cells would replace.
+    """
+    if flags.budget != run.BudgetFlags():
+        raise ValueError("--budget.*: runs are compared at --mean-sizes")
+    if flags.bias:
+        raise ValueError("--bias: runs are compared by --biases")
+    if flags.overwrite:
+        raise ValueError("--overwrite: finished runs are kept; choose another --out, or delete what is there")
+    return run.by_protocol(flags)
 
 
 def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
@@ -72,7 +87,7 @@ def cell_flags(flags: Compare, out: Path, method: str, size: float, seed: int) -
 
 def main(flags: Compare) -> list[dict]:
     """Run all cells; a row per method, bias and budget."""
-    flags = run.by_protocol(flags)
+    flags = checked(flags)
     return run_cells(flags, cells(flags), "experiments.compare")
 
 
@@ -82,15 +97,18 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
     `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
     """
     configs = [run.make_config(cell, *cell.method) for _, cell in found]  # bad flags are refused before any run
-    flags.out.mkdir(parents=True, exist_ok=True)
-    # seeds share their compiled programs
-    jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     stream = run.load_stream(flags)
     run.check_stream(stream)
     groups, streams = {}, {flags.cut: stream}
-    for (shown, cell), config in zip(found, configs, strict=True):
+    for _, cell in found:
         if cell.cut not in streams:
             streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+    for cut, config in dict.fromkeys(zip([cell.cut for _, cell in found], configs, strict=True)):
+        run.check_run(config, streams[cut])
+    flags.out.mkdir(parents=True, exist_ok=True)
+    # seeds share their compiled programs
+    jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
+    for (shown, cell), config in zip(found, configs, strict=True):
         summary, _ = run.run_method(cell, config, streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]

@@ -42,7 +42,8 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
         budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
         runs += 1
         for line in records.read_lines(path.parent / "metrics.jsonl"):
-            if line["segment"] < first or not line.get("probe_reference") or len(line["probe_actions"][0]) != 3:
+            # without valid users fitness is minus the loss, of which there is no gain
+            if line["segment"] < first or not line.get("probe_reference", 0) > 0 or len(line["probe_actions"][0]) != 3:
                 continue
             searches += 1
             for action, fitness in zip(line["probe_actions"], line["probe_fitness"], strict=True):

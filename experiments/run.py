@@ -165,13 +165,18 @@ def check_stream(stream: streams.Stream) -> None:
     if len(stream) < 2:
         raise ValueError(
             f"{stream.source}: {users:,} users and {items:,} items are one segment, and the first does not count: "
-            "give --cut.segments, or --cut.new-entities well below their sum"
+            "give --cut.segments or --cut.new-entities well below their sum, and --cut.max-segments above 1"
         )
     if not any(stream.test(t).count >= records.LEAST_USERS for t in range(1, len(stream))):
         raise ValueError(
             f"{stream.source}: no segment after the first has {records.LEAST_USERS} test users: "
             "cut fewer, longer segments (--cut.segments, --cut.new-entities)"
         )
+
+
+def check_run(config: Config, stream: streams.Stream) -> None:
+    """Raise ValueError where the method cannot use its budget on this stream; nothing is computed."""
+    jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
 
 
 def by_protocol(flags: Main) -> Main:
@@ -211,9 +216,8 @@ def main(flags: Main) -> list[dict]:
         _check_folder(flags, flags.out / method)
     stream = load_stream(flags)
     check_stream(stream)
-    if flags.overwrite:  # what cannot be run replaces nothing
-        for config in configs.values():
-            make_run(config).init(jax.random.key(flags.seed), stream)
+    for config in configs.values():
+        check_run(config, stream)
     print(
         f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
         f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"

@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 
 from experiments import compare, run, significance
-from scall_jax import SEARCHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +105,8 @@ def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
 
 def main(flags: Scall) -> list[dict]:
     """Run, compare and test."""
-    flags = run.by_protocol(flags)
-    if flags.ours not in (*SEARCHED, *run.expand(flags.method)):
+    flags = compare.checked(flags)
+    if flags.ours not in run.expand(flags.method):
         raise ValueError(f"--ours {flags.ours!r} is not among the methods: {', '.join(flags.method)}")
     chosen, tried = choose(flags) if flags.choose else ([], "")
 

@@ -49,13 +49,29 @@ def finished(out: Path) -> dict[str, list[Path]]:
     """
     groups = {}
     for path in sorted(out.rglob("summary.json")):
-        said = json.loads((path.parent / "config.json").read_text())
+        said = _said(path.parent)
         cell = json.dumps([said["config"], said["stream"]["fingerprint"]], sort_keys=True)
         groups.setdefault(cell, {}).setdefault(json.dumps(said["key"]), path.parent)
     if not groups:
         raise ValueError(f"{out} holds no finished run: make some with experiments.run, compare or arena")
     found = [list(by_key.values()) for by_key in groups.values()]
-    return {name_of(folders[0], out): folders for folders in found}
+    names = [name_of(folders[0], out) for folders in found]
+    # folders that differ in no more than -seed may hold different runs
+    full = [
+        str(folders[0].relative_to(out)) if names.count(n) > 1 else n for n, folders in zip(names, found, strict=True)
+    ]
+    return dict(zip(full, found, strict=True))
+
+
+def _said(folder: Path) -> dict:
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text())
+        if {"config", "stream", "key"} <= found.keys():
+            return found
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is not that of a run: take the folder out of --out")
 
 
 def name_of(folder: Path, out: Path) -> str:
@@ -70,7 +86,7 @@ def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig
       ValueError: a run on another stream.
     """
     for folder in itertools.chain.from_iterable(groups.values()):
-        made = json.loads((folder / "config.json").read_text())["stream"]["segments"]
+        made = _said(folder)["stream"]["segments"]
         if made != len(stream):
             raise ValueError(
                 f"{folder} has {made} segments, the stream {len(stream)}: give its --data, --columns, --cut, --seed"

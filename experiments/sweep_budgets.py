@@ -3,7 +3,8 @@
     python -m experiments.sweep_budgets                            # online-retail, uniform and frequency, 5 budgets
     python -m experiments.sweep_budgets --method uniform scall --mean-sizes 1 2 4 8 16 --seeds 0 1 2
 
-Writes `sweep.png` (Recall@20 by megabytes, the full-size model as a line) and `sweep.json`. `--separate` also makes the
+Writes `sweep.png` (Recall@20 by megabytes; what no budget binds is a line, by the first seed) and `sweep.json`.
+`--separate` also makes the
 runs one by one, each compiled for its own budget, and records their seconds, compilation apart. Cost: the steps of all
 runs; one compilation for all budgets.
 """
@@ -20,12 +21,16 @@ import numpy as np
 from experiments import run
 from scall_jax import Budget, records, report, scan
 from scall_jax.loop import scan_program, sweep_program
+from scall_jax.methods import REFERENCES
 from scall_jax.run import Record
+
+OUTSIDE = (*REFERENCES, "full")
+"""Methods that no budget binds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(run.Main):
-    """Flags; those of `experiments.run` hold, budgets apart."""
+    """Flags; those of `experiments.run` hold, --budget apart; --seed only cuts the stream."""
 
     method: tuple[str, ...] = ("uniform", "frequency")
     """Methods."""
@@ -34,7 +39,7 @@ class Sweep(run.Main):
     seeds: tuple[int, ...] = (0,)
     """Of the runs."""
     full: bool = True
-    """Also run the full-size model, for the line."""
+    """Also run the full-size model."""
     separate: bool = False
     """Also make each run by itself, and compare the times."""
     out: Path = Path("runs/sweep")
@@ -42,39 +47,74 @@ class Sweep(run.Main):
 
 
 def main(flags: Sweep) -> list[dict]:
-    """Sweep each method; a row per method and budget."""
-    flags = run.by_protocol(flags)
-    stream = run.load_stream(flags)
-    flags.out.mkdir(parents=True, exist_ok=True)
+    """Sweep each method; a row per method."""
+    stream, configs = _checked(flags)
     entities = sum(stream.known(stream.bounds[-1].train))
-    rows, series = [], {}
-    for method in run.expand(flags.method):
-        pairs = [(size, seed) for size in flags.mean_sizes for seed in flags.seeds]
-        config = run.make_config(flags, method)
-        budgets = [Budget.mean_size(size) for size, _ in pairs]
-        keys = [jax.random.key(seed) for _, seed in pairs]
-        record, seconds = timed(*sweep_program(config, stream, keys, budgets))
-        recalls = np.array([_mean_recall(jax.tree.map(lambda x, i=i: x[i], record)) for i in range(len(pairs))])
-        recalls = recalls.reshape(len(flags.mean_sizes), -1)
-        spread = recalls.std(1, ddof=1) if len(flags.seeds) > 1 else np.zeros(len(recalls))
-        memory = [4e-6 * size * entities for size in flags.mean_sizes]
-        series[method] = (memory, recalls.mean(1), spread)
-        row = {"method": method, "mean_sizes": flags.mean_sizes, "megabytes": memory, "seeds": flags.seeds}
-        row |= {"recall@20": recalls.tolist(), "seconds": seconds["run"], "seconds_compile": seconds["compile"]}
-        if flags.separate:
-            row |= _separately(config, stream, pairs)
+    pairs = [(size, seed) for size in flags.mean_sizes for seed in flags.seeds]
+    rows, series, levels = [], {}, {}
+    for method, config in configs.items():
+        if method in OUTSIDE:
+            row, name = _outside(config, stream, flags.seeds[0])
+            levels[name] = row["recall@20"]
+        else:
+            row = _swept(config, stream, pairs, flags)
+            recalls = np.array(row["recall@20"])
+            spread = recalls.std(1, ddof=1) if len(flags.seeds) > 1 else np.zeros(len(recalls))
+            row["megabytes"] = [4e-6 * size * entities for size in flags.mean_sizes]
+            series[method] = (row["megabytes"], recalls.mean(1), spread)
         rows.append(row)
         print(f"{method}: {json.dumps(row)}")
-    level = None
-    if flags.full:
-        _, record = scan(run.make_config(flags, "full"), stream, jax.random.key(flags.seeds[0]))
-        level = (f"full, {4e-6 * entities * flags.sizes.maximum:.3g} MB", _mean_recall(record))
-        rows.append({"method": "full", "recall@20": level[1]})
-        print(f"full: {level[1]:.4f}")
+        records.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     title = f"{stream.source}, last segment's memory"
-    report.plot_lines(flags.out / "sweep.png", series, title, "table, MB (10^6 bytes)", "test Recall@20", level)
-    records.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
+    report.plot_lines(flags.out / "sweep.png", series, title, "table, MB (10^6 bytes)", "test Recall@20", levels)
     return rows
+
+
+def _checked(flags):
+    """The stream, and the methods' configurations; what cannot be swept is refused before anything runs."""
+    flags = run.by_protocol(flags)
+    if flags.budget != run.BudgetFlags():
+        raise ValueError("--budget.*: budgets are swept by --mean-sizes")
+    for flag in ("method", "mean_sizes", "seeds"):
+        if not getattr(flags, flag):
+            raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
+    if (flags.out / "sweep.json").exists() and not flags.overwrite:
+        raise ValueError(f"{flags.out} holds a sweep: --overwrite it, or choose another --out")
+    methods = dict.fromkeys([*run.expand(flags.method), *(["full"] if flags.full else [])])
+    configs = {method: run.make_config(flags, method) for method in methods}
+    for seed in flags.seeds:
+        run.make_config(dataclasses.replace(flags, seed=seed), next(iter(methods)))
+    stream = run.load_stream(flags)
+    run.check_stream(stream)
+    for method, config in configs.items():
+        if method in OUTSIDE:
+            continue
+        for size in flags.mean_sizes:
+            run.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
+        sweep_program(config, stream, [jax.random.key(0)], [Budget.mean_size(max(flags.mean_sizes))])
+    flags.out.mkdir(parents=True, exist_ok=True)
+    return stream, configs
+
+
+def _swept(config, stream, pairs, flags) -> dict:
+    """One method at all budgets by all seeds."""
+    budgets = [Budget.mean_size(size) for size, _ in pairs]
+    keys = [jax.random.key(seed) for _, seed in pairs]
+    record, seconds = timed(*sweep_program(config, stream, keys, budgets))
+    recalls = [_mean_recall(jax.tree.map(lambda x, i=i: x[i], record)) for i in range(len(pairs))]
+    row = {"method": config.method, "mean_sizes": flags.mean_sizes, "seeds": flags.seeds}
+    row |= {"recall@20": np.reshape(recalls, (len(flags.mean_sizes), -1)).tolist()}
+    row |= {"seconds": seconds["run"], "seconds_compile": seconds["compile"]}
+    return row | (_separately(config, stream, pairs) if flags.separate else {})
+
+
+def _outside(config, stream, seed) -> tuple[dict, str]:
+    """A method that no budget binds, by one seed; its row, and its name in the plot."""
+    _, record = scan(config, stream, jax.random.key(seed))
+    name = config.method
+    if name == "full":
+        name += f", {4e-6 * sum(stream.known(stream.bounds[-1].train)) * config.sizes.maximum:.3g} MB"
+    return {"method": config.method, "recall@20": _mean_recall(record)}, name
 
 
 def timed(program: Callable, arguments: tuple) -> tuple[Record, dict[str, float]]:

@@ -143,6 +143,7 @@ def run_segments(
     Raises:
       ValueError: a non-finite loss; a folder of another run.
     """
+    folder = None if folder is None else Path(folder)
     run = make_run(config, progress, on_probes, method)
     state, lines = run.init(key, stream), []
     method = method or method_of(config.method)
@@ -272,7 +273,7 @@ def _open_folder(folder, config, stream, key, state, storage):
         records.write_atomically(path, json.dumps(identity, indent=2) + "\n")
     other = _identity(path)
     other["stream"]["source"] = stream.source  # the same rows may lie elsewhere
-    for name in ("config", "stream", "key"):
+    for name in ("config", "key", "stream"):
         if other[name] != identity[name]:
             raise ValueError(
                 f"{folder} holds another run ({_difference(other, identity, name)}): choose another folder"
@@ -304,5 +305,7 @@ def _identity(path: Path) -> dict:
 def _difference(other, identity, name):
     if not isinstance(other[name], dict):
         return f"{name} {other[name]} there, {identity[name]} here"
+    if name == "stream" and other[name].get("segments") == identity[name]["segments"]:
+        return "rows, or how they were cut, differ"
     keys = [k for k in identity[name] if other[name].get(k) != identity[name][k]]
     return ", ".join(f"{name}.{k} {other[name].get(k)!r} there, {identity[name][k]!r} here" for k in keys)

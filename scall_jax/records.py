@@ -138,15 +138,16 @@ def summarise(lines: list[dict]) -> dict:
     """Means over segments, and over all their users (`pooled`).
 
     As published, the first segment does not count; nor do segments with fewer than `LEAST_USERS` test users, whose
-    means are noise.
+    means are noise, nor for valid those without valid users.
     """
     later = [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
     summary = {"segments": len(lines), "averaged_segments": len(later)}
     for part in ("valid", "test"):
-        weights = np.array([line[f"{part}_users"] for line in later], np.float64)
+        counted = [line for line in later if line[f"{part}_users"] > 0]
+        weights = np.array([line[f"{part}_users"] for line in counted], np.float64)
         for metric in ("recall@20", "ndcg@20"):
-            values = np.array([line[f"{part}_{metric}"] for line in later])
-            summary[f"mean_{part}_{metric}"] = float(values.mean()) if len(later) else None
+            values = np.array([line[f"{part}_{metric}"] for line in counted])
+            summary[f"mean_{part}_{metric}"] = float(values.mean()) if counted else None
             pooled = float(values @ weights / weights.sum()) if weights.any() else None
             summary[f"pooled_{part}_{metric}"] = pooled
     for name in ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile"):

@@ -58,8 +58,13 @@ def describe(method: str, lines: list[dict]) -> dict:
     return {
         "method": method,
         "mean_size": last["allocated_parameters"] / (last["users"] + last["items"]),
-        "table_mb": 4e-6 * last["allocated_parameters"],
+        "table_mb": 1e-6 * _stored(last),
     }
+
+
+def _stored(line):
+    """Bytes of parameters and codes, whatever a unit of the storage is."""
+    return line["bytes_parameters"] + line["bytes_codes"]
 
 
 def plot_quality(path: Path, runs: dict[str, list[dict]], title: str) -> None:
@@ -83,11 +88,11 @@ def plot_quality(path: Path, runs: dict[str, list[dict]], title: str) -> None:
 
 
 def plot_memory(path: Path, lines: list[dict], title: str) -> None:
-    """Budget, parameters given out and bytes on disk by segment."""
+    """Budget, parameters and codes, and bytes on disk by segment."""
     figure, (axis,) = _figure(1, 1)
     segments = [line["segment"] for line in lines]
-    axis.plot(segments, [4e-6 * x["budget_parameters"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
-    axis.plot(segments, [4e-6 * x["allocated_parameters"] for x in lines], ".-", label="allocated")
+    axis.plot(segments, [1e-6 * x["budget_bytes"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
+    axis.plot(segments, [1e-6 * _stored(x) for x in lines], ".-", label="parameters and codes")
     axis.plot(segments, [1e-6 * (x["disk_bytes"] or np.nan) for x in lines], "x--", label="on disk, with sizes")
     axis.set(xlabel="segment", ylabel="MB (10^6 bytes)", ylim=(0, None))
     axis.grid(alpha=0.3)
@@ -136,15 +141,16 @@ def _movers(steps, name, early):
     return list(dict.fromkeys([*order[:2], *order[::-1][:2]]))
 
 
-def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, level: tuple | None = None) -> None:
-    """Means with spread over a logarithmic axis; `series` maps a name to (x, mean, spread), `level` is (name, y)."""
+def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, levels: dict | None = None) -> None:
+    """Means with spread over a logarithmic axis; `series` maps a name to (x, mean, spread), `levels` to y."""
     many = len(series) > _COLOURS  # colours repeat: other strokes, and a legend that covers no line
     figure, (axis,) = _figure(1, 1, width=8.5 if many else 5.5, height=5 if many else 4)
     for number, (name, (x, mean, spread)) in enumerate(series.items()):
-        stroke = ("-", "--", ":")[number // _COLOURS % 3]
-        axis.errorbar(x, mean, yerr=spread, marker=".", ls=stroke, capsize=2, label=name, lw=1.2)
-    if level is not None:
-        axis.axhline(level[1], color="k", ls="--", lw=1, label=level[0])
+        turn = number // _COLOURS % 3
+        stroke, marker = ("-", "--", ":")[turn], (".", "s", "^")[turn]
+        axis.errorbar(x, mean, yerr=spread, marker=marker, ms=5, ls=stroke, capsize=2, label=name, lw=1.2)
+    for number, (name, y) in enumerate((levels or {}).items()):
+        axis.axhline(y, color="k", ls=("--", ":", "-.", (0, (1, 4)))[number % 4], lw=1, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
     axis.grid(alpha=0.3)
     if many:
@@ -165,5 +171,8 @@ def _figure(rows, columns, width=5.5, height=4):
 
 
 def _save(figure, path, title):
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))  # no mathematics
+    for axis in figure.axes:
+        if axis.get_xlabel() == "segment":
+            axis.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=110)

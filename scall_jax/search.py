@@ -75,8 +75,10 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
         return policies.POLICIES[name](config.policy, seen, length)
 
     def init(key, storage):
-        # one program: weights that are initialised operation by operation compile a program for each
-        begin = compilation.jit(policy_for(storage.width).init)
+        begin = policy_for(storage.width).init
+        if not isinstance(key, jax.core.Tracer):
+            # one program: weights that are initialised operation by operation compile a program for each
+            begin = compilation.jit(begin)
         return SearchState(begin(jax.random.fold_in(key, SEARCH_KEY)), jnp.float32(1), jnp.float32(0))
 
     def choose(state, segment, key):

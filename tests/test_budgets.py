@@ -1,3 +1,7 @@
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, FitConfig
@@ -50,6 +54,11 @@ def test_parameters(budget, segment, entities, parameters):
 def test_bad_values_are_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Budget.mean_size(np.int64(3)) == Budget.mean_size(3) and Budget.megabytes(np.float32(0.5)).mb == 0.5
+    json.dumps(dataclasses.asdict(Budget.megabytes(np.float32(0.5))))
 
 
 def test_configuration_is_hashable():

@@ -10,7 +10,7 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, benchmark, compare, progress, run, scall, strata
+from experiments import arena, benchmark, compare, progress, run, scall, strata, sweep_budgets
 from scall_jax import records
 from tests.helpers import tiny_arguments
 
@@ -201,13 +201,24 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
     [
         (compare.Compare, ["--method", "popularity-all", "magic"], "unknown method 'magic'"),
         (compare.Compare, ["--seeds"], "--seeds: name at least one"),
+        (compare.Compare, ["--method", "popularity-all", "uniform", "--mean-sizes", "1e9"], "must lie between 1 and"),
+        (compare.Compare, ["--budget.megabytes", "4"], "--budget.*: runs are compared at --mean-sizes"),
+        (compare.Compare, ["--bias", "decayed"], "--bias: runs are compared by --biases"),
+        (compare.Compare, ["--overwrite"], "--overwrite: finished runs are kept"),
+        (scall.Scall, ["--method", "uniform", "--ours", "scall"], "--ours 'scall' is not among the methods: uniform"),
+        (run.Main, ["--method", "popularity-all", "binary_hash", "--budget.megabytes", ".00002"], "needs"),
+        (sweep_budgets.Sweep, ["--method", "uniform", "binary_hash"], "shapes of its storage follow from the budget"),
+        (sweep_budgets.Sweep, ["--seeds", "0", "4294967296"], "seed 4294967296: must lie between"),
+        (sweep_budgets.Sweep, ["--cut.segments", "1"], "one segment, and the first"),
+        (sweep_budgets.Sweep, ["--budget.mean-size", "4"], "--budget.*: budgets are swept by --mean-sizes"),
+        (arena.Arena, ["--method", "uniform", "--mean-sizes", "2", "2.0001"], "--mean-sizes 2 and 2.0001 are both"),
         (arena.Arena, ["--method", "popularity-all", "magic"], "unknown method 'magic'"),
         (arena.Arena, ["--method", "uniform", "--mean-sizes", "0"], "greater than 0"),
         (arena.Arena, ["--method", "uniform", "--mean-sizes", "0.005"], "no method can use its budget"),
     ],
 )
 def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, flags, message):
-    job = {compare.Compare: compare.main, arena.Arena: arena.main}[experiment]
+    job = sys.modules[experiment.__module__].main
     with pytest.raises(SystemExit) as stop:
         run.cli(experiment, job, arguments=tiny_arguments(data, tmp_path / "out", *flags))
     assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -283,6 +294,7 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "- popularity-all is outside the budget: 0 MB at rest" in printed
     assert "- uniform, replay 0.5 at mean size 0.05: " in printed
+    assert "- uniform, replay 0.5 takes" not in printed  # what replay takes is spent
     flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), replays=(0.0, 0.1))
     cells = [(arena.label(shown), cell.cut.replay, cell.charge) for shown, cell in arena._all_cells(flags)]
     wanted = [("uniform, replay 0", 0.0, "replay"), ("uniform, replay 0.1", 0.1, "replay")]

@@ -22,11 +22,15 @@ def _cache_as_before(quick_compilation):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path):
-    more = ["--method", "uniform", "--mean-sizes", "1", "4", "--seeds", "0", "1", "--separate"]
+def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, capsys):
+    more = ["--method", "uniform", "popularity-all", "--mean-sizes", "1", "4", "--seeds", "0", "1", "--separate"]
     run.cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
-    uniform, full = json.loads((tmp_path / "sweep.json").read_text())
+    uniform, popular, full = json.loads((tmp_path / "sweep.json").read_text())
     assert np.shape(uniform["recall@20"]) == (2, 2) and full["method"] == "full"
+    assert popular == {"method": "popularity-all", "recall@20": popular["recall@20"]} and popular["recall@20"] > 0
+    with pytest.raises(SystemExit):
+        run.cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
+    assert "holds a sweep" in capsys.readouterr().err
     assert uniform["megabytes"][1] == pytest.approx(4 * uniform["megabytes"][0])
     assert len(uniform["seconds_separate"]) == len(uniform["seconds_separate_compile"]) == 4
     assert min(uniform["seconds"], uniform["seconds_compile"], *uniform["seconds_separate"]) > 0

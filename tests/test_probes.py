@@ -39,7 +39,7 @@ def test_spread_and_parts_by_hand():
 
 
 def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
-    for name, rows in (("a", [(1, 0.2), (2, 0.2), (3, 0.0)]), ("b", [(2, 0.4)])):
+    for name, rows in (("a", [(1, 0.2), (2, 0.2), (3, 0.0), (4, -0.7)]), ("b", [(2, 0.4)])):
         lines = [
             {
                 "segment": segment,
@@ -56,7 +56,7 @@ def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
         (folder / "config.json").write_text(json.dumps({"config": {"budget": {"size": 4.0, "mb": None, "steps": []}}}))
         (folder / "summary.json").write_text("{}")
     (found,) = probes.read(tmp_path, first=2).values()
-    np.testing.assert_allclose(found["gain"], [0, 0.5, -0.5, -0.25])  # segment 1 and the one without reference are out
+    np.testing.assert_allclose(found["gain"], [0, 0.5, -0.5, -0.25])  # segment 1 and those without a reference are out
     np.testing.assert_array_equal(found["run"], [1, 1, 2, 2])
     np.testing.assert_array_equal(found["valid_users"], 20)
     run.cli(probes.Probes, probes.main, arguments=["--out", str(tmp_path), "--parts", "2"])

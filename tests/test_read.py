@@ -77,7 +77,7 @@ def test_json_whose_types_change_late(tmp_path):
     rows = streams.read(path, min_rating=4.2)
     assert (rows.user_ids.to_list(), rows.item_ids.to_list(), rows.time.tolist()) == (["a"], [3], [5000])
     lines[1300]["timestamp"] = "soon"
-    _write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines)))
+    _write(tmp_path, "x.jsonl", "\n" + "\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match="row 1301, column 'timestamp': 'soon'"):
         streams.read(path)
     _write(tmp_path, "x.jsonl", '{"user":1}\n[1]\n')

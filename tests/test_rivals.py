@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import memory
-from scall_jax import Budget, run_segments, tables
+from scall_jax import Budget, report, run_segments, tables
 from scall_jax.rivals import spectral
 from scall_jax.tables.low_precision import dequantise, quantise
 from tests.helpers import comparable, continued, random_sizes, small_config, small_stream
@@ -114,6 +114,9 @@ def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_
     for line in lines:
         assert line["bytes_at_rest"] <= line["budget_bytes"]
         assert line["allocated_parameters"] > 1.3 * line["budget_bytes"] / 4
+    shown = 1e6 * report.describe("uniform", lines)["table_mb"]
+    assert shown == pytest.approx(lines[-1]["bytes_at_rest"] - lines[-1]["bytes_metadata"])
+    assert 0.8 * lines[-1]["budget_bytes"] < shown <= lines[-1]["budget_bytes"]
     plain = run_segments(small_config("uniform", budget=Budget.mean_size(5)), stream, jax.random.key(0))
     assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
 

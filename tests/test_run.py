@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, Budget, FitConfig, make_run, records, run_segments, scan, tables
+from scall_jax import METHODS, Budget, FitConfig, make_run, records, report, run_segments, scan, tables
 from scall_jax.allocators import ALLOCATORS
 from scall_jax.config import CarryConfig, SizesConfig
 from scall_jax.run import budget_totals
@@ -185,7 +185,7 @@ def test_starting_afresh_forgets_and_warm_start_does_not(stream):
 def test_records_on_disk_hold_the_budget(stream, tmp_path):
     config = small_config("fixed", budget=Budget.mean_size(30.7), sizes=SizesConfig(maximum=40))
     seen = []
-    lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "r", on_segment=seen.append)
+    lines = run_segments(config, stream, jax.random.key(0), folder=str(tmp_path / "r"), on_segment=seen.append)
     assert lines == seen == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         entities = line["users"] + line["items"]
@@ -318,3 +318,22 @@ def test_runs_map_over_seeds(stream):
     for i, state in enumerate(states):
         _, one = jax.jit(run.step)(state, segment)
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], many), one, atol=1e-5)
+
+
+def test_means_over_valid_leave_out_segments_without_valid_users(stream):
+    lines = run_segments(small_config("popularity-all"), stream, jax.random.key(0))
+    without = [
+        line | ({"valid_users": 0, "valid_recall@20": 0.0, "valid_ndcg@20": 0.0} if line["segment"] == 2 else {})
+        for line in lines
+    ]
+    means = [lines[t]["valid_recall@20"] for t in (1, 3)]
+    summary = records.summarise(without)
+    assert summary["mean_valid_recall@20"] == pytest.approx(sum(means) / 2) and min(means) > 0
+    assert summary["mean_test_recall@20"] == records.summarise(lines)["mean_test_recall@20"]
+    none = records.summarise([line | {"valid_users": 0} for line in lines])
+    assert none["mean_valid_recall@20"] is none["pooled_valid_recall@20"] is None
+
+
+def test_titles_are_no_mathematics(tmp_path):
+    report.plot_lines(tmp_path / "x.png", {"a": ([1, 2], [0.1, 0.2], [0, 0])}, r"pri$ce_$x\frac", "x", "y", {"b": 0.1})
+    assert (tmp_path / "x.png").stat().st_size > 1000

@@ -200,7 +200,7 @@ def test_drawn_sizes_follow_frequency_too(stream):
 
 
 def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
-    config = _config("scall-random", sizes=SizesConfig(maximum=40))
+    config = _config("scall-grid", sizes=SizesConfig(maximum=40))
     budgets = [Budget.mean_size(size) for size in (1.5, 20.0)]
     keys = [jax.random.key(seed) for seed in (0, 1)]
     _, record = sweep(config, stream, keys, budgets)
@@ -208,6 +208,17 @@ def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
         _, alone = scan(dataclasses.replace(config, budget=budget), stream, key)
         together = jax.tree.map(lambda leaf, i=i: leaf[i], record)
         _assert_same(_lines(together, len(stream)), _lines(alone, len(stream)))
+
+
+@pytest.mark.parametrize("method", ["scall-random", "scall-grid", "scall-gp", "scall-sac", "scall-ddpg", "dlints"])
+def test_a_step_takes_states_of_another_run_and_init_is_traceable(stream, method):
+    config, segment = _config(method), stream.segment(1)
+    state = jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
+    run = make_run(config)
+    first = jax.eval_shape(run.step, state, segment)  # a second trace would meet what the first one kept
+    assert jax.tree.map(lambda x: x.shape, jax.eval_shape(run.step, state, segment)) == jax.tree.map(
+        lambda x: x.shape, first
+    )
 
 
 def test_one_trace_for_all_budgets_and_segments(stream):

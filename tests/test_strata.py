@@ -1,10 +1,12 @@
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
+from experiments.strata import finished
 from scall_jax import strata
 from scall_jax.strata import StrataConfig
 from tests.helpers import small_stream
@@ -116,6 +118,19 @@ def test_strata_of_a_segment_know_nothing_after_the_cut(stream):
         measures.append([near.counts, strata.mean_conditional_surprise(known, users, near, 1.0)])
     for one, other in zip(*measures, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_different_runs_whose_folders_differ_in_a_seed_alone_keep_apart(tmp_path):
+    for folder, key, steps in (("p-seed0/a", 0, 20), ("p-seed1/a", 1, 30), ("q-seed0", 0, 20), ("q-seed1", 1, 20)):
+        said = {"config": {"steps": steps, "name": folder[0]}, "stream": {"fingerprint": "x"}, "key": [0, key]}
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text(json.dumps(said))
+        (tmp_path / folder / "summary.json").write_text("{}")
+    found = finished(tmp_path)
+    assert {name: len(folders) for name, folders in found.items()} == {"p-seed0/a": 1, "p-seed1/a": 1, "q": 2}
+    (tmp_path / "q-seed1" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"q-seed1/config\.json is not that of a run"):
+        finished(tmp_path)
 
 
 def test_means_by_stratum(stream):

@@ -62,7 +62,7 @@ def lattice(points: int, actions: int) -> np.ndarray:
 def grid(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """A lattice in random order, none of it twice before all was tried; the best discounted mean reward wins."""
     del observation
-    points = jnp.asarray(lattice(config.grid, actions))
+    points = lattice(config.grid, actions)
     count = points.shape[0]
 
     def init(key):
@@ -75,13 +75,13 @@ def grid(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     def act(state, key, seen):
         del seen
         # probes made at once are drawn without each other's knowledge: two of them may be the same
-        return points[jnp.argmin(state.tried + jax.random.uniform(key, (count,)))]
+        return jnp.asarray(points)[jnp.argmin(state.tried + jax.random.uniform(key, (count,)))]
 
     def greedy(state, seen):
         del seen
         # below a hundredth of a probe nothing is known
         mean = jnp.where(state.weight > 0.01, state.earned / jnp.maximum(state.weight, 0.01), -jnp.inf)
-        return jnp.where(state.weight.max() > 0.01, points[jnp.argmax(mean)], 0.5)
+        return jnp.where(state.weight.max() > 0.01, jnp.asarray(points)[jnp.argmax(mean)], 0.5)
 
     def update(state, key, new: Transition):
         del key

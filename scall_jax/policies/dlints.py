@@ -38,7 +38,7 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     The projection R has entries N(0, 1/D) and is drawn again from its seed wherever it is needed. What is seen is
     scaled to a mean square of 1, so that the ridge means the same at any D.
     """
-    arms = jnp.asarray(lattice(11 if actions <= 3 else 6, actions))
+    arms = lattice(11 if actions <= 3 else 6, actions)
     features = 1 + actions + actions * (actions + 1) // 2
     full = (1 + observation) * features
 
@@ -59,11 +59,11 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 
     def act(state, key, seen):
         noise = config.exploration * jax.random.normal(key, (config.projected,))
-        return arms[jnp.argmax(projected(state, seen, arms) @ discounted.thompson(state.ridge, noise))]
+        return jnp.asarray(arms)[jnp.argmax(projected(state, seen, arms) @ discounted.thompson(state.ridge, noise))]
 
     def greedy(state, seen):
         value = projected(state, seen, arms) @ discounted.estimate(state.ridge)
-        return jnp.where(state.ridge.weight > 0, arms[jnp.argmax(value)], 0.5)
+        return jnp.where(state.ridge.weight > 0, jnp.asarray(arms)[jnp.argmax(value)], 0.5)
 
     def update(state, key, new: Transition):
         del key

@@ -34,7 +34,8 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     del observation
     points = 11 if actions <= 3 else 6
     axis = (np.arange(points) + 0.5) / points
-    lattice = jnp.asarray(np.stack(np.meshgrid(*[axis] * actions), -1).reshape(-1, actions), jnp.float32)
+    # of numpy: a policy may be built inside one trace and serve in another
+    lattice = np.stack(np.meshgrid(*[axis] * actions), -1).reshape(-1, actions).astype(np.float32)
 
     def kernel(a, b):
         square = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
@@ -91,7 +92,7 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     def greedy(state, seen):
         del seen
         mean, _ = posterior(state, lattice)
-        return jnp.where(state.inserted > 0, lattice[jnp.argmax(mean)], 0.5)
+        return jnp.where(state.inserted > 0, jnp.asarray(lattice)[jnp.argmax(mean)], 0.5)
 
     def update(state, key, new: Transition):
         del key

@@ -239,7 +239,7 @@ def _ragged_row(data, separator):
 
 def _jsonl(path: Path, data: bytes, given: list[str]) -> _Table:
     """Only what is asked for or known, as text: types of JSON may change from line to line."""
-    first = data.split(b"\n", 1)[0]
+    first = data.lstrip().split(b"\n", 1)[0]
     wanted = dict.fromkeys([*given, *itertools.chain(*_ALIASES.values())], pl.String)
     try:
         frame = pl.read_ndjson(io.BytesIO(data), schema=wanted)
