@@ -60,7 +60,13 @@ def _same(variant, ours):
 
 
 def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tuple[dict, run.Main]]:
-    """A cell per variant, budget and seed."""
+    """A cell per variant, budget and seed.
+
+    Raises:
+      ValueError: no variant.
+    """
+    if not found:
+        raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")
     result = []
     for name, variant in found.items():
         for size in flags.mean_sizes:
@@ -75,10 +81,7 @@ def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tup
 def main(flags: AblatePolicy) -> list[dict]:
     """Run all variants."""
     flags = compare.checked(flags)
-    found = variants(flags)
-    if not found:
-        raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")
-    return compare.run_cells(flags, cells(flags, found), "experiments.ablate_policy")
+    return compare.run_cells(flags, cells(flags, variants(flags)), "experiments.ablate_policy")
 
 
 if __name__ == "__main__":

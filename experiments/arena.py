@@ -106,7 +106,7 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
             if other != shown["mean size"]:
                 raise ValueError(f"--mean-sizes {other} and {shown['mean size']} are both {shown['MB']} MB: give one")
         try:
-            run.check_run(run.make_config(cell, method), stream)
+            run.trace_init(run.make_config(cell, method), stream)
         except ValueError as error:
             refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
@@ -173,7 +173,7 @@ def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, 
 
 
 def areas(found: dict[str, dict[str, list]], metric: str) -> str:
-    """Markdown table of the areas over memory, best first, and what they are; empty with a single budget."""
+    """Markdown table of the areas over memory, best first; empty with a single budget."""
     most = max((len(x["megabytes"]) for x in found.values()), default=0)
     rows = []
     for method, x in found.items():
@@ -188,8 +188,7 @@ def areas(found: dict[str, dict[str, list]], metric: str) -> str:
         )
         rows.append([method, *(f"{v:.4f}" for v in values), f"{start:.3g}", f"{end:.3g}"])
     header = [f"{metric} over MB", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
-    note = "AUC-A: area under the mean over segments, AUC-L: under the last segment, each by the range of (log) memory."
-    return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) + "\n\n" + note if rows else ""
+    return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) if rows else ""
 
 
 def outside(groups: dict[tuple, list[Path]]) -> list[str]:
@@ -209,8 +208,9 @@ def unspent(groups: dict[tuple, list[Path]]) -> list[str]:
         shown = dict(key)
         if shown["MB"] != "-":
             last = _lines(folders[0])[-1]
-            spent = 1e-6 * (last["bytes_at_rest"] + (last["bytes_replay"] if "replay" in shown else 0))
-            spent /= float(shown["MB"])
+            charge = json.loads((folders[0] / "config.json").read_text())["config"]["charge"]
+            spent = last["bytes_at_rest"] + (last["bytes_replay"] if charge == "replay" else 0)
+            spent *= 1e-6 / float(shown["MB"])
             if spent < 0.95:
                 found.append(f"- {label(shown)} takes {spent:.0%} of {shown['MB']} MB")
     return found
@@ -272,6 +272,11 @@ def main(flags: Arena) -> list[dict]:
         labels = Path(flags.data).name, "budget (10^6 bytes at rest)", "test Recall@20"
         report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups))
         parts = [areas(found, metric) for metric, found in by_metric.items()]
+        if any(parts):
+            parts.append(
+                "AUC-A: area under the mean over segments, AUC-L: under the last segment, each divided by the range of "
+                "(log) memory."
+            )
         parts += ["\n".join(x) for x in (tests(groups), unspent(groups), outside(groups), refused)]
         return "\n\n".join(part for part in parts if part)
 

@@ -42,6 +42,11 @@ def main(flags: BudgetCut) -> dict[str, list[dict]]:
         raise ValueError(f"cut from segment {start} until {end}: need 0 <= from < until <= {len(stream)} segments")
     sizes = [flags.cut_size if start <= t < end else flags.size for t in range(len(stream))]
     budgets = {"constant": run.BudgetFlags(mean_size=flags.size), "cut": run.BudgetFlags(schedule=tuple(sizes))}
+    if flags.budget != run.BudgetFlags():
+        raise ValueError("--budget.*: give --size and --cut-size")
+    for method in run.expand(flags.method):
+        for budget in budgets.values():
+            run.check_run(run.make_config(dataclasses.replace(flags, budget=budget), method), stream)
     found = {}
     for method in run.expand(flags.method):
         for name, budget in budgets.items():

@@ -45,8 +45,11 @@ def checked(flags: Compare) -> Compare:
     """Flags by protocol.
 
     Raises:
-      ValueError: a flag of `experiments.run` that cells would replace.
+      ValueError: nothing to compare, or a flag of `experiments.run` that cells would replace.
     """
+    for flag in ("method", "mean_sizes", "seeds", "biases"):
+        if not getattr(flags, flag):
+            raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
     if flags.budget != run.BudgetFlags():
         raise ValueError("--budget.*: runs are compared at --mean-sizes")
     if flags.bias:
@@ -57,14 +60,7 @@ def checked(flags: Compare) -> Compare:
 
 
 def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
-    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once.
-
-    Raises:
-      ValueError: nothing to compare.
-    """
-    for flag in ("method", "mean_sizes", "seeds", "biases"):
-        if not getattr(flags, flag):
-            raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
+    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
     found = {}
     for method in run.expand(flags.method):
         outside, full = method in REFERENCES, method == "full"
@@ -91,20 +87,31 @@ def main(flags: Compare) -> list[dict]:
     return run_cells(flags, cells(flags), "experiments.compare")
 
 
-def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, report_more=None) -> list[dict]:
-    """Run cells that are not finished, print and write their table; a row per distinct set of columns.
+def refuse(flags: Compare, found: list[tuple[dict, run.Main]]) -> tuple[list, dict]:
+    """Configurations of the cells, and streams by cut.
 
-    `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
+    Raises:
+      ValueError: a cell cannot be run; none has been.
     """
-    configs = [run.make_config(cell, *cell.method) for _, cell in found]  # bad flags are refused before any run
+    configs = [run.make_config(cell, *cell.method) for _, cell in found]
     stream = run.load_stream(flags)
     run.check_stream(stream)
-    groups, streams = {}, {flags.cut: stream}
+    streams = {flags.cut: stream}
     for _, cell in found:
         if cell.cut not in streams:
             streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
     for cut, config in dict.fromkeys(zip([cell.cut for _, cell in found], configs, strict=True)):
         run.check_run(config, streams[cut])
+    return configs, streams
+
+
+def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, report_more=None) -> list[dict]:
+    """Run cells that are not finished, print and write their table; a row per distinct set of columns.
+
+    `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
+    """
+    configs, streams = refuse(flags, found)
+    stream, groups = streams[flags.cut], {}
     flags.out.mkdir(parents=True, exist_ok=True)
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))

@@ -132,9 +132,9 @@ class Main:
     pruned: PrunedConfig = PrunedConfig()
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
-    comparison only; it replaces what the flags say about cut.published, search (but its probes and their steps:
-    published are 200 steps until probes settle, at most 50 here), policy, carry, fit.eval_every (a probe's steps), bias
-    (the comparisons' --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
+    comparison only; it replaces what the flags say about cut.published, search (but its probes and their steps;
+    published: 200 steps, probes until they settle), policy, carry, fit.eval_every (a probe's steps), bias (the
+    comparisons' --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
     table: str = "packed"
     """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
     charge: str = "parameters"
@@ -176,6 +176,14 @@ def check_stream(stream: streams.Stream) -> None:
 
 def check_run(config: Config, stream: streams.Stream) -> None:
     """Raise ValueError where the method cannot use its budget on this stream; nothing is computed."""
+    try:
+        trace_init(config, stream)
+    except ValueError as error:
+        raise ValueError(f"{config.method}, {config.budget}: {error}") from None
+
+
+def trace_init(config: Config, stream: streams.Stream) -> None:
+    """`check_run` whose message does not name method and budget."""
     jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
 
 

@@ -108,12 +108,15 @@ def main(flags: Scall) -> list[dict]:
     flags = compare.checked(flags)
     if flags.ours not in run.expand(flags.method):
         raise ValueError(f"--ours {flags.ours!r} is not among the methods: {', '.join(flags.method)}")
-    chosen, tried = choose(flags) if flags.choose else ([], "")
+    found, chosen, tried = compare.cells(flags), [], ""
+    if flags.choose:
+        compare.refuse(flags, found)  # before anything is tried
+        chosen, tried = choose(flags)
 
     def below(rows, folders):
         return "\n\n".join(filter(None, [tests(flags, folders), tried]))
 
-    return compare.run_cells(flags, [*compare.cells(flags), *chosen], "experiments.scall", below)
+    return compare.run_cells(flags, [*found, *chosen], "experiments.scall", below)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def _said(folder: Path) -> dict:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text())
-        if {"config", "stream", "key"} <= found.keys():
+        if {"config", "key"} <= found.keys() and {"segments", "fingerprint"} <= found["stream"].keys():
             return found
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError):
         pass
     raise ValueError(f"{path} is not that of a run: take the folder out of --out")
 

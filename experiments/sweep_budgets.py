@@ -1,12 +1,12 @@
 """Quality against memory: one compiled program, mapped over budgets and seeds.
 
     python -m experiments.sweep_budgets                            # online-retail, uniform and frequency, 5 budgets
-    python -m experiments.sweep_budgets --method uniform scall --mean-sizes 1 2 4 8 16 --seeds 0 1 2
+    python -m experiments.sweep_budgets --method uniform scall --seeds 0 1 2 --out runs/sweep-scall
 
-Writes `sweep.png` (Recall@20 by megabytes; what no budget binds is a line, by the first seed) and `sweep.json`.
-`--separate` also makes the
-runs one by one, each compiled for its own budget, and records their seconds, compilation apart. Cost: the steps of all
-runs; one compilation for all budgets.
+Writes `sweep.png` (Recall@20 by megabytes; what no budget binds is a line, by the first seed) and `sweep.json`, and
+replaces those of another sweep with --overwrite only. `--separate` also makes the runs one by one, each compiled for
+its own budget, and records their seconds, compilation apart. Cost: the steps of all runs; one compilation for all
+budgets.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import run
 from scall_jax import Budget, records, report, scan
-from scall_jax.loop import scan_program, sweep_program
+from scall_jax.loop import check_sweep, scan_program, sweep_program
 from scall_jax.methods import REFERENCES
 from scall_jax.run import Record
 
@@ -88,10 +88,11 @@ def _checked(flags):
     run.check_stream(stream)
     for method, config in configs.items():
         if method in OUTSIDE:
+            run.check_run(config, stream)
             continue
+        check_sweep(config)
         for size in flags.mean_sizes:
             run.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
-        sweep_program(config, stream, [jax.random.key(0)], [Budget.mean_size(max(flags.mean_sizes))])
     flags.out.mkdir(parents=True, exist_ok=True)
     return stream, configs
 

@@ -33,12 +33,12 @@ class Budget:
     @classmethod
     def mean_size(cls, size: float) -> "Budget":
         """`size` parameters for each user and item seen so far, P_t = size x (n_u + n_v)."""
-        return cls(size=float(size))
+        return cls(size=float(str(size)))
 
     @classmethod
     def megabytes(cls, mb: float) -> "Budget":
         """A constant P = mb x 10^6 / 4 parameters."""
-        return cls(mb=float(mb))
+        return cls(mb=float(str(mb)))
 
     @classmethod
     def schedule(cls, budgets: Sequence["Budget"]) -> "Budget":

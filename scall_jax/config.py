@@ -127,7 +127,7 @@ class SearchConfig:
     def published(cls) -> "SearchConfig":
         """The settings of the official code: probes of 200 steps, rewards by the last fit's first 200.
 
-        There probes go on until they settle, here as well but to 50 at most.
+        There probes go on until they settle; here 50 is the bound.
         """
         return cls(
             probes=50,

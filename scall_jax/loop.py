@@ -76,9 +76,7 @@ def sweep_program(
     """
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
-    method = method_of(config.method)
-    if isinstance(method, Method) and method.storage is not None:
-        raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
+    check_sweep(config)
     run = make_run(config)
     states = [
         make_run(dataclasses.replace(config, budget=budget)).init(key, stream)
@@ -88,6 +86,13 @@ def sweep_program(
     states = [state._replace(params=largest.params, held=largest.held) for state in states]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     return compilation.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None))), (states, stream.stack())
+
+
+def check_sweep(config: Config) -> None:
+    """Raise ValueError where runs of different budgets are different programs."""
+    method = method_of(config.method)
+    if isinstance(method, Method) and method.storage is not None:
+        raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
 
 
 PHASES = ("prepare", "fit", "evaluate", "search")

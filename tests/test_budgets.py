@@ -58,6 +58,7 @@ def test_bad_values_are_refused(call):
 
 def test_numbers_of_numpy_are_numbers():
     assert Budget.mean_size(np.int64(3)) == Budget.mean_size(3) and Budget.megabytes(np.float32(0.5)).mb == 0.5
+    assert Budget.mean_size(np.float32(0.7)).parameters(0, 90) == 63  # the decimal number that was given
     json.dumps(dataclasses.asdict(Budget.megabytes(np.float32(0.5))))
 
 

@@ -122,7 +122,11 @@ def test_strata_of_a_segment_know_nothing_after_the_cut(stream):
 
 def test_different_runs_whose_folders_differ_in_a_seed_alone_keep_apart(tmp_path):
     for folder, key, steps in (("p-seed0/a", 0, 20), ("p-seed1/a", 1, 30), ("q-seed0", 0, 20), ("q-seed1", 1, 20)):
-        said = {"config": {"steps": steps, "name": folder[0]}, "stream": {"fingerprint": "x"}, "key": [0, key]}
+        said = {
+            "config": {"steps": steps, "name": folder[0]},
+            "stream": {"fingerprint": "x", "segments": 2},
+            "key": [0, key],
+        }
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text(json.dumps(said))
         (tmp_path / folder / "summary.json").write_text("{}")

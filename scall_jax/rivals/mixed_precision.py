@@ -117,8 +117,8 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
     """Bits by a training of at most `search.probes` x `search.probe_steps` steps, as many as SCALL's search makes.
 
     It starts from the vectors that the segment's own training then starts from again; steps and offsets of the
-    quantiser are kept (arXiv 2409.20305), of the evaluation that is
-    best on valid. What is remembered is the plan found, until the segment is planned.
+    quantiser are kept (arXiv 2409.20305), of the evaluation that is best on valid. What is remembered is the plan
+    found, until the segment is planned.
     """
     del progress
     options = config.mixed_precision

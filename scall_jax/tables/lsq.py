@@ -66,8 +66,8 @@ def mixture(w: jax.Array, steps: jax.Array, offset: jax.Array, shares: jax.Array
       offset: f32[width].
       shares: f32[n, 6].
 
-    The gradients are those of `quantise`. Going back all widths are quantised anew, a block of rows after the other, so
-    that what six of them make stays in the processor's cache.
+    The gradients are those of `quantise`. Going back all widths are quantised anew, on a CPU a block of rows after the
+    other, so that what six of them make stays in its cache.
     """
     return _mixture_fwd(w, steps, offset, shares, scales)[0]
 
