@@ -173,11 +173,14 @@ def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, 
 
 
 def areas(found: dict[str, dict[str, list]], metric: str) -> str:
-    """Markdown table of the areas over memory, best first; empty with a single budget."""
-    most = max((len(x["megabytes"]) for x in found.values()), default=0)
+    """Markdown table of the areas over memory, best first, of methods with the least and the largest budget.
+
+    A budget between them that a method lacks is left out of its area. Empty where there is one budget only.
+    """
+    budgets = sorted({megabytes for x in found.values() for megabytes in x["megabytes"]})
     rows = []
     for method, x in found.items():
-        if most < 2 or len(x["megabytes"]) < most:
+        if len(budgets) < 2 or (x["megabytes"][0], x["megabytes"][-1]) != (budgets[0], budgets[-1]):
             continue
         start, end = memory.per_megabyte(x["megabytes"], x["mean"])
         values = (
@@ -275,7 +278,7 @@ def main(flags: Arena) -> list[dict]:
         if any(parts):
             parts.append(
                 "AUC-A: area under the mean over segments, AUC-L: under the last segment, each divided by the range of "
-                "(log) memory."
+                "(log) memory. Methods without the least or the largest budget have none."
             )
         parts += ["\n".join(x) for x in (tests(groups), unspent(groups), outside(groups), refused)]
         return "\n\n".join(part for part in parts if part)

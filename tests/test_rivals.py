@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import memory
+from experiments import arena, memory
 from scall_jax import Budget, report, run_segments, tables
 from scall_jax.rivals import spectral
 from scall_jax.tables.low_precision import dequantise, quantise
@@ -135,6 +135,17 @@ def test_areas_and_values_per_megabyte():
     assert memory.per_megabyte([2, 8], [0.2, 0.4]) == pytest.approx((0.1, 0.05))
     with pytest.raises(ValueError, match="ascending"):
         memory.area([2, 1], [0.1, 0.2])
+
+
+def test_areas_are_of_methods_with_both_ends():
+    found = {
+        "all": {"megabytes": [1.0, 2.0, 4.0], "mean": [0.1, 0.3, 0.2], "last": [0.1, 0.1, 0.1]},
+        "two": {"megabytes": [1.0, 4.0], "mean": [0.2, 0.4], "last": [0.1, 0.3]},
+        "late": {"megabytes": [2.0, 4.0], "mean": [0.9, 0.9], "last": [0.9, 0.9]},
+    }
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in arena.areas(found, "r").splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["two", "0.3000"], ["all", "0.2333"]]
+    assert arena.areas({"two": {"megabytes": [1.0], "mean": [0.2], "last": [0.1]}}, "r") == ""
 
 
 def test_holm_is_the_least_level_at_which_the_steps_reject():
