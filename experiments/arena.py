@@ -11,11 +11,11 @@ per run and segment, bytes by charge included), arena.png (Recall@20 by megabyte
 line) and below the table areas under the curves of Recall@20 and NDCG@20 over memory and tests of the method that valid
 prefers against every other, those over users corrected after Holm. References (popularity, ease) and `full` are outside
 the budget, their bytes are said. With `--replays` the rows that a segment trains on again are paid for too, 8 bytes
-each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs.
-Methods that cannot use a budget are named with their reason and left out there. Expect `frequency` ahead or level from
-mean size 2 on and, on a stream like Yelp, SCALL's searches ahead at half a parameter an entity and level or a little
-behind elsewhere, and methods that share rows behind uniform sizes (experiments/results/yelp2019-arena.md;
-online-retail-arena.md has no clear winner at half a parameter).
+each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs,
+20 minutes by default on one core. Methods that cannot use a budget are named with their reason and left out there.
+Expect `frequency` ahead or level from mean size 2 on, `mixed_precision` beside it in the middle, on a stream like Yelp
+SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere, and what decides entity by
+entity or shares rows level with uniform sizes or behind (experiments/results/yelp2019-arena.md, online-retail-arena.md).
 """
 
 import dataclasses
