@@ -14,8 +14,9 @@ the budget, their bytes are said. With `--replays` the rows that a segment train
 each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs,
 20 minutes by default on one core. Methods that cannot use a budget are named with their reason and left out there.
 Expect `frequency` ahead or level from mean size 2 on, `mixed_precision` beside it in the middle, on a stream like Yelp
-SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere, and what decides entity by
-entity or shares rows level with uniform sizes or behind (experiments/results/yelp2019-arena.md, online-retail-arena.md).
+SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere; what decides entity by
+entity or shares rows is level with uniform sizes or behind (experiments/results/yelp2019-arena.md and
+online-retail-arena.md).
 """
 
 import dataclasses
