@@ -116,7 +116,7 @@ def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_
         assert line["allocated_parameters"] > 1.3 * line["budget_bytes"] / 4
     shown = 1e6 * report.describe("uniform", lines)["table_mb"]
     assert shown == pytest.approx(lines[-1]["bytes_at_rest"] - lines[-1]["bytes_metadata"])
-    assert 0.8 * lines[-1]["budget_bytes"] < shown <= lines[-1]["budget_bytes"]
+    assert 0.7 * lines[-1]["budget_bytes"] < shown <= lines[-1]["budget_bytes"]  # the rest are sizes and steps
     plain = run_segments(small_config("uniform", budget=Budget.mean_size(5)), stream, jax.random.key(0))
     assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
 
