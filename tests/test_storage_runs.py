@@ -65,4 +65,5 @@ def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_com
     assert record.allocated.tolist() == [line["allocated_parameters"] for line in whole]
     # rounding differs between the programs, and codes are rounded: what is learned is the same, who is found is not
     np.testing.assert_allclose(record.loss, [x["loss"] for x in whole], atol=0.05)  # untrained: ln 2
-    np.testing.assert_allclose(record.test.recall[:, 0, -1], [x["test_recall@20"] for x in whole], atol=0.15)
+    room = 0.25 if name == "mixed_precision" else 0.1  # a code of one bit is all or nothing
+    np.testing.assert_allclose(record.test.recall[:, 0, -1], [x["test_recall@20"] for x in whole], atol=room)
