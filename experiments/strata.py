@@ -25,6 +25,7 @@ import polars as pl
 
 from experiments import run
 from scall_jax import records, report, strata
+from scall_jax.loop import read_identity
 from scall_jax.strata import StrataConfig
 from scall_jax.streams import Stream
 
@@ -49,7 +50,7 @@ def finished(out: Path) -> dict[str, list[Path]]:
     """
     groups = {}
     for path in sorted(out.rglob("summary.json")):
-        said = _said(path.parent)
+        said = read_identity(path.parent / "config.json")
         cell = json.dumps([said["config"], said["stream"]["fingerprint"]], sort_keys=True)
         groups.setdefault(cell, {}).setdefault(json.dumps(said["key"]), path.parent)
     if not groups:
@@ -61,17 +62,6 @@ def finished(out: Path) -> dict[str, list[Path]]:
         str(folders[0].relative_to(out)) if names.count(n) > 1 else n for n, folders in zip(names, found, strict=True)
     ]
     return dict(zip(full, found, strict=True))
-
-
-def _said(folder: Path) -> dict:
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())
-        if {"config", "key"} <= found.keys() and {"segments", "fingerprint"} <= found["stream"].keys():
-            return found
-    except (ValueError, AttributeError, KeyError):
-        pass
-    raise ValueError(f"{path} is not that of a run: take the folder out of --out")
 
 
 def name_of(folder: Path, out: Path) -> str:
@@ -86,7 +76,7 @@ def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig
       ValueError: a run on another stream.
     """
     for folder in itertools.chain.from_iterable(groups.values()):
-        made = _said(folder)["stream"]["segments"]
+        made = read_identity(folder / "config.json")["stream"]["segments"]
         if made != len(stream):
             raise ValueError(
                 f"{folder} has {made} segments, the stream {len(stream)}: give its --data, --columns, --cut, --seed"

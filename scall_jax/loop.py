@@ -276,7 +276,7 @@ def _open_folder(folder, config, stream, key, state, storage):
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         records.write_atomically(path, json.dumps(identity, indent=2) + "\n")
-    other = _identity(path)
+    other = read_identity(path)
     other["stream"]["source"] = stream.source  # the same rows may lie elsewhere
     for name in ("config", "key", "stream"):
         if other[name] != identity[name]:
@@ -296,8 +296,12 @@ def _open_folder(folder, config, stream, key, state, storage):
     return state, lines
 
 
-def _identity(path: Path) -> dict:
-    """What a run folder's config.json says."""
+def read_identity(path: Path) -> dict:
+    """What the config.json of a run folder says: `config`, `stream`, `key`.
+
+    Raises:
+      ValueError: the file is not that of a run.
+    """
     try:
         found = json.loads(path.read_text())
         if {"config", "stream", "key"} <= found.keys() and isinstance(found["stream"], dict):
