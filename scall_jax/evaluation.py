@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.bisection import first_not
 from scall_jax.streams import Graph, Rows
 
 CUTOFFS = (5, 10, 20)
@@ -18,7 +19,6 @@ others: recall by their number, NDCG by an ideal list that has them first. All i
 
 _DEPTH = max(CUTOFFS)
 _CHUNK = 32  # items per chunk of the two-level top-k
-_EDGES = 1024  # training interactions masked at once
 
 
 class Metrics(NamedTuple):
@@ -117,7 +117,8 @@ def _evaluate(with_offset, item_bias, relevant: Rows, graph: Graph, users, items
     relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
     padded_items = _padded(item_bias.shape[0])
     queries = relevant.users.shape[0]
-    block = max(1, min(1024, queries, _block_bytes() // (4 * padded_items)))
+    most = _at_once()
+    block = max(1, min(most.users, queries, most.scores // padded_items))
     allowed = jnp.arange(padded_items) < items
     if candidates == "segment":
         wanted = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
@@ -151,9 +152,17 @@ def _evaluate(with_offset, item_bias, relevant: Rows, graph: Graph, users, items
     return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
 
 
-def _block_bytes() -> int:
-    """Scores held at once: on a CPU as many as stay in its caches."""
-    return 2**22 if jax.default_backend() == "cpu" else 2**26
+class _AtOnce(NamedTuple):
+    """How much of a ranking is worked on at once."""
+
+    users: int
+    scores: int
+    edges: int  # known interactions put out of the ranking
+
+
+def _at_once() -> _AtOnce:
+    """On a CPU as much as stays in its caches, elsewhere enough to keep all units busy."""
+    return _AtOnce(1024, 2**20, 1024) if jax.default_backend() == "cpu" else _AtOnce(4096, 2**26, 2**18)
 
 
 def _padded(items: int) -> int:
@@ -206,16 +215,17 @@ def put_known(scores: jax.Array, graph: Graph, user: jax.Array, users: int, valu
     start = graph.indptr[user]
     ends = jnp.cumsum(graph.indptr[user + 1] - start)
     begins = ends - (graph.indptr[user + 1] - start)
+    edges = min(_at_once().edges, graph.indices.shape[0])
 
     def body(carry):
         done, scores = carry
-        flat = done + jnp.arange(_EDGES, dtype=jnp.int32)
+        flat = done + jnp.arange(edges, dtype=jnp.int32)
         row = jnp.searchsorted(ends, flat, side="right").astype(jnp.int32)
         valid = flat < ends[-1]
         row = jnp.where(valid, row, 0)
         item = graph.indices[jnp.where(valid, start[row] + flat - begins[row], 0)] - users
         row = jnp.where(valid, row, scores.shape[0])
-        return done + _EDGES, scores.at[row, item].set(value, mode="drop")
+        return done + edges, scores.at[row, item].set(value, mode="drop")
 
     return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
 
@@ -276,15 +286,7 @@ def _contains(items, start, end, wanted):
 
 
 def _lower_bound(items, start, end, wanted):
-    """First place in a row's ascending items[start:end] that is not below wanted i32[B, K], by bisection; i32[B, K]."""
-    low, high = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
-
-    def halve(bracket):
-        low, high = bracket
-        middle = (low + high) // 2
-        inside = low < high
-        less = items[jnp.minimum(middle, items.shape[0] - 1)] < wanted
-        return jnp.where(inside & less, middle + 1, low), jnp.where(inside & ~less, middle, high)
-
-    # rows are short: the longest decides, not what they are cut from
-    return jax.lax.while_loop(lambda bracket: (bracket[0] < bracket[1]).any(), halve, (low, high))[0]
+    """First place in a row's ascending items[start:end] that is not below wanted i32[B, K]; i32[B, K]."""
+    start, end = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
+    last = items.shape[0] - 1
+    return first_not(start, end, lambda at: items[jnp.minimum(at, last)] < wanted[..., None], last + 1)

@@ -1,6 +1,7 @@
 """Strict settings for all tests: they hold before jax is first used."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -9,7 +10,9 @@ import warnings
 # tests compile much and compute little: without optimisation a program compiles five times faster
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    # a flag that is not known ends the process
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # whatever is installed: results are compared bit for bit, and two processes share the work
@@ -23,8 +26,7 @@ with warnings.catch_warnings():
     # rlax's dependencies warn when they are imported, more so when they are compiled for the first time
     warnings.simplefilter("ignore")
     import scall_jax.policies.ddpg  # noqa: F401
-from scall_jax import streams
-from scall_jax.recommenders import graph
+from scall_jax import compilation, streams
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same small programs are compiled again and again: once per test session is enough, in all its processes
@@ -50,11 +52,13 @@ def data(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["csr", "segment_sum"])
-def product(request, monkeypatch):
-    """`propagate` as it is on a CPU, and as it is elsewhere."""
-    monkeypatch.setitem(graph._PRODUCTS, "csr", graph._PRODUCTS[request.param])
-    return request.param
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    """The programs of a CPU, and those of an accelerator, whatever there is."""
+    compilation._options.cache_clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    yield request.param
+    compilation._options.cache_clear()
 
 
 @pytest.fixture

@@ -113,8 +113,8 @@ def test_many_blocks_of_users_count_everyone_once(monkeypatch):
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
     args = (padded, item_vectors, bias, rows, graph, 23, jnp.int32(140))
     whole = evaluation.evaluate(*args)
-    monkeypatch.setattr(evaluation, "_block_bytes", lambda: 7 * 4 * evaluation._padded(150))  # 7 users at once
-    monkeypatch.setattr(evaluation, "_EDGES", 32)
+    most = evaluation._AtOnce(users=1024, scores=7 * evaluation._padded(150), edges=32)  # 7 users at once
+    monkeypatch.setattr(evaluation, "_at_once", lambda: most)
     for one, many in zip(whole, evaluation.evaluate(*args), strict=True):
         np.testing.assert_allclose(one, many, atol=1e-6)
 

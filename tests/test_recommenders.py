@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import scipy.sparse
 
 from scall_jax import Budget, make_run, run_segments, streams, tables
 from scall_jax.config import SizesConfig
-from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, propagate, smooth
+from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, planned, propagate, smooth
 from scall_jax.recommenders import graph as graphs
 from scall_jax.recommenders.fit import _initial, _judge, learning_rate, ranked
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
@@ -17,7 +19,7 @@ from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_config, small_stream
 
 
-@pytest.mark.parametrize("method", ["csr", "segment_sum", "auto"])
+@pytest.mark.parametrize("method", ["csr", "chunks", "auto"])
 @pytest.mark.parametrize("columns", [1, 16, 33])
 def test_propagation_agrees_with_scipy(method, columns):
     rng = np.random.default_rng(columns)
@@ -33,8 +35,27 @@ def test_propagation_agrees_with_scipy(method, columns):
 
 def test_propagation_of_a_graph_without_entries():
     graph, _ = random_graph(np.random.default_rng(0), 3, 2, 0)
-    for method in ("csr", "segment_sum"):
+    for method in ("csr", "chunks"):
         np.testing.assert_array_equal(propagate(graph, jnp.ones((5, 4)), method), np.zeros((5, 4)))
+
+
+def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
+    """Made once for all rows, and used for some of them."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(0)
+    users, items = 3, 3000
+    graph, dense = random_graph(rng, users, items, 7000)
+    x = rng.normal(size=(users + items, 4)).astype(np.float32)
+    whole = planned(graph)
+    assert planned(whole) is whole and len(whole.chunks) == 4
+    assert int(jnp.diff(graph.indptr)[:users].min()) > 8 * 16
+    for chunked in (graph, whole):
+        for side, other in itertools.product((0, 1, 2), (False, True)):
+            rows = rows_from(chunked, users, jnp.int32(side), other)
+            expected = np.where((np.diff(rows.indptr) > 0)[:, None], dense @ x, 0)
+            np.testing.assert_allclose(jax.jit(propagate)(rows, x), expected, atol=1e-5)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert planned(graph) is graph
 
 
 def test_propagation_under_vmap_over_embeddings_and_over_graphs():
@@ -43,7 +64,7 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs():
     length = min(g.indices.shape[0] for g in graphs)
     graphs = [g._replace(indices=g.indices[:length], values=g.values[:length]) for g in graphs]
     x = rng.normal(size=(2, 30, 5)).astype(np.float32)
-    for method in ("csr", "segment_sum"):
+    for method in ("csr", "chunks"):
         one_graph = jax.vmap(lambda x, m=method: propagate(graphs[0], x, m))(x)
         np.testing.assert_allclose(one_graph, dense[0] @ x, atol=1e-5)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *graphs)
@@ -53,7 +74,7 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs():
         propagate(graphs[0], x[0], "cusparse")
 
 
-@pytest.mark.usefixtures("product")
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("most", [(70, 70), (9, 70), (70, 20)])
 def test_embedding_agrees_with_float64(layers, most):
@@ -73,7 +94,7 @@ def test_embedding_agrees_with_float64(layers, most):
     np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
 
 
-@pytest.mark.usefixtures("product")
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("side", [0, 1, 2])
 def test_half_products_from_a_side_and_back_to_it(side, layers):
@@ -92,11 +113,11 @@ def test_half_products_from_a_side_and_back_to_it(side, layers):
     assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
 
 
-def test_accelerators_take_sums_over_segments(monkeypatch):
+def test_accelerators_take_sums_of_chunks(monkeypatch):
     graph, _ = random_graph(np.random.default_rng(0), 3, 2, 4)
     for factor, method in enumerate(graphs._PRODUCTS):
         monkeypatch.setitem(graphs._PRODUCTS, method, lambda graph, x, factor=factor: factor * x)
-    for backend, method in (("cpu", "csr"), ("gpu", "segment_sum"), ("tpu", "segment_sum")):
+    for backend, method in (("cpu", "csr"), ("gpu", "chunks"), ("tpu", "chunks")):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert propagate(graph, jnp.ones((5, 2)))[0, 0] == list(graphs._PRODUCTS).index(method)
 
@@ -224,7 +245,7 @@ def test_the_decay_that_ranks_best_on_valid_is_chosen():
     np.testing.assert_allclose(bias, np.log1p(segment.popularity[found]), rtol=1e-6)
 
 
-def test_runs_agree_by_either_product(monkeypatch):
+def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
     """Sizes whose largest differ by side: half products, in training and in ranking."""
     stream = small_stream(segments=2)
     bounds = SizesConfig(maximum=64, rho=0.9, user_shape=0.3, item_shape=3.0)
@@ -234,10 +255,9 @@ def test_runs_agree_by_either_product(monkeypatch):
     users, items = (int(x.max()) for x in jnp.split(sizes[:-2], [stream.capacity.users]))
     assert (users > 16) != (items > 16)
     found = []
-    for method in ("csr", "segment_sum"):
-        with monkeypatch.context() as patched:
-            patched.setitem(graphs._PRODUCTS, "csr", graphs._PRODUCTS[method])
-            found.append(run_segments(config, stream, jax.random.key(0)))
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        found.append(run_segments(config, stream, jax.random.key(0)))
     for one, other in zip(*found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["test_recall@20"] == pytest.approx(other["test_recall@20"], abs=0.01)

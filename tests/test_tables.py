@@ -61,6 +61,7 @@ def test_both_tables_read_the_same_embeddings(maximum, zeros, seed):
         np.testing.assert_array_equal(narrow, plain[:, : table.widths[-1]])
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", ["packed", "masked"])
 def test_writing_columns_leaves_the_others_alone(name):
     rng = np.random.default_rng(4)
@@ -130,6 +131,7 @@ def test_mapped_strips_are_common_to_all_lanes():
         np.testing.assert_array_equal(mapped[lane], read(pool, layout))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("maximum", "zeros", "seed"), CASES)
 def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
     """And the gradient is that of a dense float64 model, back through reading, propagation and loss."""

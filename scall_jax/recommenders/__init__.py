@@ -3,7 +3,7 @@
 from scall_jax.recommenders.bpr import Triples, loss, sample
 from scall_jax.recommenders.descent import descend
 from scall_jax.recommenders.fit import FitConfig, Fitted, closed, make_fit, opened, ranked
-from scall_jax.recommenders.graph import propagate
+from scall_jax.recommenders.graph import planned, propagate
 from scall_jax.recommenders.lightgcn import blank, embed, smooth
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "loss",
     "make_fit",
     "opened",
+    "planned",
     "propagate",
     "ranked",
     "sample",

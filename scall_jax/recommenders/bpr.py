@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.bisection import first_not
 from scall_jax.streams import Graph, Rows
 
 
@@ -70,19 +71,13 @@ def below(bits: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _skip(graph, users, start, end, place):
-    """The `place`-th item outside the ascending row [start, end), by bisection on how many of the row come before
-    it."""
+    """The `place`-th item outside the ascending row [start, end), by how many of the row come before it."""
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) // 2
-        inside = low < high
-        before = graph.indices[jnp.minimum(middle, end - 1)] - users - (middle - start) <= place
-        return jnp.where(inside & before, middle + 1, low), jnp.where(inside & ~before, middle, high)
+    def before(at):
+        item = graph.indices[jnp.minimum(at, end[:, None] - 1)] - users
+        return item - (at - start[:, None]) <= place[:, None]
 
-    steps = max(1, graph.indices.shape[0].bit_length())
-    low, _ = jax.lax.fori_loop(0, steps, halve, (start, end))
-    return place + (low - start)
+    return place + first_not(start, end, before, graph.indices.shape[0]) - start
 
 
 def margins(final: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import optax
 from scall_jax import evaluation
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.descent import Moments, descend, no_moments
+from scall_jax.recommenders.graph import planned
 from scall_jax.recommenders.lightgcn import blank, embed
 from scall_jax.streams import Rows, Segment
 from scall_jax.tables.storage import Storage
@@ -127,7 +128,7 @@ def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment
     users = storage.nodes - item_bias.shape[0]
     items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
     rows = jnp.concatenate([relevant.users, items])
-    final, _ = embed(storage, config.layers, params, layout, segment.graph, rows)
+    final, _ = embed(storage, config.layers, params, layout, planned(segment.graph), rows)
     queries = relevant.users.shape[0]
     return evaluation.evaluate(
         final[:queries],
@@ -192,6 +193,7 @@ def make_fit(
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
         sampled = first_users(segment.valid, config.valid_users)
+        segment = segment._replace(graph=planned(segment.graph))
 
         def one_step(i, carry):
             params, moments, total, bad, start, scratch = carry

@@ -8,6 +8,9 @@ from jax.experimental import sparse
 
 from scall_jax.streams import Graph
 
+_CHUNKS = (8, 16)
+"""Entries of a row that are added up at once, at first and from then on."""
+
 
 def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     """One product A x with the symmetric normalised adjacency.
@@ -15,18 +18,26 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     Args:
       graph: of N nodes; entries outside indptr[0] to indptr[N] count for no row.
       x: f32[N, C].
-      method: `segment_sum`, the reference, which runs everywhere; `csr`, the compressed-row kernel of the CPU
-        backend, whose cost follows the entries in use and not the padding; `auto` takes the latter on CPU. Under
-        `vmap` over x the mapped axis is folded into the columns, so that the fast kernel still runs.
+      method: `csr`, the compressed-row kernel of the CPU backend, whose cost follows the entries in use and not the
+        padding; `chunks`, which runs everywhere: sums of a few entries of a row, then of a few such sums until each
+        row is one, without additions that race for a row, so that results do not change from run to run; `auto` takes
+        the former on CPU. Under `vmap` over x the mapped axis is folded into the columns.
 
     Returns:
       f32[N, C]. The derivative is the same product, A being symmetric.
     """
     if method == "auto":
-        method = "csr" if jax.default_backend() == "cpu" else "segment_sum"
+        method = "csr" if jax.default_backend() == "cpu" else "chunks"
     if method not in _PRODUCTS:
         raise ValueError(f"method={method!r}: choose auto, {', '.join(_PRODUCTS)}")
     return _symmetric_product(method, graph, x)
+
+
+def planned(graph: Graph) -> Graph:
+    """The graph with `chunks` made, so that products inside of loops need not; as it is on a CPU, or with them."""
+    if jax.default_backend() == "cpu" or graph.chunks:
+        return graph
+    return graph._replace(chunks=_chunks(graph))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -45,31 +56,74 @@ def _product_bwd(method, graph, g):
 _symmetric_product.defvjp(_product_fwd, _product_bwd)
 
 
-def _segment_sum(graph: Graph, x):
-    nodes, edges = x.shape[0], graph.indices.shape[0]
-    # entries before the first row and behind the last one, of rows left out, go to rows of their own
-    counts = jnp.concatenate([graph.indptr[:1], jnp.diff(graph.indptr), edges - graph.indptr[-1:]])
-    row = jnp.repeat(jnp.arange(nodes + 2), counts, total_repeat_length=edges)
-    products = graph.values[:, None] * x[graph.indices]
-    return jax.ops.segment_sum(products, row, nodes + 2, indices_are_sorted=True)[1:-1]
+def _folded(product):
+    """The product whose rule for `vmap` over x makes the mapped axis columns."""
+
+    @jax.custom_batching.custom_vmap
+    def folded(graph: Graph, x):
+        return product(graph, x)
+
+    @folded.def_vmap
+    def rule(axis_size, in_batched, graph, x):
+        graph_batched = any(jax.tree.leaves(in_batched[0]))
+        if graph_batched or not in_batched[1]:
+            each = lambda a, b: a if b else jnp.broadcast_to(a, (axis_size, *a.shape))  # noqa: E731
+            return jax.lax.map(lambda args: folded(*args), jax.tree.map(each, (graph, x), tuple(in_batched))), True
+        k, nodes, columns = x.shape
+        made = folded(graph, x.transpose(1, 0, 2).reshape(nodes, k * columns))
+        return made.reshape(nodes, k, columns).transpose(1, 0, 2), True
+
+    return folded
 
 
-@jax.custom_batching.custom_vmap
 def _csr(graph: Graph, x):
     nodes = x.shape[0]
     return sparse.BCSR((graph.values, graph.indices, graph.indptr), shape=(nodes, nodes)) @ x
 
 
-@_csr.def_vmap
-def _csr_folded(axis_size, in_batched, graph, x):
-    graph_batched = any(jax.tree.leaves(in_batched[0]))
-    if graph_batched or not in_batched[1]:
-        graph = jax.tree.map(lambda g, b: g if b else jnp.broadcast_to(g, (axis_size, *g.shape)), graph, in_batched[0])
-        x = x if in_batched[1] else jnp.broadcast_to(x, (axis_size, *x.shape))
-        return jax.lax.map(lambda args: _csr(*args), (graph, x)), True
-    k, nodes, columns = x.shape
-    folded = _csr(graph, x.transpose(1, 0, 2).reshape(nodes, k * columns))
-    return folded.reshape(nodes, k, columns).transpose(1, 0, 2), True
+def _chunked(graph: Graph, x):
+    chunks = graph.chunks or _chunks(graph)
+    # rows left out by `indptr`, whose chunks may be those of all rows
+    low, high = graph.indptr[0], graph.indptr[-1]
+
+    def entry(at, valid):
+        valid &= (low <= at) & (at < high)
+        at = jnp.where(valid, at, 0)
+        value = jnp.where(valid, graph.values[at], 0.0)
+        return value[:, None] * x[jnp.where(valid, graph.indices[at], 0)]
+
+    sums = _sums(*chunks[0], _CHUNKS[0], entry)
+    for first, end in chunks[1:]:
+        part = lambda at, valid, sums=sums: jnp.where(valid[:, None], sums[jnp.where(valid, at, 0)], 0.0)  # noqa: E731
+        sums = _sums(first, end, _CHUNKS[1], part)
+    return sums
 
 
-_PRODUCTS = {"csr": _csr, "segment_sum": _segment_sum}
+def _sums(first, end, count, term):
+    """Sums of terms first, ..., min(end, first + count) - 1: term(at i32[R], valid bool[R]) -> f32[R, C]."""
+    return sum(term(first + k, first + k < end) for k in range(count))
+
+
+def _chunks(graph: Graph):
+    """(first i32[R], end i32[R]) of what each sum of each level is made of: entries, then sums of the level before.
+
+    The last level has a sum for each row.
+    """
+    begin, end = graph.indptr[:-1], graph.indptr[1:]
+    nodes, total = begin.shape[0], graph.indices.shape[0]
+    most, levels = min(nodes, total), []  # neighbours are distinct
+    for chunk in (_CHUNKS[0], *[_CHUNKS[1]] * 32):
+        if most <= chunk:
+            break
+        counts = -(-(end - begin) // chunk)
+        ends = jnp.cumsum(counts)
+        total, most = total // chunk + nodes, -(-most // chunk)
+        row = jnp.repeat(jnp.arange(nodes, dtype=jnp.int32), counts, total_repeat_length=total)
+        number = jnp.arange(total, dtype=jnp.int32)
+        first = begin[row] + chunk * (number - (ends - counts)[row])
+        levels.append((first, jnp.where(number < ends[-1], end[row], first)))
+        begin, end = ends - counts, ends
+    return (*levels, (begin, end))
+
+
+_PRODUCTS = {"csr": _folded(_csr), "chunks": _folded(_chunked)}

@@ -11,6 +11,7 @@ from scall_jax.allocators import alive
 from scall_jax.chooser import Chooser
 from scall_jax.config import Config
 from scall_jax.recommenders.fit import make_step, optimiser
+from scall_jax.recommenders.graph import planned
 from scall_jax.search import no_search
 from scall_jax.state import carry_over, item_bias, search_key, segment_keys, storage_of
 from scall_jax.tables.pruned import keep, prune, thresholded
@@ -63,6 +64,7 @@ def chooser(config: Config, progress: Callable | None = None) -> Chooser:
         params = carry_over(config, state, segment, state.plan, segment_keys(state, segment)[1], full)
         bias, _ = item_bias(config, segment)
         one, key = make_step(full, fit_config), search_key(state, segment)
+        segment = segment._replace(graph=planned(segment.graph))
 
         def step(number, params, moments):
             return one(key, number, params, moments, state.plan, segment, bias)[:2]

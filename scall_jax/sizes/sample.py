@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 
+from scall_jax.bisection import first_not
 from scall_jax.sizes.allocate import DEVICE_LIMIT, allocate, check_arguments
 
 _LEAST_CONCENTRATION = 1e-4  # smaller Gamma shapes leave nothing but their largest draw in float32
@@ -263,14 +264,7 @@ def _single_draws(key, counts, missing, p):
 def _search_rows(ascending, row, value):
     """First place in its row of `ascending` f32[R, C] that exceeds a value; i32 of the shape of `row`."""
     length = ascending.shape[1]
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) // 2
-        beyond = ascending[row, jnp.minimum(middle, length - 1)] > value
-        open_ = low < high
-        return jnp.where(open_ & ~beyond, middle + 1, low), jnp.where(open_ & beyond, middle, high)
-
-    low, high = jnp.zeros(row.shape, jnp.int32), jnp.full(row.shape, length, jnp.int32)
-    low, _ = jax.lax.fori_loop(0, length.bit_length(), halve, (low, high))
-    return jnp.minimum(low, length - 1)
+    row, value = row[..., None], value[..., None]
+    start = jnp.zeros(row.shape[:-1], jnp.int32)
+    before = lambda at: ascending[row, jnp.minimum(at, length - 1)] <= value  # noqa: E731
+    return jnp.minimum(first_not(start, start + length, before, length), length - 1)

@@ -20,6 +20,7 @@ class Graph(NamedTuple):
     indptr: jax.Array  # i32[N + 1]
     indices: jax.Array  # i32[E], ascending within a row
     values: jax.Array  # f32[E]
+    chunks: tuple[tuple[jax.Array, jax.Array], ...] = ()  # by `recommenders.graph.planned`, from indptr; () is none
 
 
 class Rows(NamedTuple):

@@ -35,7 +35,17 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         sliced = jax.vmap(lambda start: jax.lax.dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
-    def update(buffers, layout: Layout, first, values, rule):
+    def update_by_place(buffers, layout: Layout, first, values, rule):
+        count = values.shape[0]
+        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
+        # what a vector does not have goes to places of its own past the end, which nobody reads or writes
+        nowhere = parameters + vectors + jnp.arange(values.size, dtype=jnp.int32).reshape(values.shape)
+        at = jnp.where(place[None, :] < jnp.diff(starts)[:, None], starts[:-1, None] + place[None, :], nowhere)
+        old = jax.tree.map(lambda b: b.at[at].get(mode="fill", fill_value=0.0, unique_indices=True), buffers)
+        new = rule(old, values)
+        return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, new)
+
+    def update_in_turn(buffers, layout: Layout, first, values, rule):
         count = values.shape[0]
         starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
         begin, end = starts[0], starts[-1]
@@ -55,6 +65,10 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
             return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice(b, n, (at,)), buffers, new)
 
         return jax.lax.fori_loop(0, -(-(end - begin) // chunk), change, buffers)
+
+    def update(*args):
+        # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
+        return (update_in_turn if jax.default_backend() == "cpu" else update_by_place)(*args)
 
     def lookup(pool, layout: Layout, rows):
         at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
