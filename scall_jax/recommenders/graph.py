@@ -8,8 +8,7 @@ from jax.experimental import sparse
 
 from scall_jax.streams import Graph
 
-_CHUNKS = (8, 16)
-"""Entries of a row that are added up at once, at first and from then on."""
+_CHUNK = 8  # entries of a row, or sums of them, that are added up at once
 
 
 def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
@@ -90,18 +89,21 @@ def _chunked(graph: Graph, x):
         valid &= (low <= at) & (at < high)
         at = jnp.where(valid, at, 0)
         value = jnp.where(valid, graph.values[at], 0.0)
-        return value[:, None] * x[jnp.where(valid, graph.indices[at], 0)]
+        return value[..., None] * x[jnp.where(valid, graph.indices[at], 0)]
 
-    sums = _sums(*chunks[0], _CHUNKS[0], entry)
+    sums = _sums(*chunks[0], entry)
     for first, end in chunks[1:]:
-        part = lambda at, valid, sums=sums: jnp.where(valid[:, None], sums[jnp.where(valid, at, 0)], 0.0)  # noqa: E731
-        sums = _sums(first, end, _CHUNKS[1], part)
+        part = lambda at, valid, sums=sums: jnp.where(valid[..., None], sums[jnp.where(valid, at, 0)], 0.0)  # noqa: E731
+        sums = _sums(first, end, part)
     return sums
 
 
-def _sums(first, end, count, term):
-    """Sums of terms first, ..., min(end, first + count) - 1: term(at i32[R], valid bool[R]) -> f32[R, C]."""
-    return sum(term(first + k, first + k < end) for k in range(count))
+def _sums(first, end, term):
+    """Sums of terms first, ..., min(end, first + _CHUNK) - 1: term(at i32[...], valid bool[...]) -> f32[..., C]."""
+    if jax.default_backend() == "cpu":  # which would write all terms down before it adds them up
+        return sum(term(first + k, first + k < end) for k in range(_CHUNK))
+    at = first[:, None] + jnp.arange(_CHUNK, dtype=jnp.int32)[None, :]
+    return term(at, at < end[:, None]).sum(1)
 
 
 def _chunks(graph: Graph):
@@ -112,15 +114,13 @@ def _chunks(graph: Graph):
     begin, end = graph.indptr[:-1], graph.indptr[1:]
     nodes, total = begin.shape[0], graph.indices.shape[0]
     most, levels = min(nodes, total), []  # neighbours are distinct
-    for chunk in (_CHUNKS[0], *[_CHUNKS[1]] * 32):
-        if most <= chunk:
-            break
-        counts = -(-(end - begin) // chunk)
+    while most > _CHUNK:
+        counts = -(-(end - begin) // _CHUNK)
         ends = jnp.cumsum(counts)
-        total, most = total // chunk + nodes, -(-most // chunk)
+        total, most = total // _CHUNK + nodes, -(-most // _CHUNK)
         row = jnp.repeat(jnp.arange(nodes, dtype=jnp.int32), counts, total_repeat_length=total)
         number = jnp.arange(total, dtype=jnp.int32)
-        first = begin[row] + chunk * (number - (ends - counts)[row])
+        first = begin[row] + _CHUNK * (number - (ends - counts)[row])
         levels.append((first, jnp.where(number < ends[-1], end[row], first)))
         begin, end = ends - counts, ends
     return (*levels, (begin, end))
