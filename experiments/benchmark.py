@@ -6,14 +6,16 @@
     python -m experiments.benchmark --compare old.json         # ratios to an earlier result
 
 One process per case, warmed up; medians of repeated runs with their quartiles, compilation apart, peak resident memory
-beyond the imports' own. Beside each the bytes and operations that it must move, and the time that these would take at
-the copy bandwidth and the matrix rate measured in the same process: `by bound` is the measured time by that. Where work
-is made of sparse products, a dense product or a pass over the parameters, these are measured in the same process too:
-`by parts` is the measured time by theirs. `times official` is how many times longer the official implementation of
-SCALL (commit 15d6eb8) took for the same work, one thread of a machine like the one at the head of
-experiments/results/speed.md. Expect the training step within twice its products, sizes linear in n. Cost: some 40
-minutes for all cases, four of them the default run. Writes benchmark.json and benchmark.md after each case. For one
-thread: `taskset -c 0 python -m ...`.
+beyond the imports' own, or the peak of the device's memory where it is not the host's. Beside each the bytes and
+operations that it must move, and the time that these would take at the copy bandwidth and the matrix rate measured in
+the same process: `by bound` is the measured time by that. Where work is made of sparse products, a dense product or a
+pass over the parameters, these are measured in the same process too: `by parts` is the measured time by theirs. `times
+official` is how many times longer the official implementation of SCALL (commit 15d6eb8) took for the same work, one
+thread of a machine like the one at the head of experiments/results/speed.md. Expect the training step within twice its
+products, sizes linear in n. Cost: some 45 minutes for all cases, four of them the default run. Writes benchmark.json
+and benchmark.md after each case. For one thread: `taskset -c 0 python -m ...`. On an accelerator, where compilation
+takes far longer than what is measured, `--prepare 40` prepares as many cases side by side before it measures them one
+after the other; set XLA_PYTHON_CLIENT_PREALLOCATE=false for that.
 """
 
 import dataclasses
@@ -24,7 +26,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -57,6 +61,8 @@ OFFICIAL = {
 }
 """Seconds of the official implementation, by the beginning of a case's name; good to 30%."""
 
+_PREPARED = "prepared\n"
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
@@ -70,6 +76,8 @@ class Benchmark:
     """Of the cases that have shapes of sizes, keep these."""
     repeats: int = 7
     """Measurements of each case."""
+    prepare: int = 1
+    """Cases compiled side by side before they are measured, one after the other."""
     compare: Path | None = None
     """benchmark.json of an earlier run."""
     out: Path = Path("runs/benchmark")
@@ -93,12 +101,14 @@ def label(name: str, arguments: tuple[str, ...]) -> str:
 
 
 def limits() -> dict:
-    """Copy bandwidth in bytes/s (read and written) and matrix rate in flop/s of this process, now."""
-    big = jnp.ones(2**26 // 4)
-    square = jnp.ones((1536, 1536))
-    copy, multiply = jax.jit(lambda x: x + 1.0), jax.jit(lambda x: x @ x)
+    """Copy bandwidth in bytes/s (read and written) and matrix rate in flop/s of this process, now; in float32."""
+    # several times the caches
+    length, side = (2**24, 1536) if jax.default_backend() == "cpu" else (2**28, 8192)
+    big, square = jnp.ones(length), jax.random.normal(jax.random.key(0), (side, side))
+    copy = jax.jit(lambda x: x + 1.0)
+    multiply = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
     seconds = [_median(Work(f, (x,)), 7)[0] for f, x in ((copy, big), (multiply, square))]
-    return {"copy_bytes_per_second": 2 * 2**26 / seconds[0], "flops_per_second": 2 * 1536**3 / seconds[1]}
+    return {"copy_bytes_per_second": 8 * length / seconds[0], "flops_per_second": 2 * side**3 / seconds[1]}
 
 
 def _median(work: Work, repeats: int) -> tuple[float, float, float]:
@@ -113,14 +123,15 @@ def _median(work: Work, repeats: int) -> tuple[float, float, float]:
     return tuple(float(x) for x in np.quantile(seconds, (0.5, 0.25, 0.75)))
 
 
-def measure(name: str, arguments: tuple[str, ...], repeats: int) -> dict:
-    """Measure one case in this process."""
+def measure(name: str, arguments: tuple[str, ...], repeats: int, wait: Callable[[], object] = lambda: None) -> dict:
+    """Measure one case in this process; `wait` is called when it is prepared."""
     jnp.zeros(1).block_until_ready()
     before = _peak()
     work = CASES[name](*arguments)
+    wait()
     median, low, high = _median(work, repeats)
     used = _peak() - before
-    parts = sum(times * _median(part, repeats)[0] for part, times in work.parts)
+    parts = sum(times * _median(part, repeats)[0] / part.per_call for part, times in work.parts)
     best = limits()
     bound = max(work.bytes / best["copy_bytes_per_second"], work.flops / best["flops_per_second"])
     seconds = median / work.per_call
@@ -139,6 +150,10 @@ def measure(name: str, arguments: tuple[str, ...], repeats: int) -> dict:
 
 
 def _peak() -> int:
+    """Bytes at most, so far: of the device where it tells, else of this process."""
+    found = jax.local_devices()[0].memory_stats()
+    if found and "peak_bytes_in_use" in found:
+        return found["peak_bytes_in_use"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -151,22 +166,60 @@ def main(flags: Benchmark) -> list[dict]:
     flags.out.mkdir(parents=True, exist_ok=True)
     for folder in flags.out.glob("compiled*"):
         shutil.rmtree(folder)
-    rows = []
-    for name, arguments in chosen:
-        options = json.dumps([name, arguments, flags.repeats])
-        child = [sys.executable, "-m", "experiments.benchmark", "--one", options]
-        done = subprocess.run(child, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"{label(name, arguments)}: failed: {reason}", file=sys.stderr)
-            continue
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{rows[-1]['case']}: {rows[-1]['seconds'] * 1e3:.3g} ms", flush=True)
-        text = write(flags.out, rows, old)
+    rows, text = [], ""
+    for start in range(0, len(chosen), flags.prepare):
+        for name, child in _prepared(chosen[start : start + flags.prepare], flags.repeats):
+            row, reason = child.measured()
+            if row is None:
+                print(f"{name}: failed: {reason}", file=sys.stderr)
+                continue
+            rows.append(row)
+            print(f"{name}: {row['seconds'] * 1e3:.3g} ms", flush=True)
+            text = write(flags.out, rows, old)
     if not rows:
         raise ValueError("no case could be measured: their errors stand above")
     print(f"\n{text}")
     return rows
+
+
+class _Child:
+    """A process that prepares a case, and measures it when asked to."""
+
+    def __init__(self, name: str, arguments: tuple[str, ...], repeats: int):
+        command = [sys.executable, "-m", "experiments.benchmark", "--one", json.dumps([name, arguments, repeats])]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  a pipe could fill up while others are waited for
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, text=True, **pipes)
+
+    def prepare(self) -> None:
+        """Wait until it is prepared, or has failed."""
+        while self.process.stdout.readline() not in (_PREPARED, ""):
+            pass
+
+    def measured(self) -> tuple[dict | None, str]:
+        """The case's row; None and the reason if it failed."""
+        said = self.process.communicate("measure\n")[0]
+        with self.errors:
+            self.errors.seek(0)
+            reason = (self.errors.read().strip().splitlines() or ["no message"])[-1]
+        return (None, reason) if self.process.wait() else (json.loads(said.splitlines()[-1]), "")
+
+
+def _prepared(cases, repeats) -> list[tuple[str, _Child]]:
+    children = [(label(name, arguments), _Child(name, arguments, repeats)) for name, arguments in cases]
+    for _, child in children:
+        child.prepare()
+    return children
+
+
+def _one(name: str, arguments: list[str], repeats: int) -> None:
+    """What such a process does."""
+
+    def wait():
+        print(f"\n{_PREPARED}", end="", flush=True)
+        sys.stdin.readline()
+
+    print(f"\n{json.dumps(measure(name, tuple(arguments), repeats, wait))}")
 
 
 def write(out: Path, rows: list[dict], old: dict) -> str:
@@ -213,8 +266,6 @@ def _number(value, form):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        given = json.loads(sys.argv[2])
-        row = measure(given[0], tuple(given[1]), given[2])
-        print(f"\n{json.dumps(row)}")
+        _one(*json.loads(sys.argv[2]))
     else:
         run.cli(Benchmark, main, __doc__)

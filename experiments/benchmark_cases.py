@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from pathlib import Path
 
 import jax
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import official_ml1m, run
-from experiments.benchmark_setting import Setting, Work, jitted, stream_of
-from scall_jax import FitConfig, compilation, policies, run_segments, sizes, tables
+from experiments.benchmark_setting import Setting, Work, jitted, repeated, stream_of
+from scall_jax import Budget, Config, FitConfig, compilation, policies, run_segments, sizes, tables
 from scall_jax.actions import sizes_by_action
 from scall_jax.config import SearchConfig
+from scall_jax.loop import sweep_program
 from scall_jax.policies import POLICIES, PolicyConfig, Transition
 from scall_jax.recommenders import bpr, closed
 from scall_jax.recommenders.fit import make_fit, ranked
@@ -29,12 +31,12 @@ def step(data, shape):
     setting, steps = Setting(data, shape), 10
     pool = 4.0 * int(setting.prepared.sizes.sum())
     # Adam reads and writes parameters and two moments
-    adam = jitted(lambda x: x + 1.0, jnp.ones(int(3 * pool / 4)), bytes=6 * pool)
+    adam = repeated(lambda x: x + 1.0, jnp.ones(int(3 * pool / 4)), bytes=6 * pool)
     products = setting.products(3, 3)
     return setting.fit(
         FitConfig(steps=steps, eval_every=steps, valid_users=1),
-        bytes=steps * (sum(n * x.bytes for x, n in products) + 7 * pool),
-        flops=steps * sum(n * x.flops for x, n in products),
+        bytes=steps * (sum(n * x.bytes / x.per_call for x, n in products) + 7 * pool),
+        flops=steps * sum(n * x.flops / x.per_call for x, n in products),
         per_call=steps,
         parts=(*products, (adam, 1)),
         said=setting.said,
@@ -70,14 +72,15 @@ def evaluation(data, shape):
         given = setting.storage, FitConfig(), params, setting.layout, segment, segment.test
         return ranked(*given, setting.prepared.item_bias, **options)
 
-    dense = jitted(lambda x, y: x @ y.T, jnp.ones((queries, setting.columns)), jnp.ones((items, setting.columns)))
+    exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    dense = jitted(exact, jnp.ones((queries, setting.columns)), jnp.ones((setting.columns, items)))
     products = setting.products(3)
     return jitted(
         rank,
         setting.prepared.params,
         segment,
-        bytes=sum(n * x.bytes for x, n in products) + 4.0 * queries * items,
-        flops=2.0 * queries * items * setting.columns + sum(n * x.flops for x, n in products),
+        bytes=sum(n * x.bytes / x.per_call for x, n in products) + 4.0 * queries * items,
+        flops=2.0 * queries * items * setting.columns + sum(n * x.flops / x.per_call for x, n in products),
         parts=(*products, (dense, 1)),
         said=f"{queries} users, {items} items",
     )
@@ -189,6 +192,20 @@ def probes(data, at_once):
     return jitted(made.search, begun, setting.segment, per_call=4)
 
 
+def sweep(data, count):
+    """Runs of 20 steps a segment in one program: `1`, or `32`: 8 budgets by 4 seeds."""
+    stream = stream_of(data)[0]
+    config = Config("uniform", fit=FitConfig(steps=20, eval_every=20))
+    pairs = [(size, seed) for size in (1, 2, 3, 4, 6, 8, 12, 16) for seed in range(4)] if count == "32" else [(8, 0)]
+    keys, budgets = [jax.random.key(seed) for _, seed in pairs], [Budget.mean_size(size) for size, _ in pairs]
+    program, arguments = sweep_program(config, stream, keys, budgets)
+    start = time.perf_counter()
+    compiled = program.lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    said = f"{len(pairs)} runs of {len(stream)} segments"
+    return Work(compiled, arguments, compile_seconds=seconds, repeats=2, said=said)
+
+
 def policy(name):
     """Learning from one probe: 8 updates of batch 32 on an observation of 388 numbers."""
     made = POLICIES[name](PolicyConfig(), 388, 3)
@@ -269,6 +286,7 @@ CASES = {
     "resize": resizing,
     "lookup": lookup,
     "probes": probes,
+    "sweep": sweep,
     "policy": policy,
     "reading": reading,
     "memory": memory,
@@ -290,7 +308,8 @@ def cases(data: tuple[str, ...], out: str) -> list[tuple[str, tuple[str, ...]]]:
         found += [("resize", (name, rotate)) for rotate in ("plain", "rotated")]
         found += [("lookup", (name, kind)) for kind in ("packed", "masked", "pages1", "pages4", "pages8")]
         found += [("probes", (name, at_once)) for at_once in ("1", "4")]
-        found += [] if name == "synthetic" else [("reading", (name,))]
+        if name != "synthetic":
+            found += [("reading", (name,)), ("sweep", (name, "1")), ("sweep", (name, "32"))]
     found += [("sizes", (f"1e{k}",)) for k in range(3, 8)]
     found += [("sampler", (f"1e{k}",)) for k in range(3, 7)]
     found += [("state", ("1e5",))]
