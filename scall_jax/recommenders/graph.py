@@ -24,11 +24,17 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
 
     Returns:
       f32[N, C]. The derivative is the same product, A being symmetric.
+
+    Raises:
+      ValueError: unknown method, or one for another backend.
     """
+    on_cpu = jax.default_backend() == "cpu"
     if method == "auto":
-        method = "csr" if jax.default_backend() == "cpu" else "chunks"
+        method = "csr" if on_cpu else "chunks"
     if method not in _PRODUCTS:
         raise ValueError(f"method={method!r}: choose auto, {', '.join(_PRODUCTS)}")
+    if method == "csr" and not on_cpu:  # elsewhere it takes the first row to begin at the first entry
+        raise ValueError("method='csr': runs on a CPU only; choose auto or chunks")
     return _symmetric_product(method, graph, x)
 
 
