@@ -18,7 +18,6 @@ from scall_jax.streams.segments import make_rows
 from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_config, small_stream
 
-
 METHODS = ("csr", "chunks") if jax.default_backend() == "cpu" else ("chunks",)
 
 
