@@ -159,6 +159,8 @@ def _peak() -> int:
 
 def main(flags: Benchmark) -> list[dict]:
     """Measure all cases, each in a process of its own."""
+    if flags.prepare < 1:
+        raise ValueError(f"--prepare {flags.prepare}: must be at least 1")
     chosen = chosen_cases(flags)
     if not chosen:
         raise ValueError(f"--only {' '.join(flags.only)}: no case starts so: choose from {', '.join(CASES)}")
@@ -167,15 +169,22 @@ def main(flags: Benchmark) -> list[dict]:
     for folder in flags.out.glob("compiled*"):
         shutil.rmtree(folder)
     rows, text = [], ""
-    for start in range(0, len(chosen), flags.prepare):
-        for name, child in _prepared(chosen[start : start + flags.prepare], flags.repeats):
-            row, reason = child.measured()
-            if row is None:
-                print(f"{name}: failed: {reason}", file=sys.stderr)
-                continue
-            rows.append(row)
-            print(f"{name}: {row['seconds'] * 1e3:.3g} ms", flush=True)
-            text = write(flags.out, rows, old)
+    for group in _groups(chosen, flags.prepare):
+        children = [_Child(*case, flags.repeats) for case in group]
+        try:
+            for child in children:
+                child.prepare()
+            for child in children:
+                row, reason = child.measured()
+                if row is None:
+                    print(f"{child.name}: failed: {reason}", file=sys.stderr)
+                    continue
+                rows.append(row)
+                print(f"{child.name}: {row['seconds'] * 1e3:.3g} ms", flush=True)
+                text = write(flags.out, rows, old)
+        finally:
+            for child in children:
+                child.process.kill()
     if not rows:
         raise ValueError("no case could be measured: their errors stand above")
     print(f"\n{text}")
@@ -186,6 +195,7 @@ class _Child:
     """A process that prepares a case, and measures it when asked to."""
 
     def __init__(self, name: str, arguments: tuple[str, ...], repeats: int):
+        self.name = label(name, arguments)
         command = [sys.executable, "-m", "experiments.benchmark", "--one", json.dumps([name, arguments, repeats])]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  a pipe could fill up while others are waited for
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
@@ -205,11 +215,14 @@ class _Child:
         return (None, reason) if self.process.wait() else (json.loads(said.splitlines()[-1]), "")
 
 
-def _prepared(cases, repeats) -> list[tuple[str, _Child]]:
-    children = [(label(name, arguments), _Child(name, arguments, repeats)) for name, arguments in cases]
-    for _, child in children:
-        child.prepare()
-    return children
+def _groups(cases, most: int) -> list[list]:
+    """Consecutive cases that are prepared side by side; `scall` alone, which reads what the one before compiled."""
+    groups = []
+    for case in cases:
+        if not groups or len(groups[-1]) == most or "scall" in (case[0], groups[-1][-1][0]):
+            groups.append([])
+        groups[-1].append(case)
+    return groups
 
 
 def _one(name: str, arguments: list[str], repeats: int) -> None:
@@ -217,7 +230,8 @@ def _one(name: str, arguments: list[str], repeats: int) -> None:
 
     def wait():
         print(f"\n{_PREPARED}", end="", flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("nobody asks for the measurement any more")
 
     print(f"\n{json.dumps(measure(name, tuple(arguments), repeats, wait))}")
 

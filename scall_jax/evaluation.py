@@ -162,7 +162,7 @@ class _AtOnce(NamedTuple):
 
 def _at_once() -> _AtOnce:
     """On a CPU as much as stays in its caches, elsewhere enough to keep all units busy."""
-    return _AtOnce(1024, 2**20, 1024) if jax.default_backend() == "cpu" else _AtOnce(4096, 2**26, 2**18)
+    return _AtOnce(1024, 2**20, 1024) if jax.default_backend() == "cpu" else _AtOnce(4096, 2**24, 2**18)
 
 
 def _padded(items: int) -> int:

@@ -321,7 +321,7 @@ def _check_strata(data, out, capsys):
 
 
 def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
-    more = ["--only", "policy grid", "state", "--repeats", "2"]
+    more = ["--only", "policy grid", "state", "--repeats", "2", "--prepare", "2"]
     run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path / "a"), *more])
     first = json.loads((tmp_path / "a" / "benchmark.json").read_text())
     assert [row["case"] for row in first["cases"]] == ["state 1e5", "policy grid"]
@@ -333,3 +333,8 @@ def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path), "--only", "magic"])
     assert "no case starts so" in capsys.readouterr().err
+    failing = benchmark._Child("state", ("many",), 2)
+    failing.prepare()
+    assert failing.measured() == (None, "ValueError: could not convert string to float: 'many'")
+    groups = benchmark._groups([("a", ()), ("b", ()), ("c", ()), ("scall", ("1",)), ("scall", ("2",)), ("d", ())], 2)
+    assert [[name for name, _ in group] for group in groups] == [["a", "b"], ["c"], ["scall"], ["scall"], ["d"]]

@@ -56,6 +56,9 @@ def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
             rows = rows_from(chunked, users, jnp.int32(side), other)
             expected = np.where((np.diff(rows.indptr) > 0)[:, None], dense @ x, 0)
             np.testing.assert_allclose(jax.jit(propagate)(rows, x), expected, atol=1e-5)
+    # what is not finite stays with its neighbours
+    spoilt = jax.jit(propagate)(whole, jnp.asarray(x).at[0].set(jnp.inf))
+    np.testing.assert_array_equal(~np.isfinite(spoilt).all(1), dense[:, 0] > 0)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert planned(graph) is graph
 
@@ -147,7 +150,7 @@ def crowded():
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
     graph = streams.segments.make_graph((user, item), (user[by_item], item[by_item]), 40, 70, 2 * len(user) + 5)
-    positives = make_rows(user, item, len(user) + 3)
+    positives = make_rows(user, item, len(user) + 3, 45)
     return met, jax.tree.map(jnp.asarray, graph), jax.tree.map(jnp.asarray, positives)
 
 

@@ -94,8 +94,7 @@ def _chunked(graph: Graph, x):
     def entry(at, valid):
         valid &= (low <= at) & (at < high)
         at = jnp.where(valid, at, 0)
-        value = jnp.where(valid, graph.values[at], 0.0)
-        return value[..., None] * x[jnp.where(valid, graph.indices[at], 0)]
+        return jnp.where(valid[..., None], graph.values[at][..., None] * x[graph.indices[at]], 0.0)
 
     sums = _sums(*chunks[0], entry)
     for first, end in chunks[1:]:

@@ -72,6 +72,9 @@ class Capacity(NamedTuple):
     positives: int
     valid: int
     test: int
+    positive_users: int  # distinct users of the positives of one segment, at most
+    valid_users: int
+    test_users: int
 
     @property
     def nodes(self) -> int:
@@ -110,8 +113,13 @@ def sorted_rows(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
     return key.astype(np.int32)
 
 
-def make_rows(user: np.ndarray, item: np.ndarray, capacity: int, rng: np.random.Generator | None = None) -> Rows:
-    """Distinct pairs grouped by user; users ascending, or in random order if `rng` is given."""
+def make_rows(
+    user: np.ndarray, item: np.ndarray, capacity: int, most_users: int, rng: np.random.Generator | None = None
+) -> Rows:
+    """Distinct pairs grouped by user, padded to `capacity` pairs and `most_users` users.
+
+    Users ascend, or are in random order if `rng` is given.
+    """
     keys = np.unique(user.astype(np.int64) << 32 | item.astype(np.int64))
     user, item = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
     users, starts, counts = np.unique(user, return_index=True, return_counts=True)
@@ -122,8 +130,8 @@ def make_rows(user: np.ndarray, item: np.ndarray, capacity: int, rng: np.random.
         item = item[np.repeat(starts, counts) + within]
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return Rows(
-        users=pad(users, capacity),
-        indptr=pad(indptr, capacity + 1, indptr[-1]),
+        users=pad(users, most_users),
+        indptr=pad(indptr, most_users + 1, indptr[-1]),
         items=pad(item, capacity),
         count=np.int32(len(users)),
     )

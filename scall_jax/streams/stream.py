@@ -92,6 +92,8 @@ class Stream:
     def capacity(self) -> Capacity:
         """Static sizes that hold every segment."""
         users, items = self.known(self.bounds[-1].train)
+        distinct = lambda rows: len(np.unique(self.user[rows]))  # noqa: E731
+        test_users = max(distinct(slice(b.valid, b.end)) for b in self.bounds)
         return Capacity(
             users=users,
             items=items,
@@ -101,6 +103,11 @@ class Stream:
             if not self.select_on_test
             else max(b.end - b.valid for b in self.bounds),
             test=max(b.end - b.valid for b in self.bounds),
+            positive_users=max(distinct(self._trained(t)) for t in range(len(self))),
+            valid_users=test_users
+            if self.select_on_test
+            else max(1, *(distinct(slice(b.train, b.valid)) for b in self.bounds)),
+            test_users=test_users,
         )
 
     @functools.cached_property
@@ -143,10 +150,10 @@ class Stream:
         bounds, capacity = self.bounds[t], self.capacity
         users, items = self.known(bounds.train)
         users_before, items_before = self.known(bounds.start)
-        trained = np.concatenate([np.arange(bounds.start, bounds.train), self.replay[t]]).astype(np.int64)
+        trained = self._trained(t)
         total = self._count(slice(0, bounds.train))
-        valid, dropped_valid = self._held_out(t, bounds.train, bounds.valid, capacity.valid)
-        test, dropped_test = self._held_out(t, bounds.valid, bounds.end, capacity.test)
+        valid, dropped_valid = self._held_out(t, bounds.train, bounds.valid, capacity.valid, capacity.valid_users)
+        test, dropped_test = self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)
         if self.select_on_test:
             valid, dropped_valid = test, dropped_test
         return Segment(
@@ -157,7 +164,7 @@ class Stream:
             items_before=np.int32(items_before),
             interactions=np.int32(bounds.end - bounds.start),
             graph=self._graph(bounds.train),
-            positives=make_rows(self.user[trained], self.item[trained], capacity.positives),
+            positives=make_rows(self.user[trained], self.item[trained], capacity.positives, capacity.positive_users),
             valid=valid,
             test=test,
             dropped=np.array([dropped_valid, dropped_test], np.int32),
@@ -173,8 +180,8 @@ class Stream:
 
     def test(self, t: int) -> Rows:
         """The test part of segment t alone."""
-        bounds = self.bounds[t]
-        return self._held_out(t, bounds.valid, bounds.end, self.capacity.test)[0]
+        bounds, capacity = self.bounds[t], self.capacity
+        return self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)[0]
 
     def stack(self) -> Segment:
         """All segments with a leading axis, for `lax.scan`."""
@@ -188,7 +195,12 @@ class Stream:
         capacity = self.capacity
         return make_graph(pairs(self._by_user), pairs(self._by_item), capacity.users, capacity.nodes, capacity.edges)
 
-    def _held_out(self, t: int, start: int, end: int, capacity: int) -> tuple[Rows, int]:
+    def _trained(self, t: int) -> np.ndarray:
+        """Rows that segment t is trained on; i64[...]."""
+        bounds = self.bounds[t]
+        return np.concatenate([np.arange(bounds.start, bounds.train), self.replay[t]]).astype(np.int64)
+
+    def _held_out(self, t: int, start: int, end: int, capacity: int, most_users: int) -> tuple[Rows, int]:
         """Relevant pairs of rows [start, end): known at the segment's cut, not yet among its training pairs."""
         cut = self.bounds[t].train
         users, items = self.known(cut)
@@ -196,7 +208,7 @@ class Stream:
         known = (user < users) & (item < items)
         relevant = known & (self._first[start:end] >= cut)
         rng = np.random.default_rng((self.seed, t))
-        return make_rows(user[relevant], item[relevant], capacity, rng), int((~known).sum())
+        return make_rows(user[relevant], item[relevant], capacity, most_users, rng), int((~known).sum())
 
     def _count(self, rows) -> np.ndarray:
         capacity = self.capacity

@@ -18,8 +18,8 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
       maximum: the largest size of an entity.
 
     Reading a strip of columns is as many contiguous slices and one gather of rows. Its parameters lie in one piece, so
-    that changing them is a gather of rows and one pass over as many parameters as there are: no scatter, and never an
-    array of nodes x maximum.
+    that changing them on a CPU is a gather of rows and one pass over as many parameters as there are; elsewhere it is a
+    gather and a scatter of places that are all different. No array of nodes x maximum exists.
     """
     nodes = users + items
     vectors = nodes + 2
