@@ -124,6 +124,24 @@ def test_nothing_after_the_cut_reaches_a_segment(rows, stream):
     assert one.graph.indptr[-1] == other.graph.indptr[-1]
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_lists_of_users_have_room_for_the_most_users_of_a_segment(rows, published):
+    options = {"published": True, "new_entities": 60} if published else {"segments": 4, "replay": 0.2}
+    stream = streams.cut(rows, **options)
+    for part in ("positives", "valid", "test"):
+        most = 0
+        for t, bounds in enumerate(stream.bounds):
+            held = {"valid": (bounds.train, bounds.valid), "test": (bounds.valid, bounds.end)}
+            if part == "positives":
+                met = np.concatenate([stream.user[bounds.start : bounds.train], stream.user[stream.replay[t]]])
+            else:
+                met = stream.user[slice(*held["test" if published else part])]
+            most = max(most, len(set(met.tolist())))
+            assert getattr(stream.segment(t), part).count <= len(set(met.tolist()))
+        assert getattr(stream.segment(0), part).users.shape == (most,)
+        assert getattr(stream.segment(0), part).indptr.shape == (most + 1,)
+
+
 def test_replay_rows_are_earlier_rows_of_training_users_each_once(stream):
     for t, (bounds, drawn) in enumerate(zip(stream.bounds, stream.replay, strict=True)):
         assert len(np.unique(drawn)) == len(drawn)
