@@ -51,6 +51,6 @@ class Progress:
     def segment(self, line: dict) -> None:
         """After a segment; its line of metrics."""
         self._segments.n = line["segment"]
-        held = f"{line['allocated_parameters']}/{line['budget_parameters']} parameters"
+        held = f"budget {line['allocated_parameters']}/{line['budget_parameters']}"
         self._segments.set_postfix_str(f"recall@20 {line['test_recall@20']:.4f} {held}", refresh=False)
         self._segments.update(1)
