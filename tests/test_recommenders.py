@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from scall_jax import Budget, make_run, run_segments, streams, tables
-from scall_jax.config import SizesConfig
+from scall_jax import Budget, make_run, run_segments, streams, sweep, tables
+from scall_jax.config import CarryConfig, SizesConfig
 from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, planned, propagate, smooth
 from scall_jax.recommenders import graph as graphs
 from scall_jax.recommenders.fit import _initial, _judge, learning_rate, ranked
@@ -270,6 +270,20 @@ def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
     for one, other in zip(*found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["test_recall@20"] == pytest.approx(other["test_recall@20"], abs=0.01)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs of a CPU run there alone")
+def test_sweeps_agree_by_the_programs_of_either_backend(monkeypatch):
+    """Products, changes of the table and ranking under `vmap`; what axes a rotation finds depends on rounding."""
+    stream = small_stream(segments=2)
+    config = small_config("frequency", carry=CarryConfig(rotate=False))
+    keys, budgets = [jax.random.key(seed) for seed in (0, 1)], [Budget.mean_size(size) for size in (2, 5)]
+    found = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        found.append(sweep(config, stream, keys, budgets)[1])
+    np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=1e-4)
+    np.testing.assert_allclose(found[0].test.recall, found[1].test.recall, atol=0.01)
 
 
 def test_non_finite_loss_stops_the_fit_and_names_the_step():
