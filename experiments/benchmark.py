@@ -11,10 +11,10 @@ operations that it must move, and the time that these would take at the copy ban
 the same process: `by bound` is the measured time by that. Where work is made of sparse products, a dense product or a
 pass over the parameters, these are measured in the same process too: `by parts` is the measured time by theirs. `times
 official` is how many times longer the official implementation of SCALL (commit 15d6eb8) took for the same work, one
-thread of a machine like the one at the head of experiments/results/speed.md. Expect the training step within twice its
+thread of a shared machine of two cores. Expect the training step within twice its
 products, sizes linear in n. Cost: some 45 minutes for all cases, four of them the default run. Writes benchmark.json
 and benchmark.md after each case. For one thread: `taskset -c 0 python -m ...`. On an accelerator, where compilation
-takes far longer than what is measured, `--prepare 40` prepares as many cases side by side before it measures them one
+takes far longer than what is measured, `--prepare 12` prepares as many cases side by side before it measures them one
 after the other; set XLA_PYTHON_CLIENT_PREALLOCATE=false for that.
 """
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import official_ml1m, run
-from experiments.benchmark_setting import Setting, Work, jitted, repeated, stream_of
+from experiments.benchmark_setting import Setting, Work, jitted, lowered, repeated, stream_of
 from scall_jax import Budget, Config, FitConfig, compilation, policies, run_segments, sizes, tables
 from scall_jax.actions import sizes_by_action
 from scall_jax.config import SearchConfig
@@ -198,12 +197,8 @@ def sweep(data, count):
     config = Config("uniform", fit=FitConfig(steps=20, eval_every=20))
     pairs = [(size, seed) for size in (1, 2, 3, 4, 6, 8, 12, 16) for seed in range(4)] if count == "32" else [(8, 0)]
     keys, budgets = [jax.random.key(seed) for _, seed in pairs], [Budget.mean_size(size) for size, _ in pairs]
-    program, arguments = sweep_program(config, stream, keys, budgets)
-    start = time.perf_counter()
-    compiled = program.lower(*arguments).compile()
-    seconds = time.perf_counter() - start
     said = f"{len(pairs)} runs of {len(stream)} segments"
-    return Work(compiled, arguments, compile_seconds=seconds, repeats=2, said=said)
+    return lowered(*sweep_program(config, stream, keys, budgets), repeats=2, said=said)
 
 
 def policy(name):

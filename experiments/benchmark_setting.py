@@ -38,12 +38,16 @@ class Work:
     said: str = ""  # what there is to say beside the time
 
 
-def jitted(function, *arguments, **counts) -> Work:
-    """Work of a compiled function."""
+def lowered(program, arguments: tuple, **counts) -> Work:
+    """Work of a jitted function."""
     start = time.perf_counter()
-    compiled = compilation.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    return Work(compiled, arguments, compile_seconds=seconds, **counts)
+    made = program.lower(*arguments).compile()
+    return Work(made, arguments, compile_seconds=time.perf_counter() - start, **counts)
+
+
+def jitted(function, *arguments, **counts) -> Work:
+    """Work of a function, compiled."""
+    return lowered(compilation.jit(function), arguments, **counts)
 
 
 def repeated(function, *arguments, bytes: float = 0.0, flops: float = 0.0) -> Work:

@@ -24,8 +24,6 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
     nodes = users + items
     vectors = nodes + 2
     place = jnp.arange(vectors, dtype=jnp.int32)
-    chunk = min(_CHUNK, vectors)
-    within = jnp.arange(chunk, dtype=jnp.int32)
 
     def open_(pool):
         return jnp.concatenate([pool, jnp.zeros(vectors, pool.dtype)])  # room for a slice that begins at the end
@@ -35,40 +33,11 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         sliced = jax.vmap(lambda start: jax.lax.dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
-    def update_by_place(buffers, layout: Layout, first, values, rule):
-        count = values.shape[0]
-        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
-        # what a vector does not have goes to places of its own past the end, which nobody reads or writes
-        nowhere = parameters + vectors + jnp.arange(values.size, dtype=jnp.int32).reshape(values.shape)
-        at = jnp.where(place[None, :] < jnp.diff(starts)[:, None], starts[:-1, None] + place[None, :], nowhere)
-        old = jax.tree.map(lambda b: b.at[at].get(mode="fill", fill_value=0.0, unique_indices=True), buffers)
-        new = rule(old, values)
-        return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, new)
-
-    def update_in_turn(buffers, layout: Layout, first, values, rule):
-        count = values.shape[0]
-        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
-        begin, end = starts[0], starts[-1]
-
-        def lay(i, flat):
-            # what lies past a column's end is overwritten by the next column
-            return jax.lax.dynamic_update_slice(flat, values[i], (starts[i] - begin,))
-
-        # the columns as they lie in the pool, one after the other
-        flat = jax.lax.fori_loop(0, count, lay, jnp.zeros(count * vectors + chunk))
-
-        def change(k, buffers):
-            at = begin + k * chunk
-            value = jax.lax.dynamic_slice(flat, (k * chunk,), (chunk,))
-            old = jax.tree.map(lambda b: jax.lax.dynamic_slice(b, (at,), (chunk,)), buffers)
-            new = jax.tree.map(lambda n, o: jnp.where(within < end - at, n, o), rule(old, value), old)
-            return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice(b, n, (at,)), buffers, new)
-
-        return jax.lax.fori_loop(0, -(-(end - begin) // chunk), change, buffers)
-
-    def update(*args):
+    def update(buffers, layout: Layout, first, values, rule):
+        starts = jax.lax.dynamic_slice(layout.starts, (first,), (values.shape[0] + 1,))
         # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
-        return (update_in_turn if jax.default_backend() == "cpu" else update_by_place)(*args)
+        change = _in_turn if jax.default_backend() == "cpu" else _by_place
+        return change(buffers, starts, values, rule)
 
     def lookup(pool, layout: Layout, rows):
         at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
@@ -90,3 +59,38 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         users=users,
         nodes=nodes,
     )
+
+
+def _by_place(buffers, starts, values, rule):
+    """`Table.update` of columns that begin at starts i32[count + 1], all places at once."""
+    (room,) = jax.tree.leaves(buffers)[0].shape
+    place = jnp.arange(values.shape[1], dtype=jnp.int32)
+    # what a vector does not have goes to places of its own past the end, which nobody reads or writes
+    nowhere = room + jnp.arange(values.size, dtype=jnp.int32).reshape(values.shape)
+    at = jnp.where(place[None, :] < jnp.diff(starts)[:, None], starts[:-1, None] + place[None, :], nowhere)
+    old = jax.tree.map(lambda b: b.at[at].get(mode="fill", fill_value=0.0, unique_indices=True), buffers)
+    return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, rule(old, values))
+
+
+def _in_turn(buffers, starts, values, rule):
+    """The same, some parameters after the other."""
+    count, vectors = values.shape
+    chunk = min(_CHUNK, vectors)
+    within = jnp.arange(chunk, dtype=jnp.int32)
+    begin, end = starts[0], starts[-1]
+
+    def lay(i, flat):
+        # what lies past a column's end is overwritten by the next column
+        return jax.lax.dynamic_update_slice(flat, values[i], (starts[i] - begin,))
+
+    # the columns as they lie in the pool, one after the other
+    flat = jax.lax.fori_loop(0, count, lay, jnp.zeros(count * vectors + chunk))
+
+    def change(k, buffers):
+        at = begin + k * chunk
+        value = jax.lax.dynamic_slice(flat, (k * chunk,), (chunk,))
+        old = jax.tree.map(lambda b: jax.lax.dynamic_slice(b, (at,), (chunk,)), buffers)
+        new = jax.tree.map(lambda n, o: jnp.where(within < end - at, n, o), rule(old, value), old)
+        return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice(b, n, (at,)), buffers, new)
+
+    return jax.lax.fori_loop(0, -(-(end - begin) // chunk), change, buffers)
