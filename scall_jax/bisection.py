@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from scall_jax.nonnegative import div
 
 _PARTS = 16  # of what is left, on an accelerator
 
@@ -26,7 +27,7 @@ def first_not(start: jax.Array, end: jax.Array, before: Callable[[jax.Array], ja
 
     def narrow(bracket):
         low, high = bracket
-        step = (high - low) // parts + 1
+        step = div(high - low, parts) + 1
         at = low[..., None] + number * step[..., None] - 1
         passed = ((at < high[..., None]) & before(at)).sum(-1, dtype=jnp.int32)
         low = low + passed * step

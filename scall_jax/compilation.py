@@ -1,6 +1,8 @@
 """How the programs of a run are compiled."""
 
+import ctypes
 import functools
+import sys
 from collections.abc import Callable
 
 import jax
@@ -18,6 +20,21 @@ def jit(function: Callable, donate: tuple[int, ...] = ()) -> Callable:
     return jax.jit(function, donate_argnums=donate, compiler_options=_options())
 
 
+def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
+    """A function's program for arguments of these shapes; its traced and lowered forms are not kept."""
+
+    @functools.wraps(function)
+    def once(*args):  # JAX keeps the forms as long as there is the function that they are of
+        return function(*args)
+
+    lowered = jit(once, donate).lower(*arguments)
+    give_back()
+    program = lowered.compile()
+    del lowered, once
+    give_back()
+    return program
+
+
 @functools.cache
 def _options():
     if jax.default_backend() != "cpu":
@@ -27,3 +44,13 @@ def _options():
     except jax.errors.JaxRuntimeError:  # an XLA that has this choice no more
         return {}
     return _SMALLER
+
+
+def give_back() -> None:
+    """Return memory that is free again to the system; where the C library is not glibc, nothing.
+
+    Compiling takes hundreds of megabytes for a moment, in the heaps of several threads, and glibc would keep them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

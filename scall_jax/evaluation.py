@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from scall_jax.bisection import first_not
 from scall_jax.streams import Graph, Rows
+from scall_jax.nonnegative import ceil_div, div, dynamic_update_slice, rem, take
 
 CUTOFFS = (5, 10, 20)
 STRATA = ("all", "new", "warm")
@@ -74,7 +75,7 @@ def evaluate(
     def with_offset(offset):
         by_width = _scorers(_pad(item_vectors, offset.shape[0]), offset)
         return lambda first, user: by_width(
-            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0]), used_width
+            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), used_width
         )
 
     before = users_before, items_before
@@ -130,15 +131,15 @@ def _evaluate(with_offset, item_bias, relevant: Rows, graph: Graph, users, items
         # the last block of a full capacity is moved back; users seen twice count once
         first = jnp.minimum(number * block, queries - block)
         at = first + jnp.arange(block, dtype=jnp.int32)
-        user = relevant.users[at]
+        user = take(relevant.users, at)
         scores = put_known(score(first, user), graph, user, users, -jnp.inf)
         values, top = top_k(scores)
         counted = (at >= number * block) & (at < relevant.count)
         totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, before), totals[-1]
         *totals, block_values = totals
-        return (*totals, jax.lax.dynamic_update_slice(single, block_values, (first, 0)))
+        return (*totals, dynamic_update_slice(single, block_values, (first, 0)))
 
-    blocks = -(-relevant.count // block)
+    blocks = ceil_div(relevant.count, block)
     zeros = (
         jnp.zeros((3, 3)),
         jnp.zeros((3, 3)),
@@ -212,9 +213,10 @@ def put_known(scores: jax.Array, graph: Graph, user: jax.Array, users: int, valu
     `user` i32[B] may repeat; `users` is the capacity of the user side, where the items' nodes begin.
     """
     graph = jax.tree.map(jnp.asarray, graph)
-    start = graph.indptr[user]
-    ends = jnp.cumsum(graph.indptr[user + 1] - start)
-    begins = ends - (graph.indptr[user + 1] - start)
+    start = take(graph.indptr, user)
+    known = take(graph.indptr, user + 1) - start
+    ends = jnp.cumsum(known)
+    begins = ends - known
     edges = min(_at_once().edges, graph.indices.shape[0])
 
     def body(carry):
@@ -223,9 +225,9 @@ def put_known(scores: jax.Array, graph: Graph, user: jax.Array, users: int, valu
         row = jnp.searchsorted(ends, flat, side="right").astype(jnp.int32)
         valid = flat < ends[-1]
         row = jnp.where(valid, row, 0)
-        item = graph.indices[jnp.where(valid, start[row] + flat - begins[row], 0)] - users
+        item = take(graph.indices, jnp.where(valid, take(start, row) + flat - take(begins, row), 0)) - users
         row = jnp.where(valid, row, scores.shape[0])
-        return done + edges, scores.at[row, item].set(value, mode="drop")
+        return done + edges, scores.at[row, item].set(value, mode="drop", wrap_negative_indices=False)
 
     return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
 
@@ -242,12 +244,12 @@ def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     chunk = jnp.sort(chunk, axis=1)
     kept = jnp.take_along_axis(chunked, chunk[:, :, None], axis=1).reshape(batch, -1)
     values, at = jax.lax.top_k(kept, _DEPTH)
-    return values, jnp.take_along_axis(chunk, at // _CHUNK, axis=1) * _CHUNK + at % _CHUNK
+    return values, jnp.take_along_axis(chunk, div(at, _CHUNK), axis=1) * _CHUNK + rem(at, _CHUNK)
 
 
 def _add(totals, values, top, at, user, counted, relevant: Rows, before):
     recall, ndcg, count, best = totals
-    start, end = relevant.indptr[at], relevant.indptr[at + 1]
+    start, end = take(relevant.indptr, at), take(relevant.indptr, at + 1)
     hits = _contains(relevant.items, start, end, top) & jnp.isfinite(values)
     size = (end - start).astype(jnp.float32)
     new = user >= before[0]
@@ -256,7 +258,7 @@ def _add(totals, values, top, at, user, counted, relevant: Rows, before):
     r, g = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
     place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], top.shape)
     shown = counted[:, None] & jnp.isfinite(values)
-    best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop")
+    best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop", wrap_negative_indices=False)
     highest = jax.lax.Precision.HIGHEST
     recall += jnp.matmul(strata, r, precision=highest)
     ndcg += jnp.matmul(strata, g, precision=highest)
@@ -274,7 +276,7 @@ def _add(totals, values, top, at, user, counted, relevant: Rows, before):
 def _recall_and_ndcg(hits, size, k):
     """Of each row of hits bool[B, 20] at cutoff k, f32[B] both; `size` f32[B] relevant items, 0 gives 0."""
     discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
-    ideal = jnp.cumsum(discount)[jnp.clip(size, 1, k).astype(jnp.int32) - 1]
+    ideal = take(jnp.cumsum(discount), jnp.clip(size, 1, k).astype(jnp.int32) - 1)
     gains = jnp.where(hits, discount[None, :], 0.0)[:, :k].sum(1)
     return hits[:, :k].sum(1) / jnp.maximum(size, 1), gains / ideal
 
@@ -282,11 +284,11 @@ def _recall_and_ndcg(hits, size, k):
 def _contains(items, start, end, wanted):
     """Whether each of wanted i32[B, K] is in its row's ascending items[start:end]."""
     low = _lower_bound(items, start, end, wanted)
-    return (low < end[:, None]) & (items[jnp.minimum(low, items.shape[0] - 1)] == wanted)
+    return (low < end[:, None]) & (take(items, jnp.minimum(low, items.shape[0] - 1)) == wanted)
 
 
 def _lower_bound(items, start, end, wanted):
     """First place in a row's ascending items[start:end] that is not below wanted i32[B, K]; i32[B, K]."""
     start, end = (jnp.broadcast_to(x[:, None], wanted.shape) for x in (start, end))
     last = items.shape[0] - 1
-    return first_not(start, end, lambda at: items[jnp.minimum(at, last)] < wanted[..., None], last + 1)
+    return first_not(start, end, lambda at: take(items, jnp.minimum(at, last)) < wanted[..., None], last + 1)

@@ -95,29 +95,50 @@ def check_sweep(config: Config) -> None:
         raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
 
 
-PHASES = ("prepare", "fit", "evaluate", "search")
-
-
 class Phases:
-    """The phases of a run, each compiled ahead of time at first use, with the seconds that took."""
+    """The phases of a run, each compiled ahead of time at first use, with the seconds that took.
+
+    The first argument of all but `prepare` is donated, so that nothing large is held twice: `fit` takes the parameters
+    apart from the rest of what is prepared, `evaluate` and `search` the parameters and the chooser's memory apart from
+    the rest of the state (`_apart`).
+    """
 
     def __init__(self, run: Run, trains: bool = True):
-        self._jitted = {name: compilation.jit(getattr(run, name)) for name in PHASES if getattr(run, name)}
-        # the parameters' own memory becomes that of the trained ones
-        fit = lambda params, state, segment, prepared: run.fit(state, segment, prepared._replace(params=params))  # noqa: E731
-        self._jitted["fit"] = compilation.jit(fit, (0,) if trains else ())
+        def fit(params, state, segment, prepared):
+            return run.fit(state, segment, prepared._replace(params=params))
+
+        def evaluate(own, state, *rest):
+            return run.evaluate(state._replace(**own), *rest)
+
+        def search(own, state, segment):
+            return run.search(state._replace(**own), segment)
+
+        first = (0,)
+        self._phases = {
+            "prepare": (run.prepare, ()),
+            "fit": (fit, first if trains else ()),
+            "evaluate": (evaluate, first),
+            "search": (search, first),
+        }
         self._compiled = {}
         self.seconds_compile = 0.0
 
-    def __call__(self, name: str, *arguments):
-        """Result and seconds of one phase; compilation is not in them."""
+    def compile(self, name: str, *arguments) -> None:
+        """Compile a phase for arguments of these shapes, unless it is."""
         if name not in self._compiled:
             start = time.perf_counter()
-            self._compiled[name] = self._jitted[name].lower(*arguments).compile()
+            function, donated = self._phases[name]
+            self._compiled[name] = compilation.compiled(function, *arguments, donate=donated)
             self.seconds_compile += time.perf_counter() - start
+
+    def __call__(self, name: str, *arguments):
+        """Result and seconds of one phase; compilation is not in them."""
+        self.compile(name, *arguments)
         start = time.perf_counter()
         result = jax.block_until_ready(self._compiled[name](*arguments))
-        return result, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        compilation.give_back()
+        return result, seconds
 
     def take_seconds_compile(self) -> float:
         """Seconds of compilation since the last call."""
@@ -170,18 +191,26 @@ def run_segments(
     return lines
 
 
+def _apart(state: RunState) -> tuple[dict, RunState]:
+    """What of a state is the run's own and may be donated, and the rest of it, which holds the caller's key."""
+    return {"params": state.params, "chooser": state.chooser}, state._replace(params=(), chooser=())
+
+
 def _one_segment(run: Run, phases: Phases, storage: tables.Storage | Kept, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
+    if run.search is not None:
+        # the largest program first: what its compilation takes for a moment holds the others afterwards
+        phases.compile("search", *_apart(state), segment)
     if run.search_when == "before":
-        (state, found), seconds_search = phases("search", state, segment)
+        (state, found), seconds_search = phases("search", *_apart(state), segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
     params, prepared = prepared.params, prepared._replace(params=())
     bytes_training = 0 if isinstance(storage, Kept) else training_bytes(storage, params)
     state = state._replace(params=())  # carried over: training needs the room
     fitted, seconds_fit = phases("fit", params, state, segment, prepared)
-    (state, record), seconds_evaluate = phases("evaluate", state, segment, prepared, fitted)
+    (state, record), seconds_evaluate = phases("evaluate", *_apart(state), segment, prepared, fitted)
     if run.search_when == "after":
-        (state, found), seconds_search = phases("search", state, segment)
+        (state, found), seconds_search = phases("search", *_apart(state), segment)
     record = record if found is None else record._replace(search=found)
     records.check(record)
     line = records.as_dict(record) | {

@@ -1,6 +1,6 @@
 """Deep deterministic policy gradient (Lillicrap et al., arXiv 1509.02971), with the losses of rlax."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 import rlax
 
 from scall_jax.policies import replay as buffer
-from scall_jax.policies.networks import Actor, Critic
+from scall_jax.policies.networks import Actor, Critic, flat
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
 from scall_jax.policies.sac import optimiser
 
@@ -18,10 +18,10 @@ _REVERSION = 0.15  # of the Ornstein-Uhlenbeck process, as in the DDPG paper
 class DdpgState(NamedTuple):
     """Networks, targets, optimisers, replay and exploration."""
 
-    actor: Any
-    critic: Any
-    target_actor: Any
-    target_critic: Any
+    actor: jax.Array  # f32[W], weights
+    critic: jax.Array  # f32[W']
+    target_actor: jax.Array  # f32[W]
+    target_critic: jax.Array  # f32[W']
     actor_moments: optax.OptState
     critic_moments: optax.OptState
     replay: buffer.Replay
@@ -31,14 +31,14 @@ class DdpgState(NamedTuple):
 
 def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    actor_net, critic_net = Actor(actions, config.widths), Critic(config.widths)
+    seen, action = jnp.zeros(observation), jnp.zeros(actions)
+    actor_net, critic_net = flat(Actor(actions, config.widths), seen), flat(Critic(config.widths), seen, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
 
     def init(key):
         actor_key, critic_key = jax.random.split(key)
-        seen, action = jnp.zeros(observation), jnp.zeros(actions)
-        actor, critic = actor_net.init(actor_key, seen), critic_net.init(critic_key, seen, action)
+        actor, critic = actor_net.init(actor_key), critic_net.init(critic_key)
         return DdpgState(
             actor,
             critic,

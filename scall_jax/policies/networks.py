@@ -1,10 +1,41 @@
 """Actors and critics of the learned policies, in flax linen."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LOG_STD = (-20.0, 2.0)
+
+
+class Flat(NamedTuple):
+    """A network whose weights are one vector."""
+
+    init: Callable[[jax.Array], jax.Array]  # typed key -> f32[W]
+    apply: Callable  # (f32[W], *inputs) -> what the network gives
+
+
+def flat(network: nn.Module, *inputs: jax.Array) -> Flat:
+    """A network for inputs of these shapes with all weights in one vector.
+
+    An optimiser, a target and every loop that carries them then handle one array, not a dozen: half of the program
+    that learns from a probe, and of the memory that it takes.
+    """
+    leaves, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0), *inputs))
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+
+    def init(key):
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(network.init(key, *inputs))])
+
+    def apply(weights, *inputs):
+        parts = jnp.split(weights, ends)
+        restored = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return network.apply(tree.unflatten(restored), *inputs)
+
+    return Flat(init, apply)
 
 
 class _Hidden(nn.Module):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from scall_jax.nonnegative import ceil_div, div
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def pooled(frequency: jax.Array, alive: jax.Array, live: jax.Array, groups: int)
     low = ordered[jnp.maximum(live - 1, 0)]
     span = (ordered[0] - low).astype(jnp.float32)
     scaled = jnp.where(exists & (span > 0), (ordered - low) / jnp.maximum(span, 1.0), 0.0)
-    window = jnp.where(exists, rank // jnp.maximum(-(-live // groups), 1), groups)
+    window = jnp.where(exists, div(rank, jnp.maximum(ceil_div(live, groups), 1)), groups)
     sums = jax.ops.segment_sum(scaled, window, groups + 1, indices_are_sorted=True)
     counts = jax.ops.segment_sum(exists.astype(jnp.float32), window, groups + 1, indices_are_sorted=True)
     return (sums / jnp.maximum(counts, 1.0))[:groups]

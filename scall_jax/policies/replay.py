@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.policies.policy import Transition
+from scall_jax.nonnegative import rem, take
 
 
 class Replay(NamedTuple):
@@ -29,8 +30,8 @@ def empty(capacity: int, observation: int, actions: int) -> Replay:
 def add(replay: Replay, new: Transition) -> Replay:
     """Append K transitions, the oldest going first when the ring is full."""
     capacity, count = replay.kept.reward.shape[0], new.reward.shape[0]
-    at = (replay.inserted + jnp.arange(count, dtype=jnp.int32)) % capacity
-    kept = jax.tree.map(lambda old, row: old.at[at].set(row), replay.kept, new)
+    at = rem(replay.inserted + jnp.arange(count, dtype=jnp.int32), capacity)
+    kept = jax.tree.map(lambda old, row: old.at[at].set(row, wrap_negative_indices=False), replay.kept, new)
     return Replay(kept, replay.inserted + count)
 
 
@@ -44,5 +45,5 @@ def draw(replay: Replay, key: jax.Array, count: int, newer: bool) -> Transition:
     # newer: P(place < i) = i (i + 1) / (n (n + 1)), inverted
     place = jnp.ceil((jnp.sqrt(1 + 4 * u * held * (held + 1)) - 1) / 2) - 1 if newer else jnp.floor(u * held)
     place = jnp.clip(place, 0, held - 1).astype(jnp.int32)
-    at = (replay.inserted - replay.count + place) % replay.kept.reward.shape[0]
-    return jax.tree.map(lambda rows: rows[at], replay.kept)
+    at = rem(replay.inserted - replay.count + place, replay.kept.reward.shape[0])
+    return jax.tree.map(lambda rows: take(rows, at), replay.kept)

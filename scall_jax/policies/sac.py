@@ -1,22 +1,22 @@
 """Soft actor-critic (Haarnoja et al., arXiv 1801.01290 and 1812.05905), the policy of SCALL."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from scall_jax.policies import replay as buffer
-from scall_jax.policies.networks import GaussianActor, TwinCritic, squash
+from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
 
 
 class SacState(NamedTuple):
     """Networks, optimisers and replay."""
 
-    actor: Any
-    critic: Any
-    target: Any
+    actor: jax.Array  # f32[W], weights
+    critic: jax.Array  # f32[W']
+    target: jax.Array  # f32[W'], of the critic
     log_entropy: jax.Array  # f32[], log of the entropy's weight
     actor_moments: optax.OptState
     critic_moments: optax.OptState
@@ -25,18 +25,15 @@ class SacState(NamedTuple):
 
 
 def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> optax.GradientTransformation:
-    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand.
-
-    Works on all weights as one vector: a network's many small arrays make as many small kernels otherwise.
-    """
+    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand."""
     steps = [optax.add_decayed_weights(weight_decay), optax.adam(rate)]
-    steps = [*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps]
-    return optax.flatten(optax.chain(*steps))
+    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
 
 
 def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    actor_net, critic_net = GaussianActor(actions, config.widths), TwinCritic(config.widths)
+    seen, action = jnp.zeros(observation), jnp.zeros(actions)
+    actor_net, critic_net = flat(GaussianActor(actions, config.widths), seen), flat(TwinCritic(config.widths), seen, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
     entropy_adam = optax.adam(config.actor_rate)
@@ -44,10 +41,8 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 
     def init(key):
         actor_key, critic_key, target_key = jax.random.split(key, 3)
-        seen, action = jnp.zeros(observation), jnp.zeros(actions)
-        actor = actor_net.init(actor_key, seen)
-        critic = critic_net.init(critic_key, seen, action)
-        target = critic if config.copy_target else critic_net.init(target_key, seen, action)
+        actor, critic = actor_net.init(actor_key), critic_net.init(critic_key)
+        target = critic if config.copy_target else critic_net.init(target_key)
         log_entropy = jnp.log(jnp.float32(config.entropy))
         return SacState(
             actor,
@@ -60,12 +55,11 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             buffer.empty(config.replay, observation, actions),
         )
 
-    def sampled(actor, key, seen):
-        mean, log_std = actor_net.apply(actor, seen)
-        return squash(mean, log_std, jax.random.normal(key, mean.shape))
+    def sampled(actor, noise, seen):
+        return squash(*actor_net.apply(actor, seen), noise)
 
     def act(state, key, seen):
-        return sampled(state.actor, key, seen)[0]
+        return sampled(state.actor, jax.random.normal(key, (actions,)), seen)[0]
 
     def greedy(state, seen):
         mean, _ = actor_net.apply(state.actor, seen)
@@ -73,14 +67,16 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
 
     def learn(i, carry):
         state, key = carry
-        draw_key, next_key, now_key = jax.random.split(jax.random.fold_in(key, i), 3)
+        draw_key, *noise_keys = jax.random.split(jax.random.fold_in(key, i), 3)
+        normal = jax.vmap(lambda k: jax.random.normal(k, (config.batch, actions)))
+        next_noise, now_noise = normal(jnp.stack(noise_keys))
         batch = buffer.draw(state.replay, draw_key, config.batch, config.newer)
         few = state.replay.count <= config.full_batch_after
         used = jnp.where(few, min(config.first_batch, config.batch), config.batch)
         weight = (jnp.arange(config.batch) < used) / used
         entropy = jnp.exp(state.log_entropy)
 
-        action, log_density = sampled(state.actor, next_key, batch.next_observation)
+        action, log_density = sampled(state.actor, next_noise, batch.next_observation)
         ahead = critic_net.apply(state.target, batch.next_observation, action).min(-1) - entropy * log_density
         wanted = jax.lax.stop_gradient(batch.reward + config.gamma * ahead)
 
@@ -93,7 +89,7 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         critic = optax.apply_updates(state.critic, updates)
 
         def actor_loss(actor):
-            action, log_density = sampled(actor, now_key, batch.observation)
+            action, log_density = sampled(actor, now_noise, batch.observation)
             value = critic_net.apply(critic, batch.observation, action).min(-1)
             return (weight * (entropy * log_density - value)).sum(), log_density
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.bisection import first_not
+from scall_jax.nonnegative import take
 from scall_jax.streams import Graph, Rows
 
 
@@ -43,13 +44,14 @@ def sample(
     """
     user_bits, positive_bits, negative_bits = jax.random.bits(key, (3, batch))
     at = below(user_bits, positives.count)
-    user = positives.users[at]
-    known_start, known_end = graph.indptr[user], graph.indptr[user + 1]
+    user = take(positives.users, at)
+    known_start, known_end = take(graph.indptr, user), take(graph.indptr, user + 1)
     if source == "segment":
-        first = positives.indptr[at]
-        positive = positives.items[first + below(positive_bits, positives.indptr[at + 1] - first)]
+        first = take(positives.indptr, at)
+        count = take(positives.indptr, at + 1) - first
+        positive = take(positives.items, first + below(positive_bits, count))
     else:
-        positive = graph.indices[known_start + below(positive_bits, known_end - known_start)] - users
+        positive = take(graph.indices, known_start + below(positive_bits, known_end - known_start)) - users
     free = items - (known_end - known_start)
     place = below(negative_bits, jnp.maximum(free, 1))
     negative = jnp.minimum(_skip(graph, users, known_start, known_end, place), items - 1)
@@ -74,7 +76,7 @@ def _skip(graph, users, start, end, place):
     """The `place`-th item outside the ascending row [start, end), by how many of the row come before it."""
 
     def before(at):
-        item = graph.indices[jnp.minimum(at, end[:, None] - 1)] - users
+        item = take(graph.indices, jnp.minimum(at, end[:, None] - 1)) - users
         return item - (at - start[:, None]) <= place[:, None]
 
     return place + first_not(start, end, before, graph.indices.shape[0]) - start

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.nonnegative import dynamic_slice, take
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.lightgcn import embed_strips, smooth_to_side
 from scall_jax.streams import Graph
@@ -66,7 +67,7 @@ def descend(
     final, own = scratch = embed_strips(table, layers, buffer, layout, graph, rows, scratch)
 
     def part(array, first, count):
-        return jax.lax.dynamic_slice(array, (0, first), (array.shape[0], count))
+        return dynamic_slice(array, (0, first), (array.shape[0], count))
 
     def add(first, count, sums):
         margin, energy = sums
@@ -79,9 +80,9 @@ def descend(
         (by_final,) = jax.vjp(bpr.margins, part(final, first, count))[1](by_margin)
         by_own = 2 * by_energy * part(own, first, count)
         nothing = jnp.zeros((table.nodes, count))
-        gradient = smooth_to_side(graph, nothing.at[rows].add(by_final), layers, table.users, side)
-        gradient = gradient.at[rows].add(by_own)
-        columns = table.pull(gradient, layout)[table.order(layout)].T
+        gradient = smooth_to_side(graph, nothing.at[rows].add(by_final, wrap_negative_indices=False), layers, table.users, side)
+        gradient = gradient.at[rows].add(by_own, wrap_negative_indices=False)
+        columns = take(table.pull(gradient, layout), table.order(layout)).T
         return table.update(moments, layout, first, columns, _absorb)
 
     mean, square = over_sided_strips(table, layout, absorb, (moments.mean, moments.square))

@@ -4,6 +4,7 @@ factorisation."""
 import jax
 import jax.numpy as jnp
 
+from scall_jax.nonnegative import dynamic_update_slice, take
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
 from scall_jax.tables.storage import Storage
@@ -73,7 +74,7 @@ def embed(storage: Storage, layers: int, params, layout, graph: Graph, rows: jax
     if storage.table is not None:
         return embed_strips(storage.table, layers, params, layout, graph, rows, blank(storage.table, rows))
     vectors = storage.vectors(params, layout)
-    return smooth(graph, vectors, layers)[rows], vectors[rows]
+    return take(smooth(graph, vectors, layers), rows), take(vectors, rows)
 
 
 def blank(table: Table, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -89,7 +90,7 @@ def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: 
 
     def strip(first, count, side, outputs):
         x = gather(table, buffer, layout, first, count)
-        parts = smooth_side(graph, x, layers, table.users, side)[rows], x[rows]
-        return tuple(jax.lax.dynamic_update_slice(o, part, (0, first)) for o, part in zip(outputs, parts, strict=True))
+        parts = take(smooth_side(graph, x, layers, table.users, side), rows), take(x, rows)
+        return tuple(dynamic_update_slice(o, part, (0, first)) for o, part in zip(outputs, parts, strict=True))
 
     return over_sided_strips(table, layout, strip, outputs)

@@ -39,10 +39,10 @@ def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
     width = padded_width(maximum)
     index = jnp.arange(sizes.shape[0], dtype=jnp.int32)
     order = jax.lax.sort((-sizes, index), num_keys=2)[1]
-    position = jnp.zeros_like(index).at[order].set(index, unique_indices=True)
+    position = jnp.zeros_like(index).at[order].set(index, unique_indices=True, wrap_negative_indices=False)
     nodes = sizes.shape[0] - 2
     shared = jnp.where(index[:nodes] < users, position[nodes], position[nodes + 1])
-    histogram = jnp.zeros(width + 1, jnp.int32).at[sizes].add(1)
+    histogram = jnp.zeros(width + 1, jnp.int32).at[sizes].add(1, wrap_negative_indices=False)
     at_least = jnp.cumsum(histogram[::-1])[::-1]  # vectors of size k or more
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(at_least[1:])])
     sides = sizes[:users], sizes[users:nodes]

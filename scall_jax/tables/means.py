@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from scall_jax.nonnegative import dynamic_update_slice
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.strips import gather, over_strips
 from scall_jax.tables.table import Params
@@ -21,6 +22,6 @@ def mean_vectors(storage: Storage, params: Params, layout, users: int, live_user
     def add(first, count, means):
         columns = gather(table, buffer, layout, first, count)
         part = jnp.matmul(weight, columns, precision=jax.lax.Precision.HIGHEST)
-        return jax.lax.dynamic_update_slice(means, part, (0, first))
+        return dynamic_update_slice(means, part, (0, first))
 
     return over_strips(table, layout, add, jnp.zeros((2, table.width)))

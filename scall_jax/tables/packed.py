@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
 from scall_jax.tables.table import Table, own_and_shared
+from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice
 
 _CHUNK = 8192  # parameters changed at once
 
@@ -29,12 +30,12 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         return jnp.concatenate([pool, jnp.zeros(vectors, pool.dtype)])  # room for a slice that begins at the end
 
     def read(buffer, layout: Layout, first, count):
-        starts = jax.lax.dynamic_slice(layout.starts, (first,), (count + 1,))
-        sliced = jax.vmap(lambda start: jax.lax.dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
+        starts = dynamic_slice(layout.starts, (first,), (count + 1,))
+        sliced = jax.vmap(lambda start: dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
     def update(buffers, layout: Layout, first, values, rule):
-        starts = jax.lax.dynamic_slice(layout.starts, (first,), (values.shape[0] + 1,))
+        starts = dynamic_slice(layout.starts, (first,), (values.shape[0] + 1,))
         # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
         change = _in_turn if jax.default_backend() == "cpu" else _by_place
         return change(buffers, starts, values, rule)
@@ -81,16 +82,16 @@ def _in_turn(buffers, starts, values, rule):
 
     def lay(i, flat):
         # what lies past a column's end is overwritten by the next column
-        return jax.lax.dynamic_update_slice(flat, values[i], (starts[i] - begin,))
+        return dynamic_update_slice(flat, values[i], (starts[i] - begin,))
 
     # the columns as they lie in the pool, one after the other
     flat = jax.lax.fori_loop(0, count, lay, jnp.zeros(count * vectors + chunk))
 
     def change(k, buffers):
         at = begin + k * chunk
-        value = jax.lax.dynamic_slice(flat, (k * chunk,), (chunk,))
-        old = jax.tree.map(lambda b: jax.lax.dynamic_slice(b, (at,), (chunk,)), buffers)
+        value = dynamic_slice(flat, (k * chunk,), (chunk,))
+        old = jax.tree.map(lambda b: dynamic_slice(b, (at,), (chunk,)), buffers)
         new = jax.tree.map(lambda n, o: jnp.where(within < end - at, n, o), rule(old, value), old)
-        return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice(b, n, (at,)), buffers, new)
+        return jax.tree.map(lambda b, n: dynamic_update_slice(b, n, (at,)), buffers, new)
 
-    return jax.lax.fori_loop(0, -(-(end - begin) // chunk), change, buffers)
+    return jax.lax.fori_loop(0, ceil_div(end - begin, chunk), change, buffers)

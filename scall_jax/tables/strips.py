@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.tables.table import Table
+from scall_jax.nonnegative import ceil_div, div, take
 
 
 @jax.custom_batching.custom_vmap
@@ -29,7 +30,7 @@ def used_columns(table: Table, layout) -> jax.Array:
 
 def _whole(table, columns):
     narrowest = table.widths[-1]
-    return -(-columns // narrowest) * narrowest
+    return ceil_div(columns, narrowest) * narrowest
 
 
 def strip_counts(widths: tuple[int, ...], used: jax.Array, room: jax.Array | int) -> list[jax.Array]:
@@ -41,7 +42,7 @@ def strip_counts(widths: tuple[int, ...], used: jax.Array, room: jax.Array | int
     for width in widths:
         # three quarters of a strip are worth a whole one; the narrowest kind takes all that is left
         more = width // 4 if width > widths[-1] else width - 1
-        counts.append(jnp.clip((used + more) // width, 0, room // width))
+        counts.append(jnp.minimum(div(jnp.maximum(used + more, 0), width), div(room, width)))
         used, room = used - counts[-1] * width, room - counts[-1] * width
     return counts
 
@@ -96,16 +97,16 @@ def over_sided_strips(table: Table, layout, body: Callable[[jax.Array, int, jax.
 
 def gather(table: Table, buffer, layout, first, count: int) -> jax.Array:
     """Columns of all nodes' embeddings; f32[N, count]."""
-    return table.read(buffer, layout, first, count).T[table.source(layout)]
+    return take(table.read(buffer, layout, first, count).T, table.source(layout))
 
 
 def gather_all(table: Table, buffer, layout, first, count: int) -> jax.Array:
     """Columns of all nodes' embeddings and of the two shared vectors; f32[M, count]."""
     order = table.order(layout)
     shared = jnp.stack([jnp.argmax(order == table.nodes), jnp.argmax(order == table.nodes + 1)])
-    return table.read(buffer, layout, first, count).T[jnp.concatenate([table.source(layout), shared])]
+    return take(table.read(buffer, layout, first, count).T, jnp.concatenate([table.source(layout), shared]))
 
 
 def write(table: Table, buffer, layout, first, values: jax.Array):
     """Put columns of all vectors, f32[M, count] by vector; what a vector does not have is dropped."""
-    return table.update(buffer, layout, first, values[table.order(layout)].T, lambda old, value: value)
+    return table.update(buffer, layout, first, take(values, table.order(layout)).T, lambda old, value: value)
