@@ -171,7 +171,12 @@ def run_segments(
     """
     folder = None if folder is None else Path(folder)
     run = make_run(config, progress, on_probes, method)
-    state, lines = run.init(key, stream), []
+
+    def init(key):
+        return run.init(key, stream)
+
+    # one program, and not kept: operation by operation, each would be one that is
+    state, lines = compilation.compiled(init, key)(key), []
     method = method or method_of(config.method)
     storage = _storage(config, method, state, stream)
     if folder is not None:

@@ -75,11 +75,8 @@ def make_search(name: str, config: Config, progress: Callable | None = None) -> 
         return policies.POLICIES[name](config.policy, seen, length)
 
     def init(key, storage):
-        begin, key = policy_for(storage.width).init, jax.random.fold_in(key, SEARCH_KEY)
-        if not isinstance(key, jax.core.Tracer):
-            # one program: weights that are initialised operation by operation compile a program for each
-            begin = compilation.compiled(begin, key)
-        return SearchState(begin(key), jnp.float32(1), jnp.float32(0))
+        begun = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
+        return SearchState(begun, jnp.float32(1), jnp.float32(0))
 
     def choose(state, segment, key):
         # at segment 0 nothing has been searched: uniform sizes, as published
