@@ -171,17 +171,22 @@ def run_segments(
     """
     folder = None if folder is None else Path(folder)
     run = make_run(config, progress, on_probes, method)
+    method = method or method_of(config.method)
 
     def init(key):
         return run.init(key, stream)
 
-    # one program, and not kept: operation by operation, each would be one that is
-    state, lines = compilation.compiled(init, key)(key), []
-    method = method or method_of(config.method)
-    storage = _storage(config, method, state, stream)
-    if folder is not None:
-        state, lines = _open_folder(folder, config, stream, key, state, storage)
+    shapes = jax.eval_shape(init, key)
+    storage = _storage(config, method, shapes, stream)
+    lines = [] if folder is None else _open_folder(folder, config, stream, key)
     phases = Phases(run, trains=not isinstance(method, Reference))
+    if run.search is not None and len(lines) < len(stream):
+        # the largest program first, and before there is a state: what compiling it takes for a moment holds the others
+        phases.compile("search", *_apart(shapes), stream.segment(len(lines)))
+    # one program, and not kept: operation by operation, each would be one that is
+    state = compilation.compiled(init, key)(key)
+    if lines:
+        state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, storage)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         state, line, record = _one_segment(run, phases, storage, state, segment)
@@ -203,9 +208,6 @@ def _apart(state: RunState) -> tuple[dict, RunState]:
 
 def _one_segment(run: Run, phases: Phases, storage: tables.Storage | Kept, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
-    if run.search is not None:
-        # the largest program first: what its compilation takes for a moment holds the others afterwards
-        phases.compile("search", *_apart(state), segment)
     if run.search_when == "before":
         (state, found), seconds_search = phases("search", *_apart(state), segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
@@ -296,8 +298,8 @@ def _store(folder: Path, storage, state: RunState, line: dict, record: Record, s
     checkpoint.publish(path)
 
 
-def _open_folder(folder, config, stream, key, state, storage):
-    """Create a run folder, or return what it has finished of the same run."""
+def _open_folder(folder, config, stream, key) -> list[dict]:
+    """Create a run folder, or return the lines of the segments that it has finished of the same run."""
     identity = {
         "config": dataclasses.asdict(config),
         "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
@@ -325,9 +327,7 @@ def _open_folder(folder, config, stream, key, state, storage):
             "make the run anew in another folder, or delete this one"
         )
     records.write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if done:
-        state = checkpoint.restore(folder / "checkpoints", done[-1], state, storage)
-    return state, lines
+    return lines
 
 
 def read_identity(path: Path) -> dict:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import rlax
 
@@ -31,7 +32,7 @@ class DdpgState(NamedTuple):
 
 def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    seen, action = jnp.zeros(observation), jnp.zeros(actions)
+    seen, action = np.zeros(observation, np.float32), np.zeros(actions, np.float32)
     actor_net, critic_net = flat(Actor(actions, config.widths), seen), flat(Critic(config.widths), seen, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)

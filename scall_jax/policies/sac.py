@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scall_jax.policies import replay as buffer
@@ -32,7 +33,7 @@ def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> op
 
 def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    seen, action = jnp.zeros(observation), jnp.zeros(actions)
+    seen, action = np.zeros(observation, np.float32), np.zeros(actions, np.float32)
     actor_net, critic_net = flat(GaussianActor(actions, config.widths), seen), flat(TwinCritic(config.widths), seen, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
