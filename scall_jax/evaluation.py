@@ -178,30 +178,27 @@ def _pad(values, length):
 def _scorers(item_vectors, offset):
     """Function (vectors, used width) -> scores + offset, which multiplies no more columns than a few static widths ask.
 
-    Columns are cut apart once, not in every block: a narrow product reads narrow rows.
+    The leading columns are copied once for each width, not in every block: a narrow product reads narrow rows.
     """
     width = item_vectors.shape[1]
     ends = [w for w in (16, 32, 64, 128) if w < width] + [width]
-    parts = [(slice(start, end), item_vectors[:, start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     # as one more column the offset needs no pass of its own; accelerators fuse the sum, and split -inf into parts
     as_column = jax.default_backend() == "cpu"
-    if as_column:
-        parts[0] = (parts[0][0], jnp.concatenate([parts[0][1], offset[:, None]], axis=1))
 
-    def product(vectors, number):
-        columns, part = parts[number]
-        vectors = vectors[:, columns]
-        if as_column and number == 0:
-            vectors = jnp.concatenate([vectors, jnp.ones((len(vectors), 1))], axis=1)
+    def with_column(vectors, column):
+        return jnp.concatenate([vectors, column[:, None]], axis=1) if as_column else vectors
+
+    parts = [with_column(item_vectors[:, :end], offset) for end in ends]
+
+    def product(end, part):
         # exact ranking: accelerators would round to fewer bits
-        return jnp.matmul(vectors, part.T, precision=jax.lax.Precision.HIGHEST)
-
-    def scorer(count):
-        return lambda vectors: sum(product(vectors, number) for number in range(count))
+        return lambda vectors: jnp.matmul(
+            with_column(vectors[:, :end], jnp.ones(len(vectors))), part.T, precision=jax.lax.Precision.HIGHEST
+        )
 
     def scores(vectors, used_width):
         which = (used_width > jnp.asarray(ends[:-1], jnp.int32)).sum() if len(ends) > 1 else 0
-        made = jax.lax.switch(which, [scorer(count) for count in range(1, len(ends) + 1)], vectors)
+        made = jax.lax.switch(which, [product(*pair) for pair in zip(ends, parts, strict=True)], vectors)
         return made if as_column else made + offset[None, :]
 
     return scores
