@@ -198,6 +198,7 @@ def run_segments(
         lines.append(line)
         if on_segment is not None:
             on_segment(line)
+        del segment, record  # or the next segment is made beside them
     return lines
 
 

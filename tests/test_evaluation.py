@@ -23,7 +23,7 @@ def _case(seed, users=23, items=150, known_items=140, width=20):
     relevant[::5] = False
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
-    graph = make_graph((user, item), (user[by_item], item[by_item]), users, users + items, 2 * len(user) + 9)
+    graph = make_graph(user, item, np.arange(len(user)), by_item, users, users + items, 2 * len(user) + 9)
     rows = make_rows(*np.nonzero(relevant), 400, 400, rng)
     return vectors, bias, met, relevant, graph, rows
 

@@ -149,7 +149,7 @@ def crowded():
     met[:, 0] = True
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
-    graph = streams.segments.make_graph((user, item), (user[by_item], item[by_item]), 40, 70, 2 * len(user) + 5)
+    graph = streams.segments.make_graph(user, item, np.arange(len(user)), by_item, 40, 70, 2 * len(user) + 5)
     positives = make_rows(user, item, len(user) + 3, 45)
     return met, jax.tree.map(jnp.asarray, graph), jax.tree.map(jnp.asarray, positives)
 

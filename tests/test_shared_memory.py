@@ -23,8 +23,7 @@ def _sets(rng, users, items):
         rows[-1] |= {user % items}
     pairs = np.array([(u, i) for u, row in enumerate(rows) for i in sorted(row)])
     by_item = np.lexsort((pairs[:, 0], pairs[:, 1]))
-    by_user = (pairs[:, 0], pairs[:, 1])
-    graph = make_graph(by_user, tuple(x[by_item] for x in by_user), users, users + items, 2 * len(pairs) + 7)
+    graph = make_graph(*pairs.T, np.arange(len(pairs)), by_item, users, users + items, 2 * len(pairs) + 7)
     neighbours = [{users + i for i in row} for row in rows]
     neighbours += [{u for u, row in enumerate(rows) if i in row} for i in range(items)]
     return jax.tree.map(jnp.asarray, graph), neighbours

@@ -59,7 +59,7 @@ POPULARITY = ("all", "segment", *(f"decayed-{h}" for h in HALF_LIVES))
 """Names of the rows of `Segment.popularity`."""
 
 
-CHUNK = 2**18
+CHUNK = 2**16
 """Rows worked on at once where numpy needs 64-bit copies of them."""
 
 
@@ -137,25 +137,30 @@ def make_rows(
     )
 
 
-def make_graph(by_user: tuple, by_item: tuple, users: int, nodes: int, edges: int) -> Graph:
+def make_graph(
+    user: np.ndarray, item: np.ndarray, by_user: np.ndarray, by_item: np.ndarray, users: int, nodes: int, edges: int
+) -> Graph:
     """Symmetric normalised graph.
 
     Args:
-      by_user: (user, item) of the distinct pairs, sorted by user, then item.
-      by_item: the same pairs sorted by item, then user.
+      user, item: of all rows.
+      by_user: rows of the distinct pairs, sorted by user, then item.
+      by_item: the same rows sorted by item, then user.
       users: capacity of the user side, where the items' nodes begin.
       nodes, edges: capacities.
     """
-    degree = counts(by_user[0], nodes)
-    degree[users:] += counts(by_item[1], nodes - users)
+    pairs = len(by_user)
+    parts = [slice(start, min(start + CHUNK, pairs)) for start in range(0, pairs, CHUNK)]
+    degree = np.zeros(nodes, np.int64)
+    for part in parts:
+        degree += counts(user[by_user[part]], nodes)
+        degree[users:] += counts(item[by_user[part]], nodes - users)
     indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)
     scale = 1.0 / np.sqrt(np.maximum(degree, 1))
     indices, values = np.zeros(edges, np.int32), np.zeros(edges, np.float32)
-    pairs = len(by_user[0])
-    for start in range(0, pairs, CHUNK):
-        part = slice(start, min(start + CHUNK, pairs))
+    for part in parts:
         other = slice(part.start + pairs, part.stop + pairs)
-        indices[part], indices[other] = by_user[1][part] + users, by_item[0][part]
-        values[part] = scale[by_user[0][part]] * scale[indices[part]]
-        values[other] = scale[by_item[1][part] + users] * scale[indices[other]]
+        indices[part], indices[other] = item[by_user[part]] + users, user[by_item[part]]
+        values[part] = scale[user[by_user[part]]] * scale[indices[part]]
+        values[other] = scale[item[by_item[part]] + users] * scale[indices[other]]
     return Graph(indptr, indices, values)

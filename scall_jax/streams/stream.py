@@ -188,12 +188,9 @@ class Stream:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *self)
 
     def _graph(self, cut: int) -> Graph:
-        def pairs(rows):
-            rows = rows[rows < cut]
-            return self.user[rows], self.item[rows]
-
-        capacity = self.capacity
-        return make_graph(pairs(self._by_user), pairs(self._by_item), capacity.users, capacity.nodes, capacity.edges)
+        capacity, orders = self.capacity, (self._by_user, self._by_item)
+        rows = [order[order < cut] for order in orders]
+        return make_graph(self.user, self.item, *rows, capacity.users, capacity.nodes, capacity.edges)
 
     def _trained(self, t: int) -> np.ndarray:
         """Rows that segment t is trained on; i64[...]."""
@@ -230,7 +227,10 @@ class Stream:
         popularity = [total, counts(self.item[own], items)]
         for half_life in HALF_LIVES:
             start = max(0, cut - 40 * half_life)  # what lies further back weighs less than 2^-40
-            weight = np.arange(start - cut + 1, 1) / half_life
-            np.exp2(weight, out=weight)
-            popularity.append(np.bincount(self.item[start:cut], weight, minlength=items))
+            decayed = np.zeros(items)
+            for first in range(start, cut, CHUNK):
+                last = min(first + CHUNK, cut)
+                weight = np.exp2(np.arange(first - cut + 1, last - cut + 1) / half_life)
+                np.add.at(decayed, self.item[first:last], weight)  # in turn, as one pass would
+            popularity.append(decayed)
         return np.stack([row.astype(np.float32) for row in popularity])
