@@ -68,7 +68,7 @@ def evaluation(data, shape):
     options = {"candidates": setting.config.candidates}
 
     def rank(params, segment):
-        given = setting.storage, FitConfig(), params, setting.layout, segment, segment.test
+        given = setting.storage, FitConfig(), params, setting.layout, segment, [segment.test]
         return ranked(*given, setting.prepared.item_bias, **options)
 
     exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

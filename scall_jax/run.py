@@ -237,10 +237,8 @@ def _rank(config):
         layout = storage.layout(prepared.plan)
         stored = storage.store(closed(storage, fitted.params), layout)
         params = opened(storage, storage.load(stored, layout))
-        found = (
-            ranked(storage, config.fit, params, layout, segment, part, prepared.item_bias, **options)
-            for part in (segment.valid, segment.test)
-        )
+        parts = segment.valid, segment.test
+        found = ranked(storage, config.fit, params, layout, segment, parts, prepared.item_bias, **options)
         return stored, *found, storage.allocated(prepared.plan)
 
     return rank

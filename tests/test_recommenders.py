@@ -210,7 +210,7 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     storage = tables.sized(table, users, 8)
     ruined = jax.jit(make_fit(storage, harsh))(*given)
     assert int(ruined.best_step) < int(ruined.steps) < 3000
-    again = ranked(storage, harsh, ruined.params, layout, segment, segment.valid, jnp.zeros(items))
+    (again,) = ranked(storage, harsh, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
     assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
 
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from scall_jax.nonnegative import ceil_div, div
 
 
@@ -53,16 +54,23 @@ def observe(config: ObserveConfig, users: Side, items: Side, ratio: jax.Array, m
     Returns:
       f32[length(config, D)], independent of the order of the entities and of padding.
     """
-    sides = (users, items)
     entities = jnp.maximum(users.live + items.live, 1)
-    parts = [pooled(side.frequency, side.alive, side.live, config.groups) for side in sides]
+    capacity = max(users.frequency.shape[0], items.frequency.shape[0])
+
+    def padded(*both):
+        return jnp.stack([jnp.pad(x, (0, capacity - x.shape[0])) for x in both])
+
+    # both sides at once: one sort and one pooling in the program
+    frequency, sizes, alive = map(padded, users[:3], items[:3])
+    live = jnp.stack([users.live, items.live])
+    parts = [jax.vmap(lambda *side: pooled(*side, config.groups))(frequency, alive, live).ravel()]
     parts.append(jnp.stack([ratio, users.live / entities]))
     if config.embedding:
-        parts += [side.mean for side in sides]
+        parts += [users.mean, items.mean]
     if config.spread:
-        parts.append(jnp.stack([_spread(side, maximum) for side in sides]))
+        parts.append(jax.vmap(lambda *side: _spread(*side, maximum))(sizes, alive))
     if config.gini:
-        parts.append(jnp.stack([gini(side.frequency, side.alive, side.live) for side in sides]))
+        parts.append(jax.vmap(gini)(frequency, alive, live))
     return jnp.concatenate(parts).astype(jnp.float32)
 
 
@@ -98,7 +106,7 @@ def gini(frequency: jax.Array, alive: jax.Array, live: jax.Array) -> jax.Array:
     return jnp.where(total > 0, weighted / jnp.maximum(live * total, 1.0), 0.0)
 
 
-def _spread(side: Side, maximum: int):
-    largest = jnp.where(side.alive, side.sizes, 0).max()
-    smallest = jnp.where(side.alive, side.sizes, maximum).min()
+def _spread(sizes, alive, maximum: int):
+    largest = jnp.where(alive, sizes, 0).max()
+    smallest = jnp.where(alive, sizes, maximum).min()
     return (largest - smallest) / max(maximum - 1, 1)

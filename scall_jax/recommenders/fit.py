@@ -1,11 +1,12 @@
 """The compiled training loop: Adam on the stored parameters, early stopping on valid, best parameters kept."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scall_jax import evaluation
@@ -123,24 +124,23 @@ def training_bytes(storage: Storage, params) -> int:
     return (4 if storage.table is not None else 5) * nbytes(params)
 
 
-def ranked(storage: Storage, config: FitConfig, params, layout, segment: Segment, relevant: Rows, item_bias, **options):
-    """Evaluate `opened` parameters on some users of a segment; `options` as in `evaluation.evaluate`."""
+def ranked(
+    storage: Storage, config: FitConfig, params, layout, segment: Segment, parts: Sequence[Rows], item_bias, **options
+) -> list[evaluation.Metrics]:
+    """Evaluate `opened` parameters on parts of a segment, each on its users; `options` as in `evaluation.evaluate`."""
     users = storage.nodes - item_bias.shape[0]
     items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
-    rows = jnp.concatenate([relevant.users, items])
+    rows = jnp.concatenate([*(part.users for part in parts), items])
+    # one propagation for all parts
     final, _ = embed(storage, config.layers, params, layout, planned(segment.graph), rows)
-    queries = relevant.users.shape[0]
-    return evaluation.evaluate(
-        final[:queries],
-        final[queries:],
-        item_bias,
-        relevant,
-        segment.graph,
-        users,
-        segment.items,
-        used_width=storage.used(layout),
-        **options,
-    )
+    *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
+    graph, used = segment.graph, storage.used(layout)
+    return [
+        evaluation.evaluate(
+            vectors, of_items, item_bias, part, graph, users, segment.items, used_width=used, **options
+        )
+        for vectors, part in zip(queries, parts, strict=True)
+    ]
 
 
 def optimiser(config: FitConfig) -> optax.GradientTransformation:
@@ -207,7 +207,7 @@ def make_fit(
             scratch = () if storage.table is None else blank(storage.table, jnp.zeros(3 * config.batch))
             carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step, scratch)
             params, moments, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
-            metrics = ranked(storage, config, params, layout, segment, sampled, item_bias, candidates=candidates)
+            (metrics,) = ranked(storage, config, params, layout, segment, [sampled], item_bias, candidates=candidates)
             mean_loss = total / count
             # without validation users the loss decides
             fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)
