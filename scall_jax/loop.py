@@ -4,7 +4,6 @@ import dataclasses
 import json
 import resource
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
 from scall_jax.methods import Method, method_of
+from scall_jax.phases import Phases, apart
 from scall_jax.recommenders.fit import training_bytes
 from scall_jax.reference import Kept, Reference
 from scall_jax.run import Record, Run, make_run
@@ -95,57 +95,6 @@ def check_sweep(config: Config) -> None:
         raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")
 
 
-class Phases:
-    """The phases of a run, each compiled ahead of time at first use, with the seconds that took.
-
-    The first argument of all but `prepare` is donated, so that nothing large is held twice: `fit` takes the parameters
-    apart from the rest of what is prepared, `evaluate` and `search` the parameters and the chooser's memory apart from
-    the rest of the state (`_apart`).
-    """
-
-    def __init__(self, run: Run, trains: bool = True):
-        def fit(params, state, segment, prepared):
-            return run.fit(state, segment, prepared._replace(params=params))
-
-        def evaluate(own, state, *rest):
-            return run.evaluate(state._replace(**own), *rest)
-
-        def search(own, state, segment):
-            return run.search(state._replace(**own), segment)
-
-        first = (0,)
-        self._phases = {
-            "prepare": (run.prepare, ()),
-            "fit": (fit, first if trains else ()),
-            "evaluate": (evaluate, first),
-            "search": (search, first),
-        }
-        self._compiled = {}
-        self.seconds_compile = 0.0
-
-    def compile(self, name: str, *arguments) -> None:
-        """Compile a phase for arguments of these shapes, unless it is."""
-        if name not in self._compiled:
-            start = time.perf_counter()
-            function, donated = self._phases[name]
-            self._compiled[name] = compilation.compiled(function, *arguments, donate=donated)
-            self.seconds_compile += time.perf_counter() - start
-
-    def __call__(self, name: str, *arguments):
-        """Result and seconds of one phase; compilation is not in them."""
-        self.compile(name, *arguments)
-        start = time.perf_counter()
-        result = jax.block_until_ready(self._compiled[name](*arguments))
-        seconds = time.perf_counter() - start
-        compilation.give_back()
-        return result, seconds
-
-    def take_seconds_compile(self) -> float:
-        """Seconds of compilation since the last call."""
-        seconds, self.seconds_compile = self.seconds_compile, 0.0
-        return seconds
-
-
 def run_segments(
     config: Config,
     stream: Stream,
@@ -179,10 +128,10 @@ def run_segments(
     shapes = jax.eval_shape(init, key)
     storage = _storage(config, method, shapes, stream)
     lines = [] if folder is None else _open_folder(folder, config, stream, key)
-    phases = Phases(run, trains=not isinstance(method, Reference))
-    if run.search is not None and len(lines) < len(stream):
-        # the largest program first, and before there is a state: what compiling it takes for a moment holds the others
-        phases.compile("search", *_apart(shapes), stream.segment(len(lines)))
+    if len(lines) == len(stream):
+        return lines
+    # before there is a state: what compiling takes for a moment holds it afterwards
+    phases = Phases(run, shapes, stream.segment(len(lines)), trains=not isinstance(method, Reference))
     # one program, and not kept: operation by operation, each would be one that is
     state = compilation.compiled(init, key)(key)
     if lines:
@@ -202,23 +151,18 @@ def run_segments(
     return lines
 
 
-def _apart(state: RunState) -> tuple[dict, RunState]:
-    """What of a state is the run's own and may be donated, and the rest of it, which holds the caller's key."""
-    return {"params": state.params, "chooser": state.chooser}, state._replace(params=(), chooser=())
-
-
 def _one_segment(run: Run, phases: Phases, storage: tables.Storage | Kept, state: RunState, segment: Segment):
     found, seconds_search = None, 0.0
     if run.search_when == "before":
-        (state, found), seconds_search = phases("search", *_apart(state), segment)
+        (state, found), seconds_search = phases("search", *apart(state), segment)
     prepared, seconds_prepare = phases("prepare", state, segment)
     params, prepared = prepared.params, prepared._replace(params=())
     bytes_training = 0 if isinstance(storage, Kept) else training_bytes(storage, params)
     state = state._replace(params=())  # carried over: training needs the room
     fitted, seconds_fit = phases("fit", params, state, segment, prepared)
-    (state, record), seconds_evaluate = phases("evaluate", *_apart(state), segment, prepared, fitted)
+    (state, record), seconds_evaluate = phases("evaluate", *apart(state), segment, prepared, fitted)
     if run.search_when == "after":
-        (state, found), seconds_search = phases("search", *_apart(state), segment)
+        (state, found), seconds_search = phases("search", *apart(state), segment)
     record = record if found is None else record._replace(search=found)
     records.check(record)
     line = records.as_dict(record) | {
