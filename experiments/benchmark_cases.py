@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import official_ml1m, run
 from experiments.benchmark_setting import Setting, Work, jitted, lowered, repeated, stream_of
-from scall_jax import Budget, Config, FitConfig, compilation, policies, run_segments, sizes, tables
+from scall_jax import Budget, Config, FitConfig, compilation, heap, policies, run_segments, sizes, tables
 from scall_jax.actions import sizes_by_action
 from scall_jax.config import SearchConfig
 from scall_jax.loop import sweep_program
@@ -253,6 +253,7 @@ def scall(data, at_once, compiled):
     search = dataclasses.replace(flags.search, probe_steps=50)
     cell = run.by_protocol(dataclasses.replace(flags, search=search, protocol="published", bias="none"))
     cell = dataclasses.replace(cell, search=dataclasses.replace(cell.search, probes_at_once=int(at_once)))
+    heap.keep_little()
     fresh = not Path(compiled).exists()
     jax.config.update("jax_compilation_cache_dir", compiled)
 
@@ -265,6 +266,7 @@ def scall(data, at_once, compiled):
 
 def default_run(out):
     """The whole of `make run`."""
+    heap.keep_little()
     return Work(functools.partial(run.main, run.Main(out=Path(out) / "demo", overwrite=True)), repeats=1)
 
 

@@ -28,6 +28,7 @@ from scall_jax import (
     Config,
     FitConfig,
     checkpoint,
+    heap,
     make_run,
     records,
     report,
@@ -322,6 +323,7 @@ def command(module: str) -> str:
 
 def cli(flags: type = Main, job=main, description: str | None = __doc__, arguments: list[str] | None = None) -> None:
     """Command line of an experiment: bad input and files that cannot be had end with a message and exit code 2."""
+    heap.keep_little()
     try:
         job(tyro.cli(flags, args=arguments, description=description))
     except (ValueError, OSError) as error:

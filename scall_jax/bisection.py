@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
 from scall_jax.nonnegative import div
 
 _PARTS = 16  # of what is left, on an accelerator

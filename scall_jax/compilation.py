@@ -1,11 +1,11 @@
 """How the programs of a run are compiled."""
 
-import ctypes
 import functools
-import sys
 from collections.abc import Callable
 
 import jax
+
+from scall_jax.heap import give_back
 
 _SMALLER = {"xla_cpu_use_fusion_emitters": False}
 
@@ -44,13 +44,3 @@ def _options():
     except jax.errors.JaxRuntimeError:  # an XLA that has this choice no more
         return {}
     return _SMALLER
-
-
-def give_back() -> None:
-    """Return memory that is free again to the system; where the C library is not glibc, nothing.
-
-    Compiling takes hundreds of megabytes for a moment, in the heaps of several threads, and glibc would keep them.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(ctypes.c_size_t(0))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.bisection import first_not
-from scall_jax.streams import Graph, Rows
 from scall_jax.nonnegative import ceil_div, div, dynamic_update_slice, rem, take
+from scall_jax.streams import Graph, Rows
 
 CUTOFFS = (5, 10, 20)
 STRATA = ("all", "new", "warm")

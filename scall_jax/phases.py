@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from scall_jax import compilation
+from scall_jax import compilation, heap
 from scall_jax.run import Run
 from scall_jax.state import RunState
 from scall_jax.streams import Segment
@@ -13,8 +13,8 @@ from scall_jax.streams import Segment
 class Phases:
     """Programs of a run for states and segments of given shapes, called by the name of the phase.
 
-    The first argument of all but `prepare` is donated: `fit` takes the parameters apart from the rest of what is prepared,
-    `evaluate` and `search` the parameters and the chooser's memory apart from the rest of the state (`apart`).
+    The first argument of all but `prepare` is donated: `fit` takes the parameters apart from the rest of what is
+    prepared, `evaluate` and `search` the parameters and the chooser's memory apart from the rest of a state (`apart`).
     """
 
     def __init__(self, run: Run, state: RunState, segment: Segment, trains: bool = True):
@@ -49,7 +49,7 @@ class Phases:
         start = time.perf_counter()
         result = jax.block_until_ready(self._programs[name](*arguments))
         seconds = time.perf_counter() - start
-        compilation.give_back()
+        heap.give_back()
         return result, seconds
 
     def take_seconds_compile(self) -> float:

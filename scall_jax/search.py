@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax import compilation, policies, tables
+from scall_jax import policies, tables
 from scall_jax.actions import action_length, sizes_by_action
 from scall_jax.allocators import ALLOCATORS, alive, sides
 from scall_jax.chooser import Chooser

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.policies.policy import Transition
 from scall_jax.nonnegative import rem, take
+from scall_jax.policies.policy import Transition
 
 
 class Replay(NamedTuple):

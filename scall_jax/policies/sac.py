@@ -34,7 +34,8 @@ def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> op
 def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
     seen, action = np.zeros(observation, np.float32), np.zeros(actions, np.float32)
-    actor_net, critic_net = flat(GaussianActor(actions, config.widths), seen), flat(TwinCritic(config.widths), seen, action)
+    actor_net = flat(GaussianActor(actions, config.widths), seen)
+    critic_net = flat(TwinCritic(config.widths), seen, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
     entropy_adam = optax.adam(config.actor_rate)

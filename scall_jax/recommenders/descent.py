@@ -79,8 +79,8 @@ def descend(
     def absorb(first, count, side, moments):
         (by_final,) = jax.vjp(bpr.margins, part(final, first, count))[1](by_margin)
         by_own = 2 * by_energy * part(own, first, count)
-        nothing = jnp.zeros((table.nodes, count))
-        gradient = smooth_to_side(graph, nothing.at[rows].add(by_final, wrap_negative_indices=False), layers, table.users, side)
+        gradient = jnp.zeros((table.nodes, count)).at[rows].add(by_final, wrap_negative_indices=False)
+        gradient = smooth_to_side(graph, gradient, layers, table.users, side)
         gradient = gradient.at[rows].add(by_own, wrap_negative_indices=False)
         columns = take(table.pull(gradient, layout), table.order(layout)).T
         return table.update(moments, layout, first, columns, _absorb)

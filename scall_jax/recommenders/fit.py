@@ -136,9 +136,7 @@ def ranked(
     *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
     graph, used = segment.graph, storage.used(layout)
     return [
-        evaluation.evaluate(
-            vectors, of_items, item_bias, part, graph, users, segment.items, used_width=used, **options
-        )
+        evaluation.evaluate(vectors, of_items, item_bias, part, graph, users, segment.items, used_width=used, **options)
         for vectors, part in zip(queries, parts, strict=True)
     ]
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice
 from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
 from scall_jax.tables.table import Table, own_and_shared
-from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice
 
 _CHUNK = 8192  # parameters changed at once
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.table import Table
 from scall_jax.nonnegative import ceil_div, div, take
+from scall_jax.tables.table import Table
 
 
 @jax.custom_batching.custom_vmap

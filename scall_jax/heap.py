@@ -1,0 +1,37 @@
+"""The heap of the process: what is free goes back to the system. Where the C library is not glibc nothing is done.
+
+Compiling and running programs takes hundreds of megabytes for a moment, in the heaps of several threads, and glibc
+keeps what has been free; `experiments/results/speed.md` has what a run takes with and without these functions.
+"""
+
+import ctypes
+import os
+import sys
+
+# parameters of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def give_back() -> None:
+    """Return what is free to the system; takes milliseconds."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def keep_little() -> None:
+    """Let no more than 8 MiB stay free at the end of a heap, and have no more heaps than processors.
+
+    By itself glibc raises its limit with the largest block that was ever free, and has eight heaps for each processor.
+    For the whole process and for good: for commands, not for what others import.
+    """
+    option = _glibc("mallopt")
+    if option is not None:
+        option(_TRIM_THRESHOLD, 2**23)
+        # blocks from here on are apart from the heaps, which they would tear; each costs its page faults
+        option(_MMAP_THRESHOLD, 2**24)
+        option(_ARENA_MAX, len(os.sched_getaffinity(0)))
+
+
+def _glibc(name):
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
