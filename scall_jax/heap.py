@@ -5,11 +5,10 @@ keeps what has been free; `experiments/results/speed.md` has what a run takes wi
 """
 
 import ctypes
-import os
 import sys
 
 # parameters of mallopt(3)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def give_back() -> None:
@@ -20,17 +19,16 @@ def give_back() -> None:
 
 
 def keep_little() -> None:
-    """Let no more than 8 MiB stay free at the end of a heap, and have no more heaps than processors.
+    """Let no more than 8 MiB stay free at the end of a heap.
 
-    By itself glibc raises its limit with the largest block that was ever free, and has eight heaps for each processor.
-    For the whole process and for good: for commands, not for what others import.
+    By itself glibc raises that limit with the largest block that was ever free, and each thread has a heap. For the
+    whole process and for good: for commands, not for what others import.
     """
     option = _glibc("mallopt")
     if option is not None:
         option(_TRIM_THRESHOLD, 2**23)
         # blocks from here on are apart from the heaps, which they would tear; each costs its page faults
         option(_MMAP_THRESHOLD, 2**24)
-        option(_ARENA_MAX, len(os.sched_getaffinity(0)))
 
 
 def _glibc(name):
