@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, discounted, length, observe
 from scall_jax.policies import replay as buffer
-from scall_jax.policies.networks import squash
+from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.observe import gini, pooled
 
 OPTIMUM = jnp.array([0.3, 0.7, 0.25])
@@ -257,6 +258,22 @@ def test_published_sac_has_the_published_number_of_weights():
     state = jax.eval_shape(policy.init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(state.actor)) == 792_582
     assert sum(x.size for x in jax.tree.leaves(state.critic)) == 1_583_106
+
+
+@pytest.mark.parametrize("network, inputs", [(GaussianActor(3, (8, 5)), 1), (TwinCritic((8, 5)), 2)])
+def test_a_flat_network_is_the_same_network(network, inputs):
+    inputs = [jnp.linspace(-1.0, 1.0, 6), jnp.array([0.2, 0.9, 0.4])][:inputs]
+    made, key = flat(network, *inputs), jax.random.key(3)
+    tree = network.init(key, *inputs)
+    weights, restore = ravel_pytree(tree)
+    np.testing.assert_array_equal(made.init(key), weights)
+    chex.assert_trees_all_equal(made.apply(weights, *inputs), network.apply(tree, *inputs))
+
+    def total(apply):
+        return lambda weights: sum(x.sum() for x in jax.tree.leaves(apply(weights, *inputs)))
+
+    gradient = jax.grad(total(made.apply))(weights)
+    chex.assert_trees_all_close(restore(gradient), jax.grad(total(network.apply))(tree), rtol=1e-6)
 
 
 def test_targets_start_as_copies_only_where_asked():

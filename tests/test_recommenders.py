@@ -1,5 +1,6 @@
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +213,12 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     assert int(ruined.best_step) < int(ruined.steps) < 3000
     (again,) = ranked(storage, harsh, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
     assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
+
+    # parts ranked together are ranked as each by itself
+    together = ranked(storage, config, fitted.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items))
+    for part, metrics in zip((segment.valid, segment.test), together, strict=True):
+        (alone,) = ranked(storage, config, fitted.params, layout, segment, [part], jnp.zeros(items))
+        chex.assert_trees_all_close(metrics, alone, atol=1e-6)
 
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
     worse = jax.jit(make_fit(tables.sized(broken, users, 8), config))(*given)

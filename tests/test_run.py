@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, Budget, FitConfig, make_run, records, report, run_segments, scan, tables
+from scall_jax import METHODS, Budget, FitConfig, compilation, make_run, records, report, run_segments, scan, tables
 from scall_jax.allocators import ALLOCATORS
-from scall_jax.config import CarryConfig, SizesConfig
+from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
+from scall_jax.phases import Phases, apart
 from scall_jax.run import budget_totals
-from tests.helpers import small_config, small_stream
+from tests.helpers import comparable, small_config, small_stream
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +340,37 @@ def test_means_over_valid_leave_out_segments_without_valid_users(stream):
 def test_titles_are_no_mathematics(tmp_path):
     report.plot_lines(tmp_path / "x.png", {"a": ([1, 2], [0.1, 0.2], [0, 0])}, r"pri$ce_$x\frac", "x", "y", {"b": 0.1})
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_phases_hold_nothing_large_twice(stream):
+    config = small_config("scall-sac", search=SearchConfig(probes=2, probe_steps=5))
+    run, key = make_run(config), jax.random.key(1)
+    state = compilation.compiled(lambda key: run.init(key, stream), key)(key)
+    segment = jax.device_put(stream.segment(0))
+    phases = Phases(run, state, segment)
+    assert phases.take_seconds_compile() > 0 == phases.take_seconds_compile()
+
+    def large(tree):
+        return [leaf for leaf in jax.tree.leaves(tree) if leaf.nbytes > 2**12]
+
+    prepared, _ = phases("prepare", state, segment)
+    params, state = prepared.params, state._replace(params=())
+    fitted, _ = phases("fit", params, state, segment, prepared._replace(params=()))
+    assert params.is_deleted()
+    own, rest = apart(state)
+    (state, _), _ = phases("evaluate", own, rest, segment, prepared._replace(params=()), fitted)
+    given = large(own["chooser"])
+    assert given and all(leaf.is_deleted() for leaf in given)
+    own, rest = apart(state)
+    (state, record), _ = phases("search", own, rest, segment)
+    assert all(leaf.is_deleted() for leaf in large(own))
+    assert int(record.count) == 2
+    jax.random.split(key)  # the caller's key is not taken
+
+
+def test_a_run_that_is_over_compiles_nothing(stream, tmp_path, monkeypatch):
+    config, key = small_config("fixed"), jax.random.key(2)
+    lines = run_segments(config, stream, key, folder=tmp_path)
+    monkeypatch.setattr("scall_jax.compilation.compiled", lambda *_, **__: pytest.fail("compiled"))
+    again = run_segments(config, stream, key, folder=tmp_path)
+    assert comparable(again) == comparable(lines)
