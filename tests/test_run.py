@@ -343,7 +343,7 @@ def test_titles_are_no_mathematics(tmp_path):
 
 
 def test_phases_hold_nothing_large_twice(stream):
-    config = small_config("scall-sac", search=SearchConfig(probes=2, probe_steps=5))
+    config = small_config("scall-sac", search=SearchConfig(on="previous", probes=2, probe_steps=5))
     run, key = make_run(config), jax.random.key(1)
     state = compilation.compiled(lambda key: run.init(key, stream), key)(key)
     segment = jax.device_put(stream.segment(0))
