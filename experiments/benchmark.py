@@ -125,7 +125,6 @@ def _median(work: Work, repeats: int) -> tuple[float, float, float]:
 
 def measure(name: str, arguments: tuple[str, ...], repeats: int, wait: Callable[[], object] = lambda: None) -> dict:
     """Measure one case in this process; `wait` is called when it is prepared."""
-    jnp.zeros(1).block_until_ready()
     before = _peak()
     work = CASES[name](*arguments)
     wait()

@@ -19,16 +19,16 @@ def give_back() -> None:
 
 
 def keep_little() -> None:
-    """Let no more than 8 MiB stay free at the end of a heap.
+    """Let no more than 2 MiB stay free at the end of a heap.
 
     By itself glibc raises that limit with the largest block that was ever free, and each thread has a heap. For the
     whole process and for good: for commands, not for what others import.
     """
     option = _glibc("mallopt")
     if option is not None:
-        option(_TRIM_THRESHOLD, 2**23)
+        option(_TRIM_THRESHOLD, 2**21)
         # blocks from here on are apart from the heaps, which they would tear; each costs its page faults
-        option(_MMAP_THRESHOLD, 2**24)
+        option(_MMAP_THRESHOLD, 2**23)
 
 
 def _glibc(name):

@@ -129,7 +129,7 @@ class Stream:
         first[order] = order[new][np.cumsum(new, dtype=np.int32) - 1]
         return first
 
-    @functools.cached_property
+    @property
     def _distinct(self) -> np.ndarray:
         """First rows of the distinct pairs, in the order of time; i32[pairs]."""
         return np.flatnonzero(self._first == np.arange(len(self.user), dtype=np.int32)).astype(np.int32)
