@@ -21,8 +21,7 @@ class Flat(NamedTuple):
 def flat(network: nn.Module, *inputs: jax.Array) -> Flat:
     """A network for inputs of these shapes with all weights in one vector.
 
-    An optimiser, a target and every loop that carries them then handle one array, not a dozen: half of the program
-    that learns from a probe, and of the memory that it takes.
+    An optimiser, a target and every loop that carries them then handle one array, not a dozen.
     """
     leaves, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0), *inputs))
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
