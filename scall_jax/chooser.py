@@ -15,7 +15,7 @@ from scall_jax.state import budget_of
 class Chooser(NamedTuple):
     """Pure functions; what a chooser remembers is `RunState.chooser`, and only it may replace that."""
 
-    init: Callable[[jax.Array, Any], Any]  # key, Storage -> what it remembers
+    init: Callable[[jax.Array, Any], Any]  # key, Storage -> what it remembers; always traced
     choose: Callable[..., tuple[Any, jax.Array]]  # RunState, Segment, key -> plan of the storage, action f32[A]
     search: Callable[..., tuple[Any, Any]] | None = None  # RunState, Segment -> RunState, SearchRecord
     when: str | None = None  # `search` runs `before` the segment is planned, or `after` it is evaluated
