@@ -34,9 +34,9 @@ class Phases:
         if run.search is not None:
             self._compile("search", search, *apart(state), segment, donate=(0,))
         prepared = self._compile("prepare", run.prepare, state, segment)
-        fitting = prepared.params, state._replace(params=()), segment, prepared._replace(params=())
-        fitted = self._compile("fit", fit, *fitting, donate=(0,) if trains else ())
-        self._compile("evaluate", evaluate, *apart(fitting[1]), *fitting[2:], fitted, donate=(0,))
+        params, prepared, state = prepared.params, prepared._replace(params=()), state._replace(params=())
+        fitted = self._compile("fit", fit, params, state, segment, prepared, donate=(0,) if trains else ())
+        self._compile("evaluate", evaluate, *apart(state), segment, prepared, fitted, donate=(0,))
         self._seconds_compile = time.perf_counter() - start
 
     def _compile(self, name, function, *arguments, donate=()):

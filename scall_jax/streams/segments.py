@@ -153,7 +153,7 @@ def make_graph(
     parts = [slice(start, min(start + CHUNK, pairs)) for start in range(0, pairs, CHUNK)]
     degree = np.zeros(nodes, np.int64)
     for part in parts:
-        degree += counts(user[by_user[part]], nodes)
+        degree[:users] += counts(user[by_user[part]], users)
         degree[users:] += counts(item[by_user[part]], nodes - users)
     indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)
     scale = 1.0 / np.sqrt(np.maximum(degree, 1))
