@@ -27,7 +27,7 @@ def product(data, width):
 
 def step(data, shape):
     """A training step: LightGCN, 3 layers, batch 2048."""
-    setting, steps = Setting(data, shape), 10
+    setting, steps = Setting(data, shape), 50
     pool = 4.0 * int(setting.prepared.sizes.sum())
     # Adam reads and writes parameters and two moments
     adam = repeated(lambda x: x + 1.0, jnp.ones(int(3 * pool / 4)), bytes=6 * pool)

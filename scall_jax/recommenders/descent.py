@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import dynamic_slice, take
+from scall_jax.nonnegative import dynamic_slice
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.lightgcn import embed_strips, smooth_to_side
+from scall_jax.recommenders.lightgcn import embed_strip, put, smooth_to_side
 from scall_jax.streams import Graph
-from scall_jax.tables.strips import over_sided_strips, over_strips
+from scall_jax.tables.strips import over_sided_strips
 from scall_jax.tables.table import Table
 
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
@@ -59,31 +59,30 @@ def descend(
       graph: of N nodes.
       rows: i32[3 B], nodes of users, positives and negatives in this order.
       triples, item_bias: as in `bpr.loss`.
-      scratch: two f32[3 B, width], zero beyond the columns in use (`lightgcn.blank`); reused from step to step.
+      scratch: two f32[3 B, width] (`lightgcn.blank`), overwritten; reused from step to step.
 
     Returns:
       (loss f32[], buffer, moments, scratch).
     """
-    final, own = scratch = embed_strips(table, layers, buffer, layout, graph, rows, scratch)
+
+    def forward(first, count, side, carry):
+        margin, energy, scratch = carry
+        final, own = embed_strip(table, layers, buffer, layout, graph, rows, first, count, side)
+        return margin + bpr.margins(final), energy + (own * own).sum(), put(scratch, (final, own), first)
+
+    carry = jnp.zeros_like(triples.weight), jnp.float32(0), scratch
+    *sums, scratch = over_sided_strips(table, layout, forward, carry)
+    final, own = scratch
+    value, (by_margin, by_energy) = jax.value_and_grad(bpr.loss, (0, 1))(*sums, item_bias, triples, l2)
 
     def part(array, first, count):
         return dynamic_slice(array, (0, first), (array.shape[0], count))
 
-    def add(first, count, sums):
-        margin, energy = sums
-        return margin + bpr.margins(part(final, first, count)), energy + (part(own, first, count) ** 2).sum()
-
-    sums = over_strips(table, layout, add, (jnp.zeros_like(triples.weight), jnp.float32(0)))
-    value, (by_margin, by_energy) = jax.value_and_grad(bpr.loss, (0, 1))(*sums, item_bias, triples, l2)
-
     def absorb(first, count, side, moments):
         (by_final,) = jax.vjp(bpr.margins, part(final, first, count))[1](by_margin)
         by_own = 2 * by_energy * part(own, first, count)
-        gradient = jnp.zeros((table.nodes, count)).at[rows].add(by_final, wrap_negative_indices=False)
-        gradient = smooth_to_side(graph, gradient, layers, table.users, side)
-        gradient = gradient.at[rows].add(by_own, wrap_negative_indices=False)
-        columns = take(table.pull(gradient, layout), table.order(layout)).T
-        return table.update(moments, layout, first, columns, _absorb)
+        gradient = smooth_to_side(graph, rows, by_final, by_own, layers, table.users, side)
+        return table.update(moments, layout, first, table.pull(gradient, layout), _absorb)
 
     mean, square = over_sided_strips(table, layout, absorb, (moments.mean, moments.square))
     moments = Moments(moments.count + 1, mean, square)
@@ -97,5 +96,6 @@ def _absorb(moments, gradient):
 
 def _direction(moments: Moments) -> jax.Array:
     count = moments.count.astype(jnp.float32)
-    mean, square = moments.mean / (1 - _B1**count), moments.square / (1 - _B2**count)
-    return mean / (jnp.sqrt(square) + _EPS)
+    # in the order that the end of the paper's section 2 advises: one division a parameter instead of three
+    scale = jnp.sqrt(1 - _B2**count)
+    return scale / (1 - _B1**count) * moments.mean / (jnp.sqrt(moments.square) + _EPS * scale)

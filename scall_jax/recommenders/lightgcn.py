@@ -40,12 +40,34 @@ def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.A
     return total / (layers + 1)
 
 
-def smooth_to_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.Array) -> jax.Array:
-    """The transpose of `smooth_side`: right in the rows of `side`, all of them where it is 0; f32[N, C]."""
-    total = x
+def smooth_to_side(
+    graph: Graph, rows: jax.Array, values: jax.Array, own: jax.Array, layers: int, users: int, side: jax.Array
+) -> jax.Array:
+    """The transpose of `smooth_side` for what some rows hold, plus what they hold of their own; f32[N, C].
+
+    Right in the rows of `side`, all of them where it is 0.
+
+    Args:
+      graph: of N nodes.
+      rows: i32[R], nodes; what one of them holds is the sum over its places here.
+      values: f32[R, C], to be smoothed.
+      own: f32[R, C], not to be.
+      layers, users: static.
+      side: i32[], as in `smooth_side`.
+    """
+    blank = jnp.zeros((graph.indptr.shape[0] - 1, values.shape[1]))
+    values = values / (layers + 1)
+
+    def add(x, values):
+        if jax.default_backend() == "cpu":  # where going to the rows again costs less than a pass over all nodes
+            return x.at[rows].add(values, wrap_negative_indices=False)
+        return x + blank.at[rows].add(values, wrap_negative_indices=False)
+
+    total = add(blank, values if layers else values + own)
     for layer in reversed(range(layers)):
-        total = x + propagate(rows_from(graph, users, side, layer % 2 == 1), total)
-    return total / (layers + 1)
+        product = propagate(rows_from(graph, users, side, layer % 2 == 1), total)
+        total = add(product, values if layer else values + own)
+    return total
 
 
 def rows_from(graph: Graph, users: int, side, other: bool) -> Graph:
@@ -89,8 +111,17 @@ def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: 
     """
 
     def strip(first, count, side, outputs):
-        x = gather(table, buffer, layout, first, count)
-        parts = take(smooth_side(graph, x, layers, table.users, side), rows), take(x, rows)
-        return tuple(dynamic_update_slice(o, part, (0, first)) for o, part in zip(outputs, parts, strict=True))
+        return put(outputs, embed_strip(table, layers, buffer, layout, graph, rows, first, count, side), first)
 
     return over_sided_strips(table, layout, strip, outputs)
+
+
+def embed_strip(table: Table, layers: int, buffer, layout, graph: Graph, rows: jax.Array, first, count: int, side):
+    """Columns first, ..., first + count - 1 of `embed`, which one `side` alone has if it is not 0."""
+    x = gather(table, buffer, layout, first, count)
+    return take(smooth_side(graph, x, layers, table.users, side), rows), take(x, rows)
+
+
+def put(outputs, columns, first):
+    """Arrays with their columns from `first` on overwritten."""
+    return jax.tree.map(lambda output, new: dynamic_update_slice(output, new, (0, first)), outputs, columns)

@@ -24,12 +24,13 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
         return jnp.where(has(layout, first, count), values, 0.0).T
 
     def update(buffers, layout: Layout, first, values, rule):
-        count = values.shape[0]
+        count = values.shape[1]
         old = jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, first, count, axis=1), buffers)
-        new = jax.tree.map(lambda n, o: jnp.where(has(layout, first, count), n, o), rule(old, values.T), old)
+        new = jax.tree.map(lambda n, o: jnp.where(has(layout, first, count), n, o), rule(old, values), old)
         return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice_in_dim(b, n, first, axis=1), buffers, new)
 
-    def source(layout: Layout):
+    def source(layout: Layout, first=0):
+        del first
         return layout.order[layout.source]
 
     def lookup(params, layout: Layout, rows):

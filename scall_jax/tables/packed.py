@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice
+from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice, take
 from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
+from scall_jax.tables.strips import shared_max
 from scall_jax.tables.table import Table, own_and_shared
 
 _CHUNK = 8192  # parameters changed at once
+_BLOCKS = 8  # of vectors, laid out one after the other as far as any has a column
 
 
 def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
@@ -35,10 +37,16 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
     def update(buffers, layout: Layout, first, values, rule):
-        starts = dynamic_slice(layout.starts, (first,), (values.shape[0] + 1,))
+        starts = dynamic_slice(layout.starts, (first,), (values.shape[1] + 1,))
         # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
-        change = _in_turn if jax.default_backend() == "cpu" else _by_place
-        return change(buffers, starts, values, rule)
+        if jax.default_backend() == "cpu":
+            flat = _laid_out(values, layout.order, starts, parameters)
+            return _in_turn(buffers, starts[0], starts[-1], flat, rule, min(_CHUNK, vectors))
+        return _by_place(buffers, starts, take(values, layout.order).T, rule)
+
+    def source(layout: Layout, first):
+        # vectors without column `first` have none from there on; all read the same 0, which stays in a cache
+        return jnp.minimum(layout.source, take(layout.starts, first + 1) - take(layout.starts, first))
 
     def lookup(pool, layout: Layout, rows):
         at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
@@ -52,7 +60,7 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         read=read,
         update=update,
         order=lambda layout: layout.order,
-        source=lambda layout: layout.source,
+        source=source,
         pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=lookup,
         widths=strip_widths(maximum),
@@ -73,19 +81,35 @@ def _by_place(buffers, starts, values, rule):
     return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, rule(old, values))
 
 
-def _in_turn(buffers, starts, values, rule):
-    """The same, some parameters after the other."""
-    count, vectors = values.shape
-    chunk = min(_CHUNK, vectors)
+def _laid_out(values, order, starts, parameters):
+    """Columns f32[M, count] by vector as they lie in the pool, one after the other; f32[...], at most `parameters`.
+
+    Only vectors that have a column are looked at, in whole blocks.
+    """
+    vectors, count = values.shape
+    block = -(-vectors // _BLOCKS)
+    order = jnp.concatenate([order, jnp.zeros(_BLOCKS * block - vectors, order.dtype)])
+    lengths, places = jnp.diff(starts), starts[:-1] - starts[0]
+
+    def lay_block(i, flat):
+        begin = (last - i) * block
+        columns = take(values, dynamic_slice(order, (begin,), (block,))).T
+        reaching = shared_max((lengths > begin).sum(dtype=jnp.int32))
+
+        def lay(k, flat):
+            return dynamic_update_slice(flat, columns[k], (places[k] + begin,))
+
+        return jax.lax.fori_loop(0, reaching, lay, flat)
+
+    # what a block has past a column's end lies on later columns' first block at most: those are laid last, in turn
+    last = shared_max(ceil_div(lengths[0], block)) - 1
+    room = min(count * vectors, parameters) + _BLOCKS * block + _CHUNK
+    return jax.lax.fori_loop(0, last + 1, lay_block, jnp.zeros(room))
+
+
+def _in_turn(buffers, begin, end, flat, rule, chunk):
+    """`Table.update` of places begin, ..., end - 1 by what lies in `flat`, a chunk after the other."""
     within = jnp.arange(chunk, dtype=jnp.int32)
-    begin, end = starts[0], starts[-1]
-
-    def lay(i, flat):
-        # what lies past a column's end is overwritten by the next column
-        return dynamic_update_slice(flat, values[i], (starts[i] - begin,))
-
-    # the columns as they lie in the pool, one after the other
-    flat = jax.lax.fori_loop(0, count, lay, jnp.zeros(count * vectors + chunk))
 
     def change(k, buffers):
         at = begin + k * chunk

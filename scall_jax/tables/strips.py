@@ -97,16 +97,16 @@ def over_sided_strips(table: Table, layout, body: Callable[[jax.Array, int, jax.
 
 def gather(table: Table, buffer, layout, first, count: int) -> jax.Array:
     """Columns of all nodes' embeddings; f32[N, count]."""
-    return take(table.read(buffer, layout, first, count).T, table.source(layout))
+    return take(table.read(buffer, layout, first, count).T, table.source(layout, first))
 
 
 def gather_all(table: Table, buffer, layout, first, count: int) -> jax.Array:
     """Columns of all nodes' embeddings and of the two shared vectors; f32[M, count]."""
     order = table.order(layout)
     shared = jnp.stack([jnp.argmax(order == table.nodes), jnp.argmax(order == table.nodes + 1)])
-    return take(table.read(buffer, layout, first, count).T, jnp.concatenate([table.source(layout), shared]))
+    return take(table.read(buffer, layout, first, count).T, jnp.concatenate([table.source(layout, first), shared]))
 
 
 def write(table: Table, buffer, layout, first, values: jax.Array):
     """Put columns of all vectors, f32[M, count] by vector; what a vector does not have is dropped."""
-    return table.update(buffer, layout, first, take(values, table.order(layout)).T, lambda old, value: value)
+    return table.update(buffer, layout, first, values, lambda old, value: value)

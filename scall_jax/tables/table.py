@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 
@@ -15,9 +16,9 @@ class Table(NamedTuple):
     table's own; not all vectors have all columns, and what a vector does not have reads as 0. A *buffer* is parameters
     with room for reading past their end; training keeps parameters and moments as buffers.
 
-    `update` changes some columns of a pytree of buffers: rule(old, value) -> new acts on each coordinate, old and new
-    having the structure of the buffers. For the arrays to be changed in place a new leaf must be made of its own old
-    leaf and the value alone.
+    `update` changes some columns of a pytree of buffers by values of each vector: rule(old, value) -> new acts on each
+    coordinate, old and new having the structure of the buffers. For the arrays to be changed in place a new leaf must
+    be made of its own old leaf and the value alone.
     """
 
     layout: Callable[[jax.Array], Any]  # sizes i32[M] -> layout
@@ -25,9 +26,9 @@ class Table(NamedTuple):
     open: Callable[[Params], Any]  # parameters -> buffer
     close: Callable[[Any], Params]  # and back
     read: Callable[[Any, Any, jax.Array, int], jax.Array]  # buffer, layout, first, count -> f32[count, M] columns
-    update: Callable[[Any, Any, jax.Array, jax.Array, Callable], Any]  # buffers, layout, first, f32[count, M], rule
+    update: Callable[[Any, Any, jax.Array, jax.Array, Callable], Any]  # buffers, layout, first, f32[M, count], rule
     order: Callable[[Any], jax.Array]  # layout -> i32[M], the vector at each place of a column
-    source: Callable[[Any], jax.Array]  # layout -> i32[N], the place of a column that a node reads
+    source: Callable[[Any, jax.Array], jax.Array]  # layout, first -> i32[N], where a node reads columns from `first` on
     pull: Callable[[jax.Array, Any], jax.Array]  # f32[N, C] by node, layout -> f32[M, C] by vector: reading transposed
     lookup: Callable[[Params, Any, jax.Array], jax.Array]  # parameters, layout, rows i32[R] -> f32[R, width]
     widths: tuple[int, ...]  # numbers of columns that are worked on at once, descending
@@ -42,9 +43,15 @@ def nbytes(tree) -> int:
 
 
 def own_and_shared(values: jax.Array, sizes: jax.Array, users: int) -> jax.Array:
-    """f32[N, C] by node to f32[N + 2, C] by vector: nodes of size 0 add to their side's shared vector."""
+    """f32[N, C] by node to f32[N + 2, C] by vector: nodes of size 0 add to their side's shared vector.
+
+    What stands where a vector has no columns, a node's of size 0 among them, is of no meaning.
+    """
     nodes = values.shape[0]
-    own = (sizes[:nodes] > 0)[:, None]
-    to_shared = jax.numpy.where(own, 0.0, values)
-    shared = jax.numpy.stack([to_shared[:users].sum(0), to_shared[users:].sum(0)])
-    return jax.numpy.concatenate([jax.numpy.where(own, values, 0.0), shared])
+
+    def sums():
+        to_shared = jnp.where((sizes[:nodes] > 0)[:, None], 0.0, values)
+        return jnp.stack([to_shared[:users].sum(0), to_shared[users:].sum(0)])
+
+    shared = jax.lax.cond((sizes[nodes:] > 0).any(), sums, lambda: jnp.zeros((2, values.shape[1])))
+    return jnp.concatenate([values, shared])
