@@ -116,11 +116,11 @@ def test_half_products_from_a_side_and_back_to_it(side, layers):
     x = rng.normal(size=(users + items, 5)).astype(np.float32)
     x[np.setdiff1d(np.arange(users + items), np.arange(users + items)[own])] = 0
     np.testing.assert_allclose(smooth_side(graph, x, layers, users, jnp.int32(side)), operator @ x, atol=1e-5)
-    rows, kept = rng.integers(0, users + items, 60), np.zeros((2, users + items, 5))  # some nodes more than once
-    smoothed, plain = rng.normal(size=(2, 60, 5)).astype(np.float32)
-    np.add.at(kept, (slice(None), rows), np.stack([smoothed, plain]))
-    back = smooth_to_side(graph, jnp.asarray(rows, jnp.int32), smoothed, plain, layers, users, jnp.int32(side))
-    np.testing.assert_allclose(back[own], (operator.T @ kept[0] + kept[1])[own], atol=1e-5)
+    rows, g = rng.integers(0, users + items, 60), rng.normal(size=(60, 5)).astype(np.float32)
+    held = np.zeros((users + items, 5))
+    np.add.at(held, rows, g)  # some nodes stand there more than once
+    back = smooth_to_side(graph, jnp.asarray(rows, jnp.int32), g, layers, users, jnp.int32(side))
+    np.testing.assert_allclose(back[own], (operator.T @ held)[own], atol=1e-5)
     halves = [int(np.diff(rows_from(graph, users, jnp.int32(side), other).indptr).sum()) for other in (False, True)]
     assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from scall_jax import tables
-from scall_jax.recommenders import blank, bpr, descend
+from scall_jax.recommenders import bpr, descend
 from scall_jax.recommenders.descent import no_moments
 from scall_jax.tables.resize import init
 from scall_jax.tables.strips import gather, over_sided_strips, over_strips, write
@@ -154,9 +154,9 @@ def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
 
         batch = layout, graph, rows, triples, bias
         step = jax.jit(
-            lambda b, m, table=table, batch=batch: descend(table, schedule, 2, 0.1, b, m, *batch, blank(table, rows))[
-                :3
-            ]
+            lambda b, m, table=table, batch=batch: descend(
+                table, schedule, 2, 0.1, b, m, *batch, jnp.zeros((len(rows), table.width))
+            )[:3]
         )
         buffer = table.open(params)
         loss, moved, moments = step(buffer, no_moments(buffer))

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import dynamic_slice
+from scall_jax.nonnegative import dynamic_slice, dynamic_update_slice
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.lightgcn import embed_strip, put, smooth_to_side
+from scall_jax.recommenders.lightgcn import embed_strip, smooth_to_side
 from scall_jax.streams import Graph
 from scall_jax.tables.strips import over_sided_strips
 from scall_jax.tables.table import Table
@@ -47,7 +47,7 @@ def descend(
     rows: jax.Array,
     triples: bpr.Triples,
     item_bias: jax.Array,
-    scratch: tuple[jax.Array, jax.Array],
+    scratch: jax.Array,
 ):
     """One step.
 
@@ -59,7 +59,7 @@ def descend(
       graph: of N nodes.
       rows: i32[3 B], nodes of users, positives and negatives in this order.
       triples, item_bias: as in `bpr.loss`.
-      scratch: two f32[3 B, width] (`lightgcn.blank`), overwritten; reused from step to step.
+      scratch: f32[3 B, width], overwritten; reused from step to step.
 
     Returns:
       (loss f32[], buffer, moments, scratch).
@@ -68,21 +68,22 @@ def descend(
     def forward(first, count, side, carry):
         margin, energy, scratch = carry
         final, own = embed_strip(table, layers, buffer, layout, graph, rows, first, count, side)
-        return margin + bpr.margins(final), energy + (own * own).sum(), put(scratch, (final, own), first)
+        scratch = dynamic_update_slice(scratch, final, (0, first))
+        return margin + bpr.margins(final), energy + (own * own).sum(), scratch
 
     carry = jnp.zeros_like(triples.weight), jnp.float32(0), scratch
     *sums, scratch = over_sided_strips(table, layout, forward, carry)
-    final, own = scratch
     value, (by_margin, by_energy) = jax.value_and_grad(bpr.loss, (0, 1))(*sums, item_bias, triples, l2)
 
-    def part(array, first, count):
-        return dynamic_slice(array, (0, first), (array.shape[0], count))
+    # a vector that the batch reads k times is k times in the squared norm
+    times = jnp.zeros((table.nodes, 1)).at[rows].add(1.0, wrap_negative_indices=False)
+    by_norm = 2 * by_energy * table.pull(times, layout)[:, 0]
 
     def absorb(first, count, side, moments):
-        (by_final,) = jax.vjp(bpr.margins, part(final, first, count))[1](by_margin)
-        by_own = 2 * by_energy * part(own, first, count)
-        gradient = smooth_to_side(graph, rows, by_final, by_own, layers, table.users, side)
-        return table.update(moments, layout, first, table.pull(gradient, layout), _absorb)
+        final = dynamic_slice(scratch, (0, first), (rows.shape[0], count))
+        (by_final,) = jax.vjp(bpr.margins, final)[1](by_margin)
+        gradient = table.pull(smooth_to_side(graph, rows, by_final, layers, table.users, side), layout)
+        return table.update(moments, layout, first, gradient, _absorb, (by_norm, buffer))
 
     mean, square = over_sided_strips(table, layout, absorb, (moments.mean, moments.square))
     moments = Moments(moments.count + 1, mean, square)

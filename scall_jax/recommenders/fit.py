@@ -13,7 +13,7 @@ from scall_jax import evaluation
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.descent import Moments, descend, no_moments
 from scall_jax.recommenders.graph import planned
-from scall_jax.recommenders.lightgcn import blank, embed
+from scall_jax.recommenders.lightgcn import embed
 from scall_jax.streams import Rows, Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params, nbytes
@@ -149,8 +149,8 @@ def optimiser(config: FitConfig) -> optax.GradientTransformation:
 def make_step(storage: Storage, config: FitConfig) -> Callable:
     """One step of training, step(key, number, params, moments, layout, segment, item_bias, scratch).
 
-    `number` i32[] counts steps and sets their random numbers apart; `scratch` is `lightgcn.blank` for a storage with a
-    table, else (). Returns parameters, moments, the loss f32[] before the step, a storage's penalty included, and
+    `number` i32[] counts steps and sets their random numbers apart; `scratch` is f32[3 batch, width] for a storage with
+    a table, else (). Returns parameters, moments, the loss f32[] before the step, a storage's penalty included, and
     scratch.
     """
     rate, adam = learning_rate(config), optimiser(config)
@@ -202,7 +202,7 @@ def make_fit(
 
         def interval(state: FitState) -> FitState:
             count = jnp.minimum(config.eval_every, config.steps - state.step)
-            scratch = () if storage.table is None else blank(storage.table, jnp.zeros(3 * config.batch))
+            scratch = () if storage.table is None else jnp.zeros((3 * config.batch, storage.table.width))
             carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step, scratch)
             params, moments, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
             (metrics,) = ranked(storage, config, params, layout, segment, [sampled], item_bias, candidates=candidates)

@@ -41,32 +41,29 @@ def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.A
 
 
 def smooth_to_side(
-    graph: Graph, rows: jax.Array, values: jax.Array, own: jax.Array, layers: int, users: int, side: jax.Array
+    graph: Graph, rows: jax.Array, values: jax.Array, layers: int, users: int, side: jax.Array
 ) -> jax.Array:
-    """The transpose of `smooth_side` for what some rows hold, plus what they hold of their own; f32[N, C].
+    """The transpose of `smooth_side` for what some rows hold; f32[N, C].
 
     Right in the rows of `side`, all of them where it is 0.
 
     Args:
       graph: of N nodes.
       rows: i32[R], nodes; what one of them holds is the sum over its places here.
-      values: f32[R, C], to be smoothed.
-      own: f32[R, C], not to be.
+      values: f32[R, C].
       layers, users: static.
       side: i32[], as in `smooth_side`.
     """
-    blank = jnp.zeros((graph.indptr.shape[0] - 1, values.shape[1]))
     values = values / (layers + 1)
 
-    def add(x, values):
-        if jax.default_backend() == "cpu":  # where going to the rows again costs less than a pass over all nodes
-            return x.at[rows].add(values, wrap_negative_indices=False)
-        return x + blank.at[rows].add(values, wrap_negative_indices=False)
+    def add_to(x):
+        return x.at[rows].add(values, wrap_negative_indices=False)
 
-    total = add(blank, values if layers else values + own)
+    total = given = add_to(jnp.zeros((graph.indptr.shape[0] - 1, values.shape[1])))
     for layer in reversed(range(layers)):
         product = propagate(rows_from(graph, users, side, layer % 2 == 1), total)
-        total = add(product, values if layer else values + own)
+        # a processor goes to the rows again for less than a pass over all nodes
+        total = add_to(product) if jax.default_backend() == "cpu" else product + given
     return total
 
 
@@ -111,7 +108,8 @@ def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: 
     """
 
     def strip(first, count, side, outputs):
-        return put(outputs, embed_strip(table, layers, buffer, layout, graph, rows, first, count, side), first)
+        columns = embed_strip(table, layers, buffer, layout, graph, rows, first, count, side)
+        return tuple(dynamic_update_slice(o, new, (0, first)) for o, new in zip(outputs, columns, strict=True))
 
     return over_sided_strips(table, layout, strip, outputs)
 
@@ -120,8 +118,3 @@ def embed_strip(table: Table, layers: int, buffer, layout, graph: Graph, rows: j
     """Columns first, ..., first + count - 1 of `embed`, which one `side` alone has if it is not 0."""
     x = gather(table, buffer, layout, first, count)
     return take(smooth_side(graph, x, layers, table.users, side), rows), take(x, rows)
-
-
-def put(outputs, columns, first):
-    """Arrays with their columns from `first` on overwritten."""
-    return jax.tree.map(lambda output, new: dynamic_update_slice(output, new, (0, first)), outputs, columns)

@@ -23,8 +23,11 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
         values = jax.lax.dynamic_slice_in_dim(buffer, first, count, axis=1)
         return jnp.where(has(layout, first, count), values, 0.0).T
 
-    def update(buffers, layout: Layout, first, values, rule):
+    def update(buffers, layout: Layout, first, values, rule, held=None):
         count = values.shape[1]
+        if held is not None:
+            weight, buffer = held
+            values = values + weight[:, None] * jax.lax.dynamic_slice_in_dim(buffer, first, count, axis=1)
         old = jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, first, count, axis=1), buffers)
         new = jax.tree.map(lambda n, o: jnp.where(has(layout, first, count), n, o), rule(old, values), old)
         return jax.tree.map(lambda b, n: jax.lax.dynamic_update_slice_in_dim(b, n, first, axis=1), buffers, new)

@@ -36,13 +36,18 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         sliced = jax.vmap(lambda start: dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
-    def update(buffers, layout: Layout, first, values, rule):
-        starts = dynamic_slice(layout.starts, (first,), (values.shape[1] + 1,))
+    def update(buffers, layout: Layout, first, values, rule, held=None):
+        count = values.shape[1]
+        starts = dynamic_slice(layout.starts, (first,), (count + 1,))
         # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
         if jax.default_backend() == "cpu":
-            flat = _laid_out(values, layout.order, starts, parameters)
+            flat = _laid_out(values, held, layout.order, starts, parameters)
             return _in_turn(buffers, starts[0], starts[-1], flat, rule, min(_CHUNK, vectors))
-        return _by_place(buffers, starts, take(values, layout.order).T, rule)
+        columns = take(values, layout.order).T
+        if held is not None:
+            weight, buffer = held
+            columns = columns + take(weight, layout.order)[None, :] * read(buffer, layout, first, count)
+        return _by_place(buffers, starts, columns, rule)
 
     def source(layout: Layout, first):
         # vectors without column `first` have none from there on; all read the same 0, which stays in a cache
@@ -81,8 +86,8 @@ def _by_place(buffers, starts, values, rule):
     return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, rule(old, values))
 
 
-def _laid_out(values, order, starts, parameters):
-    """Columns f32[M, count] by vector as they lie in the pool, one after the other; f32[...], at most `parameters`.
+def _laid_out(values, held, order, starts, parameters):
+    """Values of `Table.update` as the columns lie in the pool, one after the other; f32[...], at most `parameters`.
 
     Only vectors that have a column are looked at, in whole blocks.
     """
@@ -93,11 +98,16 @@ def _laid_out(values, order, starts, parameters):
 
     def lay_block(i, flat):
         begin = (last - i) * block
-        columns = take(values, dynamic_slice(order, (begin,), (block,))).T
+        vectors_here = dynamic_slice(order, (begin,), (block,))
+        columns = take(values, vectors_here).T
+        weight = 0.0 if held is None else take(held[0], vectors_here)
         reaching = shared_max((lengths > begin).sum(dtype=jnp.int32))
 
         def lay(k, flat):
-            return dynamic_update_slice(flat, columns[k], (places[k] + begin,))
+            column = columns[k]
+            if held is not None:
+                column = column + weight * dynamic_slice(held[1], (starts[k] + begin,), (block,))
+            return dynamic_update_slice(flat, column, (places[k] + begin,))
 
         return jax.lax.fori_loop(0, reaching, lay, flat)
 

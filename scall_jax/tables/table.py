@@ -18,7 +18,8 @@ class Table(NamedTuple):
 
     `update` changes some columns of a pytree of buffers by values of each vector: rule(old, value) -> new acts on each
     coordinate, old and new having the structure of the buffers. For the arrays to be changed in place a new leaf must
-    be made of its own old leaf and the value alone.
+    be made of its own old leaf and the value alone. With `held`, a weight f32[M] of each vector and a buffer, values
+    are weight x what that buffer holds more.
     """
 
     layout: Callable[[jax.Array], Any]  # sizes i32[M] -> layout
@@ -26,7 +27,7 @@ class Table(NamedTuple):
     open: Callable[[Params], Any]  # parameters -> buffer
     close: Callable[[Any], Params]  # and back
     read: Callable[[Any, Any, jax.Array, int], jax.Array]  # buffer, layout, first, count -> f32[count, M] columns
-    update: Callable[[Any, Any, jax.Array, jax.Array, Callable], Any]  # buffers, layout, first, f32[M, count], rule
+    update: Callable[..., Any]  # buffers, layout, first, f32[M, count], rule, held=None -> buffers
     order: Callable[[Any], jax.Array]  # layout -> i32[M], the vector at each place of a column
     source: Callable[[Any, jax.Array], jax.Array]  # layout, first -> i32[N], where a node reads columns from `first` on
     pull: Callable[[jax.Array, Any], jax.Array]  # f32[N, C] by node, layout -> f32[M, C] by vector: reading transposed
