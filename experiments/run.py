@@ -302,9 +302,10 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
         def on_segment(line):
             done.unlink(missing_ok=True)  # of a run that goes on; one that is refused keeps it
             progress.segment(line)
-            forget_traces(line)
 
-        lines = run_segments(config, stream, key, folder=folder, **progress.callbacks | {"on_segment": on_segment})
+        # nobody asks any more for what tracing left in JAX's caches
+        callbacks = progress.callbacks | {"on_compiled": jax.clear_caches, "on_segment": on_segment}
+        lines = run_segments(config, stream, key, folder=folder, **callbacks)
     last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
     title = f"{stream.source}, {config.method}, {config.budget}"
     report.plot_quality(folder / "quality.png", {config.method: lines}, title)
@@ -315,12 +316,6 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     summary = report.describe(config.method, lines) | records.summarise(lines)
     records.write_atomically(done, json.dumps(summary, indent=2) + "\n")
     return summary, lines
-
-
-def forget_traces(line: dict) -> None:
-    """Once all programs of a run are compiled nobody asks for what tracing them left in JAX's caches."""
-    if line["seconds_compile"] > 0:
-        jax.clear_caches()
 
 
 def command(module: str) -> str:

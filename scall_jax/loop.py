@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import checkpoint, compilation, records, tables
+from scall_jax import checkpoint, compilation, heap, records, tables
 from scall_jax.allocators import sides
 from scall_jax.budgets import Budget
 from scall_jax.config import Config
@@ -103,7 +103,8 @@ def run_segments(
     folder: Path | None = None,
     progress: Callable | None = None,
     on_probes: Callable | None = None,
-    on_segment: Callable[[dict], None] | None = None,
+    on_compiled: Callable[[], object] | None = None,
+    on_segment: Callable[[dict], object] | None = None,
     method: Method | Reference | None = None,
 ) -> list[dict]:
     """Run over a stream segment by segment; the lines of `metrics.jsonl`.
@@ -113,6 +114,7 @@ def run_segments(
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
       progress, on_probes, method: as in `make_run`.
+      on_compiled: called once all programs are compiled, before any runs.
       on_segment: called with each new line.
 
     Raises:
@@ -133,11 +135,17 @@ def run_segments(
     # before there is a state: what compiling takes for a moment holds it afterwards
     phases = Phases(run, shapes, stream.segment(len(lines)), trains=not isinstance(method, Reference))
     # one program, and not kept: operation by operation, each would be one that is
-    state = compilation.compiled(init, key)(key)
+    begin = compilation.compiled(init, key)
+    if on_compiled is not None:
+        on_compiled()
+    state = jax.block_until_ready(begin(key))
+    del begin
+    heap.give_back()
     if lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, storage)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
+        heap.give_back()
         state, line, record = _one_segment(run, phases, storage, state, segment)
         line |= _account(config, stream, state, line, storage)
         if isinstance(method, Reference):
