@@ -22,7 +22,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import numpy as np
 from experiments import benchmark_cases, run
 from experiments.benchmark_cases import CASES
 from experiments.benchmark_setting import Work
-from scall_jax import records, report
+from scall_jax import heap, records, report
 
 OFFICIAL = {
     "step official_ml1m_segments@2": 0.074,
@@ -125,11 +124,11 @@ def _median(work: Work, repeats: int) -> tuple[float, float, float]:
 
 def measure(name: str, arguments: tuple[str, ...], repeats: int, wait: Callable[[], object] = lambda: None) -> dict:
     """Measure one case in this process; `wait` is called when it is prepared."""
-    before = _peak()
+    host, device = heap.peak_rss_bytes(), _device_peak()  # in this order: asking for a device starts JAX
     work = CASES[name](*arguments)
     wait()
     median, low, high = _median(work, repeats)
-    used = _peak() - before
+    used = heap.peak_rss_bytes() - host if device is None else _device_peak() - device
     parts = sum(times * _median(part, repeats)[0] / part.per_call for part, times in work.parts)
     best = limits()
     bound = max(work.bytes / best["copy_bytes_per_second"], work.flops / best["flops_per_second"])
@@ -148,12 +147,9 @@ def measure(name: str, arguments: tuple[str, ...], repeats: int, wait: Callable[
     } | best
 
 
-def _peak() -> int:
-    """Bytes at most, so far: of the device where it tells, else of this process."""
-    found = jax.local_devices()[0].memory_stats()
-    if found and "peak_bytes_in_use" in found:
-        return found["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _device_peak() -> int | None:
+    """Bytes of the device at most, so far, where it tells."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def main(flags: Benchmark) -> list[dict]:

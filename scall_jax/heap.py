@@ -1,11 +1,13 @@
-"""The heap of the process: what is free goes back to the system. Where the C library is not glibc nothing is done.
+"""Memory of the process: what is free goes back to the system. Where the C library is not glibc nothing is done.
 
 Compiling and running programs takes hundreds of megabytes for a moment, in the heaps of several threads, and glibc
 keeps what has been free; `experiments/results/speed.md` has what a run takes with and without these functions.
 """
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 # parameters of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -29,6 +31,15 @@ def keep_little() -> None:
         option(_TRIM_THRESHOLD, 2**21)
         # blocks from here on are apart from the heaps, which they would tear; each costs its page faults
         option(_MMAP_THRESHOLD, 2**23)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage(2) has what the process that started this one had, where that was more
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _glibc(name):

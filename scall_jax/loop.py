@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -114,7 +112,7 @@ def run_segments(
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
       progress, on_probes, method: as in `make_run`.
-      on_compiled: called once all programs are compiled, before any runs.
+      on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` drops what tracing left.
       on_segment: called with each new line.
 
     Raises:
@@ -133,7 +131,7 @@ def run_segments(
     if len(lines) == len(stream):
         return lines
     # before there is a state: what compiling takes for a moment holds it afterwards
-    phases = Phases(run, shapes, stream.segment(len(lines)), trains=not isinstance(method, Reference))
+    phases = Phases(run, shapes, stream.segment(len(lines)), not isinstance(method, Reference), on_compiled)
     # one program, and not kept: operation by operation, each would be one that is
     begin = compilation.compiled(init, key)
     if on_compiled is not None:
@@ -183,7 +181,7 @@ def _one_segment(run: Run, phases: Phases, storage: tables.Storage | Kept, state
         "seconds_search": seconds_search,
         "seconds_sizes": seconds_prepare,
         "seconds_compile": phases.take_seconds_compile(),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": heap.peak_rss_bytes(),
     }
     return state, line, record
 
@@ -213,12 +211,6 @@ def _storage(config: Config, method: Method | Reference, state: RunState, stream
         return method.kept(users, items)
     kind = tables.kind_of(config, method.storage)
     return kind.build(state.held.units, users, items, config.sizes.maximum)
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _store(folder: Path, storage, state: RunState, line: dict, record: Record, segment: Segment) -> None:

@@ -1,6 +1,7 @@
 """The phases of a run as programs, compiled ahead of time and without holding anything large twice."""
 
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -17,9 +18,19 @@ class Phases:
     prepared, `evaluate` and `search` the parameters and the chooser's memory apart from the rest of a state (`apart`).
     """
 
-    def __init__(self, run: Run, state: RunState, segment: Segment, trains: bool = True):
-        """Compile all phases; of `state` and `segment` the shapes matter. `trains`: parameters keep their shapes."""
-        start, self._programs = time.perf_counter(), {}
+    def __init__(
+        self,
+        run: Run,
+        state: RunState,
+        segment: Segment,
+        trains: bool = True,
+        on_compiled: Callable[[], object] | None = None,
+    ):
+        """Compile all phases; of `state` and `segment` the shapes matter.
+
+        `trains`: parameters keep their shapes. `on_compiled` is called after each program.
+        """
+        start, self._programs, self._on_compiled = time.perf_counter(), {}, on_compiled
 
         def fit(params, state, segment, prepared):
             return run.fit(state, segment, prepared._replace(params=params))
@@ -42,6 +53,8 @@ class Phases:
     def _compile(self, name, function, *arguments, donate=()):
         """Shapes of the result."""
         self._programs[name] = program = compilation.compiled(function, *arguments, donate=donate)
+        if self._on_compiled is not None:
+            self._on_compiled()
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
 
     def __call__(self, name: str, *arguments):
