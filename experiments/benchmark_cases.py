@@ -247,8 +247,7 @@ def memory(data):
 def scall(data, at_once, compiled):
     """SCALL by the official settings: 8 segments, 12 probes of 50 steps each.
 
-    `compiled`: a folder for compiled programs, or `plain`, which keeps none. What is not there yet is compiled, which is
-    part of the time.
+    `compiled`: a folder for compiled programs, or `plain`, which keeps none; compiling is part of the time.
     """
     flags = official_ml1m.Official(data=data.removeprefix("official:"))
     search = dataclasses.replace(flags.search, probe_steps=50)
