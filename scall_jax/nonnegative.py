@@ -15,17 +15,22 @@ dynamic_update_slice = functools.partial(jax.lax.dynamic_update_slice, allow_neg
 
 def div(a: jax.Array, b: jax.Array | int) -> jax.Array:
     """a // b for a >= 0 and b > 0."""
-    return jax.lax.div(a, b)
+    return a >> (b.bit_length() - 1) if _power_of_two(b) else jax.lax.div(a, b)
 
 
 def ceil_div(a: jax.Array, b: jax.Array | int) -> jax.Array:
     """a / b rounded up, for a >= 0 and b > 0; a + b - 1 must not overflow."""
-    return jax.lax.div(a + (b - 1), b)
+    return div(a + (b - 1), b)
 
 
 def rem(a: jax.Array, b: jax.Array | int) -> jax.Array:
     """a % b for a >= 0 and b > 0."""
-    return jax.lax.rem(a, b)
+    return a & (b - 1) if _power_of_two(b) else jax.lax.rem(a, b)
+
+
+def _power_of_two(b) -> bool:
+    """Whether a shift or a mask does, which XLA makes of a division too, but for negative numbers as well."""
+    return isinstance(b, int) and b & (b - 1) == 0
 
 
 def take(x: jax.Array, at: jax.Array) -> jax.Array:

@@ -69,10 +69,9 @@ def smooth_to_side(
 
 def rows_from(graph: Graph, users: int, side, other: bool) -> Graph:
     """The rows that a product from `side` fills, or its own rows; all if it is 0. The others are empty."""
-    middle, end = graph.indptr[users], graph.indptr[-1]
-    of_items = (side == 1) if other else (side == 2)
-    low = jnp.where((side != 0) & of_items, middle, 0)
-    high = jnp.where((side != 0) & ~of_items, middle, end)
+    rows = 3 - side if other else side  # 1 and 2 are one side's, 0 and 3 are all
+    middle = graph.indptr[users]
+    low, high = jnp.where(rows == 2, middle, 0), jnp.where(rows == 1, middle, graph.indptr[-1])
     return graph._replace(indptr=jnp.clip(graph.indptr, low, high))
 
 
