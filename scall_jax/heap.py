@@ -35,11 +35,12 @@ def keep_little() -> None:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far."""
+    # getrusage(2) has what the process that started this one had, where that was more
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage(2) has what the process that started this one had, where that was more
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    lines = status.read_text().splitlines() if status.exists() else []
+    own = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return own[0] if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _glibc(name):

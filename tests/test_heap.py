@@ -39,6 +39,26 @@ def test_what_is_free_goes_back():
     assert held > 0.8 and freed > 0.7
 
 
+# of a process that starts from nothing: the file alone, without the package and JAX
+PEAK = """
+import runpy, sys
+peak = runpy.run_path(sys.argv[1])["peak_rss_bytes"]
+before = peak()
+block = bytearray(2**26)
+del block
+print(before, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells less")
+def test_the_peak_is_that_of_the_process_itself():
+    command = [sys.executable, "-c", PEAK, heap.__file__]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, more = map(int, said.split())
+    assert before < heap.peak_rss_bytes() / 2  # this process holds JAX, which the one that it starts does not inherit
+    assert 0.9 * 2**26 < more < 1.5 * 2**26
+
+
 def test_other_systems_are_left_alone(monkeypatch):
     called = []
     monkeypatch.setattr(ctypes, "CDLL", called.append)

@@ -185,8 +185,10 @@ def test_starting_afresh_forgets_and_warm_start_does_not(stream):
 
 def test_records_on_disk_hold_the_budget(stream, tmp_path):
     config = small_config("fixed", budget=Budget.mean_size(30.7), sizes=SizesConfig(maximum=40))
-    seen = []
-    lines = run_segments(config, stream, jax.random.key(0), folder=str(tmp_path / "r"), on_segment=seen.append)
+    seen, compiled = [], []
+    callbacks = {"on_segment": seen.append, "on_compiled": lambda: compiled.append(len(seen))}
+    lines = run_segments(config, stream, jax.random.key(0), folder=str(tmp_path / "r"), **callbacks)
+    assert compiled == [0] * 4  # sizes, fit, evaluation and the first state, before any segment
     assert lines == seen == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         entities = line["users"] + line["items"]
