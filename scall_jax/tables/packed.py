@@ -87,9 +87,10 @@ def _by_place(buffers, starts, values, rule):
 
 
 def _laid_out(values, held, order, starts, parameters):
-    """Values of `Table.update` as the columns lie in the pool, one after the other; f32[...], at most `parameters`.
+    """Values f32[M, count] of `Table.update`, `held` included, as their columns lie in the pool, one after the other.
 
-    Only vectors that have a column are looked at, in whole blocks.
+    Only vectors that have a column are looked at, in whole blocks. The result f32[...] has room behind the last column,
+    for whole blocks and chunks, where what stands is of no meaning.
     """
     vectors, count = values.shape
     block = -(-vectors // _BLOCKS)
