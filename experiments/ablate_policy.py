@@ -10,8 +10,10 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from experiments import compare, run
+from experiments import compare
 from scall_jax import SEARCHED
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
 from scall_jax.policies import POLICIES, PolicyConfig
 from scall_jax.sizes import FAMILIES
 
@@ -30,7 +32,7 @@ class AblatePolicy(compare.Compare):
     """Folder of the cells and the table."""
 
 
-def variants(flags: AblatePolicy) -> dict[str, run.Main]:
+def variants(flags: AblatePolicy) -> dict[str, run_flags.Main]:
     """Name and flags of each variant."""
     found = {"ours": flags}
     found |= {f"policy {name}": dataclasses.replace(flags, ours=f"scall-{name}") for name in POLICIES}
@@ -59,7 +61,7 @@ def _same(variant, ours):
     return policy == SEARCHED.get(ours.ours) and dataclasses.replace(variant, ours=ours.ours) == ours
 
 
-def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tuple[dict, run.Main]]:
+def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tuple[dict, run_flags.Main]]:
     """A cell per variant, budget and seed.
 
     Raises:
@@ -85,4 +87,4 @@ def main(flags: AblatePolicy) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run.cli(AblatePolicy, main, __doc__)
+    cli(AblatePolicy, main, __doc__)

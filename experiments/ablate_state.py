@@ -9,7 +9,8 @@ segment the search is nearly a bandit.
 import dataclasses
 from pathlib import Path
 
-from experiments import ablate_policy, compare, run
+from experiments import ablate_policy, compare
+from scall_jax.cli.cli import cli
 from scall_jax.policies import ObserveConfig
 
 
@@ -40,4 +41,4 @@ def main(flags: AblateState) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run.cli(AblateState, main, __doc__)
+    cli(AblateState, main, __doc__)

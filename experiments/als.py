@@ -23,8 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import run
-from scall_jax import evaluation, records, report, strata
+from scall_jax.analysis import report
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
+from scall_jax.evaluation import ranking as evaluation
+from scall_jax.evaluation import user_strata as strata
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 from scall_jax.streams import Segment, Stream
 
 Factorise = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -32,7 +37,7 @@ Factorise = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Als(run.Main):
+class Als(run_flags.Main):
     """Flags; those of `experiments.run` hold for the stream."""
 
     widths: tuple[int, ...] = (8, 64)
@@ -116,7 +121,7 @@ def run_width(
         "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
         "key": seed,
     }
-    records.write_atomically(folder / "config.json", json.dumps(identity, indent=2) + "\n")
+    run_folder.write_atomically(folder / "config.json", json.dumps(identity, indent=2) + "\n")
     for t in range(len(stream)):
         segment, known, start = jax.device_put(stream.segment(t)), strata.profiles(stream, t), time.perf_counter()
         attempts = []
@@ -135,10 +140,10 @@ def run_width(
         count = int(segment.test.count)
         stored = {"users": np.asarray(segment.test.users)[:count], "metrics": np.asarray(test.by_user)[:count]}
         np.savez_compressed(folder / "users" / f"segment-{t:04d}.npz", **stored)
-        records.append_line(folder / "metrics.jsonl", line)
+        run_folder.append_line(folder / "metrics.jsonl", line)
         lines.append(line)
     summary = {"method": "als", "width": width, "seed": seed} | records.summarise(lines)
-    records.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run_folder.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return lines
 
 
@@ -150,8 +155,8 @@ def _padded(factors, rows):
 
 def main(flags: Als, factorise: Factorise = by_implicit) -> str:
     """All widths and seeds; the table."""
-    flags = run.by_protocol(flags)
-    stream = run.load_stream(flags)
+    flags = run_flags.by_protocol(flags)
+    stream = run_flags.load_stream(flags)
     rows = []
     for width in flags.widths:
         runs = [run_width(flags, stream, width, s, flags.out / f"width{width}-seed{s}", factorise) for s in flags.seeds]
@@ -162,10 +167,10 @@ def main(flags: Als, factorise: Factorise = by_implicit) -> str:
         ]
         rows.append([f"als, width {width}", f"{1e-6 * runs[0][-1]['bytes_at_rest']:.4g}", *cells])
     text = report.markdown(["outside the budget", "MB", "Recall@20", "NDCG@20", "valid R@20"], rows)
-    records.write_atomically(flags.out / "table.md", f"# {stream.source}: {len(stream)} segments\n\n{text}\n")
+    run_folder.write_atomically(flags.out / "table.md", f"# {stream.source}: {len(stream)} segments\n\n{text}\n")
     print(text)
     return text
 
 
 if __name__ == "__main__":
-    run.cli(Als, main, __doc__)
+    cli(Als, main, __doc__)

@@ -26,10 +26,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments import compare, memory, run, significance, strata
-from scall_jax import FitConfig, records, report
-from scall_jax.methods import REFERENCES
-from scall_jax.strata import StrataConfig
+from experiments import compare, strata
+from scall_jax import FitConfig
+from scall_jax.analysis import memory_curves as memory
+from scall_jax.analysis import report, significance
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
+from scall_jax.evaluation.user_strata import StrataConfig
+from scall_jax.methods.registry import BASELINES
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 
 COLUMNS = (
     "segment",
@@ -83,7 +89,7 @@ class Arena(compare.Compare):
     """Folder of the cells and the results."""
 
 
-def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
+def cells(flags: Arena) -> tuple[list[tuple[dict, run_flags.Main]], list[str]]:
     """Columns and flags of the runs that can be made, and why the others cannot.
 
     Raises:
@@ -92,22 +98,22 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run.Main]], list[str]]:
     found, refused, streams, sizes = [], [], {}, {}
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
-        run.make_config(cell, method)  # what is wrong but the budget is wrong for all
+        run_flags.make_config(cell, method)  # what is wrong but the budget is wrong for all
         if cell.cut not in streams:
-            streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+            streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
         stream = streams[cell.cut]
-        if method in REFERENCES or method == "full":
+        if method in BASELINES or method == "full":
             shown = shown | {"MB": "-"}
         else:
             entities = sum(stream.known(stream.bounds[-1].train))
             megabytes = round(4e-6 * float(cell.budget.mean_size) * entities, 6)  # whole bytes
-            cell = dataclasses.replace(cell, budget=run.BudgetFlags(megabytes=megabytes))
+            cell = dataclasses.replace(cell, budget=run_flags.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}
             other = sizes.setdefault(shown["MB"], shown["mean size"])
             if other != shown["mean size"]:
                 raise ValueError(f"--mean-sizes {other} and {shown['mean size']} are both {shown['MB']} MB: give one")
         try:
-            run.trace_init(run.make_config(cell, method), stream)
+            run_flags.trace_init(run_flags.make_config(cell, method), stream)
         except ValueError as error:
             refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
@@ -123,7 +129,7 @@ def _all_cells(flags):
     for shown, cell in compare.cells(flags):
         if not flags.replays:
             yield shown, cell
-        elif cell.method[0] in REFERENCES:  # they do not train on replay
+        elif cell.method[0] in BASELINES:  # they do not train on replay
             yield shown | {"replay": "-"}, cell
         else:
             for part in flags.replays:
@@ -140,7 +146,7 @@ def label(shown: dict) -> str:
 
 
 def _lines(folder: Path) -> list[dict]:
-    return records.read_lines(folder / "metrics.jsonl")
+    return run_folder.read_lines(folder / "metrics.jsonl")
 
 
 def to_frame(groups: dict[tuple, list[Path]]) -> pl.DataFrame:
@@ -243,7 +249,7 @@ def tests(groups: dict[tuple, list[Path]]) -> list[str]:
         best = max(valid, key=valid.get)
         others = [m for m in here if m != best]
         results = [significance.compare_runs(here[best], here[m]) for m in others]
-        corrected = memory.holm([r["users"] for r in results])
+        corrected = significance.holm([r["users"] for r in results])
         for m, r, p in zip(others, results, corrected, strict=True):
             seeds = "" if r["seeds"] is None else f", over seeds {r['seeds']:.2g}"
             gain = f"Recall@20 {r['difference']:+.4f}, p over {r['count']} users {p:.2g}{seeds}"
@@ -270,7 +276,7 @@ def main(flags: Arena) -> list[dict]:
         to_frame(groups).write_parquet(flags.out / "arena.parquet")
         if flags.by_strata:
             named = {strata.name_of(folders[0], flags.out): folders for folders in groups.values()}
-            strata.write(flags.out, named, run.load_stream(flags), flags.strata)
+            strata.write(flags.out, named, run_flags.load_stream(flags), flags.strata)
         by_metric = {metric: curves(groups, metric) for metric in ("recall@20", "ndcg@20")}
         series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_metric["recall@20"].items()}
         labels = Path(flags.data).name, "budget (10^6 bytes at rest)", "test Recall@20"
@@ -288,4 +294,4 @@ def main(flags: Arena) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run.cli(Arena, main, __doc__)
+    cli(Arena, main, __doc__)

@@ -10,12 +10,16 @@ two.
 import dataclasses
 from pathlib import Path
 
-from experiments import run
-from scall_jax import records, report
+from scall_jax.analysis import report
+from scall_jax.cli import commands
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli, command
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 
 
 @dataclasses.dataclass(frozen=True)
-class BudgetCut(run.Main):
+class BudgetCut(run_flags.Main):
     """Flags; those of `experiments.run` hold, budgets apart."""
 
     method: tuple[str, ...] = ("uniform", "scall")
@@ -34,24 +38,29 @@ class BudgetCut(run.Main):
 
 def main(flags: BudgetCut) -> dict[str, list[dict]]:
     """Run with and without the cut; the lines of metrics by run."""
-    flags = run.by_protocol(flags)
-    stream = run.load_stream(flags)
+    flags = run_flags.by_protocol(flags)
+    stream = run_flags.load_stream(flags)
     start = len(stream) // 3 if flags.cut_from is None else flags.cut_from
     end = 2 * len(stream) // 3 if flags.cut_until is None else flags.cut_until
     if not 0 <= start < end <= len(stream):
         raise ValueError(f"cut from segment {start} until {end}: need 0 <= from < until <= {len(stream)} segments")
     sizes = [flags.cut_size if start <= t < end else flags.size for t in range(len(stream))]
-    budgets = {"constant": run.BudgetFlags(mean_size=flags.size), "cut": run.BudgetFlags(schedule=tuple(sizes))}
-    if flags.budget != run.BudgetFlags():
+    budgets = {
+        "constant": run_flags.BudgetFlags(mean_size=flags.size),
+        "cut": run_flags.BudgetFlags(schedule=tuple(sizes)),
+    }
+    if flags.budget != run_flags.BudgetFlags():
         raise ValueError("--budget.*: give --size and --cut-size")
-    for method in run.expand(flags.method):
+    for method in run_flags.expand(flags.method):
         for budget in budgets.values():
-            run.check_run(run.make_config(dataclasses.replace(flags, budget=budget), method), stream)
+            run_flags.check_run(run_flags.make_config(dataclasses.replace(flags, budget=budget), method), stream)
     found = {}
-    for method in run.expand(flags.method):
+    for method in run_flags.expand(flags.method):
         for name, budget in budgets.items():
             cell = dataclasses.replace(flags, budget=budget, method=(method,), out=flags.out / method / name)
-            _, found[f"{method}, {name}"] = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
+            _, found[f"{method}, {name}"] = commands.run_method(
+                cell, run_flags.make_config(cell, method), stream, cell.out
+            )
     report.plot_quality(
         flags.out / "cut.png", found, f"{stream.source}: mean size {flags.size:g}, cut {flags.cut_size:g}"
     )
@@ -64,10 +73,10 @@ def main(flags: BudgetCut) -> dict[str, list[dict]]:
         ]
         rows.append([name, *("-" if mean is None else f"{mean:.4f}" for mean in means)])
     text = report.markdown(["Recall@20", *parts], rows)
-    records.write_atomically(flags.out / "table.md", f"`{run.command('experiments.budget_cut')}`\n\n{text}\n")
+    run_folder.write_atomically(flags.out / "table.md", f"`{command('experiments.budget_cut')}`\n\n{text}\n")
     print(f"\n{text}")
     return found
 
 
 if __name__ == "__main__":
-    run.cli(BudgetCut, main, __doc__)
+    cli(BudgetCut, main, __doc__)

@@ -15,9 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import run
-from scall_jax import records, report
-from scall_jax.methods import REFERENCES
+from scall_jax.analysis import report
+from scall_jax.cli import commands
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli, command
+from scall_jax.methods.registry import BASELINES
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 
 ANY_SIZE = 8.0
 """Mean size on record of runs that no budget binds: the same whatever is asked for, so that they continue."""
@@ -25,7 +29,7 @@ QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(run.Main):
+class Compare(run_flags.Main):
     """Flags; those of `experiments.run` hold for every cell but --budget, --bias and --overwrite, which are refused.
     --seed only cuts the stream."""
 
@@ -50,20 +54,20 @@ def checked(flags: Compare) -> Compare:
     for flag in ("method", "mean_sizes", "seeds", "biases"):
         if not getattr(flags, flag):
             raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
-    if flags.budget != run.BudgetFlags():
+    if flags.budget != run_flags.BudgetFlags():
         raise ValueError("--budget.*: runs are compared at --mean-sizes")
     if flags.bias:
         raise ValueError("--bias: runs are compared by --biases")
     if flags.overwrite:
         raise ValueError("--overwrite: finished runs are kept; choose another --out, or delete what is there")
-    return run.by_protocol(flags)
+    return run_flags.by_protocol(flags)
 
 
-def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
+def cells(flags: Compare) -> list[tuple[dict, run_flags.Main]]:
     """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
     found = {}
-    for method in run.expand(flags.method):
-        outside, full = method in REFERENCES, method == "full"
+    for method in run_flags.expand(flags.method):
+        outside, full = method in BASELINES, method == "full"
         for bias in flags.biases[:1] if outside else flags.biases:
             for size in (ANY_SIZE,) if outside or full else flags.mean_sizes:
                 for seed in flags.seeds[:1] if outside else flags.seeds:
@@ -75,9 +79,9 @@ def cells(flags: Compare) -> list[tuple[dict, run.Main]]:
     return list(found.values())
 
 
-def cell_flags(flags: Compare, out: Path, method: str, size: float, seed: int) -> run.Main:
+def cell_flags(flags: Compare, out: Path, method: str, size: float, seed: int) -> run_flags.Main:
     """Flags of one run among many."""
-    budget = run.BudgetFlags(mean_size=size)
+    budget = run_flags.BudgetFlags(mean_size=size)
     return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, resume=True, out=out)
 
 
@@ -87,25 +91,25 @@ def main(flags: Compare) -> list[dict]:
     return run_cells(flags, cells(flags), "experiments.compare")
 
 
-def refuse(flags: Compare, found: list[tuple[dict, run.Main]]) -> tuple[list, dict]:
+def refuse(flags: Compare, found: list[tuple[dict, run_flags.Main]]) -> tuple[list, dict]:
     """Configurations of the cells, and streams by cut.
 
     Raises:
       ValueError: a cell cannot be run; none has been.
     """
-    configs = [run.make_config(cell, *cell.method) for _, cell in found]
-    stream = run.load_stream(flags)
-    run.check_stream(stream)
+    configs = [run_flags.make_config(cell, *cell.method) for _, cell in found]
+    stream = run_flags.load_stream(flags)
+    run_flags.check_stream(stream)
     streams = {flags.cut: stream}
     for _, cell in found:
         if cell.cut not in streams:
-            streams[cell.cut] = run.load_stream(dataclasses.replace(flags, cut=cell.cut))
+            streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
     for cut, config in dict.fromkeys(zip([cell.cut for _, cell in found], configs, strict=True)):
-        run.check_run(config, streams[cut])
+        run_flags.check_run(config, streams[cut])
     return configs, streams
 
 
-def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, report_more=None) -> list[dict]:
+def run_cells(flags: Compare, found: list[tuple[dict, run_flags.Main]], module: str, report_more=None) -> list[dict]:
     """Run cells that are not finished, print and write their table; a row per distinct set of columns.
 
     `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
@@ -116,7 +120,7 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
     # seeds share their compiled programs
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     for (shown, cell), config in zip(found, configs, strict=True):
-        summary, _ = run.run_method(cell, config, streams[cell.cut], cell.out)
+        summary, _ = commands.run_method(cell, config, streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])
@@ -128,8 +132,8 @@ def run_cells(flags: Compare, found: list[tuple[dict, run.Main]], module: str, r
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
         note += "\n\n" + report_more(rows, folders)
     title = f"{stream.source}: {len(stream)} segments"
-    records.write_atomically(flags.out / "table.md", f"# {title}\n\n`{run.command(module)}`\n\n{text}\n\n{note}\n")
-    records.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
+    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command(module)}`\n\n{text}\n\n{note}\n")
+    run_folder.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows
 
@@ -145,4 +149,4 @@ def _row(summaries):
 
 
 if __name__ == "__main__":
-    run.cli(Compare, main, __doc__)
+    cli(Compare, main, __doc__)

@@ -17,10 +17,14 @@ import jax
 import numpy as np
 import polars as pl
 
-from experiments import run
-from scall_jax import FitConfig, records, report
+from scall_jax import FitConfig
+from scall_jax.analysis import report
+from scall_jax.cli import commands
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli, command
 from scall_jax.config import SizesConfig
 from scall_jax.policies import ObserveConfig
+from scall_jax.run import folder as run_folder
 from scall_jax.streams.stream import Bounds, Stream
 
 OFFICIAL = {
@@ -37,7 +41,7 @@ OFFICIAL_NDCG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Official(run.Main):
+class Official(run_flags.Main):
     """Flags; those of `experiments.run` hold where they are not part of the settings."""
 
     data: str = "official_ml1m_segments.parquet"
@@ -53,7 +57,7 @@ class Official(run.Main):
     fit: FitConfig = FitConfig(learning_rate=0.03, eval_every=50, patience=3, decay_every=200)
     observe: ObserveConfig = ObserveConfig(groups=64)
     sizes: SizesConfig = SizesConfig(maximum=128)
-    budget: run.BudgetFlags = run.BudgetFlags(mean_size=16)
+    budget: run_flags.BudgetFlags = run_flags.BudgetFlags(mean_size=16)
     out: Path = Path("runs/official_ml1m")
     """Folder of the runs and the table."""
 
@@ -135,7 +139,7 @@ def main(flags: Official) -> str:
     """Run all; the table."""
     rows = []
     for protocol in flags.protocols:
-        for method in run.expand(flags.method):
+        for method in run_flags.expand(flags.method):
             lines = [_one(flags, protocol, method, seed) for seed in flags.seeds]
             rows += _rows(protocol, method, lines, range(1, flags.segments))
     for name in OFFICIAL:
@@ -147,8 +151,8 @@ def main(flags: Official) -> str:
             rows.append([f"official {name} {metric}@20", *shown, f"{np.mean(known):.4f}"])
     text = report.markdown(["test", *(f"t={t}" for t in range(1, flags.segments)), "mean"], rows)
     note = "Mean ± standard deviation over seeds. published: model and reward selected on test, as the official code."
-    head = f"`{run.command('experiments.official_ml1m')}`"
-    records.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
+    head = f"`{command('experiments.official_ml1m')}`"
+    run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
     print(f"\n{text}\n\n{note}")
     return text
 
@@ -167,8 +171,8 @@ def _one(flags, protocol, method, seed):
     )
     cell.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
-    cell = run.by_protocol(cell)
-    _, lines = run.run_method(cell, run.make_config(cell, method), stream, cell.out)
+    cell = run_flags.by_protocol(cell)
+    _, lines = commands.run_method(cell, run_flags.make_config(cell, method), stream, cell.out)
     return lines
 
 
@@ -184,4 +188,4 @@ def _rows(protocol, method, runs, segments):
 
 
 if __name__ == "__main__":
-    run.cli(Official, main, __doc__)
+    cli(Official, main, __doc__)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import run
-from scall_jax import records, report
+from scall_jax.analysis import report
+from scall_jax.cli.cli import cli, command
+from scall_jax.run import folder as run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
     for path in sorted(out.rglob("summary.json")):
         budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
         runs += 1
-        for line in records.read_lines(path.parent / "metrics.jsonl"):
+        for line in run_folder.read_lines(path.parent / "metrics.jsonl"):
             # without valid users fitness is minus the loss, of which there is no gain
             if line["segment"] < first or not line.get("probe_reference", 0) > 0 or len(line["probe_actions"][0]) != 3:
                 continue
@@ -109,11 +110,11 @@ def main(flags: Probes) -> str:
     header = ["budget", "runs", "probes", "valid users", "spread %", "explained %", *(f"rho {edge}" for edge in edges)]
     text = report.markdown(header, rows)
     note = "Gains in percent of the uniform probe's fitness; valid users: the median segment's."
-    head = f"`{run.command('experiments.probes')}`"
-    records.write_atomically(flags.out / "probes.md", f"{head}\n\n{text}\n\n{note}\n")
+    head = f"`{command('experiments.probes')}`"
+    run_folder.write_atomically(flags.out / "probes.md", f"{head}\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text
 
 
 if __name__ == "__main__":
-    run.cli(Probes, main, __doc__)
+    cli(Probes, main, __doc__)

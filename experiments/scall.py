@@ -14,7 +14,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from experiments import compare, run, significance
+from experiments import compare
+from scall_jax.analysis import significance
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Scall(compare.Compare):
     """Folder of the cells and the table."""
 
 
-def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, run.Main]]:
+def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, run_flags.Main]]:
     """Cells to choose from at one budget, by method and parameters."""
     found = {"frequency": {f"p={p:g}": {"power": p} for p in flags.powers}, "fixed": {}}
     for rho in flags.shares:
@@ -54,7 +57,7 @@ def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, run.Ma
     return found
 
 
-def choose(flags: Scall) -> tuple[list[tuple[dict, run.Main]], str]:
+def choose(flags: Scall) -> tuple[list[tuple[dict, run_flags.Main]], str]:
     """Cells of the parameters that are best on valid by the first seed; Markdown list of what was tried."""
     first, *others = flags.seeds
     chosen, lines = [], []
@@ -106,7 +109,7 @@ def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
 def main(flags: Scall) -> list[dict]:
     """Run, compare and test."""
     flags = compare.checked(flags)
-    if flags.ours not in run.expand(flags.method):
+    if flags.ours not in run_flags.expand(flags.method):
         raise ValueError(f"--ours {flags.ours!r} is not among the methods: {', '.join(flags.method)}")
     found, chosen, tried = compare.cells(flags), [], ""
     if flags.choose:
@@ -120,4 +123,4 @@ def main(flags: Scall) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run.cli(Scall, main, __doc__)
+    cli(Scall, main, __doc__)

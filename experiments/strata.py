@@ -23,15 +23,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments import run
-from scall_jax import records, report, strata
-from scall_jax.loop import read_identity
-from scall_jax.strata import StrataConfig
+from scall_jax.analysis import report
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
+from scall_jax.evaluation import user_strata as strata
+from scall_jax.evaluation.user_strata import StrataConfig
+from scall_jax.run import folder as run_folder
+from scall_jax.run.folder import read_identity
 from scall_jax.streams import Stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Strata(run.Main):
+class Strata(run_flags.Main):
     """Flags; those of `experiments.run` hold for the stream."""
 
     strata: StrataConfig = StrataConfig()
@@ -134,18 +137,18 @@ def write(out: Path, groups: dict[str, list[Path]], stream: Stream, config: Stra
         f"formulas in scall_jax/strata.py, {config.neighbours} neighbours an item, smoothing {config.smoothing:g}."
     )
     text = f"{to_markdown(frame)}\n\n{note}"
-    records.write_atomically(out / "strata.md", f"# {stream.source}: by strata\n\n{text}\n")
+    run_folder.write_atomically(out / "strata.md", f"# {stream.source}: by strata\n\n{text}\n")
     return text
 
 
 def main(flags: Strata) -> str:
     """Tables of the finished runs in the folder; the text."""
-    flags = run.by_protocol(flags)
+    flags = run_flags.by_protocol(flags)
     groups = finished(flags.out)
-    text = write(flags.out, groups, run.load_stream(flags), flags.strata)
+    text = write(flags.out, groups, run_flags.load_stream(flags), flags.strata)
     print(text)
     return text
 
 
 if __name__ == "__main__":
-    run.cli(Strata, main, __doc__)
+    cli(Strata, main, __doc__)

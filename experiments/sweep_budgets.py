@@ -18,18 +18,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import run
-from scall_jax import Budget, records, report, scan
-from scall_jax.loop import check_sweep, scan_program, sweep_program
-from scall_jax.methods import REFERENCES
-from scall_jax.run import Record
+from scall_jax import Budget, scan
+from scall_jax.analysis import report
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
+from scall_jax.methods.registry import BASELINES
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
+from scall_jax.run.scan import check_sweep, scan_program, sweep_program
+from scall_jax.run.step import Record
 
-OUTSIDE = (*REFERENCES, "full")
+OUTSIDE = (*BASELINES, "full")
 """Methods that no budget binds."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(run.Main):
+class Sweep(run_flags.Main):
     """Flags; those of `experiments.run` hold, --budget apart; --seed only cuts the stream."""
 
     method: tuple[str, ...] = ("uniform", "frequency")
@@ -64,7 +68,7 @@ def main(flags: Sweep) -> list[dict]:
             series[method] = (row["megabytes"], recalls.mean(1), spread)
         rows.append(row)
         print(f"{method}: {json.dumps(row)}")
-        records.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
+        run_folder.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     title = f"{stream.source}, last segment's memory"
     report.plot_lines(flags.out / "sweep.png", series, title, "table, MB (10^6 bytes)", "test Recall@20", levels)
     return rows
@@ -72,27 +76,27 @@ def main(flags: Sweep) -> list[dict]:
 
 def _checked(flags):
     """The stream, and the methods' configurations; what cannot be swept is refused before anything runs."""
-    flags = run.by_protocol(flags)
-    if flags.budget != run.BudgetFlags():
+    flags = run_flags.by_protocol(flags)
+    if flags.budget != run_flags.BudgetFlags():
         raise ValueError("--budget.*: budgets are swept by --mean-sizes")
     for flag in ("method", "mean_sizes", "seeds"):
         if not getattr(flags, flag):
             raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
     if (flags.out / "sweep.json").exists() and not flags.overwrite:
         raise ValueError(f"{flags.out} holds a sweep: --overwrite it, or choose another --out")
-    methods = dict.fromkeys([*run.expand(flags.method), *(["full"] if flags.full else [])])
-    configs = {method: run.make_config(flags, method) for method in methods}
+    methods = dict.fromkeys([*run_flags.expand(flags.method), *(["full"] if flags.full else [])])
+    configs = {method: run_flags.make_config(flags, method) for method in methods}
     for seed in flags.seeds:
-        run.make_config(dataclasses.replace(flags, seed=seed), next(iter(methods)))
-    stream = run.load_stream(flags)
-    run.check_stream(stream)
+        run_flags.make_config(dataclasses.replace(flags, seed=seed), next(iter(methods)))
+    stream = run_flags.load_stream(flags)
+    run_flags.check_stream(stream)
     for method, config in configs.items():
         if method in OUTSIDE:
-            run.check_run(config, stream)
+            run_flags.check_run(config, stream)
             continue
         check_sweep(config)
         for size in flags.mean_sizes:
-            run.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
+            run_flags.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
     flags.out.mkdir(parents=True, exist_ok=True)
     return stream, configs
 
@@ -111,7 +115,7 @@ def _swept(config, stream, pairs, flags) -> dict:
 
 def _outside(config, stream, seed) -> tuple[dict, str]:
     """A method that no budget binds, by one seed; its row, and its name in the plot."""
-    _, record = scan(config, stream, jax.random.key(seed))
+    record = scan(config, stream, jax.random.key(seed)).record
     name = config.method
     if name == "full":
         name += f", {4e-6 * sum(stream.known(stream.bounds[-1].train)) * config.sizes.maximum:.3g} MB"
@@ -148,4 +152,4 @@ def _mean_recall(record) -> float:
 
 
 if __name__ == "__main__":
-    run.cli(Sweep, main, __doc__)
+    cli(Sweep, main, __doc__)

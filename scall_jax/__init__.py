@@ -1,13 +1,18 @@
 """Streaming recommendation under an exact memory budget: dynamic embedding sizes in JAX."""
 
 from scall_jax import sizes, streams
-from scall_jax.budgets import Budget
-from scall_jax.config import Config
-from scall_jax.loop import run_segments, scan, sweep
-from scall_jax.methods import METHODS, PROBED, SEARCHED, Method
+from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
+from scall_jax.methods.embedding_phases import embedding_method
+from scall_jax.methods.phases import Method
+from scall_jax.methods.planner import SizePlanner, allocator_planner
+from scall_jax.methods.registry import METHODS, PROBED, SEARCHED
+from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
-from scall_jax.run import make_run
-from scall_jax.version import __version__
+from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
+from scall_jax.sizes.budget import Budget
+from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+
+__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
@@ -17,7 +22,19 @@ __all__ = [
     "Config",
     "FitConfig",
     "Method",
+    "MixedPrecisionConfig",
+    "ObserveConfig",
+    "PolicyConfig",
+    "PrunedConfig",
+    "ScanResult",
+    "SearchConfig",
+    "SharedMemoryConfig",
+    "SizePlanner",
+    "SizesConfig",
+    "WarmStartConfig",
     "__version__",
+    "allocator_planner",
+    "embedding_method",
     "make_run",
     "run_segments",
     "scan",

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from scall_jax.budgets import Budget
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.sizes import FAMILIES
+from scall_jax.sizes.budget import Budget
 from scall_jax.tables import STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 
@@ -50,10 +50,10 @@ class SizesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CarryConfig:
+class WarmStartConfig:
     """What a segment starts from."""
 
-    warm: bool = True
+    enabled: bool = True
     """From the embeddings of the segment before; otherwise afresh."""
     shrink: float = 0.3
     """Factor on the embeddings that are carried over."""
@@ -155,7 +155,7 @@ class Config:
     """Parameters that the table may hold."""
     sizes: SizesConfig = SizesConfig()
     """Bounds and shapes of sizes."""
-    carry: CarryConfig = CarryConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
     """What a segment starts from."""
     fit: FitConfig = FitConfig()
     """Training of one segment."""

@@ -26,7 +26,8 @@ with warnings.catch_warnings():
     # rlax's dependencies warn when they are imported, more so when they are compiled for the first time
     warnings.simplefilter("ignore")
     import scall_jax.policies.ddpg  # noqa: F401
-from scall_jax import compilation, streams
+from scall_jax import streams
+from scall_jax.run import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same small programs are compiled again and again: once per test session is enough, in all its processes

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import Config, FitConfig, records, run_segments, streams
+from scall_jax import Config, FitConfig, run_segments, streams
 from scall_jax.config import SizesConfig
+from scall_jax.run import records
 from scall_jax.streams.segments import make_graph
 
 

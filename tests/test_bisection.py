@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax.bisection import first_not
+from scall_jax.ops.bisection import first_false
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 15, 16, 17, 255, 256, 257, 5000])
@@ -24,7 +24,7 @@ def test_places_are_those_of_numpy(backend, most):
     def places(wanted):
         at_most = jnp.int32(len(values) - 1)
         before = lambda at: jnp.asarray(values)[jnp.minimum(at, at_most)] < wanted[:, None]  # noqa: E731
-        return first_not(jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32), before, most)
+        return first_false(jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32), before, most)
 
     np.testing.assert_array_equal(jax.jit(places)(wanted[0]), expected[0])
     np.testing.assert_array_equal(jax.jit(jax.vmap(places))(wanted), expected)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, FitConfig
-from scall_jax.config import CarryConfig, SizesConfig
+from scall_jax.config import SizesConfig, WarmStartConfig
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_parameters(budget, segment, entities, parameters):
         lambda: SizesConfig(rho=1.5),
         lambda: SizesConfig(family="cauchy"),
         lambda: SizesConfig(power=0.0),
-        lambda: CarryConfig(shrink=-1.0),
+        lambda: WarmStartConfig(shrink=-1.0),
         lambda: FitConfig(batch=0),
         lambda: FitConfig(layers=-1),
         lambda: FitConfig(learning_rate=0.0),

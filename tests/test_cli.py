@@ -10,13 +10,19 @@ import jax
 import polars as pl
 import pytest
 
-from experiments import arena, benchmark, compare, progress, run, scall, strata, sweep_budgets
-from scall_jax import records
+from experiments import arena, compare, scall, strata, sweep_budgets
+from experiments.benchmark import __main__ as benchmark
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli import progress
+from scall_jax.cli.cli import cli
+from scall_jax.cli.commands import run_command
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 from tests.helpers import tiny_arguments
 
 
 def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
-    run.cli(
+    cli(
         arguments=tiny_arguments(
             data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"
         )
@@ -25,7 +31,7 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
     for method in ("uniform", "frequency", "popularity-all", "popularity-segment", "popularity-decayed"):
         assert f"| {method} " in printed
         folder = tmp_path / method
-        lines = records.read_lines(folder / "metrics.jsonl")
+        lines = run_folder.read_lines(folder / "metrics.jsonl")
         assert [line["segment"] for line in lines] == [0, 1, 2, 3]
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["segments"] == 4 and summary["method"] == method
@@ -64,7 +70,7 @@ def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_pa
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress.Progress, "_refresh", lambda self, bar, number, text: seen.append(text))
     more = "--method scall-random --search.probes 2 --search.probe-steps 2 --cut.max-segments 2"
-    run.cli(arguments=tiny_arguments(data, tmp_path, *more.split()))
+    run_command(arguments=tiny_arguments(data, tmp_path, *more.split()))
     jax.effects_barrier()
     assert sum(text.startswith("segment 1 loss") for text in seen) == 2
     assert sum(text.startswith("segment 1 best") for text in seen) == 2
@@ -76,10 +82,10 @@ def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys
     )
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(compare.Compare, compare.main, arguments=arguments)
+        cli(compare.Compare, compare.main, arguments=arguments)
         first = capsys.readouterr().out
         stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/checkpoints/segment-0003")}
-        run.cli(compare.Compare, compare.main, arguments=arguments)
+        cli(compare.Compare, compare.main, arguments=arguments)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -118,7 +124,7 @@ def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
     more = "--choose --ours uniform --method uniform --mean-sizes 2 --seeds 0 1 --powers 0.25 1 --shares .5 --shapes .5"
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(scall.Scall, scall.main, arguments=tiny_arguments(data, tmp_path, *more.split()))
+        cli(scall.Scall, scall.main, arguments=tiny_arguments(data, tmp_path, *more.split()))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
@@ -143,9 +149,9 @@ def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
 def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
     tiny = tiny_arguments(data, tmp_path)
     arguments = [*tiny, "--method", "popularity-all"]
-    run.cli(arguments=arguments)
+    run_command(arguments=arguments)
     with pytest.raises(SystemExit) as stop:
-        run.cli(arguments=arguments)
+        run_command(arguments=arguments)
     assert stop.value.code == 2
     assert "holds a finished run" in capsys.readouterr().err
     summary = tmp_path / "popularity-all" / "summary.json"
@@ -156,11 +162,11 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
         (["popularity-all", "--resume", "--overwrite"], "give one of them"),
     ):
         with pytest.raises(SystemExit):
-            run.cli(arguments=[*tiny, "--method", *wrong])
+            run_command(arguments=[*tiny, "--method", *wrong])
         assert message in capsys.readouterr().err
         assert summary.read_text() == before  # what is refused leaves the finished run as it was
-    run.cli(arguments=[*arguments, "--resume"])
-    run.cli(arguments=[*arguments, "--overwrite"])
+    run_command(arguments=[*arguments, "--resume"])
+    run_command(arguments=[*arguments, "--overwrite"])
 
 
 HEAD = "user,item,timestamp\n1,2,3\n"
@@ -189,7 +195,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
     if content is not None:
         path.write_text(content)
     with pytest.raises(SystemExit) as stop:
-        run.cli(arguments=["--data", str(path), "--out", str(tmp_path / "out"), *flags])
+        run_command(arguments=["--data", str(path), "--out", str(tmp_path / "out"), *flags])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -206,7 +212,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
         (compare.Compare, ["--bias", "decayed"], "--bias: runs are compared by --biases"),
         (compare.Compare, ["--overwrite"], "--overwrite: finished runs are kept"),
         (scall.Scall, ["--method", "uniform", "--ours", "scall"], "--ours 'scall' is not among the methods: uniform"),
-        (run.Main, ["--method", "popularity-all", "binary_hash", "--budget.megabytes", ".00002"], "needs"),
+        (run_flags.Main, ["--method", "popularity-all", "binary_hash", "--budget.megabytes", ".00002"], "needs"),
         (sweep_budgets.Sweep, ["--method", "uniform", "binary_hash"], "shapes of its storage follow from the budget"),
         (sweep_budgets.Sweep, ["--seeds", "0", "4294967296"], "seed 4294967296: must lie between"),
         (sweep_budgets.Sweep, ["--cut.segments", "1"], "one segment, and the first"),
@@ -220,7 +226,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
 def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, flags, message):
     job = sys.modules[experiment.__module__].main
     with pytest.raises(SystemExit) as stop:
-        run.cli(experiment, job, arguments=tiny_arguments(data, tmp_path / "out", *flags))
+        cli(experiment, job, arguments=tiny_arguments(data, tmp_path / "out", *flags))
     assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +234,7 @@ def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, 
 def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     """kill -9 while segments are being written, then --resume."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run.cli(arguments=tiny_arguments(data, whole, "--method", "fixed"))
+    run_command(arguments=tiny_arguments(data, whole, "--method", "fixed"))
     command = [sys.executable, "-m", "experiments.run", *tiny_arguments(data, parts, "--method", "fixed", "--resume")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     metrics = parts / "fixed" / "metrics.jsonl"
@@ -237,14 +243,14 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < len(records.read_lines(metrics)) < 4
+    assert 0 < len(run_folder.read_lines(metrics)) < 4
     assert not (parts / "fixed" / "summary.json").exists()
-    run.cli(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
+    run_command(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
     left_out = set(records.VOLATILE)
     one, other = (
         [
             {k: v for k, v in line.items() if k not in left_out}
-            for line in records.read_lines(p / "fixed" / "metrics.jsonl")
+            for line in run_folder.read_lines(p / "fixed" / "metrics.jsonl")
         ]
         for p in (whole, parts)
     )
@@ -256,7 +262,7 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     arguments = tiny_arguments(data, tmp_path, *methods, "--seeds", "0", "1")
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
+        cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet").filter(pl.col("MB") != "-")
@@ -279,7 +285,7 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
     methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
     before = jax.config.jax_compilation_cache_dir
     try:
-        run.cli(arena.Arena, arena.main, arguments=tiny_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
+        cli(arena.Arena, arena.main, arguments=tiny_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     frame = pl.read_parquet(tmp_path / "arena.parquet")
@@ -304,34 +310,34 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
 def _check_strata(data, out, capsys):
     """The tables that the arena wrote are those of the experiment, and their parts add up to the runs' own metrics."""
     written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
-    run.cli(strata.Strata, strata.main, arguments=tiny_arguments(data, out))
+    cli(strata.Strata, strata.main, arguments=tiny_arguments(data, out))
     printed = capsys.readouterr().out
     rows = [sorted(line for line in text.splitlines() if line.startswith("|")) for text in (written, printed)]
     assert rows[0] == rows[1] and sum("uniform/" in row and " ± " in row for row in rows[0]) == 2 * 2 * 5
     assert "recall@20 by mean conditional surprise (our reading of arXiv 2410.02453)" in printed
     for (folder, segment, split), part in frame.group_by("folder", "segment", "split"):
         if split != "relevant items":
-            line = records.read_lines(out / folder / "metrics.jsonl")[segment]
+            line = run_folder.read_lines(out / folder / "metrics.jsonl")[segment]
             assert part["users"].sum() == line["test_users"]
             mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
             assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
     with pytest.raises(SystemExit):
-        run.cli(strata.Strata, strata.main, arguments=[*tiny_arguments(data, out), "--seed", "1"])
+        cli(strata.Strata, strata.main, arguments=[*tiny_arguments(data, out), "--seed", "1"])
     assert "give the stream, cut and seed" in capsys.readouterr().err
 
 
 def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
     more = ["--only", "policy grid", "state", "--repeats", "2", "--prepare", "2"]
-    run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path / "a"), *more])
+    cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path / "a"), *more])
     first = json.loads((tmp_path / "a" / "benchmark.json").read_text())
     assert [row["case"] for row in first["cases"]] == ["state 1e5", "policy grid"]
     assert all(row["seconds"] > 0 and row["peak_bytes"] >= 0 for row in first["cases"])
     capsys.readouterr()
     compared = ["--out", str(tmp_path / "b"), "--compare", str(tmp_path / "a" / "benchmark.json"), *more]
-    run.cli(benchmark.Benchmark, benchmark.main, arguments=compared)
+    cli(benchmark.Benchmark, benchmark.main, arguments=compared)
     assert "by old" in (tmp_path / "b" / "benchmark.md").read_text()
     with pytest.raises(SystemExit):
-        run.cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path), "--only", "magic"])
+        cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path), "--only", "magic"])
     assert "no case starts so" in capsys.readouterr().err
     failing = benchmark._Child("state", ("many",), 2)
     failing.prepare()

@@ -29,12 +29,12 @@ def test_the_rival_of_the_page_holds_the_budget_and_fades(capsys):
     config = Config(sizes=SizesConfig(maximum=30))
     segment = jax.tree.map(jnp.asarray, stream.segment(3))
     allocate = jax.jit(named["fading"](config))
-    live = int(segment.users + segment.items)
-    for total in (1, 50, live, 3 * live + 1, 29 * live, 10**6):
+    num_active = int(segment.users + segment.items)
+    for total in (1, 50, num_active, 3 * num_active + 1, 29 * num_active, 10**6):
         got = np.asarray(allocate(jax.random.key(0), segment, jnp.int32(total)))
-        assert got.sum() == min(total, 30 * live)
+        assert got.sum() == min(total, 30 * num_active)
     total, recency = np.asarray(segment.total, float), np.asarray(segment.recency)
-    got = np.asarray(allocate(jax.random.key(0), segment, jnp.int32(6 * live)))
+    got = np.asarray(allocate(jax.random.key(0), segment, jnp.int32(6 * num_active)))
     value = total * 2.0 ** ((recency - recency.max()) / named["HALF_LIFE"])
     order = np.argsort(-value)[: np.count_nonzero(total)]
     assert (np.diff(got[order]) <= 0).all() and got[order[0]] > 3 * got[order[-1]]

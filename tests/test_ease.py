@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import checkpoint, make_run, report, run_segments
+from scall_jax import make_run, run_segments
+from scall_jax.analysis import report
 from scall_jax.recommenders import ease
 from scall_jax.recommenders.fit import first_users
+from scall_jax.run import checkpoint
 from tests.helpers import small_config, small_stream
 
 

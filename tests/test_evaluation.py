@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from scall_jax import evaluation
-from scall_jax.streams.segments import make_graph, make_rows
+from scall_jax.evaluation import ranking as evaluation
+from scall_jax.streams.segments import make_graph, make_ragged_items
 
 
 def _case(seed, users=23, items=150, known_items=140, width=20):
@@ -24,7 +24,7 @@ def _case(seed, users=23, items=150, known_items=140, width=20):
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
     graph = make_graph(user, item, np.arange(len(user)), by_item, users, users + items, 2 * len(user) + 9)
-    rows = make_rows(*np.nonzero(relevant), 400, 400, rng)
+    rows = make_ragged_items(*np.nonzero(relevant), 400, 400, rng)
     return vectors, bias, met, relevant, graph, rows
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import ablate_policy, ablate_state, budget_cut, official_ml1m, run, sweep_budgets
-from scall_jax import records
+from experiments import ablate_policy, ablate_state, budget_cut, official_ml1m, sweep_budgets
+from scall_jax.cli.cli import cli
+from scall_jax.cli.commands import run_command
+from scall_jax.run import folder as run_folder
 from tests.helpers import tiny_arguments
 
 SHORT = ["--search.probes", "1", "--search.probe-steps", "4", "--seeds", "0", "--mean-sizes", "3"]
@@ -24,26 +26,26 @@ def _cache_as_before(quick_compilation):
 
 def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, capsys):
     more = ["--method", "uniform", "popularity-all", "--mean-sizes", "1", "4", "--seeds", "0", "1", "--separate"]
-    run.cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
+    cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
     uniform, popular, full = json.loads((tmp_path / "sweep.json").read_text())
     assert np.shape(uniform["recall@20"]) == (2, 2) and full["method"] == "full"
     assert popular == {"method": "popularity-all", "recall@20": popular["recall@20"]} and popular["recall@20"] > 0
     with pytest.raises(SystemExit):
-        run.cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
+        cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
     assert "holds a sweep" in capsys.readouterr().err
     assert uniform["megabytes"][1] == pytest.approx(4 * uniform["megabytes"][0])
     assert len(uniform["seconds_separate"]) == len(uniform["seconds_separate_compile"]) == 4
     assert min(uniform["seconds"], uniform["seconds_compile"], *uniform["seconds_separate"]) > 0
     assert (tmp_path / "sweep.png").exists()
     alone = tiny_arguments(data, tmp_path / "alone", "--method", "uniform", "--budget.mean-size", "4", "--seed", "1")
-    run.cli(arguments=alone)
+    run_command(arguments=alone)
     summary = json.loads((tmp_path / "alone" / "uniform" / "summary.json").read_text())
     assert uniform["recall@20"][1][1] == pytest.approx(summary["mean_test_recall@20"], abs=0.02)
 
 
 def test_ablations_change_what_they_say(data, tmp_path, capsys):
     arguments = tiny_arguments(data, tmp_path / "policy", *SHORT, "--only", "map linear")
-    run.cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=arguments)
+    cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=arguments)
     (row,) = json.loads((tmp_path / "policy" / "rows.json").read_text())
     config = json.loads((tmp_path / "policy" / "map-linear" / "mean3-seed0" / "config.json").read_text())["config"]
     assert row["variant"] == "map linear" and config["method"] == "scall" and config["search"]["map"] == "linear"
@@ -51,21 +53,21 @@ def test_ablations_change_what_they_say(data, tmp_path, capsys):
     assert changed["concentration 10"].concentration == 10 and changed["ours"].concentration is None
     assert (changed["probes previous fresh"].on, changed["probes previous fresh"].start) == ("previous", "fresh")
     arguments = tiny_arguments(data, tmp_path / "state", *SHORT, "--only", "no parts")
-    run.cli(ablate_state.AblateState, ablate_state.main, arguments=arguments)
+    cli(ablate_state.AblateState, ablate_state.main, arguments=arguments)
     (row,) = json.loads((tmp_path / "state" / "rows.json").read_text())
     config = json.loads((tmp_path / "state" / "no-parts,-one-group" / "mean3-seed0" / "config.json").read_text())
     assert row["variant"] == "no parts, one group" and config["config"]["method"] == "scall-sac"
     assert config["config"]["observe"]["groups"] == 1 and not config["config"]["observe"]["embedding"]
     with pytest.raises(SystemExit):
         more = tiny_arguments(data, tmp_path, "--only", "magic")
-        run.cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=more)
+        cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=more)
     assert "no variant starts so" in capsys.readouterr().err
 
 
 def test_a_cut_budget_is_cut_and_comes_back(data, tmp_path):
     more = ["--method", "uniform", "--size", "4", "--cut-size", "2"]
-    run.cli(budget_cut.BudgetCut, budget_cut.main, arguments=tiny_arguments(data, tmp_path, *more))
-    lines = {name: records.read_lines(tmp_path / "uniform" / name / "metrics.jsonl") for name in ("constant", "cut")}
+    cli(budget_cut.BudgetCut, budget_cut.main, arguments=tiny_arguments(data, tmp_path, *more))
+    lines = {name: run_folder.read_lines(tmp_path / "uniform" / name / "metrics.jsonl") for name in ("constant", "cut")}
     for t, (whole, cut) in enumerate(zip(lines["constant"], lines["cut"], strict=True)):
         assert cut["allocated_parameters"] * (2 if t == 1 else 1) == whole["allocated_parameters"]
     assert (tmp_path / "cut.png").exists() and "| uniform, cut" in (tmp_path / "table.md").read_text()
@@ -102,7 +104,7 @@ def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
 
     more = ["--segments", "3", "--method", "uniform", "--protocols", "published", "clean", "--seeds", "0", "1"]
     arguments = tiny_arguments(path, tmp_path / "out", *more)
-    run.cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
+    cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| published uniform R@20" in text and "| clean uniform N@20" in text and "0.1931" in text
     summary = json.loads((tmp_path / "out" / "clean" / "uniform-seed1" / "summary.json").read_text())
@@ -110,5 +112,5 @@ def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
 
     _official_rows(replayed_time=7777).write_parquet(path)
     with pytest.raises(SystemExit):
-        run.cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
+        cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
     assert "replays rows that no earlier segment has" in capsys.readouterr().err

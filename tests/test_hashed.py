@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scall_jax import Budget, FitConfig, run_segments, sweep, tables
-from scall_jax.tables import hashed
+from scall_jax.tables.compressed import hashed
 from tests.helpers import comparable, continued, small_config, small_stream
 
 NAMES = ("binary_hash", "binary_hash_skip", "quotient_remainder")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from scall_jax import heap
+from scall_jax.run import process_memory
 
 # in a process of its own: what others have freed in this one would be used first
 SCRIPT = """
@@ -25,7 +25,7 @@ c.malloc(ctypes.c_size_t(size))  # or the end of the heap goes back by itself
 for block in blocks:
     c.free(ctypes.c_void_p(block))
 held = resident() - before
-heap.give_back()
+process_memory.give_back()
 print(held / (size * count), (before + held - resident()) / (size * count))
 """
 
@@ -52,10 +52,12 @@ print(before, peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells less")
 def test_the_peak_is_that_of_the_process_itself():
-    command = [sys.executable, "-c", PEAK, heap.__file__]
+    command = [sys.executable, "-c", PEAK, process_memory.__file__]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     before, more = map(int, said.split())
-    assert before < heap.peak_rss_bytes() / 2  # this process holds JAX, which the one that it starts does not inherit
+    assert (
+        before < process_memory.peak_rss_bytes() / 2
+    )  # this process holds JAX, which the one that it starts does not inherit
     assert 0.9 * 2**26 < more < 1.5 * 2**26
 
 
@@ -63,10 +65,10 @@ def test_other_systems_are_left_alone(monkeypatch):
     called = []
     monkeypatch.setattr(ctypes, "CDLL", called.append)
     monkeypatch.setattr(sys, "platform", "darwin")
-    heap.give_back()
-    heap.keep_little()
+    process_memory.trim_heap()
+    process_memory.limit_heap()
     assert not called
     monkeypatch.setattr(sys, "platform", "linux")  # a C library without these functions
-    heap.give_back()
-    heap.keep_little()
+    process_memory.trim_heap()
+    process_memory.limit_heap()
     assert called == [None, None]

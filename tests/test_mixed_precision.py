@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from scall_jax import tables
-from scall_jax.rivals import mixed_precision as rival
-from scall_jax.tables import MixedPrecisionConfig, lsq, planes
-from scall_jax.tables import mixed_precision as table
+from scall_jax.methods.rivals import bit_search as rival
+from scall_jax.tables import MixedPrecisionConfig
+from scall_jax.tables.compressed import bit_packing as planes
+from scall_jax.tables.compressed import lsq
+from scall_jax.tables.compressed import mixed_precision as table
 from tests.helpers import small_config, small_stream
 
 WIDTHS = lsq.MOST_BITS + 1
@@ -67,9 +69,9 @@ def test_mixture_of_all_widths_and_its_gradients_are_those_of_plain_numpy():
 
 def test_first_steps_and_scales_are_the_published_ones():
     vectors = jax.random.normal(jax.random.key(0), (30, 16))
-    live = jnp.arange(30) % 10 < 8  # users 0 to 19
-    steps, offsets = lsq.first_quantiser(vectors, live, 20)
-    for s, part in enumerate((np.asarray(vectors[:20])[live[:20]], np.asarray(vectors[20:])[live[20:]])):
+    num_active = jnp.arange(30) % 10 < 8  # users 0 to 19
+    steps, offsets = lsq.first_quantiser(vectors, num_active, 20)
+    for s, part in enumerate((np.asarray(vectors[:20])[num_active[:20]], np.asarray(vectors[20:])[num_active[20:]])):
         expected = [2 * np.abs(part).mean() / np.sqrt(2 ** (b - 1)) for b in range(1, WIDTHS)]
         np.testing.assert_allclose(steps[s], expected, rtol=1e-5)
     params = {"vectors": vectors, "steps": steps, "offsets": offsets}
@@ -96,10 +98,11 @@ def test_codes_are_packed_bit_by_bit_and_come_back_at_every_width():
     assert not np.asarray(packed[bits.sum() :]).any()
 
 
-def _plan(users, items, groups, width, live, bits):
+def _plan(users, items, groups, width, num_active, bits):
     """A plan of round-robin groups over the first `live` of each side."""
     group = [
-        np.where(np.arange(n) < k, np.arange(n) % groups, groups) for n, k in zip((users, items), live, strict=True)
+        np.where(np.arange(n) < k, np.arange(n) % groups, groups)
+        for n, k in zip((users, items), num_active, strict=True)
     ]
     steps = 0.3 / np.sqrt(2.0 ** np.arange(6))[None, :] * np.array([[1.0], [1.5]])
     plan = (
@@ -139,10 +142,10 @@ def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
     again, plan_again = storage.restore(exported, known)
     jax.tree.map(np.testing.assert_array_equal, again, stored)
     jax.tree.map(np.testing.assert_array_equal, storage.layout(plan_again)[:3], layout[:3])
-    kind = tables.kind_of(small_config(mixed_precision=options), "mixed_precision")
+    kind = tables.storage_factory(small_config(mixed_precision=options), "mixed_precision")
     spent = sum(tables.charged(exported).values())
-    assert kind.units(spent, known, 40, True) == sum(of_group) == kind.units(spent + 2, known, 40, True)
-    assert kind.units(spent - 1, known, 40, True) == sum(of_group) - 1
+    assert kind.budget_units(spent, known, 40, True) == sum(of_group) == kind.budget_units(spent + 2, known, 40, True)
+    assert kind.budget_units(spent - 1, known, 40, True) == sum(of_group) - 1
 
 
 def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
@@ -152,7 +155,7 @@ def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
     new = _plan(6, 4, 2, 16, (6, 4), np.array([[3, 3], [3, 3]], np.uint8))
     layout = storage.layout(old)
     stored = storage.store(storage.fresh(jax.random.key(0), layout, 0.4), layout)
-    carry = small_config().carry
+    carry = small_config().warm_start
     known = jnp.arange(10) != 3
     params = storage.resize(jax.random.key(1), stored, old, new, known, jnp.ones(10), carry)
     decoded = np.asarray(storage.load(stored, layout)["vectors"])
@@ -193,9 +196,9 @@ def test_groups_are_of_equal_size_by_frequency_and_frequent_ones_pay_less():
     grouped = rival.by_frequency(config, jax.tree.map(jnp.asarray, segment))
     users = len(segment.frequency) - segment.popularity.shape[1]
     price = np.asarray(rival.prices(grouped))
-    for s, (first, live) in enumerate(((0, int(segment.users)), (users, int(segment.items)))):
-        group = np.asarray(grouped.groups[first : first + live])
-        frequency = segment.frequency[first : first + live]
+    for s, (first, num_active) in enumerate(((0, int(segment.users)), (users, int(segment.items)))):
+        group = np.asarray(grouped.groups[first : first + num_active])
+        frequency = segment.frequency[first : first + num_active]
         members = np.bincount(group, minlength=7)
         assert members.max() - members.min() <= 1
         np.testing.assert_array_equal(members, grouped.count[s])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scall_jax import nonnegative
+from scall_jax.ops import indexing as nonnegative
 
 NUMBERS = st.integers(0, 2**30)
 

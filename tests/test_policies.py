@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, discounted, length, observe
-from scall_jax.policies import replay as buffer
+from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length
+from scall_jax.policies import discounted_regression as discounted
+from scall_jax.policies import observation as observe
+from scall_jax.policies import replay_buffer as buffer
 from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
-from scall_jax.policies.observe import gini, pooled
+from scall_jax.policies.observation import gini, pooled
 
 OPTIMUM = jnp.array([0.3, 0.7, 0.25])
 SEEN = jnp.linspace(-0.5, 0.5, 6)
@@ -222,9 +224,9 @@ def test_pooling_is_a_plain_mean_of_windows_whatever_the_padding_and_the_order(n
     plain = pooled(jnp.asarray(values), jnp.ones(n, bool), jnp.int32(n), groups)
     np.testing.assert_allclose(plain, _published_pool(values, groups), atol=1e-6)
     padded = np.concatenate([values, rng.integers(0, 99, 37)]).astype(np.int32)
-    alive = np.arange(n + 37) < n
+    active_mask = np.arange(n + 37) < n
     shuffled = rng.permutation(n + 37)
-    other = pooled(jnp.asarray(padded[shuffled]), jnp.asarray(alive[shuffled]), jnp.int32(n), groups)
+    other = pooled(jnp.asarray(padded[shuffled]), jnp.asarray(active_mask[shuffled]), jnp.int32(n), groups)
     np.testing.assert_allclose(other, plain, atol=1e-6)
 
 

@@ -8,7 +8,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.preprocessing import PolynomialFeatures
 
-from experiments import probes, run
+from experiments import probes
+from scall_jax.cli.cli import cli
 
 
 def _drawn(noise):
@@ -59,12 +60,12 @@ def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
     np.testing.assert_allclose(found["gain"], [0, 0.5, -0.5, -0.25])  # segment 1 and those without a reference are out
     np.testing.assert_array_equal(found["run"], [1, 1, 2, 2])
     np.testing.assert_array_equal(found["valid_users"], 20)
-    run.cli(probes.Probes, probes.main, arguments=["--out", str(tmp_path), "--parts", "2"])
+    cli(probes.Probes, probes.main, arguments=["--out", str(tmp_path), "--parts", "2"])
     assert "| size 4 " in (tmp_path / "probes.md").read_text()
     assert "-25.0 ± 25.0" in capsys.readouterr().out
 
 
 def test_without_searches_it_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run.cli(probes.Probes, probes.main, arguments=["--out", str(tmp_path)])
+        cli(probes.Probes, probes.main, arguments=["--out", str(tmp_path)])
     assert "no finished run" in capsys.readouterr().err

@@ -8,14 +8,14 @@ import pytest
 import scipy.sparse
 
 from scall_jax import Budget, make_run, run_segments, streams, sweep, tables
-from scall_jax.config import CarryConfig, SizesConfig
-from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, opened, planned, propagate, smooth
+from scall_jax.config import SizesConfig, WarmStartConfig
+from scall_jax.methods.context import item_bias
+from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
 from scall_jax.recommenders import graph as graphs
-from scall_jax.recommenders.fit import _initial, _judge, learning_rate, ranked
+from scall_jax.recommenders.fit import _initial, _judge, evaluate_params, learning_rate
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
 from scall_jax.recommenders.popularity import best_half_life
-from scall_jax.state import item_bias
-from scall_jax.streams.segments import make_rows
+from scall_jax.streams.segments import make_ragged_items
 from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_config, small_stream
 
@@ -49,8 +49,8 @@ def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
     users, items = 3, 3000
     graph, dense = random_graph(rng, users, items, 7000)
     x = rng.normal(size=(users + items, 4)).astype(np.float32)
-    whole = planned(graph)
-    assert planned(whole) is whole and len(whole.chunks) == 4
+    whole = with_chunks(graph)
+    assert with_chunks(whole) is whole and len(whole.chunks) == 4
     assert int(jnp.diff(graph.indptr)[:users].min()) > 8**3
     for chunked in (graph, whole):
         for side, other in itertools.product((0, 1, 2), (False, True)):
@@ -61,7 +61,7 @@ def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
     spoilt = jax.jit(propagate)(whole, jnp.asarray(x).at[0].set(jnp.inf))
     np.testing.assert_array_equal(~np.isfinite(spoilt).all(1), dense[:, 0] > 0)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert planned(graph) is graph
+    assert with_chunks(graph) is graph
 
 
 def test_propagation_under_vmap_over_embeddings_and_over_graphs(monkeypatch):
@@ -97,7 +97,7 @@ def test_embedding_agrees_with_float64(layers, most):
     rows = jnp.asarray(rng.integers(0, users + items, 40), jnp.int32)
     x = np.asarray(table.lookup(params, layout, jnp.arange(users + items)), np.float64)
     operator = sum(np.linalg.matrix_power(dense, k) for k in range(layers + 1)) / (layers + 1)
-    final, own = embed(storage, layers, opened(storage, params), layout, graph, rows)
+    final, own = embed(storage, layers, to_buffer(storage, params), layout, graph, rows)
     np.testing.assert_allclose(final, (operator @ x)[rows], atol=1e-5)
     np.testing.assert_allclose(own, x[rows], atol=1e-6)
     np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
@@ -154,7 +154,7 @@ def crowded():
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
     graph = streams.segments.make_graph(user, item, np.arange(len(user)), by_item, 40, 70, 2 * len(user) + 5)
-    positives = make_rows(user, item, len(user) + 3, 45)
+    positives = make_ragged_items(user, item, len(user) + 3, 45)
     return met, jax.tree.map(jnp.asarray, graph), jax.tree.map(jnp.asarray, positives)
 
 
@@ -204,23 +204,25 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     layout = table.layout(sizes)
     params = init(table, jax.random.key(0), layout, 0.1)
     config = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
-    given = jax.random.key(1), table.open(params), layout, segment, jnp.zeros(items)
-    fitted = jax.jit(make_fit(tables.sized(table, users, 8), config))(*given)
-    assert float(fitted.fitness) > 0.38
-    assert int(fitted.bad_step) == -1
+    given = jax.random.key(1), table.to_buffer(params), layout, segment, jnp.zeros(items)
+    fit_result = jax.jit(make_fit(tables.sized(table, users, 8), config))(*given)
+    assert float(fit_result.fitness) > 0.38
+    assert int(fit_result.bad_step) == -1
 
     # a rate that ruins what it has found: the best parameters are kept, and patience ends the fit
     harsh = FitConfig(layers=2, batch=512, steps=3000, eval_every=10, patience=1, learning_rate=3.0, decay=1.0)
     storage = tables.sized(table, users, 8)
     ruined = jax.jit(make_fit(storage, harsh))(*given)
     assert int(ruined.best_step) < int(ruined.steps) < 3000
-    (again,) = ranked(storage, harsh, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
+    (again,) = evaluate_params(storage, harsh, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
     assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
 
     # parts ranked together are ranked as each by itself
-    together = ranked(storage, config, fitted.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items))
+    together = evaluate_params(
+        storage, config, fit_result.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items)
+    )
     for part, metrics in zip((segment.valid, segment.test), together, strict=True):
-        (alone,) = ranked(storage, config, fitted.params, layout, segment, [part], jnp.zeros(items))
+        (alone,) = evaluate_params(storage, config, fit_result.params, layout, segment, [part], jnp.zeros(items))
         chex.assert_trees_all_close(metrics, alone, atol=1e-6)
 
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
@@ -286,12 +288,12 @@ def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
 def test_sweeps_agree_by_the_programs_of_either_backend(monkeypatch):
     """Products, changes of the table and ranking under `vmap`; what axes a rotation finds depends on rounding."""
     stream = small_stream(segments=2)
-    config = small_config("frequency", carry=CarryConfig(rotate=False))
+    config = small_config("frequency", warm_start=WarmStartConfig(rotate=False))
     keys, budgets = [jax.random.key(seed) for seed in (0, 1)], [Budget.mean_size(size) for size in (2, 5)]
     found = []
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        found.append(sweep(config, stream, keys, budgets)[1])
+        found.append(sweep(config, stream, keys, budgets).record)
     np.testing.assert_allclose(found[0].loss, found[1].loss, rtol=1e-4)
     np.testing.assert_allclose(found[0].test.recall, found[1].test.recall, atol=0.01)
 
@@ -303,8 +305,8 @@ def test_non_finite_loss_stops_the_fit_and_names_the_step():
     sizes = jnp.concatenate([jnp.full(users + items, 4), jnp.zeros(2, int)]).astype(jnp.int32)
     table = tables.packed(int(sizes.sum()), users, items, 4)
     config = FitConfig(layers=1, batch=64, steps=100, eval_every=10)
-    params = table.open(table.zeros().at[0].set(jnp.nan))
-    fitted = make_fit(tables.sized(table, users, 4), config)(
+    params = table.to_buffer(table.zeros().at[0].set(jnp.nan))
+    fit_result = make_fit(tables.sized(table, users, 4), config)(
         jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items)
     )
-    assert int(fitted.bad_step) == 0 and int(fitted.steps) == 10
+    assert int(fit_result.bad_step) == 0 and int(fit_result.steps) == 10

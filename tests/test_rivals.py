@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import arena, memory
-from scall_jax import Budget, report, run_segments, tables
-from scall_jax.rivals import spectral
-from scall_jax.tables.low_precision import dequantise, quantise
+from experiments import arena
+from scall_jax import Budget, run_segments, tables
+from scall_jax.analysis import memory_curves as memory
+from scall_jax.analysis import report, significance
+from scall_jax.methods.rivals import spectral
+from scall_jax.tables.compressed.low_precision import dequantise, quantise
 from tests.helpers import comparable, continued, random_sizes, small_config, small_stream
 
 
@@ -18,7 +20,7 @@ def stream():
 
 
 def _greedy(value, total, minimum, maximum):
-    """One coordinate at a time from a heap."""
+    """One coordinate at a time from a process_memory."""
     result = np.full(len(value), minimum)
     heap = [(-row[minimum], n) for n, row in enumerate(value)] if minimum < maximum else []
     heapq.heapify(heap)
@@ -42,8 +44,8 @@ def test_spectral_is_the_greedy_rule(total):
 def test_spectral_sum_is_exact_where_values_tie_or_vanish():
     for value in (jnp.zeros((20, 8)), jnp.ones((20, 8))):
         for total in (0, 5, 20, 21, 99, 160, 500):
-            live = jnp.arange(20) < 18
-            got = np.asarray(spectral.greedy(value, jnp.int32(total), 1, 8, live, jnp.arange(20)))
+            num_active = jnp.arange(20) < 18
+            got = np.asarray(spectral.greedy(value, jnp.int32(total), 1, 8, num_active, jnp.arange(20)))
             assert got.sum() == min(total, 18 * 8)
             assert got.max() <= 8 and (got[18:] == 0).all()
 
@@ -88,11 +90,11 @@ def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
     for metadata in (False, True):
         kind = tables.STORAGES[name]
         nbytes = 1500
-        units = kind.units(nbytes, known, 37, metadata)
+        budget_units = kind.budget_units(nbytes, known, 37, metadata)
         sizes = np.zeros(27, np.int32)
-        sizes[:25] = units // 25
-        sizes[: units % 25] += 1
-        storage = kind.build(units, 14, 11, 37)
+        sizes[:25] = budget_units // 25
+        sizes[: budget_units % 25] += 1
+        storage = kind.build(budget_units, 14, 11, 37)
         layout = storage.layout(jnp.asarray(sizes))
         stored = storage.store(storage.fresh(jax.random.key(0), layout, 1.0), layout)
         exported = storage.export(stored, sizes, known)
@@ -150,7 +152,7 @@ def test_areas_are_of_methods_with_both_ends():
 
 def test_holm_is_the_least_level_at_which_the_steps_reject():
     p = [0.01, 0.04, 0.03, 0.005, 0.9]
-    corrected = memory.holm(p)
+    corrected = significance.holm(p)
     levels = np.linspace(0.0005, 1, 20000)
     for i in range(5):
         rejected = [i in _rejected(p, level) for level in levels]

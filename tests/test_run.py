@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, Budget, FitConfig, compilation, make_run, records, report, run_segments, scan, tables
-from scall_jax.allocators import ALLOCATORS
-from scall_jax.config import CarryConfig, SearchConfig, SizesConfig
-from scall_jax.phases import Phases, apart
-from scall_jax.run import budget_totals
+from scall_jax import METHODS, Budget, FitConfig, make_run, run_segments, scan, tables
+from scall_jax.analysis import report
+from scall_jax.config import SearchConfig, SizesConfig, WarmStartConfig
+from scall_jax.methods.allocators import ALLOCATORS
+from scall_jax.run import compilation, records
+from scall_jax.run.phases import CompiledPhases
+from scall_jax.methods.embedding_phases import budget_totals
 from tests.helpers import comparable, small_config, small_stream
 
 
@@ -34,7 +36,7 @@ def test_scan_and_host_loop_give_the_same_records(stream, method):
     config = small_config(method, bias="decayed")
     key = jax.random.key(5)
     lines = run_segments(config, stream, key)
-    _, record = scan(config, stream, key)
+    record = scan(config, stream, key).record
     for host, scanned in zip(_comparable(lines), _as_lines(record, len(stream)), strict=True):
         assert host.keys() == scanned.keys()
         for name, value in host.items():
@@ -169,7 +171,7 @@ def test_a_run_is_a_function_of_its_key(stream):
 def test_starting_afresh_forgets_and_warm_start_does_not(stream):
     segment = stream.segment(1)
     for warm, forgets in ((True, False), (False, True)):
-        config = small_config("uniform", carry=CarryConfig(warm=warm, rotate=False))
+        config = small_config("uniform", warm_start=WarmStartConfig(enabled=warm, rotate=False))
         run = make_run(config)
         state = run.init(jax.random.key(0), stream)
         state = state._replace(
@@ -288,9 +290,9 @@ def test_replay_is_paid_for_first_and_exactly(stream, table):
     for t, total in enumerate(charged):
         entities = stream.known(stream.bounds[t].train)
         left = 4 * 12 * sum(entities) - 8 * len(stream.replay[t])
-        units = tables.STORAGES[table].units
+        budget_units = tables.STORAGES[table].budget_units
         # the units are those of what is left; one more would not fit
-        assert total == units(left, entities, 40, True) and units(left - 4, entities, 40, True) < total
+        assert total == budget_units(left, entities, 40, True) and budget_units(left - 4, entities, 40, True) < total
     with pytest.raises(ValueError, match=r"replay takes \d+ of \d+ bytes: lower cut.replay"):
         budget_totals(small_config("uniform", budget=Budget.mean_size(2), table=table, charge="replay"), stream)
 
@@ -349,30 +351,37 @@ def test_phases_hold_nothing_large_twice(stream):
     run, key = make_run(config), jax.random.key(1)
     state = compilation.compiled(lambda key: run.init(key, stream), key)(key)
     segment = jax.device_put(stream.segment(0))
-    phases = Phases(run, state, segment)
+    phases = CompiledPhases(run, state, segment)
     assert phases.take_seconds_compile() > 0 == phases.take_seconds_compile()
 
     def large(tree):
         return [leaf for leaf in jax.tree.leaves(tree) if leaf.nbytes > 2**12]
 
-    prepared, _ = phases("prepare", state, segment)
-    params, state = prepared.params, state._replace(params=())
-    fitted, _ = phases("fit", params, state, segment, prepared._replace(params=()))
-    assert params.is_deleted()
-    own, rest = apart(state)
-    (state, _), _ = phases("evaluate", own, rest, segment, prepared._replace(params=()), fitted)
-    given = large(own["chooser"])
-    assert given and all(leaf.is_deleted() for leaf in given)
-    own, rest = apart(state)
-    (state, record), _ = phases("search", own, rest, segment)
-    assert all(leaf.is_deleted() for leaf in large(own))
-    assert int(record.count) == 2
+    seen = {}
+
+    def watched(name, program):
+        def call(*arguments):
+            seen[name] = arguments
+            return program(*arguments)
+
+        return call
+
+    phases._programs = {name: watched(name, program) for name, program in phases._programs.items()}
+    state, record = phases.run_segment(state, segment)
+    assert set(phases.seconds) == {"prepare", "fit", "evaluate", "search_after"}
+    # What is large is taken: the parameters by the training, the planner's memory by evaluation and search.
+    assert seen["fit"][0].is_deleted()
+    for name in ("evaluate", "search_after"):
+        given = large(seen[name][0]["planner"])
+        assert given and all(leaf.is_deleted() for leaf in given)
+    assert all(leaf.is_deleted() for leaf in large(seen["search_after"][0]["params"]))
+    assert int(record.search.count) == 2
     jax.random.split(key)  # the caller's key is not taken
 
 
 def test_a_run_that_is_over_compiles_nothing(stream, tmp_path, monkeypatch):
     config, key = small_config("fixed"), jax.random.key(2)
     lines = run_segments(config, stream, key, folder=tmp_path)
-    monkeypatch.setattr("scall_jax.compilation.compiled", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr("scall_jax.run.compilation.compiled", lambda *_, **__: pytest.fail("compiled"))
     again = run_segments(config, stream, key, folder=tmp_path)
     assert comparable(again) == comparable(lines)

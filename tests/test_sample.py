@@ -103,7 +103,7 @@ def test_a_draw_that_rounding_puts_on_an_entity_that_takes_no_part_is_made_again
         return made.at[jnp.argmax(made)].add(-one).at[-1].add(one)
 
     monkeypatch.setattr(module, "multinomial", misplaced)
-    drawn = np.asarray(sizes.sample(jax.random.key(0), np.ones(40), 100, np.inf, 0, 20, live=30))
+    drawn = np.asarray(sizes.sample(jax.random.key(0), np.ones(40), 100, np.inf, 0, 20, num_active=30))
     assert drawn.sum() == 100 and (drawn[30:] == 0).all()
 
 
@@ -111,9 +111,11 @@ def test_maps_over_keys_concentrations_and_totals():
     keys = jax.random.split(jax.random.key(0), 3)
     totals, concentrations = jnp.array([40, 90, 900]), jnp.array([0.5, 4.0, jnp.inf])
     shares = jnp.linspace(1, 2, 20)
-    together = jax.vmap(lambda *a: sizes.sample(a[0], shares, a[1], a[2], 1, 30, live=15))(keys, totals, concentrations)
+    together = jax.vmap(lambda *a: sizes.sample(a[0], shares, a[1], a[2], 1, 30, num_active=15))(
+        keys, totals, concentrations
+    )
     for i in range(3):
-        alone = sizes.sample(keys[i], shares, totals[i], concentrations[i], 1, 30, live=15)
+        alone = sizes.sample(keys[i], shares, totals[i], concentrations[i], 1, 30, num_active=15)
         np.testing.assert_array_equal(together[i], alone)
     np.testing.assert_array_equal(together.sum(1), [40, 90, 450])
     assert (together[:, 15:] == 0).all()

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan, search, sizes, streams, sweep
-from scall_jax.actions import SHAPES, sizes_by_action, to_shape
-from scall_jax.allocators import ALLOCATORS
+from scall_jax import Budget, FitConfig, make_run, run_segments, scan, sizes, streams, sweep
 from scall_jax.config import SearchConfig, SizesConfig
+from scall_jax.methods.allocators import ALLOCATORS
+from scall_jax.methods.context import segment_context
+from scall_jax.methods.probe import make_prober
+from scall_jax.methods.scall.actions import SHAPES, sizes_by_action, to_shape
 from scall_jax.policies import PolicyConfig
-from scall_jax.state import search_key
+from scall_jax.run import records
 from tests.helpers import small_config, small_stream
 
 POLICY = PolicyConfig(widths=(16, 16), replay=32, updates=2, batch=4)
@@ -53,7 +55,7 @@ def _assert_same(ours, theirs, tolerance=1e-5):
 def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
     config = _config(method, options)
     lines = run_segments(config, stream, jax.random.key(3))
-    _, record = scan(config, stream, jax.random.key(3))
+    record = scan(config, stream, jax.random.key(3)).record
     _assert_same(_comparable(lines), _lines(record, len(stream)))
     searched = [line["probes"] for line in lines if line.get("probes")]
     assert len(searched) == len(stream) - 1
@@ -74,7 +76,7 @@ def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
 
 def test_a_missed_budget_stops_the_run(stream):
     config = _config()
-    _, record = scan(config, stream, jax.random.key(0))
+    record = scan(config, stream, jax.random.key(0)).record
     records.check(record)
     off = record.search._replace(allocated=record.search.allocated.at[1, 0].add(1))
     with pytest.raises(AssertionError, match="budget"):
@@ -114,7 +116,7 @@ def test_probes_at_once_are_the_probes_in_turn(stream):
     state = run.init(jax.random.key(0), stream)
     state, _ = jax.jit(run.step)(state, stream.segment(0))
     segment = jax.tree.map(jnp.asarray, stream.segment(0))
-    probe = search.make_prober(config, state, segment)
+    probe = make_prober(segment_context(config, state, segment))
     actions = jnp.array([[0.2, 0.3, 0.4], [0.9, 0.1, 0.8], [0.5, 0.5, 0.5]])
 
     def one(action):
@@ -145,8 +147,9 @@ def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
     run = make_run(config)
     state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), stream.segment(0))
     segment = jax.tree.map(jnp.asarray, stream.segment(1))
-    probe, key = search.make_prober(config, state, segment), search_key(state, segment)
-    uniform = ALLOCATORS["uniform"](config)
+    context = segment_context(config, state, segment)
+    probe, key = make_prober(context), context.search_key()
+    uniform = ALLOCATORS["uniform"](config.sizes)
     made = jax.jit(lambda: probe(key, lambda total: uniform(key, segment, total)))()
     assert record["probe_reference"] == pytest.approx(float(made.fitness), abs=1e-5)
 
@@ -203,9 +206,9 @@ def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
     config = _config("scall-grid", sizes=SizesConfig(maximum=40))
     budgets = [Budget.mean_size(size) for size in (1.5, 20.0)]
     keys = [jax.random.key(seed) for seed in (0, 1)]
-    _, record = sweep(config, stream, keys, budgets)
+    record = sweep(config, stream, keys, budgets).record
     for i, (key, budget) in enumerate(zip(keys, budgets, strict=True)):
-        _, alone = scan(dataclasses.replace(config, budget=budget), stream, key)
+        alone = scan(dataclasses.replace(config, budget=budget), stream, key).record
         together = jax.tree.map(lambda leaf, i=i: leaf[i], record)
         _assert_same(_lines(together, len(stream)), _lines(alone, len(stream)))
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from scall_jax import make_run, tables
-from scall_jax.methods import EMBEDDING_METHODS
+from scall_jax.methods.context import segment_context
+from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.streams.segments import make_graph
-from scall_jax.tables import SharedMemoryConfig, minhash
-from scall_jax.tables.shared_memory import Cells, refitted
+from scall_jax.tables import SharedMemoryConfig
+from scall_jax.tables.compressed import minhash
+from scall_jax.tables.compressed.shared_memory import Cells, refitted
 from tests.helpers import small_config, small_stream
 
 _MASK = 2**32 - 1
@@ -122,7 +124,7 @@ def test_carried_vectors_keep_their_cells_and_new_ones_are_drawn():
     own = storage.plan().signatures
     old, new = Cells(jnp.int32(600), own), Cells(jnp.int32(900), own)
     params = storage.fresh(jax.random.key(0), storage.layout(old), 1.0)
-    carry = small_config().carry
+    carry = small_config().warm_start
     known = jnp.arange(50) < 45
     moved = storage.resize(jax.random.key(1), params, old, new, known, jnp.ones(50), carry)
     before, after = (np.asarray(storage.vectors(p, storage.layout(q))) for p, q in ((params, old), (moved, new)))
@@ -138,25 +140,26 @@ def test_carried_vectors_keep_their_cells_and_new_ones_are_drawn():
 
 def test_signatures_follow_the_interactions_until_they_are_frozen():
     stream = small_stream()
-    config = small_config("shared_memory", shared_memory=SharedMemoryConfig(least=8))
-    chooser = EMBEDDING_METHODS["shared_memory"].chooser(config, None)
+    config = small_config("shared_memory", table="shared_memory", shared_memory=SharedMemoryConfig(least=8))
+    planner = minhash_planner(config)
     run = make_run(config)
     state = run.init(jax.random.key(0), stream)
-    choose = jax.jit(chooser.choose)
+    plan_by = jax.jit(lambda *setting: planner.plan(segment_context(config, *setting), jax.random.key(0)))
     own = np.asarray(minhash.own_signatures(stream.capacity.nodes, 8))
     frozen, previous = np.zeros(stream.capacity.nodes, bool), None
     changed = 0
     for segment in stream:
         segment = jax.tree.map(jnp.asarray, segment)
-        plan, _ = choose(state, segment, jax.random.key(0))
+        plan, _ = plan_by(state, segment)
         signature, degree = np.asarray(plan.signatures), np.diff(segment.graph.indptr)
         assert (signature[degree == 0] == own[degree == 0]).all()
         if previous is not None:
             np.testing.assert_array_equal(signature[frozen], previous[frozen])
             changed += (signature != previous)[~frozen & (degree > 0)].any(1).sum()
         frozen |= degree >= 8
-        state = chooser.learn(state._replace(plan=plan), segment, None, None, None)
-        np.testing.assert_array_equal(state.chooser, frozen)
+        state = state._replace(plan=plan)
+        state = state._replace(planner=planner.update(segment_context(config, state, segment), None))
+        np.testing.assert_array_equal(state.planner, frozen)
         previous = signature
     assert frozen.sum() > 50 and changed > 50
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import significance
+from scall_jax.analysis import significance
 
 
 @pytest.mark.parametrize(("n", "shift"), [(3, 0.5), (40, 0.1), (15_249, 0.016), (200_000, 0.0003)])

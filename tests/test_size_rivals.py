@@ -11,13 +11,14 @@ import optax
 import pytest
 from scipy import special, stats
 
-from scall_jax import Budget, FitConfig, make_run, records, run_segments, scan, sizes
+from scall_jax import Budget, FitConfig, make_run, run_segments, scan, sizes
 from scall_jax.config import SearchConfig, SizesConfig
-from scall_jax.methods import method_of
-from scall_jax.rivals import bet, ciess, ducb, entities, esapn
-from scall_jax.rivals.probing import Reference, Trial, probe_in_turn
-from scall_jax.search import Probe
-from scall_jax.state import budget_of
+from scall_jax.methods.context import segment_context
+from scall_jax.methods.probe import Probe
+from scall_jax.methods.rivals import bet, ciess, ducb, esapn
+from scall_jax.methods.rivals import entity_features as entities
+from scall_jax.methods.rivals.probe_loop import ReferenceProbe, Trial, probe_in_turn
+from scall_jax.run import records
 from tests.helpers import small_config, small_stream
 
 
@@ -26,17 +27,27 @@ def stream():
     return small_stream()
 
 
+PLANNERS = {
+    "bet": bet.bet_planner,
+    "ciess": ciess.ciess_planner,
+    "ducb": ducb.ducb_planner,
+    "esapn": esapn.esapn_planner,
+}
+SEARCHES = {bet: bet.bet_search, ciess: ciess.ciess_search, ducb: ducb.ducb_search, esapn: esapn.esapn_search}
+
+
 def _setting(stream, method, size=4.0, t=2, **search):
     given = {"budget": Budget.mean_size(size), "sizes": SizesConfig(maximum=40)}
     config = small_config(method, search=SearchConfig(**({"probes": 8} | search)), **given)
     segment = jax.tree.map(jnp.asarray, stream.segment(t))
-    chosen = jax.jit(lambda state: method_of(method).chooser(config, None).choose(state, segment, jax.random.key(0)))
+    planner = PLANNERS[method](config, None)
+    chosen = jax.jit(lambda state: planner.plan(segment_context(config, state, segment), jax.random.key(0)))
     return config, chosen, make_run(config).init(jax.random.key(0), stream), segment
 
 
-def _formula(config, state, segment, by_user):
+def _formula(context, by_user):
     """A probe whose metrics by user f32[Q] are a function of the sizes."""
-    total, shared = budget_of(config, state, segment)
+    total, shared = context.budget()
 
     def probe(key, allocate):
         del key
@@ -98,10 +109,10 @@ def _searching(module, config, segment, by_user, again=0):
     """The search of a segment by a formula, for any budget: state -> state, record."""
 
     def search(state):
-        probe = _formula(config, state, segment, by_user)
-        found = module.make_search(config, state, segment)
-        kept, record = probe_in_turn(config, state, segment, found, probe, again=again)
-        return state._replace(chooser=kept), record
+        context = segment_context(config, state, segment)
+        found = SEARCHES[module](context)
+        kept, record = probe_in_turn(context, found, _formula(context, by_user), again=again)
+        return state._replace(planner=kept), record
 
     return search
 
@@ -116,7 +127,7 @@ def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(strea
     monkeypatch.setattr(bet, "CANDIDATES", 10)
     config, choose, state, segment = _setting(stream, "bet", 6.0, probes=10)
     fitness = _log_frequency_fit(segment)
-    search = jax.jit(_searching(bet, config, segment, fitness, bet.retrained(config)))
+    search = jax.jit(_searching(bet, config, segment, fitness, bet.retrained(config.search)))
     for totals in (state.totals // 10, state.totals, state.totals, state.totals):
         state, record = search(state._replace(totals=totals))
         _assert_exact(state, record, segment)
@@ -126,12 +137,12 @@ def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(strea
         own, action = choose(state)
         assert own.sum() == totals[2]
         np.testing.assert_allclose(action, record.action[8], rtol=1e-6)
-    net, frequency = bet.Predictor(40, stream.capacity.users), bet.scaled_frequency(config, segment)
+    net, frequency = bet.Predictor(40, stream.capacity.users), bet.scaled_frequency(config.sizes, segment)
 
     @jax.jit
     def judge(action):
-        own = bet.sizes_by_action(config, segment, state.totals[2], action)
-        return net.apply(state.chooser.params, frequency, own)[0], fitness(own)[0]
+        own = bet.bet_sizes(config, segment, state.totals[2], action)
+        return net.apply(state.planner.params, frequency, own)[0], fitness(own)[0]
 
     value, true = np.array([judge(action) for action in jax.random.uniform(jax.random.key(3), (60, 3))]).T
     assert stats.spearmanr(value, true)[0] > 0.6
@@ -143,8 +154,10 @@ def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(strea
 def test_a_price_gives_the_most_worth_that_fits(total):
     rng, choices = np.random.default_rng(total), (1, 2, 4, 8)
     worth = rng.normal(size=(6, 4)).cumsum(1)
-    live, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
-    got = np.asarray(sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, live, order))
+    num_active, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
+    got = np.asarray(
+        sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, num_active, order)
+    )
     assert got.sum() == total and got.min() >= 1 and got.max() <= 10
     every = np.array(list(itertools.product(range(4), repeat=6)))
     spent, value = np.array(choices)[every].sum(1), worth[np.arange(6), every].sum(1)
@@ -160,15 +173,15 @@ def test_a_price_gives_the_most_worth_that_fits(total):
 
 
 def test_prices_meet_every_total_exactly_where_all_tie():
-    live, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
-    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, live, order))
+    num_active, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
+    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, num_active, order))
     for worth in (jnp.zeros((20, 4)), jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0, -1.0]), (20, 4))):
         for total in (0, 5, 18, 19, 50, 100, 144, 200, 288, 400):
             got = np.asarray(give(worth, jnp.int32(total)))
             assert got.sum() == min(total, 18 * 16) and (got[18:] == 0).all() and got.max() <= 16
-            assert got.min(where=np.asarray(live), initial=9) >= (total >= 18)
+            assert got.min(where=np.asarray(num_active), initial=9) >= (total >= 18)
     with pytest.raises(ValueError, match="candidates"):
-        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, live, order)
+        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, num_active, order)
 
 
 def test_entities_are_described_and_served_as_their_interactions_say(stream):
@@ -234,7 +247,7 @@ def test_ducb_gives_size_to_those_for_whom_it_pays(stream):
     means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=8)
     assert all(a > 1.3 * b for a, b in means), means
     assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1  # one entity takes what is left
-    assert state.chooser.users.gram.shape == (18, 18)
+    assert state.planner.users.gram.shape == (18, 18)
 
 
 def _mlp(params, x):
@@ -301,11 +314,11 @@ def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
         own, _ = choose(state)
         assert own.sum() == totals[2]
         # nobody has come since: the best sizes are those of the segment, also where many have none
-        np.testing.assert_array_equal(own[:-2], jnp.maximum(state.chooser.sizes, 0))
+        np.testing.assert_array_equal(own[:-2], jnp.maximum(state.planner.sizes, 0))
     # the last probe repeats the best of those before
     assert record.fitness[3] == record.fitness[:3].max()
     assert _pays_for(segment, chosen)(own[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
-    assert state.chooser.users.updates == 2 * 4 * 8
+    assert state.planner.users.updates == 2 * 4 * 8
 
 
 def test_growth_of_esapn_is_admitted_from_the_likeliest_on_as_long_as_it_fits():
@@ -350,14 +363,14 @@ def test_esapn_learns_who_gains_by_growing():
     net, adam = esapn.Growth(5), optax.adam(1e-3)
 
     def one(i, carry):
-        params, moments = carry
+        params, opt_state = carry
         keys = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
         bucket, place = (jax.random.randint(k, (256,), 0, n) for k, n in zip(keys, (32, 4), strict=False))
         grew = jax.random.uniform(keys[2], (256,)) < jax.nn.sigmoid(net.apply(params, bucket, place))
         advantage = jnp.where(grew, jnp.where(bucket >= 16, 1.0, -1.0), 0.0)
         gradient = jax.grad(lambda p: esapn.loss(net, p, bucket, place, grew, advantage, jnp.ones(256)))(params)
-        changes, moments = adam.update(gradient, moments)
-        return optax.apply_updates(params, changes), moments
+        changes, opt_state = adam.update(gradient, opt_state)
+        return optax.apply_updates(params, changes), opt_state
 
     params = net.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     params, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 200, one, c))((params, adam.init(params)))
@@ -368,15 +381,17 @@ def test_esapn_learns_who_gains_by_growing():
 
 def test_esapn_learns_nothing_from_growth_that_was_refused(stream):
     config, _, state, segment = _setting(stream, "esapn", 4.0)
-    kept = state.chooser
+    kept = state.planner
     # everybody wishes to grow
     users, items = (
         agent._replace(params=jax.tree.map(lambda x: jnp.array([-6.0, 6.0]) if x.shape == (2,) else x, agent.params))
         for agent in (kept.users, kept.items)
     )
-    search = esapn.make_search(config, state._replace(chooser=kept), segment)
+    search = esapn.esapn_search(segment_context(config, state._replace(planner=kept), segment))
     valid = len(segment.valid.users)
-    reference = Reference(jnp.zeros(len(segment.frequency), jnp.int32), jnp.float32(0.2), jnp.full((valid, 2), 0.2))
+    reference = ReferenceProbe(
+        jnp.zeros(len(segment.frequency), jnp.int32), jnp.float32(0.2), jnp.full((valid, 2), 0.2)
+    )
     carry = search.begin(kept._replace(users=users, items=items), reference)
     trial = Trial(carry.own, jnp.zeros(3), jnp.float32(1.0), jnp.full((valid, 2), 0.4))
     after = jax.jit(search.learn)(carry, 0, jax.random.key(1), trial)
@@ -401,7 +416,7 @@ def test_esapn_only_grows_and_stops_at_the_budget(stream):
         state, record = search(state._replace(totals=totals))
         made = np.asarray(record.allocated[: int(record.count)])
         assert record.count == 6 and (made <= totals[2]).all() and record.least == 0
-        own = np.asarray(state.chooser.sizes)
+        own = np.asarray(state.planner.sizes)
         assert own.sum() <= totals[2]
         if factor == 0.5:
             assert before.sum() > totals[2] and own.sum() > totals[2] - 16
@@ -439,7 +454,7 @@ def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, mon
             made = line["probe_allocated_parameters"]
             assert len(made) == 2 and all(x <= line["probe_budget_parameters"] for x in made)
     if method in ("ciess", "esapn"):  # one that spends the budget and one that may not: their program compiles for long
-        _, record = scan(config, stream, key)
+        record = scan(config, stream, key).record
         for t, line in enumerate(whole):
             assert record.allocated[t] == line["allocated_parameters"]
             assert record.search.count[t] == (2 if t else 0)

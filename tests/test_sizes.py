@@ -58,7 +58,7 @@ def test_allocate_exact_sum_bounds_and_order(kind, n, total, bounds, seed):
     capacity = next(c for c in _CAPACITIES if c >= n)
     shares = np.zeros(capacity, np.float32)
     shares[:n] = _shares(kind, n, seed)
-    result = np.asarray(sizes.allocate(shares, total, *bounds, live=n))
+    result = np.asarray(sizes.allocate(shares, total, *bounds, num_active=n))
     assert (result[n:] == 0).all()
     _check(shares[:n], result[:n], total, *bounds)
 
@@ -69,7 +69,7 @@ def test_allocate_larger_budget_never_shrinks_an_entity(kind, n, seed):
     shares = _shares(kind, n, seed)
     padded = np.pad(shares, (0, 30 - n))
     totals = np.arange(n, n * 16 + 1)
-    many = jax.vmap(lambda total: sizes.allocate(padded, total, 1, 16, live=n))(totals)
+    many = jax.vmap(lambda total: sizes.allocate(padded, total, 1, 16, num_active=n))(totals)
     assert (np.diff(np.asarray(many), axis=0) >= 0).all()
     assert (np.asarray(many).sum(1) == totals).all()
 
@@ -164,12 +164,12 @@ def test_allocate_ten_million_entities():
 
 
 def test_allocate_traces_once_over_totals_and_live_counts():
-    count = chex.assert_max_traces(lambda s, t, n: sizes.allocate(s, t, 1, 64, live=n), n=1)
+    count = chex.assert_max_traces(lambda s, t, n: sizes.allocate(s, t, 1, 64, num_active=n), n=1)
     run = jax.jit(count)
     shares = jnp.ones(50)
-    for live in (3, 50):
+    for num_active in (3, 50):
         for total in (0, 10, 10**6):
-            assert int(run(shares, total, live).sum()) == min(total, 64 * live)
+            assert int(run(shares, total, num_active).sum()) == min(total, 64 * num_active)
     chex.clear_trace_counter()
 
 
@@ -275,19 +275,19 @@ def test_order_equals_numpy_lexsort_with_the_same_keys():
     for largest, latest, existing in itertools.product((1, 3, 2**31 - 1), (0, 2, 2**31 - 1), (0.0, 0.6, 1.0)):
         frequency = rng.integers(0, largest, n, endpoint=True) * (rng.random(n) < 0.5)
         total, recency = (rng.integers(0, top, n, endpoint=True) for top in (largest, latest))
-        alive = rng.random(n) < existing
-        keys = (np.arange(n), recency, np.where(frequency > 0, 0, total), frequency, alive)
-        ours = run(*(x.astype(np.int32) for x in (frequency, recency, total)), alive)
+        active_mask = rng.random(n) < existing
+        keys = (np.arange(n), recency, np.where(frequency > 0, 0, total), frequency, active_mask)
+        ours = run(*(x.astype(np.int32) for x in (frequency, recency, total)), active_mask)
         np.testing.assert_array_equal(ours, np.lexsort(keys)[::-1])
 
 
 def test_order_maps_over_frequencies():
     rng = np.random.default_rng(1)
     frequency, recency = rng.integers(0, 4, (3, 50)).astype(np.int32), rng.permutation(50).astype(np.int32)
-    alive = np.arange(50) < 40
-    many = jax.vmap(lambda f: sizes.order_by(f, recency, recency, alive))(frequency)
+    active_mask = np.arange(50) < 40
+    many = jax.vmap(lambda f: sizes.order_by(f, recency, recency, active_mask))(frequency)
     for one, f in zip(many, frequency, strict=True):
-        keys = (np.arange(50), recency, np.where(f > 0, 0, recency), f, alive)
+        keys = (np.arange(50), recency, np.where(f > 0, 0, recency), f, active_mask)
         np.testing.assert_array_equal(one, np.lexsort(keys)[::-1])
 
 
@@ -296,9 +296,9 @@ def test_rank_orders_by_frequency_then_recency():
     recency = jnp.array([9, 1, 10, 1, 2, 8, 99])
     total = jnp.array([3, 7, 3, 7, 5, 2, 99])
     # 4 (5), 2 (3, later), 0, then inactive by total: 3 and 1 tie (later arrival first), 5; 6 does not exist yet
-    alive = jnp.arange(7) < 6
-    np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, alive), [4, 2, 0, 3, 1, 5, 6])
-    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, alive), [2, 4, 1, 3, 0, 5, 6])
+    active_mask = jnp.arange(7) < 6
+    np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, active_mask), [4, 2, 0, 3, 1, 5, 6])
+    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, active_mask), [2, 4, 1, 3, 0, 5, 6])
 
 
 @given(

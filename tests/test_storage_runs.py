@@ -7,8 +7,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from scall_jax import Budget, FitConfig, records, run_segments, scan
+from scall_jax import Budget, FitConfig, run_segments, scan
 from scall_jax.config import SearchConfig, SizesConfig
+from scall_jax.run import records
 from tests.helpers import small_config, small_stream
 
 NAMES = ("shared_memory", "mixed_precision", "pep")
@@ -61,7 +62,7 @@ def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_com
     assert np.mean([line["valid_recall@20"] for line in whole[2:]]) > 0.5
     assert whole[-1]["loss"] < 0.3
 
-    _, record = scan(config, stream, key)
+    record = scan(config, stream, key).record
     assert record.allocated.tolist() == [line["allocated_parameters"] for line in whole]
     # rounding differs between the programs, and codes are rounded: what is learned is the same, who is found is not
     np.testing.assert_allclose(record.loss, [x["loss"] for x in whole], atol=0.05)  # untrained: ln 2

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.strata import finished
-from scall_jax import strata
-from scall_jax.strata import StrataConfig
+from scall_jax.evaluation import user_strata as strata
+from scall_jax.evaluation.user_strata import StrataConfig
 from tests.helpers import small_stream
 
 

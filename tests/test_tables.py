@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from scall_jax import tables
-from scall_jax.recommenders import bpr, descend
-from scall_jax.recommenders.descent import no_moments
+from scall_jax.recommenders import bpr, train_step
+from scall_jax.recommenders.descent import empty_opt_state
+from scall_jax.tables.column_blocks import gather, over_column_blocks, over_sided_column_blocks, write
 from scall_jax.tables.resize import init
-from scall_jax.tables.strips import gather, over_sided_strips, over_strips, write
 from scall_jax.tables.table import nbytes
 from tests.helpers import random_graph, random_sizes
 
@@ -50,12 +50,12 @@ def test_both_tables_read_the_same_embeddings(maximum, zeros, seed):
     np.testing.assert_array_equal(packed.lookup(pool, layout, rows), plain)
     np.testing.assert_array_equal(masked.lookup(full, layout, rows), plain)
     for table, params in ((packed, pool), (masked, full)):
-        buffer = table.open(params)
+        buffer = table.to_buffer(params)
 
-        def strip(first, count, read, table=table, buffer=buffer):
+        def block(first, count, read, table=table, buffer=buffer):
             return jax.lax.dynamic_update_slice(read, gather(table, buffer, layout, first, count), (0, first))
 
-        read = over_strips(table, layout, strip, jnp.zeros((NODES, table.width)))
+        read = over_column_blocks(table, layout, block, jnp.zeros((NODES, table.width)))
         np.testing.assert_array_equal(read, plain)
         narrow = gather(table, buffer, layout, 0, table.widths[-1])
         np.testing.assert_array_equal(narrow, plain[:, : table.widths[-1]])
@@ -70,7 +70,7 @@ def test_writing_columns_leaves_the_others_alone(name):
     layout = table.layout(sizes)
     before = init(table, jax.random.key(0), layout, 1.0)
     values = rng.normal(size=(NODES + 2, 16)).astype(np.float32)
-    after = table.close(write(table, table.open(before), layout, 5, jnp.asarray(values)))
+    after = table.from_buffer(write(table, table.to_buffer(before), layout, 5, jnp.asarray(values)))
     has = np.arange(table.width) < np.asarray(sizes)[:, None]
     by_vector = layout._replace(source=_own(layout))
     was, now = (np.asarray(table.lookup(x, by_vector, jnp.arange(NODES + 2))) for x in (before, after))
@@ -84,10 +84,10 @@ def test_strips_cover_the_columns_in_use_once_and_little_more(used):
     table = tables.packed(used, 1, 0, 128)
     layout = table.layout(jnp.array([used, 0, 0], jnp.int32))
 
-    def strip(first, count, seen):
+    def block(first, count, seen):
         return jax.lax.dynamic_update_slice(seen, jax.lax.dynamic_slice(seen, (first,), (count,)) + 1, (first,))
 
-    seen = np.asarray(over_strips(table, layout, strip, jnp.zeros(128, jnp.int32)))
+    seen = np.asarray(over_column_blocks(table, layout, block, jnp.zeros(128, jnp.int32)))
     covered = -(-used // 16) * 16
     covered += 16 * (covered % 64 == 48)
     np.testing.assert_array_equal(seen, np.arange(128) < covered)
@@ -99,11 +99,11 @@ def test_strips_of_one_side_come_after_those_of_both(sizes):
     table = tables.packed(sum(sizes), 1, 1, 128)
     layout = table.layout(jnp.array([*sizes, 0, 0], jnp.int32))
 
-    def strip(first, count, side, seen):
+    def block(first, count, side, seen):
         part = jax.lax.dynamic_slice(seen, (first,), (count,))
         return jax.lax.dynamic_update_slice(seen, jnp.where(part == -1, side, 9), (first,))
 
-    seen = np.asarray(over_sided_strips(table, layout, strip, jnp.full(128, -1, jnp.int32)))
+    seen = np.asarray(over_sided_column_blocks(table, layout, block, jnp.full(128, -1, jnp.int32)))
     used = int((seen >= 0).sum())
     assert max(sizes) <= used < max(sizes) + 32 and (seen[:used] >= 0).all() and (seen < 9).all()
     assert (seen[: min(sizes)] == 0).all()
@@ -120,10 +120,12 @@ def test_mapped_strips_are_common_to_all_lanes():
     pools = [init(table, jax.random.key(i), layout, 1.0) for i, layout in enumerate(layouts)]
 
     def read(pool, layout):
-        def strip(first, count, out):
-            return jax.lax.dynamic_update_slice(out, gather(table, table.open(pool), layout, first, count), (0, first))
+        def block(first, count, out):
+            return jax.lax.dynamic_update_slice(
+                out, gather(table, table.to_buffer(pool), layout, first, count), (0, first)
+            )
 
-        return over_strips(table, layout, strip, jnp.zeros((NODES, table.width)))
+        return over_column_blocks(table, layout, block, jnp.zeros((NODES, table.width)))
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(pools, layouts, strict=True))
     mapped = jax.vmap(read)(*stacked)
@@ -150,25 +152,25 @@ def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
     for table, params in ((packed, pool), (masked, full)):
 
         def spread(buffer, table=table):
-            return np.asarray(table.lookup(table.close(buffer), by_vector, jnp.arange(NODES + 2)))
+            return np.asarray(table.lookup(table.from_buffer(buffer), by_vector, jnp.arange(NODES + 2)))
 
         batch = layout, graph, rows, triples, bias
         step = jax.jit(
-            lambda b, m, table=table, batch=batch: descend(
+            lambda b, m, table=table, batch=batch: train_step(
                 table, schedule, 2, 0.1, b, m, *batch, jnp.zeros((len(rows), table.width))
             )[:3]
         )
-        buffer = table.open(params)
-        loss, moved, moments = step(buffer, no_moments(buffer))
+        buffer = table.to_buffer(params)
+        loss, moved, opt_state = step(buffer, empty_opt_state(buffer))
         assert float(loss) == pytest.approx(reference_loss, rel=1e-5)
-        np.testing.assert_allclose(spread(moments.mean), 0.1 * gradient, atol=1e-6)
-        np.testing.assert_allclose(spread(moments.square), 0.001 * gradient**2, atol=1e-6)
+        np.testing.assert_allclose(spread(opt_state.mean), 0.1 * gradient, atol=1e-6)
+        np.testing.assert_allclose(spread(opt_state.square), 0.001 * gradient**2, atol=1e-6)
         # two more steps: what optax makes of the gradients that the moments tell of
         expected, state = spread(buffer), adam.init(jnp.asarray(gradient))
         for _ in range(3):
-            before = moments if int(state[0].count) else no_moments(buffer)
-            loss, moved, moments = step(moved if int(state[0].count) else buffer, before)
-            seen = (spread(moments.mean) - 0.9 * spread(before.mean)) / 0.1
+            before = opt_state if int(state[0].count) else empty_opt_state(buffer)
+            loss, moved, opt_state = step(moved if int(state[0].count) else buffer, before)
+            seen = (spread(opt_state.mean) - 0.9 * spread(before.mean)) / 0.1
             updates, state = adam.update(jnp.asarray(seen), state)
             clear = np.abs(seen) > 1e-3  # Adam's step is the sign of a small gradient, rounding and all
             expected = np.where(clear, expected + np.asarray(updates), spread(moved))
@@ -208,8 +210,8 @@ def test_packed_table_and_its_moments_hold_the_budget_and_nothing_else():
     params = init(table, jax.random.key(0), table.layout(sizes), 1.0)
     assert nbytes(params) == 4 * budget
     assert np.count_nonzero(params) == budget
-    moments = optax.adam(0.1).init(params)
-    assert nbytes(moments) == 2 * 4 * budget + 4
+    opt_state = optax.adam(0.1).init(params)
+    assert nbytes(opt_state) == 2 * 4 * budget + 4
 
 
 @pytest.mark.parametrize("name", ["packed", "masked"])
@@ -243,7 +245,7 @@ def test_resize_keeps_leading_coordinates(name, rotate, zeros):
 
 def _shared(table, params, layout):
     """The two shared vectors, f32[2, width]."""
-    by_place = np.asarray(table.read(table.open(params), layout, 0, table.width)).T
+    by_place = np.asarray(table.read(table.to_buffer(params), layout, 0, table.width)).T
     order = table.order(layout).tolist()
     return by_place[[order.index(NODES), order.index(NODES + 1)]]
 

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-from scall_jax.policies.controls import grid, random
 from scall_jax.policies.dlints import dlints
 from scall_jax.policies.gp import gp
-from scall_jax.policies.observe import ObserveConfig, Side, length, observe
+from scall_jax.policies.observation import ObserveConfig, Side, length, observe, with_ratio
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies.random_and_grid import grid, random
 from scall_jax.policies.sac import sac
 
 
-def _ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+def _ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     # rlax is slow to import and only needed here
     from scall_jax.policies.ddpg import ddpg
 
-    return ddpg(config, observation, actions)
+    return ddpg(config, observation_length, actions)
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -36,4 +36,5 @@ __all__ = [
     "Transition",
     "length",
     "observe",
+    "with_ratio",
 ]

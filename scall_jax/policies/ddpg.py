@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import rlax
 
-from scall_jax.policies import replay as buffer
+from scall_jax.policies import replay_buffer as buffer
 from scall_jax.policies.networks import Actor, Critic, flat
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
 from scall_jax.policies.sac import optimiser
@@ -23,17 +23,20 @@ class DdpgState(NamedTuple):
     critic: jax.Array  # f32[W']
     target_actor: jax.Array  # f32[W]
     target_critic: jax.Array  # f32[W']
-    actor_moments: optax.OptState
-    critic_moments: optax.OptState
+    actor_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
     replay: buffer.Replay
     drift: jax.Array  # f32[A], state of the Ornstein-Uhlenbeck process
     std: jax.Array  # f32[], of the exploration noise
 
 
-def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+def ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    seen, action = np.zeros(observation, np.float32), np.zeros(actions, np.float32)
-    actor_net, critic_net = flat(Actor(actions, config.widths), seen), flat(Critic(config.widths), seen, action)
+    observation, action = np.zeros(observation_length, np.float32), np.zeros(actions, np.float32)
+    actor_net, critic_net = (
+        flat(Actor(actions, config.widths), observation),
+        flat(Critic(config.widths), observation, action),
+    )
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
 
@@ -47,19 +50,19 @@ def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             critic,
             actor_adam.init(actor),
             critic_adam.init(critic),
-            buffer.empty(config.replay, observation, actions),
+            buffer.empty(config.replay, observation_length, actions),
             jnp.zeros(actions),
             jnp.float32(config.noise_std),
         )
 
-    def greedy(state, seen):
-        return actor_net.apply(state.actor, seen)
+    def greedy(state, observation):
+        return actor_net.apply(state.actor, observation)
 
-    def act(state, key, seen):
+    def act(state, key, observation):
         noise = state.std * jax.random.normal(key, (actions,))
         if config.noise == "ou":
             noise = (1 - _REVERSION) * state.drift + noise
-        return jnp.clip(greedy(state, seen) + noise, 1e-3, 1 - 1e-3)
+        return jnp.clip(greedy(state, observation) + noise, 1e-3, 1 - 1e-3)
 
     def learn(i, carry):
         state, key = carry
@@ -76,7 +79,7 @@ def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             return 0.5 * (jax.vmap(rlax.td_learning)(values, batch.reward, discount, ahead) ** 2).mean()
 
         gradient = jax.grad(critic_loss)(state.critic)
-        updates, critic_moments = critic_adam.update(gradient, state.critic_moments, state.critic)
+        updates, critic_opt_state = critic_adam.update(gradient, state.critic_opt_state, state.critic)
         critic = optax.apply_updates(state.critic, updates)
 
         def actor_loss(actor):
@@ -85,15 +88,15 @@ def ddpg(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             return jax.vmap(rlax.dpg_loss)(action, slope).mean()
 
         gradient = jax.grad(actor_loss)(state.actor)
-        updates, actor_moments = actor_adam.update(gradient, state.actor_moments, state.actor)
+        updates, actor_opt_state = actor_adam.update(gradient, state.actor_opt_state, state.actor)
         actor = optax.apply_updates(state.actor, updates)
         state = state._replace(
             actor=actor,
             critic=critic,
             target_actor=optax.incremental_update(actor, state.target_actor, config.tau),
             target_critic=optax.incremental_update(critic, state.target_critic, config.tau),
-            actor_moments=actor_moments,
-            critic_moments=critic_moments,
+            actor_opt_state=actor_opt_state,
+            critic_opt_state=critic_opt_state,
         )
         return state, key
 

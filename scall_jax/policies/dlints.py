@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.policies import discounted
-from scall_jax.policies.controls import lattice
+from scall_jax.policies import discounted_regression as discounted
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies.random_and_grid import lattice
 
 
 class DlintsState(NamedTuple):
@@ -32,7 +32,7 @@ def monomials(action: jax.Array) -> jax.Array:
     return jnp.concatenate(columns, axis=1)
 
 
-def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+def dlints(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions.
 
     The projection R has entries N(0, 1/D) and is drawn again from its seed wherever it is needed. What is seen is
@@ -40,15 +40,15 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
     """
     arms = lattice(11 if actions <= 3 else 6, actions)
     features = 1 + actions + actions * (actions + 1) // 2
-    full = (1 + observation) * features
+    full = (1 + observation_length) * features
 
-    def projected(state, seen, action):
+    def projected(state, observation, action):
         """R' (seen x monomials), f32[n, d], without the contexts of full length."""
         key = jax.random.wrap_key_data(state.seed, impl="threefry2x32")
-        matrix = jax.random.normal(key, (1 + observation, features, config.projected)) / np.sqrt(full)
-        seen = jnp.concatenate([jnp.ones(1), seen])
-        seen = seen * jax.lax.rsqrt((seen**2).mean())
-        by_monomial = jnp.tensordot(seen, matrix, 1, precision="highest")
+        matrix = jax.random.normal(key, (1 + observation_length, features, config.projected)) / np.sqrt(full)
+        observation = jnp.concatenate([jnp.ones(1), observation])
+        observation = observation * jax.lax.rsqrt((observation**2).mean())
+        by_monomial = jnp.tensordot(observation, matrix, 1, precision="highest")
         return jnp.matmul(monomials(action), by_monomial, precision="highest")
 
     def init(key):
@@ -57,20 +57,22 @@ def dlints(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         seed = data if data.shape == (2,) else jax.random.bits(key, (2,), jnp.uint32)
         return DlintsState(seed, discounted.empty(config.projected, config.ridge))
 
-    def act(state, key, seen):
+    def act(state, key, observation):
         noise = config.exploration * jax.random.normal(key, (config.projected,))
-        return jnp.asarray(arms)[jnp.argmax(projected(state, seen, arms) @ discounted.thompson(state.ridge, noise))]
+        return jnp.asarray(arms)[
+            jnp.argmax(projected(state, observation, arms) @ discounted.thompson(state.ridge, noise))
+        ]
 
-    def greedy(state, seen):
-        value = projected(state, seen, arms) @ discounted.estimate(state.ridge)
+    def greedy(state, observation):
+        value = projected(state, observation, arms) @ discounted.estimate(state.ridge)
         return jnp.where(state.ridge.weight > 0, jnp.asarray(arms)[jnp.argmax(value)], 0.5)
 
     def update(state, key, new: Transition):
         del key
 
         def one(ridge, probe):
-            seen, action, reward = probe
-            z = projected(state, seen, action[None])
+            observation, action, reward = probe
+            z = projected(state, observation, action[None])
             known = jnp.ones(1, bool)
             return discounted.observe(ridge, z, reward[None], known, config.forget, config.ridge), None
 

@@ -29,9 +29,9 @@ class GpState(NamedTuple):
     begun: jax.Array  # i32[], segments begun
 
 
-def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     """Build the policy for actions in (0, 1)^actions; it does not look at the observation."""
-    del observation
+    del observation_length
     points = 11 if actions <= 3 else 6
     axis = (np.arange(points) + 0.5) / points
     # of numpy: a policy may be built inside one trace and serve in another
@@ -54,7 +54,7 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             jnp.int32(0),
         )
 
-    def begin(state):
+    def start_segment(state):
         return state._replace(begun=state.begun + 1)
 
     def posterior(state, at):
@@ -76,8 +76,8 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         white = jax.scipy.linalg.solve_triangular(factor, surprise, lower=True)
         return prior(at) + cross.T @ white, cross
 
-    def act(state, key, seen):
-        del seen
+    def act(state, key, observation):
+        del observation
         candidate_key, noise_key = jax.random.split(key)
         at = jax.random.uniform(candidate_key, (_CANDIDATES, actions), minval=np.float32(1e-6))
         mean, cross = posterior(state, at)
@@ -89,8 +89,8 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
         drawn = jnp.where(jnp.isfinite(factor).all(), factor @ noise, alone * noise)
         return at[jnp.argmax(mean + drawn)]
 
-    def greedy(state, seen):
-        del seen
+    def greedy(state, observation):
+        del observation
         mean, _ = posterior(state, lattice)
         return jnp.where(state.inserted > 0, jnp.asarray(lattice)[jnp.argmax(mean)], 0.5)
 
@@ -105,4 +105,4 @@ def gp(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             inserted=state.inserted + count,
         )
 
-    return Policy(init, begin, act, greedy, update)
+    return Policy(init, start_segment, act, greedy, update)

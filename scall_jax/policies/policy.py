@@ -22,7 +22,7 @@ class Policy(NamedTuple):
     """A search over actions. States are pytrees of arrays of fixed shapes."""
 
     init: Callable[[jax.Array], PolicyState]  # typed key -> state
-    begin: Callable[[PolicyState], PolicyState]  # a new segment is searched
+    start_segment: Callable[[PolicyState], PolicyState]  # a new segment is searched
     act: Callable[[PolicyState, jax.Array, jax.Array], jax.Array]  # state, key, f32[O] -> f32[A] to try
     greedy: Callable[[PolicyState, jax.Array], jax.Array]  # state, f32[O] -> f32[A], the best known
     update: Callable[[PolicyState, jax.Array, Transition], PolicyState]  # state, key, K probes -> state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scall_jax.policies import replay as buffer
+from scall_jax.policies import replay_buffer as buffer
 from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition
 
@@ -19,8 +19,8 @@ class SacState(NamedTuple):
     critic: jax.Array  # f32[W']
     target: jax.Array  # f32[W'], of the critic
     log_entropy: jax.Array  # f32[], log of the entropy's weight
-    actor_moments: optax.OptState
-    critic_moments: optax.OptState
+    actor_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
     entropy_moments: optax.OptState
     replay: buffer.Replay
 
@@ -31,11 +31,11 @@ def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> op
     return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
 
 
-def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
+def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
-    seen, action = np.zeros(observation, np.float32), np.zeros(actions, np.float32)
-    actor_net = flat(GaussianActor(actions, config.widths), seen)
-    critic_net = flat(TwinCritic(config.widths), seen, action)
+    observation, action = np.zeros(observation_length, np.float32), np.zeros(actions, np.float32)
+    actor_net = flat(GaussianActor(actions, config.widths), observation)
+    critic_net = flat(TwinCritic(config.widths), observation, action)
     actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
     critic_adam = optimiser(config.critic_rate, config.weight_decay)
     entropy_adam = optax.adam(config.actor_rate)
@@ -54,17 +54,17 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             actor_adam.init(actor),
             critic_adam.init(critic),
             entropy_adam.init(log_entropy),
-            buffer.empty(config.replay, observation, actions),
+            buffer.empty(config.replay, observation_length, actions),
         )
 
-    def sampled(actor, noise, seen):
-        return squash(*actor_net.apply(actor, seen), noise)
+    def sampled(actor, noise, observation):
+        return squash(*actor_net.apply(actor, observation), noise)
 
-    def act(state, key, seen):
-        return sampled(state.actor, jax.random.normal(key, (actions,)), seen)[0]
+    def act(state, key, observation):
+        return sampled(state.actor, jax.random.normal(key, (actions,)), observation)[0]
 
-    def greedy(state, seen):
-        mean, _ = actor_net.apply(state.actor, seen)
+    def greedy(state, observation):
+        mean, _ = actor_net.apply(state.actor, observation)
         return (jnp.tanh(mean) + 1) / 2
 
     def learn(i, carry):
@@ -87,7 +87,7 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             return (weight[:, None] * (values - wanted[:, None]) ** 2).sum()
 
         gradient = jax.grad(critic_loss)(state.critic)
-        updates, critic_moments = critic_adam.update(gradient, state.critic_moments, state.critic)
+        updates, critic_opt_state = critic_adam.update(gradient, state.critic_opt_state, state.critic)
         critic = optax.apply_updates(state.critic, updates)
 
         def actor_loss(actor):
@@ -96,7 +96,7 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             return (weight * (entropy * log_density - value)).sum(), log_density
 
         gradient, log_density = jax.grad(actor_loss, has_aux=True)(state.actor)
-        updates, actor_moments = actor_adam.update(gradient, state.actor_moments, state.actor)
+        updates, actor_opt_state = actor_adam.update(gradient, state.actor_opt_state, state.actor)
         actor = optax.apply_updates(state.actor, updates)
 
         log_entropy, entropy_moments = state.log_entropy, state.entropy_moments
@@ -109,8 +109,8 @@ def sac(config: PolicyConfig, observation: int, actions: int = 3) -> Policy:
             critic=critic,
             target=optax.incremental_update(critic, state.target, config.tau),
             log_entropy=log_entropy,
-            actor_moments=actor_moments,
-            critic_moments=critic_moments,
+            actor_opt_state=actor_opt_state,
+            critic_opt_state=critic_opt_state,
             entropy_moments=entropy_moments,
         )
         return state, key

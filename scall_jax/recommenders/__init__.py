@@ -1,24 +1,24 @@
 """Scores from embeddings, their training, and the popularity floors."""
 
 from scall_jax.recommenders.bpr import Triples, loss, sample
-from scall_jax.recommenders.descent import descend
-from scall_jax.recommenders.fit import FitConfig, Fitted, closed, make_fit, opened, ranked
-from scall_jax.recommenders.graph import planned, propagate
+from scall_jax.recommenders.descent import train_step
+from scall_jax.recommenders.fit import FitConfig, FitResult, evaluate_params, from_buffer, make_fit, to_buffer
+from scall_jax.recommenders.graph import propagate, with_chunks
 from scall_jax.recommenders.lightgcn import embed, smooth
 
 __all__ = [
     "FitConfig",
-    "Fitted",
+    "FitResult",
     "Triples",
-    "closed",
-    "descend",
     "embed",
+    "evaluate_params",
+    "from_buffer",
     "loss",
     "make_fit",
-    "opened",
-    "planned",
     "propagate",
-    "ranked",
     "sample",
     "smooth",
+    "to_buffer",
+    "train_step",
+    "with_chunks",
 ]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.bisection import first_not
-from scall_jax.nonnegative import take
-from scall_jax.streams import Graph, Rows
+from scall_jax.ops.bisection import first_false
+from scall_jax.ops.indexing import take
+from scall_jax.streams import Graph, RaggedItems
 
 
 class Triples(NamedTuple):
@@ -21,7 +21,7 @@ class Triples(NamedTuple):
 
 def sample(
     key: jax.Array,
-    positives: Rows,
+    positives: RaggedItems,
     graph: Graph,
     users: int,
     items: jax.Array,
@@ -79,7 +79,7 @@ def _skip(graph, users, start, end, place):
         item = take(graph.indices, jnp.minimum(at, end[:, None] - 1)) - users
         return item - (at - start[:, None]) <= place[:, None]
 
-    return place + first_not(start, end, before, graph.indices.shape[0]) - start
+    return place + first_false(start, end, before, graph.indices.shape[0]) - start
 
 
 def margins(final: jax.Array) -> jax.Array:

@@ -12,17 +12,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import dynamic_slice, dynamic_update_slice
+from scall_jax.ops.indexing import dynamic_slice, dynamic_update_slice
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.lightgcn import embed_strip, smooth_to_side
+from scall_jax.recommenders.lightgcn import embed_block, smooth_to_side
 from scall_jax.streams import Graph
-from scall_jax.tables.strips import over_sided_strips
+from scall_jax.tables.column_blocks import over_sided_column_blocks
 from scall_jax.tables.table import Table
 
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
 
 
-class Moments(NamedTuple):
+class OptState(NamedTuple):
     """Of Adam (Kingma and Ba, ICLR 2015), in buffers of a table."""
 
     count: jax.Array  # i32[], steps made
@@ -30,18 +30,18 @@ class Moments(NamedTuple):
     square: jax.Array  # of their squares
 
 
-def no_moments(buffer: jax.Array) -> Moments:
+def empty_opt_state(buffer: jax.Array) -> OptState:
     """Before the first step."""
-    return Moments(jnp.int32(0), jnp.zeros_like(buffer), jnp.zeros_like(buffer))
+    return OptState(jnp.int32(0), jnp.zeros_like(buffer), jnp.zeros_like(buffer))
 
 
-def descend(
+def train_step(
     table: Table,
     rate: Callable[[jax.Array], jax.Array],
     layers: int,
     l2: float,
     buffer: jax.Array,
-    moments: Moments,
+    opt_state: OptState,
     layout,
     graph: Graph,
     rows: jax.Array,
@@ -67,36 +67,36 @@ def descend(
 
     def forward(first, count, side, carry):
         margin, energy, scratch = carry
-        final, own = embed_strip(table, layers, buffer, layout, graph, rows, first, count, side)
+        final, own = embed_block(table, layers, buffer, layout, graph, rows, first, count, side)
         scratch = dynamic_update_slice(scratch, final, (0, first))
         return margin + bpr.margins(final), energy + (own * own).sum(), scratch
 
     carry = jnp.zeros_like(triples.weight), jnp.float32(0), scratch
-    *sums, scratch = over_sided_strips(table, layout, forward, carry)
+    *sums, scratch = over_sided_column_blocks(table, layout, forward, carry)
     value, (by_margin, by_energy) = jax.value_and_grad(bpr.loss, (0, 1))(*sums, item_bias, triples, l2)
 
     # a vector that the batch reads k times is k times in the squared norm
     times = jnp.zeros((table.nodes, 1)).at[rows].add(1.0, wrap_negative_indices=False)
     by_norm = 2 * by_energy * table.pull(times, layout)[:, 0]
 
-    def absorb(first, count, side, moments):
+    def absorb(first, count, side, opt_state):
         final = dynamic_slice(scratch, (0, first), (rows.shape[0], count))
         (by_final,) = jax.vjp(bpr.margins, final)[1](by_margin)
         gradient = table.pull(smooth_to_side(graph, rows, by_final, layers, table.users, side), layout)
-        return table.update(moments, layout, first, gradient, _absorb, (by_norm, buffer))
+        return table.update(opt_state, layout, first, gradient, _absorb, (by_norm, buffer))
 
-    mean, square = over_sided_strips(table, layout, absorb, (moments.mean, moments.square))
-    moments = Moments(moments.count + 1, mean, square)
-    return value, buffer - rate(moments.count - 1) * _direction(moments), moments, scratch
+    mean, square = over_sided_column_blocks(table, layout, absorb, (opt_state.mean, opt_state.square))
+    opt_state = OptState(opt_state.count + 1, mean, square)
+    return value, buffer - rate(opt_state.count - 1) * _direction(opt_state), opt_state, scratch
 
 
-def _absorb(moments, gradient):
-    mean, square = moments
+def _absorb(opt_state, gradient):
+    mean, square = opt_state
     return _B1 * mean + (1 - _B1) * gradient, _B2 * square + (1 - _B2) * gradient**2
 
 
-def _direction(moments: Moments) -> jax.Array:
-    count = moments.count.astype(jnp.float32)
+def _direction(opt_state: OptState) -> jax.Array:
+    count = opt_state.count.astype(jnp.float32)
     # in the order that the end of the paper's section 2 advises: one division a parameter instead of three
     scale = jnp.sqrt(1 - _B2**count)
-    return scale / (1 - _B1**count) * moments.mean / (jnp.sqrt(moments.square) + _EPS * scale)
+    return scale / (1 - _B1**count) * opt_state.mean / (jnp.sqrt(opt_state.square) + _EPS * scale)

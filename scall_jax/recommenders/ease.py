@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax import evaluation
-from scall_jax.allocators import sides
+from scall_jax.evaluation import ranking as evaluation
+from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
-from scall_jax.reference import Kept, Reference
 from scall_jax.streams import Segment
+from scall_jax.streams.segments import sides
 
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
 """Ridges that valid chooses from."""
@@ -52,7 +52,7 @@ def gram(segment: Segment) -> jax.Array:
 def _interactions(segment, user):
     """Rows of X, f32[B, V]."""
     users, items = sides(segment)
-    return evaluation.put_known(jnp.zeros((user.shape[0], items)), segment.graph, user, users, 1.0)
+    return evaluation.mask_seen_items(jnp.zeros((user.shape[0], items)), segment.graph, user, users, 1.0)
 
 
 def closed_form(gram: jax.Array, ridge: jax.Array | float) -> jax.Array:
@@ -71,7 +71,7 @@ def _empty(users: int, items: int) -> Ease:
     return Ease(jnp.zeros((items, items)), jnp.float32(0))
 
 
-def _learn(segment: Segment, valid_users: int, **options) -> Ease:
+def _fit(segment: Segment, valid_users: int, **options) -> Ease:
     together, sampled = gram(segment), first_users(segment.valid, valid_users)
     nothing = jnp.zeros(together.shape[0])
 
@@ -104,7 +104,7 @@ def _export(stored: Ease, plan, known: tuple[int, int]) -> dict[str, np.ndarray]
     }
 
 
-def _kept(users: int, items: int) -> Kept:
+def _exporter(users: int, items: int) -> Exporter:
     def restore(exported, known):
         written = exported["parameters"]
         if written.shape != (known[1], known[1]) or known[1] > items:
@@ -113,19 +113,19 @@ def _kept(users: int, items: int) -> Kept:
         weights[: known[1], : known[1]] = written
         return Ease(jnp.asarray(weights), jnp.asarray(exported["metadata_ridge"], jnp.float32)), ()
 
-    return Kept(_export, restore)
+    return Exporter(_export, restore)
 
 
 def _describe(stored: Ease) -> dict:
     return {"ridge": float(stored.ridge), "bytes_training": COPIES * stored.weights.nbytes}
 
 
-EASE = Reference(
+EASE = Baseline(
     empty=_empty,
     scores=lambda segment, valid_users, **options: (jnp.zeros(segment.popularity.shape[-1]), jnp.int32(-1)),
-    learn=_learn,
+    fit=_fit,
     rank=_rank,
-    kept=_kept,
+    exporter=_exporter,
     describe=_describe,
 )
 """EASE with its ridge chosen on valid, learned afresh in every segment from all interactions before the cut."""

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scall_jax import evaluation
+from scall_jax.evaluation import ranking as evaluation
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.descent import Moments, descend, no_moments
-from scall_jax.recommenders.graph import planned
+from scall_jax.recommenders.descent import OptState, empty_opt_state, train_step
+from scall_jax.recommenders.graph import with_chunks
 from scall_jax.recommenders.lightgcn import embed
-from scall_jax.streams import Rows, Segment
+from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params, nbytes
 
@@ -69,7 +69,7 @@ class FitState(NamedTuple):
     """Carried through the training loop."""
 
     params: Params  # opened
-    moments: Moments | optax.OptState
+    opt_state: OptState | optax.OptState
     step: jax.Array  # i32[], steps made
     best_params: Params
     best_fitness: jax.Array  # f32[], on valid
@@ -83,7 +83,7 @@ class FitState(NamedTuple):
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user that early stopping looks at, at the last one
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """Result of a fit."""
 
     params: Params  # opened
@@ -109,14 +109,14 @@ def learning_rate(config: FitConfig) -> optax.Schedule:
     )
 
 
-def opened(storage: Storage, params: Params):
+def to_buffer(storage: Storage, params: Params):
     """Parameters as training and `embed` take them: with room for reading past their end, where there is a table."""
-    return params if storage.table is None else storage.table.open(params)
+    return params if storage.table is None else storage.table.to_buffer(params)
 
 
-def closed(storage: Storage, params):
+def from_buffer(storage: Storage, params):
     """The inverse of `opened`."""
-    return params if storage.table is None else storage.table.close(params)
+    return params if storage.table is None else storage.table.from_buffer(params)
 
 
 def training_bytes(storage: Storage, params) -> int:
@@ -124,15 +124,22 @@ def training_bytes(storage: Storage, params) -> int:
     return (4 if storage.table is not None else 5) * nbytes(params)
 
 
-def ranked(
-    storage: Storage, config: FitConfig, params, layout, segment: Segment, parts: Sequence[Rows], item_bias, **options
+def evaluate_params(
+    storage: Storage,
+    config: FitConfig,
+    params,
+    layout,
+    segment: Segment,
+    parts: Sequence[RaggedItems],
+    item_bias,
+    **options,
 ) -> list[evaluation.Metrics]:
     """Evaluate `opened` parameters on parts of a segment, each on its users; `options` as in `evaluation.evaluate`."""
     users = storage.nodes - item_bias.shape[0]
     items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
     rows = jnp.concatenate([*(part.users for part in parts), items])
     # one propagation for all parts
-    final, _ = embed(storage, config.layers, params, layout, planned(segment.graph), rows)
+    final, _ = embed(storage, config.layers, params, layout, with_chunks(segment.graph), rows)
     *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
     graph, used = segment.graph, storage.used(layout)
     return [
@@ -155,7 +162,7 @@ def make_step(storage: Storage, config: FitConfig) -> Callable:
     """
     rate, adam = learning_rate(config), optimiser(config)
 
-    def step(key, number, params, moments, layout, segment: Segment, item_bias, scratch=()):
+    def step(key, number, params, opt_state, layout, segment: Segment, item_bias, scratch=()):
         users, graph = storage.nodes - item_bias.shape[0], segment.graph
         key = jax.random.fold_in(key, number)
         rows_of = segment.positives, graph, users, segment.items
@@ -164,8 +171,8 @@ def make_step(storage: Storage, config: FitConfig) -> Callable:
         if storage.table is not None:
             static = storage.table, rate, config.layers, config.l2
             batch = layout, graph, rows, triples, item_bias, scratch
-            value, params, moments, scratch = descend(*static, params, moments, *batch)
-            return params, moments, value, scratch
+            value, params, opt_state, scratch = train_step(*static, params, opt_state, *batch)
+            return params, opt_state, value, scratch
 
         def objective(params):
             final, own = embed(storage, config.layers, params, layout, graph, rows)
@@ -173,8 +180,8 @@ def make_step(storage: Storage, config: FitConfig) -> Callable:
             return value if storage.penalty is None else value + storage.penalty(params, layout)
 
         value, gradient = jax.value_and_grad(objective)(params)
-        updates, moments = adam.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, value, scratch
+        updates, opt_state = adam.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value, scratch
 
     return step
 
@@ -186,30 +193,34 @@ def make_fit(
 
     `progress(segment, step, loss, fitness)` is called on the host after each evaluation, not always in order.
     """
-    init_moments = no_moments if storage.table is not None else optimiser(config).init
+    init_moments = empty_opt_state if storage.table is not None else optimiser(config).init
     train = make_step(storage, config)
 
-    def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> Fitted:
+    def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> FitResult:
         sampled = first_users(segment.valid, config.valid_users)
-        segment = segment._replace(graph=planned(segment.graph))
+        segment = segment._replace(graph=with_chunks(segment.graph))
 
         def one_step(i, carry):
-            params, moments, total, bad, start, scratch = carry
+            params, opt_state, total, bad, start, scratch = carry
             step = start + i
-            params, moments, value, scratch = train(key, step, params, moments, layout, segment, item_bias, scratch)
+            params, opt_state, value, scratch = train(key, step, params, opt_state, layout, segment, item_bias, scratch)
             bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
-            return params, moments, total + value, bad, start, scratch
+            return params, opt_state, total + value, bad, start, scratch
 
         def interval(state: FitState) -> FitState:
             count = jnp.minimum(config.eval_every, config.steps - state.step)
             scratch = () if storage.table is None else jnp.zeros((3 * config.batch, storage.table.width))
-            carry = (state.params, state.moments, jnp.float32(0), state.bad_step, state.step, scratch)
-            params, moments, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
-            (metrics,) = ranked(storage, config, params, layout, segment, [sampled], item_bias, candidates=candidates)
+            carry = (state.params, state.opt_state, jnp.float32(0), state.bad_step, state.step, scratch)
+            params, opt_state, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
+            (metrics,) = evaluate_params(
+                storage, config, params, layout, segment, [sampled], item_bias, candidates=candidates
+            )
             mean_loss = total / count
             # without validation users the loss decides
             fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)
-            state = _judge(state, params, moments, state.step + count, mean_loss, fitness, bad, metrics.by_user[:, :2])
+            state = _judge(
+                state, params, opt_state, state.step + count, mean_loss, fitness, bad, metrics.by_user[:, :2]
+            )
             if progress is not None:
                 jax.debug.callback(progress, segment.index, state.step, mean_loss, fitness, ordered=False)
             return state
@@ -219,7 +230,7 @@ def make_fit(
             return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
 
         end = jax.lax.while_loop(goes_on, interval, _initial(params, init_moments, sampled.users.shape[0]))
-        return Fitted(
+        return FitResult(
             end.best_params,
             end.step,
             end.best_step,
@@ -233,16 +244,16 @@ def make_fit(
     return fit
 
 
-def first_users(rows: Rows, most: int) -> Rows:
+def first_users(rows: RaggedItems, most: int) -> RaggedItems:
     """The first `most` users (their order is random), statically."""
     most = min(most, rows.users.shape[0])
-    return Rows(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
+    return RaggedItems(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
 
 
 def _initial(params, init_moments, users: int) -> FitState:
     return FitState(
         params=params,
-        moments=init_moments(params),
+        opt_state=init_moments(params),
         step=jnp.int32(0),
         best_params=params,
         best_fitness=jnp.float32(-jnp.inf),
@@ -257,11 +268,11 @@ def _initial(params, init_moments, users: int) -> FitState:
     )
 
 
-def _judge(state: FitState, params, moments, step, loss, fitness, bad, by_user) -> FitState:
+def _judge(state: FitState, params, opt_state, step, loss, fitness, bad, by_user) -> FitState:
     better = fitness > state.best_fitness
     return FitState(
         params=params,
-        moments=moments,
+        opt_state=opt_state,
         step=step,
         best_params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best_params),
         best_fitness=jnp.where(better, fitness, state.best_fitness),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import sparse
 
+from scall_jax.ops.backend import by_backend
 from scall_jax.streams import Graph
 
 _CHUNK = 8  # entries of a row, or sums of them, that are added up at once
@@ -28,7 +29,7 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     Raises:
       ValueError: unknown method, or one for another backend.
     """
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = by_backend(True, False)
     if method == "auto":
         method = "csr" if on_cpu else "chunks"
     if method not in _PRODUCTS:
@@ -38,9 +39,9 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     return _symmetric_product(method, graph, x)
 
 
-def planned(graph: Graph) -> Graph:
+def with_chunks(graph: Graph) -> Graph:
     """The graph with `chunks` made, so that products inside of loops need not; as it is on a CPU, or with them."""
-    if jax.default_backend() == "cpu" or graph.chunks:
+    if by_backend(True, False) or graph.chunks:
         return graph
     return graph._replace(chunks=_chunks(graph))
 
@@ -105,8 +106,15 @@ def _chunked(graph: Graph, x):
 
 def _sums(first, end, term):
     """Sums of terms first, ..., min(end, first + _CHUNK) - 1: term(at i32[...], valid bool[...]) -> f32[..., C]."""
-    if jax.default_backend() == "cpu":  # which would write all terms down before it adds them up
-        return sum(term(first + k, first + k < end) for k in range(_CHUNK))
+    return by_backend(_sums_in_turn, _sums_at_once)(first, end, term)
+
+
+def _sums_in_turn(first, end, term):
+    # A CPU would write all terms to memory before adding them up.
+    return sum(term(first + k, first + k < end) for k in range(_CHUNK))
+
+
+def _sums_at_once(first, end, term):
     at = first[:, None] + jnp.arange(_CHUNK, dtype=jnp.int32)[None, :]
     return term(at, at < end[:, None]).sum(1)
 

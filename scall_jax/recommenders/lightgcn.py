@@ -4,11 +4,12 @@ factorisation."""
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import dynamic_update_slice, take
+from scall_jax.ops.backend import by_backend
+from scall_jax.ops.indexing import dynamic_update_slice, take
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
+from scall_jax.tables.column_blocks import gather, over_sided_column_blocks
 from scall_jax.tables.storage import Storage
-from scall_jax.tables.strips import gather, over_sided_strips
 from scall_jax.tables.table import Table
 
 
@@ -62,8 +63,8 @@ def smooth_to_side(
     total = given = add_to(jnp.zeros((graph.indptr.shape[0] - 1, values.shape[1])))
     for layer in reversed(range(layers)):
         product = propagate(rows_from(graph, users, side, layer % 2 == 1), total)
-        # a processor goes to the rows again for less than a pass over all nodes
-        total = add_to(product) if jax.default_backend() == "cpu" else product + given
+        # On a CPU a second scatter-add is cheaper than adding a dense array.
+        total = by_backend(add_to, lambda x: x + given)(product)
     return total
 
 
@@ -106,14 +107,14 @@ def embed_strips(table: Table, layers: int, buffer, layout, graph: Graph, rows: 
     Works through strips of columns up to the largest size in use, so that no array of N x width exists.
     """
 
-    def strip(first, count, side, outputs):
-        columns = embed_strip(table, layers, buffer, layout, graph, rows, first, count, side)
+    def block(first, count, side, outputs):
+        columns = embed_block(table, layers, buffer, layout, graph, rows, first, count, side)
         return tuple(dynamic_update_slice(o, new, (0, first)) for o, new in zip(outputs, columns, strict=True))
 
-    return over_sided_strips(table, layout, strip, outputs)
+    return over_sided_column_blocks(table, layout, block, outputs)
 
 
-def embed_strip(table: Table, layers: int, buffer, layout, graph: Graph, rows: jax.Array, first, count: int, side):
+def embed_block(table: Table, layers: int, buffer, layout, graph: Graph, rows: jax.Array, first, count: int, side):
     """Columns first, ..., first + count - 1 of `embed`, which one `side` alone has if it is not 0."""
     x = gather(table, buffer, layout, first, count)
     return take(smooth_side(graph, x, layers, table.users, side), rows), take(x, rows)

@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax import evaluation
+from scall_jax.evaluation import ranking as evaluation
+from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
-from scall_jax.reference import Kept, Reference
-from scall_jax.streams import POPULARITY, Rows, Segment
+from scall_jax.streams import POPULARITY, RaggedItems, Segment
 
 _FIRST_DECAYED = POPULARITY.index("segment") + 1
 
 
-def ranked_by(scores: jax.Array, segment: Segment, relevant: Rows, **options) -> evaluation.Metrics:
+def ranked_by(scores: jax.Array, segment: Segment, relevant: RaggedItems, **options) -> evaluation.Metrics:
     """Evaluate one score per item, f32[V], for all users alike."""
     users = segment.frequency.shape[0] - scores.shape[0]
     nothing = jnp.zeros((relevant.users.shape[0], 1)), jnp.zeros((scores.shape[0], 1))
@@ -28,19 +28,21 @@ def best_half_life(segment: Segment, valid_users: int, **options) -> jax.Array:
     return _FIRST_DECAYED + jnp.argmax(jax.lax.map(fitness, segment.popularity[_FIRST_DECAYED:])).astype(jnp.int32)
 
 
-def _floor(row_of) -> Reference:
+def _floor(row_of) -> Baseline:
     """Items by a row of `segment.popularity`; nothing is learned or stored."""
 
     def scores(segment, valid_users, **options):
         row = row_of(segment, valid_users, **options)
         return segment.popularity[row], row
 
-    return Reference(
+    return Baseline(
         empty=lambda users, items: jnp.zeros(0),
         scores=scores,
-        learn=lambda segment, valid_users, **options: jnp.zeros(0),
+        fit=lambda segment, valid_users, **options: jnp.zeros(0),
         rank=lambda stored, scores, segment, relevant, **options: ranked_by(scores, segment, relevant, **options),
-        kept=lambda users, items: Kept(lambda stored, plan, known: {}, lambda exported, known: (jnp.zeros(0), ())),
+        exporter=lambda users, items: Exporter(
+            lambda stored, plan, known: {}, lambda exported, known: (jnp.zeros(0), ())
+        ),
         describe=lambda stored: {},
     )
 

@@ -22,7 +22,7 @@ _REACH = 2**17  # how far the estimate is trusted, in bit patterns: 2^23 are a f
 _BLOCK = 1024
 
 
-def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> jax.Array | np.ndarray:
+def allocate(shares, total, minimum: int = 1, maximum: int = 256, num_active=None) -> jax.Array | np.ndarray:
     """Integer sizes that add up to min(total, n x maximum) exactly.
 
     Args:
@@ -42,9 +42,9 @@ def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> 
       arguments
         that need the host.
     """
-    check_arguments(shares, total, minimum, maximum, live)
+    check_arguments(shares, total, minimum, maximum, num_active)
     n = np.shape(shares)[0]
-    traced = any(isinstance(x, jax.core.Tracer) for x in (shares, total, live))
+    traced = any(isinstance(x, jax.core.Tracer) for x in (shares, total, num_active))
     beyond = n * maximum > 2**32 - 1 or maximum > 2**22
     beyond = beyond or (not isinstance(total, jax.core.Tracer) and int(total) > DEVICE_LIMIT)
     if beyond and traced:
@@ -52,13 +52,13 @@ def allocate(shares, total, minimum: int = 1, maximum: int = 256, live=None) -> 
             f"{n} entities with sizes up to {maximum} need 64-bit sums: call allocate outside jit, or lower maximum"
         )
     if beyond:
-        return allocate_host(shares, int(total), minimum, maximum, live)
-    live = n if live is None else live
+        return allocate_host(shares, int(total), minimum, maximum, num_active)
+    num_active = n if num_active is None else num_active
     shares = jnp.asarray(shares, jnp.float32)
-    return _allocate(shares, jnp.asarray(total, jnp.int32), jnp.asarray(live, jnp.int32), minimum, maximum)
+    return _allocate(shares, jnp.asarray(total, jnp.int32), jnp.asarray(num_active, jnp.int32), minimum, maximum)
 
 
-def check_arguments(shares, total, minimum, maximum, live) -> None:
+def check_arguments(shares, total, minimum, maximum, num_active) -> None:
     """Raise ValueError for what `allocate` and `sample` cannot take."""
     if np.ndim(shares) != 1 or np.shape(shares)[0] < 1:
         raise ValueError(f"shares of shape {np.shape(shares)}: must be a vector with at least one entity")
@@ -74,23 +74,29 @@ def check_arguments(shares, total, minimum, maximum, live) -> None:
             )
     if not isinstance(total, jax.core.Tracer) and int(total) < 0:
         raise ValueError(f"total={int(total)}: a budget cannot be negative")
-    if live is not None and not isinstance(live, jax.core.Tracer) and not 0 <= int(live) <= np.shape(shares)[0]:
-        raise ValueError(f"live={int(live)}: must lie between 0 and the capacity {np.shape(shares)[0]}")
+    if (
+        num_active is not None
+        and not isinstance(num_active, jax.core.Tracer)
+        and not 0 <= int(num_active) <= np.shape(shares)[0]
+    ):
+        raise ValueError(f"num_active={int(num_active)}: must lie between 0 and the capacity {np.shape(shares)[0]}")
 
 
 @functools.partial(jax.jit, static_argnames=("minimum", "maximum"))
-def _allocate(shares, total, live, minimum, maximum):
-    alive = jnp.arange(shares.shape[0], dtype=jnp.int32) < live
-    shares = jnp.where(alive, shares, 0.0)
+def _allocate(shares, total, num_active, minimum, maximum):
+    active_mask = jnp.arange(shares.shape[0], dtype=jnp.int32) < num_active
+    shares = jnp.where(active_mask, shares, 0.0)
     relative = _relative(shares)
     # uint32 holds n x maximum even where it exceeds int32
-    target = jnp.minimum(total.astype(jnp.uint32), live.astype(jnp.uint32) * np.uint32(maximum))
-    fits = target >= live.astype(jnp.uint32) * np.uint32(minimum)
+    target = jnp.minimum(total.astype(jnp.uint32), num_active.astype(jnp.uint32) * np.uint32(maximum))
+    fits = target >= num_active.astype(jnp.uint32) * np.uint32(minimum)
     # where not even the minimum fits, the first entities by share get it
-    found, grows, left = _webster(relative, alive, target, minimum, maximum)
+    found, grows, left = _webster(relative, active_mask, target, minimum, maximum)
     least = np.uint32(max(minimum, 1))
-    served = largest(shares, jnp.where(fits, grows, alive), jnp.where(fits, left, (target // least).astype(jnp.int32)))
-    short = jnp.where(served, max(minimum, 1), jnp.where(_next(shares, alive & ~served), target % least, 0))
+    served = largest(
+        shares, jnp.where(fits, grows, active_mask), jnp.where(fits, left, (target // least).astype(jnp.int32))
+    )
+    short = jnp.where(served, max(minimum, 1), jnp.where(_next(shares, active_mask & ~served), target % least, 0))
     # by the shares themselves: relative ones are equal from the floor down
     return jnp.where(fits, found + served, short.astype(jnp.int32))
 
@@ -101,29 +107,29 @@ def _relative(shares):
     return jnp.maximum(relative, np.float32(_FLOOR))
 
 
-def _webster(relative, alive, target, minimum, maximum):
+def _webster(relative, active_mask, target, minimum, maximum):
     """Sizes at the multiplier, which entities grow beyond it, and by how many the target is missed."""
-    bits = _multiplier(relative, alive, target, minimum, maximum)
-    sizes = _sizes_at(bits, relative, alive, minimum, maximum)
-    grows = _sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER), relative, alive, minimum, maximum) > sizes
+    bits = _multiplier(relative, active_mask, target, minimum, maximum)
+    sizes = _sizes_at(bits, relative, active_mask, minimum, maximum)
+    grows = _sizes_at(jnp.minimum(bits + 1, _MAX_MULTIPLIER), relative, active_mask, minimum, maximum) > sizes
     return sizes, grows, (target - sizes.astype(jnp.uint32).sum()).astype(jnp.int32)
 
 
-def _sizes_at(bits, relative, alive, minimum, maximum):
+def _sizes_at(bits, relative, active_mask, minimum, maximum):
     multiplier = jax.lax.bitcast_convert_type(bits, jnp.float32)
     # clipped before it is cut to an integer: the same as floor and then clip, and infinity is no problem
-    return jnp.where(alive, jnp.clip(multiplier * relative + 0.5, minimum, maximum).astype(jnp.int32), 0)
+    return jnp.where(active_mask, jnp.clip(multiplier * relative + 0.5, minimum, maximum).astype(jnp.int32), 0)
 
 
-def _multiplier(relative, alive, target, minimum, maximum):
+def _multiplier(relative, active_mask, target, minimum, maximum):
     """Bits of a multiplier whose sizes add up to the target, or else of the largest whose sizes stay below it; i32[].
 
     A sample of the entities brackets it; the search between the ends is the method ITP (Oliveira and Takahashi, ACM
     Transactions on Mathematical Software 47, 2020): interpolation, moved towards the middle so that both ends close
     in, and never further from the middle than bisection can afford.
     """
-    live = alive.sum(dtype=jnp.uint32)
-    guess = _sampled_multiplier(relative, live, target, minimum, maximum)
+    num_active = active_mask.sum(dtype=jnp.uint32)
+    guess = _sampled_multiplier(relative, num_active, target, minimum, maximum)
 
     def open_(carry):
         _, low, high, sum_low, _ = carry
@@ -134,23 +140,23 @@ def _multiplier(relative, alive, target, minimum, maximum):
         about_guess = guess + (2 * number - 1) * _REACH
         probe = jnp.where(number < 2, about_guess, low + _itp(number, high - low, target - sum_low, sum_high - target))
         probe = jnp.clip(probe, low + 1, high - 1)
-        found = _sizes_at(probe, relative, alive, minimum, maximum).astype(jnp.uint32).sum()
+        found = _sizes_at(probe, relative, active_mask, minimum, maximum).astype(jnp.uint32).sum()
         fits = found <= target
         low, high = jnp.where(fits, probe, low), jnp.where(fits, high, probe)
         return number + 1, low, high, jnp.where(fits, found, sum_low), jnp.where(fits, sum_high, found)
 
     ends = (jnp.int32(0), jnp.int32(_MAX_MULTIPLIER + 1))
-    sums = (live * np.uint32(minimum), live * np.uint32(maximum) + 1)
+    sums = (num_active * np.uint32(minimum), num_active * np.uint32(maximum) + 1)
     return jax.lax.while_loop(open_, step, (jnp.int32(0), *ends, *sums))[1]
 
 
-def _sampled_multiplier(relative, live, target, minimum, maximum):
+def _sampled_multiplier(relative, num_active, target, minimum, maximum):
     """Bits of the multiplier that would do if evenly spaced entities stood for all; i32[]."""
     n = relative.shape[0]
     count = min(n, _SAMPLE)
-    spaced = (jnp.arange(count, dtype=jnp.float32) + 0.5) * (live.astype(jnp.float32) / count)
+    spaced = (jnp.arange(count, dtype=jnp.float32) + 0.5) * (num_active.astype(jnp.float32) / count)
     sample = relative[jnp.clip(spaced.astype(jnp.int32), 0, n - 1)]
-    wanted = target.astype(jnp.float32) * (count / jnp.maximum(live, 1).astype(jnp.float32))
+    wanted = target.astype(jnp.float32) * (count / jnp.maximum(num_active, 1).astype(jnp.float32))
 
     def halve(_, bracket):
         low, high = bracket
@@ -215,23 +221,23 @@ def _first(mask, count):
     return mask & (jnp.arange(n, dtype=jnp.int32) < end)
 
 
-def allocate_host(shares, total: int, minimum: int, maximum: int, live=None) -> np.ndarray:
+def allocate_host(shares, total: int, minimum: int, maximum: int, num_active=None) -> np.ndarray:
     """`allocate` in float64 and int64 on the host, for totals and tables beyond 32 bits; int64[n]."""
     shares = np.asarray(shares, np.float64)
-    live = len(shares) if live is None else int(live)
+    num_active = len(shares) if num_active is None else int(num_active)
     sizes = np.zeros(len(shares), np.int64)
-    if live == 0:
+    if num_active == 0:
         return sizes
-    shares = shares[:live]
-    relative = shares / shares.max() if shares.max() > 0 else np.ones(live)
+    shares = shares[:num_active]
+    relative = shares / shares.max() if shares.max() > 0 else np.ones(num_active)
     relative = np.maximum(relative, _FLOOR)
-    total = min(total, live * maximum)
-    if total < live * minimum:
+    total = min(total, num_active * maximum)
+    if total < num_active * minimum:
         order = np.argsort(-shares, kind="stable")
         sizes[order[: total // minimum]] = minimum
         sizes[order[total // minimum]] = total % minimum
         return sizes
-    sizes[:live] = _webster_host(shares, relative, total, minimum, maximum)
+    sizes[:num_active] = _webster_host(shares, relative, total, minimum, maximum)
     return sizes
 
 

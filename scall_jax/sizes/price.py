@@ -15,7 +15,13 @@ _HALVINGS = 48  # more than a float32 between two numbers can be halved to any p
 
 
 def by_price(
-    worth: jax.Array, candidates: tuple[int, ...], total: jax.Array, minimum: int, maximum: int, live: jax.Array, order
+    worth: jax.Array,
+    candidates: tuple[int, ...],
+    total: jax.Array,
+    minimum: int,
+    maximum: int,
+    num_active: jax.Array,
+    order,
 ) -> jax.Array:
     """Sizes i32[N] that add up to min(total, entities x maximum) exactly.
 
@@ -41,7 +47,7 @@ def by_price(
     cost = size.astype(jnp.float32)[None, :]
 
     def sizes_at(price):
-        return jnp.where(live, size[jnp.argmax(worth - price * cost, axis=1)], 0)
+        return jnp.where(num_active, size[jnp.argmax(worth - price * cost, axis=1)], 0)
 
     def halve(_, bracket):
         low, high = bracket  # at `high` the sizes fit
@@ -51,7 +57,7 @@ def by_price(
 
     # beyond this price, of either sign, everybody takes the smallest or the largest
     gap = np.diff(candidates).min() if len(candidates) > 1 else 1
-    most = 1.0 + 3 * jnp.abs(jnp.where(live[:, None], worth, 0.0)).max() / float(gap)
+    most = 1.0 + 3 * jnp.abs(jnp.where(num_active[:, None], worth, 0.0)).max() / float(gap)
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (-most, most))
     fitting = sizes_at(high)
     room = sizes_at(low) - fitting
@@ -59,5 +65,5 @@ def by_price(
     before = jnp.cumsum(room[order]) - room[order]
     chosen = fitting + jnp.zeros_like(fitting).at[order].set(jnp.clip(left - before, 0, room[order]))
     shares = chosen[order].astype(jnp.float32)
-    exact = assign(allocate(shares, total, minimum, maximum, live=live.sum()), order)
+    exact = assign(allocate(shares, total, minimum, maximum, num_active=num_active.sum()), order)
     return jnp.where(chosen.sum() == total, chosen, exact)

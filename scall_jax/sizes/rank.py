@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def order_by(frequency: jax.Array, recency: jax.Array, total: jax.Array, alive: jax.Array) -> jax.Array:
+def order_by(frequency: jax.Array, recency: jax.Array, total: jax.Array, active_mask: jax.Array) -> jax.Array:
     """Entities from the hottest to the coldest.
 
     Args:
@@ -19,19 +19,19 @@ def order_by(frequency: jax.Array, recency: jax.Array, total: jax.Array, alive: 
     """
     # numbers of 64 bits hold all keys and the index: such numbers sort many times faster than several operands do
     with jax.enable_x64(True):
-        cold, old = _cold(frequency, total, alive), recency.max() - recency
+        cold, old = _cold(frequency, total, active_mask), recency.max() - recency
         cold, old = cold.astype(jnp.uint64), old.astype(jnp.uint64)
         index_bits = np.uint64(max(frequency.shape[0] - 1, 1).bit_length())
         bits = _bits(cold) + _bits(old) + index_bits
         return jax.lax.cond(bits <= np.uint64(64), _sorted_at_once, _sorted_in_turn, cold, old, index_bits)
 
 
-def _cold(frequency, total, alive):
+def _cold(frequency, total, active_mask):
     """One key for three, u32 below 2^33 as i64: smaller is hotter; active before inactive before absent."""
     frequency, total = frequency.astype(jnp.int64), total.astype(jnp.int64)
     inactive = frequency == 0
     heat = jnp.where(inactive, total, frequency + jnp.where(inactive, total, 0).max())
-    heat = heat + jnp.where(alive, 1 + jnp.where(alive, -1, heat).max(), 0)
+    heat = heat + jnp.where(active_mask, 1 + jnp.where(active_mask, -1, heat).max(), 0)
     return heat.max() - heat
 
 
@@ -59,10 +59,10 @@ def _index(key, bits):
     return (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(jnp.int32)
 
 
-def rank(frequency: jax.Array, recency: jax.Array, total=None, alive=None) -> jax.Array:
+def rank(frequency: jax.Array, recency: jax.Array, total=None, active_mask=None) -> jax.Array:
     """Rank of every entity, 0 for the hottest: the inverse of `order_by`; i32[n]."""
     n = frequency.shape[0]
     total = jnp.zeros_like(frequency) if total is None else total
-    alive = jnp.ones(n, bool) if alive is None else alive
-    order = order_by(frequency, recency, total, alive)
+    active_mask = jnp.ones(n, bool) if active_mask is None else active_mask
+    order = order_by(frequency, recency, total, active_mask)
     return jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32), unique_indices=True)

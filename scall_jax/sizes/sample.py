@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 
-from scall_jax.bisection import first_not
+from scall_jax.ops.bisection import first_false
 from scall_jax.sizes.allocate import DEVICE_LIMIT, allocate, check_arguments
 
 _LEAST_CONCENTRATION = 1e-4  # smaller Gamma shapes leave nothing but their largest draw in float32
@@ -29,7 +29,7 @@ def sample(
     concentration: chex.Numeric,
     minimum: int = 1,
     maximum: int = 256,
-    live: chex.Numeric | None = None,
+    num_active: chex.Numeric | None = None,
 ) -> jax.Array:
     """Random integer sizes that add up to min(total, n x maximum) exactly.
 
@@ -52,55 +52,57 @@ def sample(
     Raises:
       ValueError: as `allocate`; a concrete concentration that is not positive; more than 2^31 - 1 parameters.
     """
-    check_arguments(shares, total, minimum, maximum, live)
+    check_arguments(shares, total, minimum, maximum, num_active)
     n = np.shape(shares)[0]
     if n * maximum > 2**32 - 1 or (not isinstance(total, jax.core.Tracer) and int(total) > DEVICE_LIMIT):
         raise ValueError(f"{n} entities, sizes up to {maximum}: sampling holds 2^31 - 1 parameters, lower maximum")
     if not isinstance(concentration, jax.core.Tracer) and not np.all(np.asarray(concentration) > 0):
         raise ValueError(f"concentration={concentration}: must be greater than 0, inf for the expected shares")
-    live = jnp.asarray(n if live is None else live, jnp.int32)
+    num_active = jnp.asarray(n if num_active is None else num_active, jnp.int32)
     total = jnp.asarray(total, jnp.int32)
     shares = jnp.asarray(shares, jnp.float32)
-    return _sample(key, shares, total, jnp.asarray(concentration, jnp.float32), live, minimum, maximum)
+    return _sample(key, shares, total, jnp.asarray(concentration, jnp.float32), num_active, minimum, maximum)
 
 
-def _sample(key, shares, total, concentration, live, minimum, maximum):
-    alive = jnp.arange(shares.shape[0], dtype=jnp.int32) < live
+def _sample(key, shares, total, concentration, num_active, minimum, maximum):
+    active_mask = jnp.arange(shares.shape[0], dtype=jnp.int32) < num_active
     # uint32 holds n x maximum even where it exceeds int32
-    target = jnp.minimum(total.astype(jnp.uint32), live.astype(jnp.uint32) * np.uint32(maximum))
-    floor = live.astype(jnp.uint32) * np.uint32(minimum)
+    target = jnp.minimum(total.astype(jnp.uint32), num_active.astype(jnp.uint32) * np.uint32(maximum))
+    floor = num_active.astype(jnp.uint32) * np.uint32(minimum)
 
     def drawn():
         dirichlet_key, multinomial_key = jax.random.split(key)
-        expected = _normalised(shares, alive)
-        p = _dirichlet(dirichlet_key, expected, concentration, live, alive)
+        expected = _normalised(shares, active_mask)
+        p = _dirichlet(dirichlet_key, expected, concentration, num_active, active_mask)
         left = (target - floor).astype(jnp.int32)
-        counts = _capped_multinomial(multinomial_key, left, p, alive, maximum - minimum)
-        return jnp.where(alive, counts + minimum, 0)
+        counts = _capped_multinomial(multinomial_key, left, p, active_mask, maximum - minimum)
+        return jnp.where(active_mask, counts + minimum, 0)
 
     return jax.lax.cond(
-        target >= floor, drawn, lambda: allocate(shares, total, minimum, maximum, live=live).astype(jnp.int32)
+        target >= floor,
+        drawn,
+        lambda: allocate(shares, total, minimum, maximum, num_active=num_active).astype(jnp.int32),
     )
 
 
-def _normalised(weights, alive):
-    weights = jnp.where(alive, weights, 0.0)
+def _normalised(weights, active_mask):
+    weights = jnp.where(active_mask, weights, 0.0)
     # by the largest first: the sum of tiny weights must not underflow
     weights = weights / jnp.maximum(weights.max(), np.float32(1e-37))
     total = weights.sum()
-    uniform = alive / jnp.maximum(alive.sum(), 1)
+    uniform = active_mask / jnp.maximum(active_mask.sum(), 1)
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), uniform).astype(jnp.float32)
 
 
-def _dirichlet(key, expected, concentration, live, alive):
+def _dirichlet(key, expected, concentration, num_active, active_mask):
     """Dirichlet around the expected shares, from Gammas in log space; the shares themselves at infinity."""
     finite = jnp.isfinite(concentration)
-    mean = jnp.where(finite, concentration, 1.0) * live
+    mean = jnp.where(finite, concentration, 1.0) * num_active
     shape = jnp.clip(mean * expected, _LEAST_CONCENTRATION, _MOST_CONCENTRATION)
 
     def drawn():
-        log = jnp.where(alive, log_gamma_variates(key, shape), -jnp.inf)
-        return _normalised(jnp.exp(log - log.max()), alive)
+        log = jnp.where(active_mask, log_gamma_variates(key, shape), -jnp.inf)
+        return _normalised(jnp.exp(log - log.max()), active_mask)
 
     return jax.lax.cond(finite, drawn, lambda: expected)
 
@@ -132,7 +134,7 @@ def log_gamma_variates(key: jax.Array, shape: jax.Array) -> jax.Array:
     return jnp.where(shape < 1, log + jnp.log(u) / shape, log)
 
 
-def _capped_multinomial(key, total, p, alive, cap):
+def _capped_multinomial(key, total, p, active_mask, cap):
     """Multinomial of which what exceeds the cap is drawn again among the entities below it; i32[n].
 
     The caller sees to it that `total` fits.
@@ -140,11 +142,11 @@ def _capped_multinomial(key, total, p, alive, cap):
 
     def again(carry):
         number, counts, excess = carry
-        room = alive & (counts < cap)
+        room = active_mask & (counts < cap)
         drawn = multinomial(jax.random.fold_in(key, number), excess, _normalised(p, room))
         wanted = counts + drawn  # each at most total <= 2^31 - 1
         # a running sum may grow by rounding over entities that take no part: what falls to them is drawn again too
-        kept = jnp.where(alive, jnp.minimum(wanted, cap), 0)
+        kept = jnp.where(active_mask, jnp.minimum(wanted, cap), 0)
         return number + 1, kept, (wanted - kept).sum()
 
     start = (jnp.int32(0), jnp.zeros(p.shape, jnp.int32), total)
@@ -267,4 +269,4 @@ def _search_rows(ascending, row, value):
     row, value = row[..., None], value[..., None]
     start = jnp.zeros(row.shape[:-1], jnp.int32)
     before = lambda at: ascending[row, jnp.minimum(at, length - 1)] <= value  # noqa: E731
-    return jnp.minimum(first_not(start, start + length, before, length), length - 1)
+    return jnp.minimum(first_false(start, start + length, before, length), length - 1)

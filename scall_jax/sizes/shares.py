@@ -41,13 +41,13 @@ def expected_shares(family: str, shape: chex.Numeric, n: chex.Numeric, capacity:
     rank = jnp.arange(1, capacity + 1, dtype=jnp.float32)
     shape = jnp.asarray(shape, jnp.float32)
     live_count = jnp.asarray(n, jnp.float32)
-    live = rank <= live_count
+    num_active = rank <= live_count
     rank = jnp.minimum(rank, live_count)
     raw = _RAW[family](shape, rank, live_count)
-    raw = jax.lax.cummin(jnp.where(live, raw, jnp.inf))  # rounding must not disturb the order
-    raw = jnp.where(live, raw, 0.0)
+    raw = jax.lax.cummin(jnp.where(num_active, raw, jnp.inf))  # rounding must not disturb the order
+    raw = jnp.where(num_active, raw, 0.0)
     total = raw.sum()
-    uniform = jnp.where(live, 1.0 / live_count, 0.0)
+    uniform = jnp.where(num_active, 1.0 / live_count, 0.0)
     return jnp.where(total > 0, raw / jnp.where(total > 0, total, 1.0), uniform)
 
 

@@ -4,7 +4,7 @@ from scall_jax.streams.cut import cut
 from scall_jax.streams.embedded import EMBEDDED, load
 from scall_jax.streams.interactions import Interactions, from_arrays
 from scall_jax.streams.read import FORMATS, read
-from scall_jax.streams.segments import HALF_LIVES, POPULARITY, Capacity, Graph, Rows, Segment
+from scall_jax.streams.segments import HALF_LIVES, POPULARITY, Capacity, Graph, RaggedItems, Segment, active_mask, sides
 from scall_jax.streams.stream import Stream
 from scall_jax.streams.synthetic import synthetic
 
@@ -16,12 +16,14 @@ __all__ = [
     "Capacity",
     "Graph",
     "Interactions",
-    "Rows",
+    "RaggedItems",
     "Segment",
     "Stream",
+    "active_mask",
     "cut",
     "from_arrays",
     "load",
     "read",
+    "sides",
     "synthetic",
 ]

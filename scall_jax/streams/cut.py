@@ -117,12 +117,12 @@ def _edges(rows, user, item, new_entities, segments, at) -> list[int]:
         raise ValueError("give one of new_entities, segments and at")
     n = len(rows)
     if at is not None:
-        moments = milliseconds(pl.Series(at), "auto", _Moments())
+        opt_state = milliseconds(pl.Series(at), "auto", _Moments())
         first, last = rows.time[[0, -1]]
-        if not ((moments > first) & (moments <= last)).all():
+        if not ((opt_state > first) & (opt_state <= last)).all():
             shown = " to ".join(str(np.datetime64(int(x), "ms")) for x in (first, last))
             raise ValueError(f"at={list(at)}: a moment lies outside {rows.source}, which goes from {shown}")
-        inner = np.searchsorted(rows.time, moments, side="left")
+        inner = np.searchsorted(rows.time, opt_state, side="left")
         return sorted({0, n, *inner.tolist()})
     if segments is not None:
         if not 1 <= segments <= n:

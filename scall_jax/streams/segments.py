@@ -8,6 +8,7 @@ given by first appearance, so whoever is known at some moment is a prefix of eac
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,7 +24,7 @@ class Graph(NamedTuple):
     chunks: tuple[tuple[jax.Array, jax.Array], ...] = ()  # by `recommenders.graph.planned`, from indptr; () is none
 
 
-class Rows(NamedTuple):
+class RaggedItems(NamedTuple):
     """Ragged item lists of some users: users[i] has items[indptr[i]:indptr[i+1]], distinct and ascending."""
 
     users: jax.Array  # i32[B]
@@ -42,9 +43,9 @@ class Segment(NamedTuple):
     items_before: jax.Array  # i32[]
     interactions: jax.Array  # i32[], rows of the segment, all parts, replay apart
     graph: Graph  # all interactions before the segment and its training part
-    positives: Rows  # segment's training part and replayed rows
-    valid: Rows  # relevant items by user: known at the cut and not among the user's training items
-    test: Rows
+    positives: RaggedItems  # segment's training part and replayed rows
+    valid: RaggedItems  # relevant items by user: known at the cut and not among the user's training items
+    test: RaggedItems
     dropped: jax.Array  # i32[2], rows of valid and test whose user or item is not known at the cut
     frequency: jax.Array  # i32[N], rows of the training part and of the replay
     total: jax.Array  # i32[N], rows before the cut
@@ -113,9 +114,9 @@ def sorted_rows(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
     return key.astype(np.int32)
 
 
-def make_rows(
+def make_ragged_items(
     user: np.ndarray, item: np.ndarray, capacity: int, most_users: int, rng: np.random.Generator | None = None
-) -> Rows:
+) -> RaggedItems:
     """Distinct pairs grouped by user, padded to `capacity` pairs and `most_users` users.
 
     Users ascend, or are in random order if `rng` is given.
@@ -129,7 +130,7 @@ def make_rows(
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         item = item[np.repeat(starts, counts) + within]
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return Rows(
+    return RaggedItems(
         users=pad(users, most_users),
         indptr=pad(indptr, most_users + 1, indptr[-1]),
         items=pad(item, capacity),
@@ -164,3 +165,15 @@ def make_graph(
         values[part] = scale[user[by_user[part]]] * scale[indices[part]]
         values[other] = scale[item[by_item[part]] + users] * scale[indices[other]]
     return Graph(indptr, indices, values)
+
+
+def sides(segment: Segment) -> tuple[int, int]:
+    """Capacities of users and items."""
+    items = segment.popularity.shape[-1]
+    return segment.frequency.shape[-1] - items, items
+
+
+def active_mask(segment: Segment) -> jax.Array:
+    """bool[N], nodes that exist at the segment's cut."""
+    users, items = sides(segment)
+    return jnp.concatenate([jnp.arange(users) < segment.users, jnp.arange(items) < segment.items])

@@ -14,11 +14,11 @@ from scall_jax.streams.segments import (
     HALF_LIVES,
     Capacity,
     Graph,
-    Rows,
+    RaggedItems,
     Segment,
     counts,
     make_graph,
-    make_rows,
+    make_ragged_items,
     sorted_rows,
 )
 
@@ -164,7 +164,9 @@ class Stream:
             items_before=np.int32(items_before),
             interactions=np.int32(bounds.end - bounds.start),
             graph=self._graph(bounds.train),
-            positives=make_rows(self.user[trained], self.item[trained], capacity.positives, capacity.positive_users),
+            positives=make_ragged_items(
+                self.user[trained], self.item[trained], capacity.positives, capacity.positive_users
+            ),
             valid=valid,
             test=test,
             dropped=np.array([dropped_valid, dropped_test], np.int32),
@@ -178,7 +180,7 @@ class Stream:
         """Bytes of the rows that segment t is trained on again: two 32-bit ids each."""
         return 8 * len(self.replay[t])
 
-    def test(self, t: int) -> Rows:
+    def test(self, t: int) -> RaggedItems:
         """The test part of segment t alone."""
         bounds, capacity = self.bounds[t], self.capacity
         return self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)[0]
@@ -197,7 +199,7 @@ class Stream:
         bounds = self.bounds[t]
         return np.concatenate([np.arange(bounds.start, bounds.train), self.replay[t]]).astype(np.int64)
 
-    def _held_out(self, t: int, start: int, end: int, capacity: int, most_users: int) -> tuple[Rows, int]:
+    def _held_out(self, t: int, start: int, end: int, capacity: int, most_users: int) -> tuple[RaggedItems, int]:
         """Relevant pairs of rows [start, end): known at the segment's cut, not yet among its training pairs."""
         cut = self.bounds[t].train
         users, items = self.known(cut)
@@ -205,7 +207,7 @@ class Stream:
         known = (user < users) & (item < items)
         relevant = known & (self._first[start:end] >= cut)
         rng = np.random.default_rng((self.seed, t))
-        return make_rows(user[relevant], item[relevant], capacity, most_users, rng), int((~known).sum())
+        return make_ragged_items(user[relevant], item[relevant], capacity, most_users, rng), int((~known).sum())
 
     def _count(self, rows) -> np.ndarray:
         capacity = self.capacity

@@ -51,9 +51,9 @@ def synthetic(
     user_side = _side(rng, users, tastes, zipf)
     item_side = _side(rng, items, tastes, zipf)
     turned = _unit(rng.normal(size=(users, tastes)))
-    moments = np.sort(rng.uniform(size=interactions))
+    opt_state = np.sort(rng.uniform(size=interactions))
     parts = []
-    for chunk in np.array_split(moments, max(1, interactions // 2000)):
+    for chunk in np.array_split(opt_state, max(1, interactions // 2000)):
         now = chunk.mean()
         active = _activity(user_side, now, lifetime)
         user = rng.choice(users, size=len(chunk), p=active / active.sum())
@@ -63,7 +63,7 @@ def synthetic(
         gumbel = logits + rng.gumbel(size=logits.shape)
         parts.append((user, gumbel.argmax(1)))
     user, item = (np.concatenate(column) for column in zip(*parts, strict=True))
-    time = _START + (moments * days * 86_400_000).astype(np.int64)
+    time = _START + (opt_state * days * 86_400_000).astype(np.int64)
     return from_arrays([f"u{u}" for u in user], [f"i{i}" for i in item], time, "synthetic")
 
 

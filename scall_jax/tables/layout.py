@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     largest: jax.Array  # i32[2], the largest size of a user and of an item, shared vectors included
 
 
-def strip_widths(maximum: int) -> tuple[int, ...]:
+def block_widths(maximum: int) -> tuple[int, ...]:
     """Of `WIDTHS`, those that sizes up to `maximum` can use; `maximum` itself where it is below all."""
     fitting = tuple(w for w in WIDTHS if w < 2 * maximum)
     return fitting if maximum > WIDTHS[-1] else (maximum,)
@@ -30,7 +30,7 @@ def strip_widths(maximum: int) -> tuple[int, ...]:
 
 def padded_width(maximum: int) -> int:
     """`maximum` rounded up to whole strips of the widest kind."""
-    widest = strip_widths(maximum)[0]
+    widest = block_widths(maximum)[0]
     return -(-maximum // widest) * widest
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
+from scall_jax.tables.layout import Layout, block_widths, make_layout, padded_width
 from scall_jax.tables.table import Table, own_and_shared
 
 
@@ -23,10 +23,10 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
         values = jax.lax.dynamic_slice_in_dim(buffer, first, count, axis=1)
         return jnp.where(has(layout, first, count), values, 0.0).T
 
-    def update(buffers, layout: Layout, first, values, rule, held=None):
+    def update(buffers, layout: Layout, first, values, rule, weighted_buffer=None):
         count = values.shape[1]
-        if held is not None:
-            weight, buffer = held
+        if weighted_buffer is not None:
+            weight, buffer = weighted_buffer
             values = values + weight[:, None] * jax.lax.dynamic_slice_in_dim(buffer, first, count, axis=1)
         old = jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, first, count, axis=1), buffers)
         new = jax.tree.map(lambda n, o: jnp.where(has(layout, first, count), n, o), rule(old, values), old)
@@ -42,15 +42,15 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
     return Table(
         layout=lambda sizes: make_layout(sizes, users, maximum),
         zeros=lambda: jnp.zeros((nodes + 2, width), jnp.float32),
-        open=lambda params: params,
-        close=lambda buffer: buffer,
+        to_buffer=lambda params: params,
+        from_buffer=lambda buffer: buffer,
         read=read,
         update=update,
         order=lambda layout: jnp.arange(nodes + 2, dtype=jnp.int32),
         source=source,
         pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=lookup,
-        widths=strip_widths(maximum),
+        widths=block_widths(maximum),
         width=width,
         users=users,
         nodes=nodes,

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.nonnegative import ceil_div, dynamic_slice, dynamic_update_slice, take
-from scall_jax.tables.layout import Layout, make_layout, padded_width, strip_widths
-from scall_jax.tables.strips import shared_max
+from scall_jax.ops.backend import by_backend
+from scall_jax.ops.indexing import ceil_div, dynamic_slice, dynamic_update_slice, take
+from scall_jax.tables.column_blocks import shared_max
+from scall_jax.tables.layout import Layout, block_widths, make_layout, padded_width
 from scall_jax.tables.table import Table, own_and_shared
 
 _CHUNK = 8192  # parameters changed at once
@@ -36,16 +37,25 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
         sliced = jax.vmap(lambda start: dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
         return jnp.where(place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
 
-    def update(buffers, layout: Layout, first, values, rule, held=None):
+    def update(buffers, layout: Layout, first, values, rule, weighted_buffer=None):
         count = values.shape[1]
         starts = dynamic_slice(layout.starts, (first,), (count + 1,))
-        # a processor works through memory in turn; an accelerator would wait for each of so many small kernels
-        if jax.default_backend() == "cpu":
-            flat = _laid_out(values, held, layout.order, starts, parameters)
-            return _in_turn(buffers, starts[0], starts[-1], flat, rule, min(_CHUNK, vectors))
+        return by_backend(update_in_chunks, update_at_once)(
+            buffers, layout, first, values, rule, weighted_buffer, starts
+        )
+
+    def update_in_chunks(buffers, layout: Layout, first, values, rule, weighted_buffer, starts):
+        # CPU: sequential chunks.
+        del first
+        flat = _laid_out(values, weighted_buffer, layout.order, starts, parameters)
+        return _in_turn(buffers, starts[0], starts[-1], flat, rule, min(_CHUNK, vectors))
+
+    def update_at_once(buffers, layout: Layout, first, values, rule, weighted_buffer, starts):
+        # Accelerators: one gather and scatter, because many small kernels are bound by latency.
+        count = values.shape[1]
         columns = take(values, layout.order).T
-        if held is not None:
-            weight, buffer = held
+        if weighted_buffer is not None:
+            weight, buffer = weighted_buffer
             columns = columns + take(weight, layout.order)[None, :] * read(buffer, layout, first, count)
         return _by_place(buffers, starts, columns, rule)
 
@@ -60,15 +70,15 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
     return Table(
         layout=lambda sizes: make_layout(sizes, users, maximum),
         zeros=lambda: jnp.zeros(parameters, jnp.float32),
-        open=open_,
-        close=lambda buffer: buffer[:parameters],
+        to_buffer=open_,
+        from_buffer=lambda buffer: buffer[:parameters],
         read=read,
         update=update,
         order=lambda layout: layout.order,
         source=source,
         pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=lookup,
-        widths=strip_widths(maximum),
+        widths=block_widths(maximum),
         width=padded_width(maximum),
         users=users,
         nodes=nodes,
@@ -86,7 +96,7 @@ def _by_place(buffers, starts, values, rule):
     return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, rule(old, values))
 
 
-def _laid_out(values, held, order, starts, parameters):
+def _laid_out(values, weighted_buffer, order, starts, parameters):
     """Values f32[M, count] of `Table.update`, `held` included, as their columns lie in the pool, one after the other.
 
     Only vectors that have a column are looked at, in whole blocks. The result f32[...] has room behind the last column,
@@ -101,13 +111,13 @@ def _laid_out(values, held, order, starts, parameters):
         begin = (last - i) * block
         vectors_here = dynamic_slice(order, (begin,), (block,))
         columns = take(values, vectors_here).T
-        weight = 0.0 if held is None else take(held[0], vectors_here)
+        weight = 0.0 if weighted_buffer is None else take(weighted_buffer[0], vectors_here)
         reaching = shared_max((lengths > begin).sum(dtype=jnp.int32))
 
         def lay(k, flat):
             column = columns[k]
-            if held is not None:
-                column = column + weight * dynamic_slice(held[1], (starts[k] + begin,), (block,))
+            if weighted_buffer is not None:
+                column = column + weight * dynamic_slice(weighted_buffer[1], (starts[k] + begin,), (block,))
             return dynamic_update_slice(flat, column, (places[k] + begin,))
 
         return jax.lax.fori_loop(0, reaching, lay, flat)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from scall_jax.tables.strips import gather, gather_all, over_strips, write
+from scall_jax.tables.column_blocks import gather, gather_all, over_column_blocks, write
 from scall_jax.tables.table import Params, Table
 
 _EXACT = jax.lax.Precision.HIGHEST  # inner products survive a rotation to float32's accuracy on any device
@@ -21,11 +21,13 @@ def _noise(table, key, first, count):
 
 
 def _fill(table, layout, values):
-    def strip(first, count, buffer):
+    def block(first, count, buffer):
         return write(table, buffer, layout, first, values(first, count))
 
     # one kind of strip: this runs once a segment, and each kind is compiled by itself
-    return table.close(over_strips(table, layout, strip, table.open(table.zeros()), table.widths[-1:]))
+    return table.from_buffer(
+        over_column_blocks(table, layout, block, table.to_buffer(table.zeros()), table.widths[-1:])
+    )
 
 
 def resize(
@@ -58,7 +60,7 @@ def resize(
       Parameters of the new layout. A node keeps its leading min(old, new) coordinates; one that read its side's shared
       vector starts from that. The shared vectors keep theirs. What was cut off is gone.
     """
-    buffer = table.open(params)
+    buffer = table.to_buffer(params)
     exists = jnp.concatenate([known, old.sizes[-2:] > 0])[:, None]
     had = jnp.concatenate([jnp.where(known, old.sizes[:-2], 0), old.sizes[-2:]])[:, None]
 
@@ -70,7 +72,7 @@ def resize(
             part = jax.lax.dynamic_slice(axes, (source, first), (width, count))
             return total + jnp.matmul(gather_all(table, buffer, old, source, width), part, precision=_EXACT)
 
-        return over_strips(table, old, add, jnp.zeros((table.nodes + 2, count)), table.widths[:1])
+        return over_column_blocks(table, old, add, jnp.zeros((table.nodes + 2, count)), table.widths[:1])
 
     def values(first, count):
         coordinate = first + jnp.arange(count, dtype=jnp.int32)
@@ -88,7 +90,7 @@ def principal_axes(table: Table, params: Params, layout, weight: jax.Array) -> j
     `weight` f32[N]: interactions of each node, 0 for nodes that do not exist. The moment is added up strip by strip of
     columns; coordinates beyond the largest size come last.
     """
-    buffer, width = table.open(params), table.width
+    buffer, width = table.to_buffer(params), table.width
     weight = (weight / jnp.maximum(weight.sum(), 1e-30))[:, None]
     widest = table.widths[:1]
 
@@ -99,8 +101,8 @@ def principal_axes(table: Table, params: Params, layout, weight: jax.Array) -> j
             part = jnp.matmul(left.T, gather(table, buffer, layout, j, count), precision=_EXACT)
             return jax.lax.dynamic_update_slice(moment, part, (i, j))
 
-        return over_strips(table, layout, cell, moment, widest)
+        return over_column_blocks(table, layout, cell, moment, widest)
 
-    moment = over_strips(table, layout, row, jnp.zeros((width, width)), widest)
+    moment = over_column_blocks(table, layout, row, jnp.zeros((width, width)), widest)
     _, vectors = jnp.linalg.eigh((moment + moment.T) / 2)  # ascending eigenvalues
     return vectors[:, ::-1]

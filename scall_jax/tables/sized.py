@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.tables.column_blocks import used_columns
 from scall_jax.tables.masked import masked
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import init, principal_axes, resize
-from scall_jax.tables.storage import Exported, Kind, Storage, size_bytes
-from scall_jax.tables.strips import used_columns
+from scall_jax.tables.storage import Exported, Storage, StorageFactory, size_bytes
 from scall_jax.tables.table import Table
 
 
@@ -83,20 +83,20 @@ def _restore(table, users, exported, known):
     return jnp.asarray(params), jnp.asarray(sizes)
 
 
-def _units(nbytes, entities, maximum, metadata):
+def _budget_units(nbytes, entities, maximum, metadata):
     spent = size_bytes(maximum) * (sum(entities) + 2) if metadata else 0
     return (nbytes - spent) // 4
 
 
-def _held(units, entities, maximum):
-    return max(min(u, sum(n) * maximum) for u, n in zip(units, entities, strict=True))
+def _capacity(budget_units, entities, maximum):
+    return max(min(u, sum(n) * maximum) for u, n in zip(budget_units, entities, strict=True))
 
 
 def _kind(make):
-    return Kind(
-        units=_units,
-        held=_held,
-        build=lambda held, users, items, maximum: sized(make(held, users, items, maximum), users, maximum),
+    return StorageFactory(
+        budget_units=_budget_units,
+        capacity=_capacity,
+        build=lambda capacity, users, items, maximum: sized(make(capacity, users, items, maximum), users, maximum),
     )
 
 

@@ -45,17 +45,21 @@ class Storage(NamedTuple):
     penalty: Callable[[Params, Layout], jax.Array] | None = None  # f32[], added to the loss where there is no table
 
 
-class Kind(NamedTuple):
+class StorageFactory(NamedTuple):
     """A way of storing, before its capacity is known; functions of Python numbers.
 
     A *unit* is what totals count: a float32 parameter for `packed`. `held` is the static capacity of the stored arrays,
     the same for all segments of a run.
     """
 
-    units: Callable[[int, tuple[int, int], int, bool], int]  # bytes, (users, items), maximum, metadata charged -> units
-    held: Callable[[list[int], list[tuple[int, int]], int], int]  # units, entities by segment, maximum -> capacity
+    budget_units: Callable[
+        [int, tuple[int, int], int, bool], int
+    ]  # bytes, (users, items), maximum, metadata charged -> units
+    capacity: Callable[[list[int], list[tuple[int, int]], int], int]  # units, entities by segment, maximum -> capacity
     build: Callable[[int, int, int, int], Storage]  # capacity, users, items (capacities), maximum
-    configure: Callable[[Any], "Kind"] | None = None  # the kind with the options that a run's config has for it
+    configure: Callable[[Any], "StorageFactory"] | None = (
+        None  # the kind with the options that a run's config has for it
+    )
 
 
 def charged(exported: Exported) -> dict[str, int]:

@@ -24,8 +24,8 @@ class Table(NamedTuple):
 
     layout: Callable[[jax.Array], Any]  # sizes i32[M] -> layout
     zeros: Callable[[], Params]  # empty parameters
-    open: Callable[[Params], Any]  # parameters -> buffer
-    close: Callable[[Any], Params]  # and back
+    to_buffer: Callable[[Params], Any]  # parameters -> buffer
+    from_buffer: Callable[[Any], Params]  # and back
     read: Callable[[Any, Any, jax.Array, int], jax.Array]  # buffer, layout, first, count -> f32[count, M] columns
     update: Callable[..., Any]  # buffers, layout, first, f32[M, count], rule, held=None -> buffers
     order: Callable[[Any], jax.Array]  # layout -> i32[M], the vector at each place of a column

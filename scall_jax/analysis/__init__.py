@@ -1,0 +1,1 @@
+"""Analysis of finished runs: tests of significance, curves over memory, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Command line: flags, progress, and the commands of `scall-jax`."""

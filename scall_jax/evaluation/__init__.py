@@ -1,0 +1,23 @@
+"""Evaluation: full ranking with exact metrics, and strata of users and items."""
+
+from scall_jax.evaluation.ranking import (
+    BY_USER,
+    CUTOFFS,
+    STRATA,
+    Metrics,
+    evaluate,
+    evaluate_scores,
+    mask_seen_items,
+    top_k,
+)
+
+__all__ = [
+    "BY_USER",
+    "CUTOFFS",
+    "STRATA",
+    "Metrics",
+    "evaluate",
+    "evaluate_scores",
+    "mask_seen_items",
+    "top_k",
+]

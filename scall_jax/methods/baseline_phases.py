@@ -1,0 +1,70 @@
+"""Phases of baselines, which have no table and spend no budget."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.config import Config
+from scall_jax.methods.phases import Bookkeeping, Callbacks, Method, MethodPhases, Prepared, Ranked
+from scall_jax.methods.planner import no_action
+from scall_jax.methods.state import RunState
+from scall_jax.recommenders.baseline import Baseline
+from scall_jax.recommenders.fit import FitResult
+from scall_jax.streams import Segment, Stream
+
+
+def baseline_method(baseline: Baseline) -> Method:
+    """A method out of a baseline; budgets mean nothing to it."""
+    return Method(functools.partial(_baseline_phases, baseline))
+
+
+def _baseline_phases(baseline: Baseline, config: Config, callbacks: Callbacks) -> MethodPhases:
+    del callbacks
+    return MethodPhases(
+        init=functools.partial(_init, baseline),
+        prepare=functools.partial(_prepare, baseline, config),
+        fit=functools.partial(_fit, baseline, config),
+        rank=functools.partial(_rank, baseline),
+        bookkeeping=functools.partial(_bookkeeping, baseline),
+        keeps_shapes=False,
+    )
+
+
+def _init(baseline: Baseline, key: jax.Array, stream: Stream) -> RunState:
+    stored = baseline.empty(stream.capacity.users, stream.capacity.items)
+    return RunState(key, stored, (), jnp.zeros(2, jnp.int32), jnp.zeros(len(stream), jnp.int32))
+
+
+def _prepare(baseline: Baseline, config: Config, state: RunState, segment: Segment) -> Prepared:
+    scores, row = baseline.scores(segment, config.fit.valid_users, candidates=config.candidates)
+    no_sizes = jnp.zeros(segment.frequency.shape[0] + 2, jnp.int32)
+    return Prepared(state.params, state.plan, no_sizes, scores, row, no_action(config))
+
+
+def _fit(baseline: Baseline, config: Config, state: RunState, segment: Segment, prepared: Prepared) -> FitResult:
+    del state, prepared
+    params = baseline.fit(segment, config.fit.valid_users, candidates=config.candidates)
+    none, zero = jnp.float32(0), jnp.int32(0)
+    return FitResult(params, zero, zero, none, none, none, jnp.int32(-1), jnp.zeros((0, 2)))
+
+
+def _rank(baseline: Baseline, state: RunState, segment: Segment, prepared: Prepared, fit_result: FitResult, options):
+    del state
+    learned = fit_result.params, prepared.item_bias
+    valid, test = (baseline.rank(*learned, segment, part, **options) for part in (segment.valid, segment.test))
+    return Ranked(fit_result.params, valid, test, jnp.int32(0))
+
+
+def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkeeping:
+    del state
+    users, items = stream.capacity.users, stream.capacity.items
+    return Bookkeeping(
+        exporter=baseline.exporter(users, items),
+        sizes=lambda plan: np.zeros(users + items + 2, np.int32),
+        budget_bytes=lambda segment, known: 0,
+        side_bytes=lambda known: 0,
+        training_bytes=lambda params: 0,
+        describe=baseline.describe,
+    )

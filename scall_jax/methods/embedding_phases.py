@@ -1,0 +1,159 @@
+"""Phases of methods with embeddings: a planner spends the budget, the table is carried over, trained and ranked."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax import tables
+from scall_jax.config import Config
+from scall_jax.methods.context import bias_bytes, segment_context
+from scall_jax.methods.phases import Bookkeeping, Callbacks, Method, MethodPhases, Prepared, Ranked
+from scall_jax.methods.planner import SizePlanner
+from scall_jax.methods.state import RunState, StorageCapacity
+from scall_jax.recommenders.baseline import Exporter
+from scall_jax.recommenders.fit import (
+    FitResult,
+    evaluate_params,
+    from_buffer,
+    make_fit,
+    to_buffer,
+    training_bytes,
+)
+from scall_jax.sizes.allocate import DEVICE_LIMIT
+from scall_jax.streams import Segment, Stream
+
+
+def embedding_method(
+    make_planner: Callable[[Config, Callable | None], SizePlanner],
+    storage: str | None = None,
+    unlimited: bool = False,
+) -> Method:
+    """A method out of a planner and a storage.
+
+    Args:
+      make_planner: (config, on_probes) -> SizePlanner.
+      storage: name in `tables.STORAGES` that the planner plans for; None for the config's own `table`.
+      unlimited: the budget is the largest size for all, whatever the config says.
+
+    Returns:
+      Method. Storages other than the sized ones have shapes that follow from the budget, so that budgets are not data.
+    """
+    return Method(functools.partial(_embedding_phases, make_planner, storage, unlimited), storage is None)
+
+
+def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> list[int]:
+    """Budget units of the storage allowed at each segment, by the entities known at its cut.
+
+    Raises:
+      ValueError: more than 2^31 - 1, or less than one.
+    """
+    totals = []
+    for t, bounds in enumerate(stream.bounds):
+        entities = stream.known(bounds.train)
+        nbytes = 4 * config.budget.parameters(t, sum(entities))
+        replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
+        metadata = config.charge != "parameters"
+        beside = replayed + (bias_bytes(config, entities[1]) if metadata else 0)
+        factory = tables.storage_factory(config)
+        total = factory.budget_units(nbytes - beside, entities, config.sizes.maximum, metadata)
+        if unlimited:
+            total = sum(entities) * config.sizes.maximum
+        if not 1 <= total <= DEVICE_LIMIT:
+            raise ValueError(
+                f"budget ({config.budget}) of {total} units at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
+                + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
+                + ("; metadata and bias are paid for: raise it, or charge=parameters, bias=none" if metadata else "")
+            )
+        totals.append(total)
+    return totals
+
+
+def _embedding_phases(make_planner, storage, unlimited, config: Config, callbacks: Callbacks) -> MethodPhases:
+    if storage is not None:
+        config = dataclasses.replace(config, table=storage)
+    elif config.table not in tables.SIZED:
+        raise ValueError(f"table={config.table!r} holds no sizes to choose: choose one of {', '.join(tables.SIZED)}")
+    planner = make_planner(config, callbacks.on_probes)
+
+    def with_context(function):
+        if function is None:
+            return None
+        return lambda state, segment, *rest: function(segment_context(config, state, segment), *rest)
+
+    return MethodPhases(
+        init=functools.partial(_init, config, planner, unlimited),
+        prepare=functools.partial(_prepare, config, planner),
+        fit=functools.partial(_fit, config, callbacks.progress),
+        rank=functools.partial(_rank, config),
+        bookkeeping=functools.partial(_bookkeeping, config, unlimited),
+        search_before=with_context(planner.search_before),
+        search_after=with_context(planner.search_after),
+        update=with_context(planner.update),
+    )
+
+
+def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array, stream: Stream) -> RunState:
+    known = jnp.zeros(2, jnp.int32)
+    totals = budget_totals(config, stream, unlimited)
+    factory = tables.storage_factory(config)
+    capacity = factory.capacity(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
+    storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
+    memory = planner.init(key, storage)
+    totals = jnp.array(totals, jnp.int32)
+    return RunState(key, storage.empty(), storage.plan(), known, totals, memory, StorageCapacity(capacity))
+
+
+def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Segment) -> Prepared:
+    context = segment_context(config, state, segment)
+    keys, storage = context.keys(), context.storage
+    plan, action = planner.plan(context, keys.plan)
+    params = to_buffer(storage, context.warm_params(plan, keys.table))
+    sizes = storage.sizes(plan)
+    return Prepared(params, plan, sizes, *context.item_bias(), action)
+
+
+def _fit(config: Config, progress, state: RunState, segment: Segment, prepared: Prepared) -> FitResult:
+    context = segment_context(config, state, segment)
+    storage = context.storage
+    run_fit = make_fit(storage, config.fit, progress, config.candidates)
+    key = context.keys().fit
+    return run_fit(key, prepared.params, storage.layout(prepared.plan), segment, prepared.item_bias)
+
+
+def _rank(config: Config, state: RunState, segment: Segment, prepared: Prepared, fit_result: FitResult, options):
+    """What is stored, metrics on valid and test by it, and the budget units that the plan spends."""
+    storage = segment_context(config, state, segment).storage
+    layout = storage.layout(prepared.plan)
+    stored = storage.store(from_buffer(storage, fit_result.params), layout)
+    params = to_buffer(storage, storage.load(stored, layout))
+    parts = segment.valid, segment.test
+    valid, test = evaluate_params(storage, config.fit, params, layout, segment, parts, prepared.item_bias, **options)
+    return Ranked(stored, valid, test, storage.allocated(prepared.plan))
+
+
+def _bookkeeping(config: Config, unlimited: bool, state: RunState, stream: Stream) -> Bookkeeping:
+    users, items = stream.capacity.users, stream.capacity.items
+    factory = tables.storage_factory(config)
+    storage = factory.build(state.capacity.budget_units, users, items, config.sizes.maximum)
+
+    def budget_bytes(segment: int, known: tuple[int, int]) -> int:
+        if unlimited:
+            return 4 * sum(known) * config.sizes.maximum
+        return 4 * config.budget.parameters(segment, sum(known))
+
+    def sizes(plan: Any) -> np.ndarray:
+        return np.asarray(storage.sizes(plan))
+
+    return Bookkeeping(
+        exporter=Exporter(storage.export, storage.restore),
+        sizes=sizes,
+        budget_bytes=budget_bytes,
+        side_bytes=lambda known: bias_bytes(config, known[1]),
+        training_bytes=functools.partial(training_bytes, storage),
+        describe=lambda stored: {},
+    )

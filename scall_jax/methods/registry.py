@@ -1,0 +1,61 @@
+"""The methods of a run by name."""
+
+import functools
+
+from scall_jax.methods.allocators import ALLOCATORS
+from scall_jax.methods.baseline_phases import baseline_method
+from scall_jax.methods.embedding_phases import embedding_method
+from scall_jax.methods.phases import Method
+from scall_jax.methods.planner import allocator_planner
+from scall_jax.methods.rivals.bet import bet_planner
+from scall_jax.methods.rivals.bit_search import bit_search_planner
+from scall_jax.methods.rivals.ciess import ciess_planner
+from scall_jax.methods.rivals.ducb import ducb_planner
+from scall_jax.methods.rivals.esapn import esapn_planner
+from scall_jax.methods.rivals.hashed_width import hashed_width_planner
+from scall_jax.methods.rivals.minhash_plan import minhash_planner
+from scall_jax.methods.rivals.pep import pep_planner
+from scall_jax.methods.rivals.spectral import spectral_planner
+from scall_jax.methods.scall.search import scall_planner
+from scall_jax.policies import POLICIES
+from scall_jax.recommenders.ease import EASE
+from scall_jax.recommenders.popularity import FLOORS
+
+SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
+"""Methods that search sizes by the actions of SCALL, and their policies."""
+
+_BY_PROBES = {"bet": bet_planner, "ciess": ciess_planner, "ducb": ducb_planner, "esapn": esapn_planner}
+
+PROBED = (*SEARCHED, *_BY_PROBES)
+"""Methods that make probes: short trainings before a segment's own."""
+
+_HASHED = ("binary_hash", "binary_hash_skip", "quotient_remainder")
+
+EMBEDDING_METHODS: dict[str, Method] = {
+    **{name: embedding_method(allocator_planner(make), unlimited=name == "full") for name, make in ALLOCATORS.items()},
+    **{name: embedding_method(functools.partial(scall_planner, policy)) for name, policy in SEARCHED.items()},
+    "spectral": embedding_method(spectral_planner),
+    **{name: embedding_method(planner) for name, planner in _BY_PROBES.items()},
+    **{name: embedding_method(hashed_width_planner, name) for name in _HASHED},
+    "shared_memory": embedding_method(minhash_planner, "shared_memory"),
+    "mixed_precision": embedding_method(bit_search_planner, "mixed_precision"),
+    "pep": embedding_method(pep_planner, "pruned"),
+}
+"""Methods with embeddings within the budget; `full` alone takes the largest size for all."""
+
+BASELINES: dict[str, Method] = {name: baseline_method(made) for name, made in (FLOORS | {"ease": EASE}).items()}
+"""Methods outside the budget, which have no embeddings."""
+
+METHODS = (*EMBEDDING_METHODS, *BASELINES)
+"""Names of all methods, the baselines included."""
+
+
+def method_of(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return (EMBEDDING_METHODS | BASELINES)[name]

@@ -1,0 +1,119 @@
+"""Checkpoints after each segment: what the storage exports, what the planner remembers, and the key."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scall_jax.methods.state import RunState
+from scall_jax.recommenders.baseline import Exporter
+
+FORMAT = 3
+_PENDING = ".pending"
+_TABLE, _POLICY = "table", "policy"
+_NAME = re.compile(r"segment-(\d+)")
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # compression would hide what the parameters cost on disk
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Path:
+    """Write the state after `segment` to a pending place; `publish` makes it count."""
+    known = np.asarray(state.known)
+    tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
+    path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
+    shutil.rmtree(path, ignore_errors=True)
+    exported = exporter.export(state.params, state.plan, tuple(known.tolist()))
+    # arrays of size 0 cannot be stored
+    tree |= {name: array for name, array in exported.items() if array.size}
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
+        leaves = _leaves(state.planner)
+        if leaves:
+            checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
+    return path
+
+
+def _leaves(tree) -> dict[str, np.ndarray]:
+    """Leaves of what a planner remembers by number; arrays of size 0 cannot be stored."""
+    return {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
+
+
+def _from_leaves(path, template, stored):
+    leaves, structure = jax.tree.flatten(template)
+    restored = []
+    for i, leaf in enumerate(leaves):
+        value = np.asarray(stored[f"{i:04d}"]) if leaf.size and f"{i:04d}" in stored else np.zeros(0, leaf.dtype)
+        if value.size != leaf.size:
+            raise ValueError(f"{path}: does not fit this policy")
+        restored.append(jnp.asarray(value.reshape(leaf.shape)))
+    return jax.tree.unflatten(structure, restored)
+
+
+def publish(path: Path) -> None:
+    """Move a pending checkpoint to its place in one step and drop the older ones."""
+    folder = path.parent.parent
+    place = folder / path.name
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(path, place)
+    for other in finished(folder):
+        if folder / f"segment-{other:04d}" != place:
+            shutil.rmtree(folder / f"segment-{other:04d}")
+
+
+def finished(folder: Path) -> list[int]:
+    """Segments with a complete checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) -> RunState:
+    """The state after `segment`, in the shapes of `template` (from `Run.init` on the same stream).
+
+    Raises:
+      ValueError: a checkpoint of another format, or of another stream or budget.
+    """
+    path = folder.absolute() / f"segment-{segment:04d}"
+    with _checkpointer() as checkpointer:
+        tree = checkpointer.restore(path / _TABLE)
+        remembered = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
+    if int(tree["format"]) != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
+    known = np.asarray(tree["known"])
+    exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
+    try:
+        params, plan = exporter.restore(exported, tuple(known.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
+    return RunState(
+        key=jax.random.wrap_key_data(jnp.asarray(tree["key"]), impl=jax.random.key_impl(template.key)),
+        params=params,
+        plan=plan,
+        known=jnp.asarray(known),
+        totals=template.totals,
+        planner=_from_leaves(path, template.planner, remembered),
+        capacity=template.capacity,
+    )
+
+
+def table_bytes(path: Path) -> int:
+    """Bytes on disk of a checkpoint's parameters and sizes."""
+    return _bytes(path / _TABLE)
+
+
+def policy_bytes(path: Path) -> int:
+    """Bytes on disk of a checkpoint's search."""
+    return _bytes(path / _POLICY)
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,125 @@
+"""Running over a stream on the host, segment by segment, with a run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scall_jax import tables
+from scall_jax.config import Config
+from scall_jax.methods.phases import Bookkeeping, Method
+from scall_jax.methods.state import RunState
+from scall_jax.run import checkpoint, compilation, process_memory, records
+from scall_jax.run.folder import open_folder, store_segment
+from scall_jax.run.phases import CompiledPhases
+from scall_jax.run.step import Record, make_run
+from scall_jax.streams import Segment, Stream
+from scall_jax.tables.table import nbytes
+
+
+def run_segments(
+    config: Config,
+    stream: Stream,
+    key: jax.Array,
+    *,
+    folder: Path | None = None,
+    progress: Callable | None = None,
+    on_probes: Callable | None = None,
+    on_compiled: Callable[[], object] | None = None,
+    on_segment: Callable[[dict], object] | None = None,
+    method: Method | None = None,
+) -> list[dict]:
+    """Run over a stream segment by segment.
+
+    Args:
+      config, stream, key: determine the result.
+      folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
+        segments of the same run is continued.
+      progress, on_probes, method: as in `make_run`.
+      on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` drops what tracing left.
+      on_segment: called with each new line.
+
+    Returns:
+      The lines of `metrics.jsonl`, one per segment.
+
+    Raises:
+      ValueError: a non-finite loss; a folder of another run.
+    """
+    folder = None if folder is None else Path(folder)
+    run = make_run(config, progress, on_probes, method)
+
+    def init(key):
+        return run.init(key, stream)
+
+    shapes = jax.eval_shape(init, key)
+    books = run.method.bookkeeping(shapes, stream)
+    lines = [] if folder is None else open_folder(folder, config, stream, key)
+    if len(lines) == len(stream):
+        return lines
+    # Compile before allocating the state, so that memory freed by the compiler is reused for it.
+    phases = CompiledPhases(run, shapes, stream.segment(len(lines)), on_compiled)
+    state = _first_state(init, key, on_compiled)
+    if lines:
+        state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
+    for t in range(len(lines), len(stream)):
+        segment = jax.device_put(stream.segment(t))
+        process_memory.trim_heap()
+        state, line, record = _one_segment(phases, books, state, segment)
+        line |= _account(books, state, line, stream)
+        if folder is not None:
+            store_segment(folder, books, state, line, record, segment)
+        lines.append(line)
+        if on_segment is not None:
+            on_segment(line)
+        # Free this segment's arrays before the next one's are made.
+        del segment, record
+    return lines
+
+
+def _first_state(init: Callable, key: jax.Array, on_compiled: Callable | None) -> RunState:
+    """Compile `init` as one program and drop it; run eagerly, each operation would be compiled and cached."""
+    program = compilation.compiled(init, key)
+    if on_compiled is not None:
+        on_compiled()
+    state = jax.block_until_ready(program(key))
+    del program
+    process_memory.trim_heap()
+    return state
+
+
+def _one_segment(
+    phases: CompiledPhases, books: Bookkeeping, state: RunState, segment: Segment
+) -> tuple[RunState, dict, Record]:
+    state, record = phases.run_segment(state, segment)
+    records.check(record)
+    seconds = phases.seconds
+    line = records.as_dict(record) | {
+        "table_bytes": nbytes(state.params),
+        "disk_bytes": None,
+        "bytes_training": books.training_bytes(phases.params),
+        "policy_bytes": nbytes(state.planner),
+        "seconds_fit": seconds["fit"],
+        "seconds_evaluate": seconds["evaluate"],
+        "seconds_search": seconds.get("search_before", 0.0) + seconds.get("search_after", 0.0),
+        "seconds_sizes": seconds["prepare"],
+        "seconds_compile": phases.take_seconds_compile(),
+        "peak_rss_bytes": process_memory.peak_rss_bytes(),
+    }
+    return state, line, record
+
+
+def _account(books: Bookkeeping, state: RunState, line: dict, stream: Stream) -> dict:
+    """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
+    t = line["segment"]
+    users, items = np.asarray(state.known).tolist()
+    exported = books.exporter.export(state.params, state.plan, (users, items))
+    charges = tables.charged(exported)
+    charges["metadata"] += books.side_bytes((users, items))
+    account = {
+        "budget_bytes": books.budget_bytes(t, (users, items)),
+        **{f"bytes_{name}": value for name, value in charges.items()},
+        "bytes_at_rest": sum(charges.values()),
+        "bytes_replay": stream.replay_bytes(t),
+    }
+    return account | books.describe(state.params)

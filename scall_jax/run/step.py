@@ -1,0 +1,164 @@
+"""A run over segments as pure functions: the phases of a segment, their order, and the record that they leave."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.config import Config
+from scall_jax.evaluation import Metrics
+from scall_jax.methods.phases import Callbacks, Method, MethodPhases, Prepared
+from scall_jax.methods.planner import Outcome, SearchRecord
+from scall_jax.methods.probe import no_search
+from scall_jax.methods.registry import method_of
+from scall_jax.methods.state import RunState
+from scall_jax.recommenders.fit import FitResult
+from scall_jax.streams import Segment, Stream, active_mask
+
+
+class Record(NamedTuple):
+    """What one segment leaves behind, on device."""
+
+    segment: jax.Array  # i32[]
+    users: jax.Array  # i32[]
+    items: jax.Array  # i32[]
+    new_users: jax.Array  # i32[]
+    new_items: jax.Array  # i32[]
+    interactions: jax.Array  # i32[]
+    dropped: jax.Array  # i32[2]
+    budget: jax.Array  # i32[], units of the storage allowed; packed: parameters
+    allocated: jax.Array  # i32[], units given out, shared vectors included
+    without: jax.Array  # i32[], entities without parameters of their own
+    largest: jax.Array  # i32[], largest size
+    steps: jax.Array  # i32[], training steps
+    best_step: jax.Array  # i32[], step of the kept parameters
+    loss: jax.Array  # f32[], over the last interval
+    bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+    popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
+    action: jax.Array  # f32[A] that sized the segment, 0 without one
+    search: SearchRecord  # probes on this segment's data
+    valid: Metrics
+    test: Metrics
+
+
+class Run(NamedTuple):
+    """A run as pure functions; `step` is the composition of the phases between.
+
+    `progress` callbacks apart, nothing here depends on the host.
+    """
+
+    init: Callable[[jax.Array, Stream], RunState]
+    search_before: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
+    prepare: Callable[[RunState, Segment], Prepared]
+    fit: Callable[[RunState, Segment, Prepared], FitResult]
+    evaluate: Callable[[RunState, Segment, Prepared, FitResult], tuple[RunState, Record]]
+    search_after: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
+    step: Callable[[RunState, Segment], tuple[RunState, Record]]
+    method: MethodPhases
+
+
+def make_run(
+    config: Config,
+    progress: Callable | None = None,
+    on_probes: Callable | None = None,
+    method: Method | None = None,
+) -> Run:
+    """Build the functions of a run.
+
+    Args:
+      config: of the method.
+      progress: called on the host as progress(segment, step, loss, fitness) after each evaluation during a fit.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
+      method: one that `METHODS` does not have; `config.method` is then no more than its name.
+
+    Returns:
+      Run. `step(state, segment) -> (state, record)` is jit-able and scans over `Stream.stack()`.
+
+    Raises:
+      ValueError: unknown method, or a table that the method cannot plan for.
+    """
+    method = method or method_of(config.method)
+    phases = method.phases(config, Callbacks(progress, on_probes))
+    run = Run(
+        init=phases.init,
+        search_before=phases.search_before,
+        prepare=phases.prepare,
+        fit=phases.fit,
+        evaluate=functools.partial(_evaluate, config, phases),
+        search_after=phases.search_after,
+        step=lambda state, segment: (state, segment),
+        method=phases,
+    )
+
+    def step(state, segment):
+        nothing = no_search(config)
+        state, record, found = in_order(run, lambda name, *rest: getattr(run, name)(*rest), state, segment)
+        return state, record._replace(search=nothing if found is None else found)
+
+    return run._replace(step=step)
+
+
+def in_order(run: Run, call: Callable, state: RunState, segment: Segment):
+    """The phases of a segment in their order, the one place where it stands.
+
+    Args:
+      run: says which searches there are.
+      call: call(name of a field of `Run`, *arguments) runs one phase.
+      state: before the segment.
+      segment: the data.
+
+    Returns:
+      The state after the segment, its record, and what a search found, None without one.
+    """
+    found = None
+    if run.search_before is not None:
+        state, found = call("search_before", state, segment)
+    prepared = call("prepare", state, segment)
+    fit_result = call("fit", state, segment, prepared)
+    state, record = call("evaluate", state, segment, prepared, fit_result)
+    if run.search_after is not None:
+        state, found = call("search_after", state, segment)
+    return state, record, found
+
+
+def _evaluate(
+    config: Config,
+    phases: MethodPhases,
+    state: RunState,
+    segment: Segment,
+    prepared: Prepared,
+    fit_result: FitResult,
+) -> tuple[RunState, Record]:
+    before = {"users_before": segment.users_before, "items_before": segment.items_before}
+    options = before | {"candidates": config.candidates}
+    ranked = phases.rank(state, segment, prepared, fit_result, options)
+    exists = active_mask(segment)
+    record = Record(
+        segment=segment.index,
+        users=segment.users,
+        items=segment.items,
+        new_users=segment.users - segment.users_before,
+        new_items=segment.items - segment.items_before,
+        interactions=segment.interactions,
+        dropped=segment.dropped,
+        budget=state.totals[segment.index],
+        allocated=ranked.allocated,
+        without=(exists & (prepared.sizes[:-2] == 0)).sum(),
+        largest=prepared.sizes.max(),
+        steps=fit_result.steps,
+        best_step=fit_result.best_step,
+        loss=fit_result.loss,
+        bad_step=fit_result.bad_step,
+        popularity=prepared.popularity,
+        action=prepared.action,
+        search=no_search(config),
+        valid=ranked.valid,
+        test=ranked.test,
+    )
+    known = jnp.stack([segment.users, segment.items])
+    state = state._replace(params=ranked.stored, plan=prepared.plan, known=known)
+    if phases.update is not None:
+        state = state._replace(planner=phases.update(state, segment, Outcome(fit_result, ranked.valid)))
+    return state, record

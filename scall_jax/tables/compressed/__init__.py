@@ -1,0 +1,1 @@
+"""Storages that share, round or prune coordinates."""
