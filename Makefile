@@ -1,25 +1,40 @@
-# install: virtual environment with the tested versions. run: the main job on the embedded stream.
+# install: a virtual environment with the tested versions. run: the main job on the embedded stream. test: tests and
+# doctests. lint: style and types. docs: the documentation site, in site/. check-all: all of these and the slow tests.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+PYTEST := $(PY) -m pytest --doctest-modules scall_jax tests
 
-.PHONY: install run test lint clean
+.PHONY: install run test lint docs check-all clean
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt constraints.txt setup.cfg
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(PIP) --editable ".[test]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 run: install
 	$(PY) -m experiments.run --overwrite
 
 test: install
-	$(PY) -m pytest
+	$(PYTEST)
 
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+docs: $(VENV)/installed-docs
+	$(PY) -m mkdocs build --strict
+
+check-all: lint docs
+	$(PYTEST) -m "slow or not slow"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

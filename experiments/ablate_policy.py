@@ -8,11 +8,12 @@ near the spread over seeds: the optimum is flat.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from experiments import compare
 from scall_jax import SEARCHED
-from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.policies import POLICIES, PolicyConfig
 from scall_jax.sizes import FAMILIES
@@ -20,25 +21,28 @@ from scall_jax.sizes import FAMILIES
 
 @dataclasses.dataclass(frozen=True)
 class AblatePolicy(compare.Compare):
-    """Flags; those of `experiments.compare` hold."""
+    """Flags; all those of `experiments.compare` apply."""
 
     ours: str = "scall"
     """The method that variants start from."""
     only: tuple[str, ...] = ()
-    """Run the variants whose name starts so; all without."""
+    """Beginnings of the names of the variants to run; by default all run."""
     mean_sizes: tuple[float, ...] = (4.0,)
     """Budgets, in parameters per entity."""
     out: Path = Path("runs/ablate_policy")
     """Folder of the cells and the table."""
 
 
-def variants(flags: AblatePolicy) -> dict[str, run_flags.Main]:
-    """Name and flags of each variant."""
+A = TypeVar("A", bound=AblatePolicy)
+
+
+def variants(flags: AblatePolicy) -> dict[str, AblatePolicy]:
+    """Flags of each variant by its name; `--only` is applied."""
     found = {"ours": flags}
     found |= {f"policy {name}": dataclasses.replace(flags, ours=f"scall-{name}") for name in POLICIES}
     found["policy sac published"] = dataclasses.replace(flags, ours="scall-sac", policy=PolicyConfig.published())
 
-    def search(**change):
+    def search(**change: Any) -> AblatePolicy:
         return dataclasses.replace(flags, search=dataclasses.replace(flags.search, **change))
 
     found |= {f"family {name}": search(family=name) for name in FAMILIES}
@@ -49,41 +53,42 @@ def variants(flags: AblatePolicy) -> dict[str, run_flags.Main]:
         found[f"probes {on} {start}"] = search(on=on, start=start)
     found["reference last_fit"] = search(reference="last_fit")
     found["random numbers of their own"] = search(common=False)
-    found = {name: x for name, x in found.items() if name == "ours" or not _same(x, flags)}
-    if flags.only:
-        found = {name: x for name, x in found.items() if name.startswith(flags.only)}
-    return found
+    return selected(flags, {name: x for name, x in found.items() if name == "ours" or not _same(x, flags)})
 
 
-def _same(variant, ours):
+def selected(flags: AblatePolicy, found: dict[str, A]) -> dict[str, A]:
+    """The variants whose names begin as `--only` says; all without it."""
+    return {name: x for name, x in found.items() if not flags.only or name.startswith(flags.only)}
+
+
+def _same(variant: AblatePolicy, ours: AblatePolicy) -> bool:
     """Whether a variant is ours under another name."""
     policy = SEARCHED.get(variant.ours)
     return policy == SEARCHED.get(ours.ours) and dataclasses.replace(variant, ours=ours.ours) == ours
 
 
-def cells(flags: compare.Compare, found: dict[str, compare.Compare]) -> list[tuple[dict, run_flags.Main]]:
+def cells(flags: AblatePolicy, found: Mapping[str, AblatePolicy]) -> list[compare.Cell]:
     """A cell per variant, budget and seed.
 
     Raises:
-      ValueError: no variant.
+      ValueError: there is no variant.
     """
     if not found:
         raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")
     result = []
     for name, variant in found.items():
-        for size in flags.mean_sizes:
-            for seed in flags.seeds:
-                out = flags.out / name.replace(" ", "-") / f"mean{size:g}-seed{seed}"
-                cell = compare.cell_flags(variant, out, variant.ours, size, seed)
-                cell = dataclasses.replace(cell, bias=flags.biases[0])
-                result.append(({"variant": name, "mean size": f"{size:g}"}, cell))
+        for size, seed in itertools.product(flags.mean_sizes, flags.seeds):
+            out = flags.out / name.replace(" ", "-") / f"mean{size:g}-seed{seed}"
+            cell = compare.cell_flags(variant, out, variant.ours, size, seed)
+            cell = dataclasses.replace(cell, bias=flags.biases[0])
+            result.append(compare.Cell({"variant": name, "mean size": f"{size:g}"}, cell))
     return result
 
 
-def main(flags: AblatePolicy) -> list[dict]:
-    """Run all variants."""
+def main(flags: AblatePolicy) -> list[dict[str, str]]:
+    """Run all variants; a row per variant and budget."""
     flags = compare.checked(flags)
-    return compare.run_cells(flags, cells(flags, variants(flags)), "experiments.ablate_policy")
+    return compare.run_cells(flags, cells(flags, variants(flags)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the policy needs to see: the variants of the published ablation of the state, and a state that says nothing.
+"""What the policy needs to see: the variants of the published ablation of the state, and a state without information.
 
     python -m experiments.ablate_state --data yelp.parquet --mean-sizes 4 --fit.steps 1000
 
@@ -10,22 +10,22 @@ import dataclasses
 from pathlib import Path
 
 from experiments import ablate_policy, compare
+from scall_jax import ObserveConfig
 from scall_jax.cli.cli import cli
-from scall_jax.policies import ObserveConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class AblateState(ablate_policy.AblatePolicy):
-    """Flags; those of `experiments.compare` hold."""
+    """Flags; all those of `experiments.compare` apply."""
 
     ours: str = "scall-sac"
-    """The method; one with a network."""
+    """The method, one whose policy is a network."""
     out: Path = Path("runs/ablate_state")
     """Folder of the cells and the table."""
 
 
-def main(flags: AblateState) -> list[dict]:
-    """Run all variants."""
+def main(flags: AblateState) -> list[dict[str, str]]:
+    """Run all variants; a row per variant and budget."""
     flags = compare.checked(flags)
     groups = flags.observe.groups
     states = {
@@ -36,8 +36,7 @@ def main(flags: AblateState) -> list[dict]:
         "no parts, one group": ObserveConfig(1, embedding=False, spread=False),
     }
     found = {name: dataclasses.replace(flags, observe=state) for name, state in states.items()}
-    found = {name: x for name, x in found.items() if not flags.only or name.startswith(flags.only)}
-    return compare.run_cells(flags, ablate_policy.cells(flags, found), "experiments.ablate_state")
+    return compare.run_cells(flags, ablate_policy.cells(flags, ablate_policy.selected(flags, found)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ALS of the implicit library on the same segments: a line from another library, outside the budget.
+"""ALS of the implicit library on the same segments: a baseline from another library, outside the budget.
 
     pip install "scall_jax[als]"
     python -m experiments.als --widths 8 64                           # online-retail
@@ -9,28 +9,32 @@ segment to all distinct interactions before the cut by the library `implicit` on
 same segments, candidates and metrics. Regularisation and the weight of positives are chosen on valid in each segment.
 Takes the flags of `experiments.run` for the stream. Writes a folder per width and seed with config.json, metrics.jsonl,
 summary.json and users/, which `experiments.strata` and `experiments.significance` read, and prints a table with the
-bytes of the factors: 4 x width for each user and item. They are not held to a budget. Cost: one fit of `implicit` for
-each segment and pair of parameters. Expect it near LightGCN at widths that leave room for all tastes.
+bytes of the factors, 4 x width for each user and item; no budget limits them. Cost: one fit of `implicit` for each
+segment and pair of parameters. Expect a Recall@20 of .087 at width 8 and of .106 at width 64 on online-retail with
+--cut.new-entities 1600.
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
-from scall_jax.cli.cli import cli
+from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records
-from scall_jax.streams import Segment, Stream
+from scall_jax.streams import RaggedItems, Segment, Stream
 
 Factorise = Callable[..., tuple[np.ndarray, np.ndarray]]
 """(Profiles, width, regularisation, weight, iterations, seed) -> f32[users, width], f32[items, width]."""
@@ -38,18 +42,18 @@ Factorise = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Als(run_flags.Main):
-    """Flags; those of `experiments.run` hold for the stream."""
+    """Flags; those of `experiments.run` for the stream apply."""
 
     widths: tuple[int, ...] = (8, 64)
-    """Columns of the factors."""
+    """Columns of the factors; a run for each."""
     regularisations: tuple[float, ...] = (0.01, 1.0, 10.0)
-    """To choose from on valid."""
+    """Regularisations to choose from on valid."""
     weights: tuple[float, ...] = (1.0, 10.0)
-    """Of a positive against a missing pair's 1; to choose from on valid."""
+    """Weights of a positive, where a missing pair has 1, to choose from on valid."""
     iterations: int = 15
     """Rounds over both sides."""
     seeds: tuple[int, ...] = (0,)
-    """Of the factors; `seed` only cuts the stream."""
+    """Seeds of the factors; --seed only cuts the stream."""
     out: Path = Path("runs/als")
     """Folder of the results."""
 
@@ -61,13 +65,24 @@ class Als(run_flags.Main):
 def by_implicit(
     known: strata.Profiles, width: int, regularisation: float, weight: float, iterations: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factors by `implicit` on the CPU.
+    """Factorise by the library `implicit`, on the CPU.
+
+    Args:
+      known: the distinct interactions.
+      width: columns of the factors.
+      regularisation: weight of the squared factors.
+      weight: of a positive.
+      iterations: rounds over both sides.
+      seed: of the first factors.
+
+    Returns:
+      f32[users, width] and f32[items, width].
 
     Raises:
       ValueError: the library is not installed.
     """
     try:
-        from implicit.als import AlternatingLeastSquares
+        from implicit.als import AlternatingLeastSquares  # pyright: ignore[reportMissingImports]
         from scipy.sparse import csr_matrix
     except ImportError:
         raise ValueError('experiments.als needs the library implicit: pip install "scall_jax[als]"') from None
@@ -86,19 +101,25 @@ def by_implicit(
 
 
 def make_rank(stream: Stream) -> Callable[..., evaluation.Metrics]:
-    """Compiled rank(user factors, item factors, Segment, Rows) -> Metrics; factors padded to the capacities."""
+    """Compile the ranking by factors.
+
+    Args:
+      stream: gives the capacities U of users and V of items.
+
+    Returns:
+      rank(user_factors f32[U, width], item_factors f32[V, width], segment, relevant) -> Metrics.
+    """
     users, items = stream.capacity.users, stream.capacity.items
 
     @jax.jit
-    def rank(user_factors, item_factors, segment: Segment, relevant):
+    def rank(user_factors: jax.Array, item_factors: jax.Array, segment: Segment, relevant: RaggedItems):
+        chex.assert_shape([user_factors, item_factors], [(users, None), (items, None)])
         return evaluation.evaluate(
             user_factors[relevant.users],
             item_factors,
             jnp.zeros(items),
             relevant,
-            segment.graph,
-            users,
-            segment.items,
+            evaluation.KnownGraph(segment.graph, users, segment.items),
             users_before=segment.users_before,
             items_before=segment.items_before,
             candidates="segment" if stream.select_on_test else "all",
@@ -107,13 +128,62 @@ def make_rank(stream: Stream) -> Callable[..., evaluation.Metrics]:
     return rank
 
 
+class _Attempt(NamedTuple):
+    """Factors by one pair of parameters."""
+
+    valid: evaluation.Metrics
+    padded: list[np.ndarray]
+    regularisation: float
+    weight: float
+
+
 def run_width(
     flags: Als, stream: Stream, width: int, seed: int, folder: Path, factorise: Factorise = by_implicit
-) -> list[dict]:
-    """One width and seed over the stream, in its folder; the lines of metrics."""
+) -> list[dict[str, Any]]:
+    """Run one width and seed over the stream.
+
+    Args:
+      flags: parameters to choose from.
+      stream: the data.
+      width: columns of the factors.
+      seed: of the factors.
+      folder: of the run; what it holds of an earlier one is replaced.
+      factorise: finds the factors.
+
+    Returns:
+      The lines of metrics, one per segment.
+
+    Raises:
+      ValueError: the library is not installed, or a factor is not finite.
+    """
     rank, lines = make_rank(stream), []
-    (folder / "users").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
+    _write_identity(flags, stream, width, seed, folder)
+    for t in range(len(stream)):
+        segment, known, start = jax.device_put(stream.segment(t)), strata.profiles(stream, t), time.perf_counter()
+        pairs = itertools.product(flags.regularisations, flags.weights)
+        factors = {pair: factorise(known, width, *pair, flags.iterations, seed) for pair in pairs}
+        best = _best(stream, segment, rank, factors)
+        test = rank(*best.padded, segment, segment.test)
+        line = {"segment": t, "users": known.users, "items": known.items, "width": width}
+        line |= {"regularisation": best.regularisation, "weight": best.weight}
+        line |= {"seconds_fit": time.perf_counter() - start}
+        nbytes = 4 * width * (known.users + known.items)
+        line |= {"bytes_parameters": nbytes, "bytes_at_rest": nbytes, "budget_bytes": 0}
+        line |= records.metrics_of("valid", best.valid) | records.metrics_of("test", test)
+        count = int(segment.test.count)
+        run_folder.store_user_metrics(
+            folder, t, np.asarray(segment.test.users)[:count], np.asarray(test.by_user)[:count]
+        )
+        run_folder.append_line(folder / "metrics.jsonl", line)
+        lines.append(line)
+    summary = {"method": "als", "width": width, "seed": seed} | records.summarise(lines)
+    run_folder.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return lines
+
+
+def _write_identity(flags: Als, stream: Stream, width: int, seed: int, folder: Path) -> None:
     chosen_from = {"regularisations": flags.regularisations, "weights": flags.weights, "iterations": flags.iterations}
     config = {"method": "als", "width": width} | chosen_from
     identity = {
@@ -122,39 +192,30 @@ def run_width(
         "key": seed,
     }
     run_folder.write_atomically(folder / "config.json", json.dumps(identity, indent=2) + "\n")
-    for t in range(len(stream)):
-        segment, known, start = jax.device_put(stream.segment(t)), strata.profiles(stream, t), time.perf_counter()
-        attempts = []
-        for regularisation in flags.regularisations:
-            for weight in flags.weights:
-                factors = factorise(known, width, regularisation, weight, flags.iterations, seed)
-                padded = [_padded(x, n) for x, n in zip(factors, stream.capacity[:2], strict=True)]
-                attempts.append((rank(*padded, segment, segment.valid), padded, regularisation, weight))
-        valid, padded, regularisation, weight = max(attempts, key=lambda attempt: float(attempt[0].fitness()))
-        test = rank(*padded, segment, segment.test)
-        line = {"segment": t, "users": known.users, "items": known.items, "width": width}
-        line |= {"regularisation": regularisation, "weight": weight, "seconds_fit": time.perf_counter() - start}
-        nbytes = 4 * width * (known.users + known.items)
-        line |= {"bytes_parameters": nbytes, "bytes_at_rest": nbytes, "budget_bytes": 0}
-        line |= records.metrics_of("valid", valid) | records.metrics_of("test", test)
-        count = int(segment.test.count)
-        stored = {"users": np.asarray(segment.test.users)[:count], "metrics": np.asarray(test.by_user)[:count]}
-        np.savez_compressed(folder / "users" / f"segment-{t:04d}.npz", **stored)
-        run_folder.append_line(folder / "metrics.jsonl", line)
-        lines.append(line)
-    summary = {"method": "als", "width": width, "seed": seed} | records.summarise(lines)
-    run_folder.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return lines
 
 
-def _padded(factors, rows):
+def _best(
+    stream: Stream,
+    segment: Segment,
+    rank: Callable[..., evaluation.Metrics],
+    factors: dict[tuple[float, float], tuple[np.ndarray, np.ndarray]],
+) -> _Attempt:
+    """Of factors by regularisation and weight, those that are best on valid; of equal ones the first."""
+    attempts = []
+    for (regularisation, weight), found in factors.items():
+        padded = [_padded(x, n) for x, n in zip(found, stream.capacity[:2], strict=True)]
+        attempts.append(_Attempt(rank(*padded, segment, segment.valid), padded, regularisation, weight))
+    return max(attempts, key=lambda attempt: float(attempt.valid.fitness()))
+
+
+def _padded(factors: np.ndarray, rows: int) -> np.ndarray:
     if not np.isfinite(factors).all():
         raise ValueError("als: a factor is not finite: raise the regularisation")
     return np.pad(factors, ((0, rows - len(factors)), (0, 0)))
 
 
 def main(flags: Als, factorise: Factorise = by_implicit) -> str:
-    """All widths and seeds; the table."""
+    """Run all widths and seeds; the table."""
     flags = run_flags.by_protocol(flags)
     stream = run_flags.load_stream(flags)
     rows = []
@@ -167,8 +228,10 @@ def main(flags: Als, factorise: Factorise = by_implicit) -> str:
         ]
         rows.append([f"als, width {width}", f"{1e-6 * runs[0][-1]['bytes_at_rest']:.4g}", *cells])
     text = report.markdown(["outside the budget", "MB", "Recall@20", "NDCG@20", "valid R@20"], rows)
-    run_folder.write_atomically(flags.out / "table.md", f"# {stream.source}: {len(stream)} segments\n\n{text}\n")
-    print(text)
+    note = "Mean ± standard deviation over seeds; regularisation and weight are chosen on valid in each segment."
+    head = f"# {stream.source}: {len(stream)} segments, ALS of the implicit library\n\n`{command()}`"
+    run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
+    print(f"{text}\n\n{note}")
     return text
 
 

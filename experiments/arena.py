@@ -9,27 +9,28 @@ sizes, scales. `--mean-sizes` are float32 parameters per entity at the end of th
 finished cells are kept, an interrupted one continues. Writes the table of `experiments.compare`, arena.parquet (a row
 per run and segment, bytes by charge included), arena.png (Recall@20 by megabytes, the best outside the budget as a
 line) and below the table areas under the curves of Recall@20 and NDCG@20 over memory and tests of the method that valid
-prefers against every other, those over users corrected after Holm. References (popularity, ease) and `full` are outside
-the budget, their bytes are said. With `--replays` the rows that a segment trains on again are paid for too, 8 bytes
-each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Cost: the sum of the runs,
-20 minutes by default on one core. Methods that cannot use a budget are named with their reason and left out there.
-Expect `frequency` ahead or level from mean size 2 on, `mixed_precision` beside it in the middle, on a stream like Yelp
-SCALL's searches ahead at half a parameter an entity and level or a little behind elsewhere; what decides entity by
-entity or shares rows is level with uniform sizes or behind (experiments/results/yelp2019-arena.md and
-online-retail-arena.md).
+prefers against every other, those over users corrected by Holm's rule. Baselines (popularity, ease) and `full` are
+outside the budget; the bytes that they take are listed. With `--replays` the rows that a segment trains on again are
+paid for too, 8 bytes each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Methods
+that cannot use a budget are listed with the reason and left out there. Cost: the sum of the runs, 20 minutes by default
+on one core. Expect `frequency` ahead or level from mean size 2 on, and `mixed_precision` beside it in the middle; on a
+stream like Yelp SCALL's searches are ahead at half a parameter an entity and level or a little behind elsewhere;
+methods that decide entity by entity or share rows are level with uniform sizes or behind
+(experiments/results/yelp2019-arena.md and online-retail-arena.md).
 """
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from experiments import compare, strata
 from scall_jax import FitConfig
-from scall_jax.analysis import memory_curves as memory
-from scall_jax.analysis import report, significance
+from scall_jax.analysis import memory_curves, report, significance
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.evaluation.user_strata import StrataConfig
@@ -55,7 +56,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Arena(compare.Compare):
-    """Flags; those of `experiments.compare` hold."""
+    """Flags; all those of `experiments.compare` apply."""
 
     method: tuple[str, ...] = (
         "uniform",
@@ -74,31 +75,46 @@ class Arena(compare.Compare):
     mean_sizes: tuple[float, ...] = (2.0, 8.0)
     """Budgets, in float32 parameters per entity at the end of the stream."""
     seeds: tuple[int, ...] = (0,)
-    """Of the runs."""
+    """Seeds of the runs; a run for each."""
     fit: FitConfig = FitConfig(steps=200)
+    """Training of a segment."""
     charge: str = "all"
-    """What the budget pays for."""
+    """What the budget pays for: parameters, all that serving needs, or replay too."""
     replays: tuple[float, ...] = ()
-    """Parts of earlier rows to train on again (as --cut.replay); with any, each is a cell of its own, and the same
-    bytes pay 8 for each replayed row first: what replay takes, the table lacks."""
+    """Values of --cut.replay to compare; each is a cell of its own, and the budget pays 8 bytes for each replayed row
+    before it pays for the table."""
     by_strata: bool = False
     """Also write the tables of `experiments.strata`."""
     strata: StrataConfig = StrataConfig()
-    """--by-strata: how coherence is computed."""
+    """How coherence is computed, with --by-strata."""
     out: Path = Path("runs/arena")
     """Folder of the cells and the results."""
 
 
-def cells(flags: Arena) -> tuple[list[tuple[dict, run_flags.Main]], list[str]]:
-    """Columns and flags of the runs that can be made, and why the others cannot.
+class Curve(NamedTuple):
+    """Quality over memory of one method, by ascending budget."""
+
+    megabytes: list[float]
+    """Budgets in 10^6 bytes."""
+    mean: list[float]
+    """Means over segments and seeds."""
+    spread: list[float]
+    """Standard deviations over seeds."""
+    last: list[float]
+    """Means over seeds of the last segment with enough test users."""
+
+
+def cells(flags: Arena) -> tuple[list[compare.Cell], list[str]]:
+    """The runs that can be made, and Markdown lines with the reasons why others cannot.
 
     Raises:
-      ValueError: a flag that is wrong for all, or no run can be made.
+      ValueError: a flag is wrong for all runs, or no run can be made.
     """
     found, refused, streams, sizes = [], [], {}, {}
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
-        run_flags.make_config(cell, method)  # what is wrong but the budget is wrong for all
+        # Raises where anything but the budget is wrong, which is wrong for all runs.
+        run_flags.make_config(cell, method)
         if cell.cut not in streams:
             streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
         stream = streams[cell.cut]
@@ -106,7 +122,8 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run_flags.Main]], list[str]]:
             shown = shown | {"MB": "-"}
         else:
             entities = sum(stream.known(stream.bounds[-1].train))
-            megabytes = round(4e-6 * float(cell.budget.mean_size) * entities, 6)  # whole bytes
+            # Six decimals of a megabyte are whole bytes.
+            megabytes = round(4e-6 * float(cell.budget.mean_size or 0) * entities, 6)
             cell = dataclasses.replace(cell, budget=run_flags.BudgetFlags(megabytes=megabytes))
             shown = shown | {"MB": f"{megabytes:.4g}"}
             other = sizes.setdefault(shown["MB"], shown["mean size"])
@@ -117,39 +134,41 @@ def cells(flags: Arena) -> tuple[list[tuple[dict, run_flags.Main]], list[str]]:
         except ValueError as error:
             refused.append(f"- {label(shown)} at mean size {shown['mean size']}: {error}")
             continue
-        found.append((shown, cell))
+        found.append(compare.Cell(shown, cell))
     refused = list(dict.fromkeys(refused))
     if not found:
         raise ValueError("\n".join(["no method can use its budget:", *refused]))
     return found, refused
 
 
-def _all_cells(flags):
-    """Those of `experiments.compare`; with `flags.replays` once for each of these, replay charged."""
+def _all_cells(flags: Arena) -> Iterator[compare.Cell]:
+    """The cells of `experiments.compare`; with `flags.replays` once for each of these, replay charged."""
     for shown, cell in compare.cells(flags):
         if not flags.replays:
-            yield shown, cell
-        elif cell.method[0] in BASELINES:  # they do not train on replay
-            yield shown | {"replay": "-"}, cell
+            yield compare.Cell(shown, cell)
+        elif cell.method[0] in BASELINES:
+            # Baselines do not train on replay.
+            yield compare.Cell(shown | {"replay": "-"}, cell)
         else:
             for part in flags.replays:
                 cut = dataclasses.replace(cell.cut, replay=part)
                 out = cell.out.with_name(f"replay{part:g}-{cell.out.name}")
-                yield shown | {"replay": f"{part:g}"}, dataclasses.replace(cell, cut=cut, charge="replay", out=out)
+                changed = dataclasses.replace(cell, cut=cut, charge="replay", out=out)
+                yield compare.Cell(shown | {"replay": f"{part:g}"}, changed)
 
 
-def label(shown: dict) -> str:
+def label(shown: dict[str, str]) -> str:
     """Name of a line in plots and lists: the method, its replay where that is a column, its bias where it has one."""
     replay, bias = shown.get("replay", "-"), shown["bias"]
-    said = ("" if replay == "-" else f", replay {replay}") + ("" if bias in ("-", "none") else f", bias {bias}")
-    return shown["method"] + said
+    options = ("" if replay == "-" else f", replay {replay}") + ("" if bias in ("-", "none") else f", bias {bias}")
+    return shown["method"] + options
 
 
-def _lines(folder: Path) -> list[dict]:
+def _lines(folder: Path) -> list[dict[str, Any]]:
     return run_folder.read_lines(folder / "metrics.jsonl")
 
 
-def to_frame(groups: dict[tuple, list[Path]]) -> pl.DataFrame:
+def to_frame(groups: compare.Groups) -> pl.DataFrame:
     """A row per run and segment: the columns of the table, the folder, and `COLUMNS`; null where a run has none."""
     rows = []
     for key, folders in groups.items():
@@ -158,9 +177,17 @@ def to_frame(groups: dict[tuple, list[Path]]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, list]]:
-    """By method with a budget: megabytes ascending, and for each mean, spread and last segment of a test metric."""
-    found = {}
+def curves(groups: compare.Groups, metric: str) -> dict[str, Curve]:
+    """Quality over memory of the methods within the budget.
+
+    Args:
+      groups: finished runs.
+      metric: on test, `recall@20` or `ndcg@20`.
+
+    Returns:
+      A curve by method; budgets at which no segment has enough test users are left out.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {}
     for key, folders in groups.items():
         shown = dict(key)
         if shown["MB"] == "-":
@@ -168,41 +195,43 @@ def curves(groups: dict[tuple, list[Path]], metric: str) -> dict[str, dict[str, 
         lines = [_lines(folder) for folder in folders]
         means = [records.summarise(x)[f"mean_test_{metric}"] for x in lines]
         if any(mean is None for mean in means):
-            continue  # no segment has enough test users
+            continue
         last = [[x for x in run_lines if x["test_users"] >= records.LEAST_USERS][-1] for run_lines in lines]
         spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
         point = (float(shown["MB"]), float(np.mean(means)), spread, float(np.mean([x[f"test_{metric}"] for x in last])))
         found.setdefault(label(shown), []).append(point)
-    named = ("megabytes", "mean", "spread", "last")
-    return {
-        m: dict(zip(named, map(list, zip(*sorted(points), strict=True)), strict=True)) for m, points in found.items()
-    }
+    return {m: Curve(*(list(x) for x in zip(*sorted(points), strict=True))) for m, points in found.items()}
 
 
-def areas(found: dict[str, dict[str, list]], metric: str) -> str:
-    """Markdown table of the areas over memory, best first, of methods with the least and the largest budget.
+def areas(found: dict[str, Curve], metric: str) -> str:
+    """Areas under curves over memory.
 
-    A budget between them that a method lacks is left out of its area. Empty where there is one budget only.
+    Args:
+      found: curves by method. Methods without the least or the largest budget have no area; a budget between them that
+        a method lacks is left out of its area.
+      metric: its name, for the header.
+
+    Returns:
+      Markdown table, best first; empty where there is one budget only.
     """
-    budgets = sorted({megabytes for x in found.values() for megabytes in x["megabytes"]})
+    budgets = sorted({megabytes for curve in found.values() for megabytes in curve.megabytes})
     rows = []
-    for method, x in found.items():
-        if len(budgets) < 2 or (x["megabytes"][0], x["megabytes"][-1]) != (budgets[0], budgets[-1]):
+    for method, curve in found.items():
+        if len(budgets) < 2 or (curve.megabytes[0], curve.megabytes[-1]) != (budgets[0], budgets[-1]):
             continue
-        start, end = memory.per_megabyte(x["megabytes"], x["mean"])
-        values = (
-            memory.area(x["megabytes"], x["mean"]),
-            memory.area(x["megabytes"], x["mean"], logarithmic=True),
-            memory.area(x["megabytes"], x["last"]),
-            memory.area(x["megabytes"], x["last"], logarithmic=True),
-        )
+        start, end = memory_curves.per_megabyte(curve.megabytes, curve.mean)
+        values = [
+            memory_curves.area(curve.megabytes, quality, logarithmic)
+            for quality in (curve.mean, curve.last)
+            for logarithmic in (False, True)
+        ]
         rows.append([method, *(f"{v:.4f}" for v in values), f"{start:.3g}", f"{end:.3g}"])
     header = [f"{metric} over MB", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
     return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) if rows else ""
 
 
-def outside(groups: dict[tuple, list[Path]]) -> list[str]:
-    """Of each method outside the budget, the bytes that it takes at the end."""
+def outside(groups: compare.Groups) -> list[str]:
+    """A Markdown line for each method outside the budget with the bytes that it takes at the end."""
     found = []
     for key, folders in groups.items():
         if dict(key)["MB"] == "-":
@@ -211,8 +240,8 @@ def outside(groups: dict[tuple, list[Path]]) -> list[str]:
     return found
 
 
-def unspent(groups: dict[tuple, list[Path]]) -> list[str]:
-    """Of each method and budget that leaves more than a twentieth of the bytes, what it takes of them at the end."""
+def unspent(groups: compare.Groups) -> list[str]:
+    """A Markdown line for each method and budget that leaves more than a twentieth of the bytes at the end."""
     found = []
     for key, folders in groups.items():
         shown = dict(key)
@@ -226,8 +255,8 @@ def unspent(groups: dict[tuple, list[Path]]) -> list[str]:
     return found
 
 
-def ceiling(groups: dict[tuple, list[Path]]) -> dict[str, float]:
-    """Name with its bytes and mean test Recall@20 of the method outside the budget that is best; empty without any."""
+def ceiling(groups: compare.Groups) -> dict[str, float]:
+    """Mean test Recall@20 of the best method outside the budget by its name and bytes; empty without any."""
     found = []
     for key, folders in groups.items():
         if dict(key)["MB"] != "-":
@@ -236,17 +265,20 @@ def ceiling(groups: dict[tuple, list[Path]]) -> dict[str, float]:
         means = [records.summarise(x)["mean_test_recall@20"] for x in lines]
         if not any(mean is None for mean in means):
             found.append((float(np.mean(means)), f"{label(dict(key))}, {1e-6 * lines[0][-1]['bytes_at_rest']:.3g} MB"))
-    return dict([max(found)[::-1]]) if found else {}
+    if not found:
+        return {}
+    best, name = max(found)
+    return {name: best}
 
 
-def tests(groups: dict[tuple, list[Path]]) -> list[str]:
-    """Per budget, the method within it that valid prefers against each other, those outside the budget included."""
+def tests(groups: compare.Groups) -> list[str]:
+    """Markdown lines of the tests: per budget the method within it that valid prefers, against every other method."""
     lines = []
     for budget in sorted({dict(key)["MB"] for key in groups} - {"-"}, key=float):
         here = {label(dict(key)): folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
         within = {label(dict(key)) for key in groups if dict(key)["MB"] == budget}
         valid = {m: _valid(folders) for m, folders in here.items() if m in within}
-        best = max(valid, key=valid.get)
+        best = max(valid, key=valid.__getitem__)
         others = [m for m in here if m != best]
         results = [significance.compare_runs(here[best], here[m]) for m in others]
         corrected = significance.holm([r["users"] for r in results])
@@ -254,31 +286,31 @@ def tests(groups: dict[tuple, list[Path]]) -> list[str]:
             seeds = "" if r["seeds"] is None else f", over seeds {r['seeds']:.2g}"
             gain = f"Recall@20 {r['difference']:+.4f}, p over {r['count']} users {p:.2g}{seeds}"
             lines.append(f"- {budget} MB: {best} - {m}: {gain}")
-    said = (
+    note = (
         "Per budget the method that valid prefers against every other, by users' means over all segments but the "
-        "first. p over users is corrected after Holm for the tests of the budget, p over seeds is not."
+        "first. p over users is corrected by Holm's rule for the tests of the budget, p over seeds is not."
     )
-    return [said, "", *lines] if lines else []
+    return [note, "", *lines] if lines else []
 
 
-def _valid(folders):
+def _valid(folders: list[Path]) -> float:
+    """Mean valid Recall@20 over seeds; 0 where no segment counts."""
     found = [json.loads((folder / "summary.json").read_text())["mean_valid_recall@20"] for folder in folders]
     return float(np.mean([0.0 if x is None else x for x in found]))
 
 
-def main(flags: Arena) -> list[dict]:
+def main(flags: Arena) -> list[dict[str, str]]:
     """Run all cells; a row per method and budget."""
     flags = compare.checked(flags)
     found, refused = cells(flags)
 
-    def more(rows, groups):
-        del rows
+    def below(groups: compare.Groups) -> str:
         to_frame(groups).write_parquet(flags.out / "arena.parquet")
         if flags.by_strata:
             named = {strata.name_of(folders[0], flags.out): folders for folders in groups.values()}
             strata.write(flags.out, named, run_flags.load_stream(flags), flags.strata)
         by_metric = {metric: curves(groups, metric) for metric in ("recall@20", "ndcg@20")}
-        series = {m: (x["megabytes"], x["mean"], x["spread"]) for m, x in by_metric["recall@20"].items()}
+        series = {m: (x.megabytes, x.mean, x.spread) for m, x in by_metric["recall@20"].items()}
         labels = Path(flags.data).name, "budget (10^6 bytes at rest)", "test Recall@20"
         report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups))
         parts = [areas(found, metric) for metric, found in by_metric.items()]
@@ -290,7 +322,7 @@ def main(flags: Arena) -> list[dict]:
         parts += ["\n".join(x) for x in (tests(groups), unspent(groups), outside(groups), refused)]
         return "\n\n".join(part for part in parts if part)
 
-    return compare.run_cells(flags, found, "experiments.arena", more)
+    return compare.run_cells(flags, found, below)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,21 @@
     python -m experiments.compare --method uniform fixed frequency shuffled --mean-sizes 2 4 --seeds 0 1 2 \\
         --data clicks.parquet --out runs/compare
 
-Takes the flags of `experiments.run`, of which it is a loop: a cell is a run folder, finished cells are kept, an
-interrupted one continues. Cost: the sum of the runs. Expect `shuffled` last, and `frequency` above `uniform` from mean
-size 4 on (online-retail) or at any (Yelp); the tables in experiments/results were made with the command at their head.
+Takes the flags of `experiments.run`, of which it is a loop: a cell is a run folder, finished cells are kept, and an
+interrupted one continues. Writes table.md (with the command at its head) and rows.json. Cost: the sum of the runs.
+Expect `shuffled` last, and `frequency` above `uniform` from mean size 4 on (online-retail) or at any (Yelp).
 """
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from scall_jax import Config
 from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
@@ -22,34 +25,58 @@ from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records
+from scall_jax.streams import Stream
 
 ANY_SIZE = 8.0
 """Mean size on record of runs that no budget binds: the same whatever is asked for, so that they continue."""
 QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
+"""Keys of a summary that the table shows."""
+REFUSED = ("budget.mean-size", "budget.megabytes", "budget.schedule", "bias", "overwrite", "method")
+"""Flags of `experiments.run` that `-h` does not show under its titles: refused, or shown as flags of the comparison."""
+
+Groups = dict[tuple[tuple[str, str], ...], list[Path]]
+"""Run folders, one for each seed, by the columns and values of their row of the table."""
+
+
+class Cell(NamedTuple):
+    """One run among many."""
+
+    shown: dict[str, str]
+    """Columns and values that tell its row of the table from others."""
+    flags: run_flags.Main
+    """Flags of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare(run_flags.Main):
-    """Flags; those of `experiments.run` hold for every cell but --budget, --bias and --overwrite, which are refused.
-    --seed only cuts the stream."""
+    """Flags; those of `experiments.run` apply to every cell, except for --budget, --bias and --overwrite, which are
+    refused; --seed only cuts the stream."""
+
+    SHOWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "comparison": ("method", "mean-sizes", "seeds", "biases"),
+        **{title: tuple(x for x in names if x not in REFUSED) for title, names in run_flags.Main.SHOWN.items()},
+    }
 
     method: tuple[str, ...] = ("uniform", "fixed", "frequency", "shuffled", "popularity")
     """Methods to compare."""
     mean_sizes: tuple[float, ...] = (2.0, 4.0)
     """Budgets, in parameters per entity."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the runs."""
+    """Seeds of the runs; a run for each."""
     biases: tuple[str, ...] = ("none",)
-    """Item biases to try."""
+    """Item biases to try, none or decayed."""
     out: Path = Path("runs/compare")
     """Folder of the cells and the table."""
 
 
-def checked(flags: Compare) -> Compare:
+C = TypeVar("C", bound=Compare)
+
+
+def checked(flags: C) -> C:
     """Flags by protocol.
 
     Raises:
-      ValueError: nothing to compare, or a flag of `experiments.run` that cells would replace.
+      ValueError: there is nothing to compare, or a flag of `experiments.run` is given that cells would replace.
     """
     for flag in ("method", "mean_sizes", "seeds", "biases"):
         if not getattr(flags, flag):
@@ -63,8 +90,8 @@ def checked(flags: Compare) -> Compare:
     return run_flags.by_protocol(flags)
 
 
-def cells(flags: Compare) -> list[tuple[dict, run_flags.Main]]:
-    """Columns and flags of each distinct run; what does not depend on a budget or a seed runs once."""
+def cells(flags: Compare) -> list[Cell]:
+    """The distinct runs of a comparison; what does not depend on a budget or a seed runs once."""
     found = {}
     for method in run_flags.expand(flags.method):
         outside, full = method in BASELINES, method == "full"
@@ -73,51 +100,81 @@ def cells(flags: Compare) -> list[tuple[dict, run_flags.Main]]:
                 for seed in flags.seeds[:1] if outside else flags.seeds:
                     shown = {"method": method, "bias": "-" if outside else bias}
                     shown["mean size"] = "-" if outside or full else f"{size:g}"
-                    name = "reference" if outside else f"{bias}-mean{shown['mean size']}-seed{seed}"
+                    name = "baseline" if outside else f"{bias}-mean{shown['mean size']}-seed{seed}"
                     cell = cell_flags(flags, flags.out / method / name, method, size, seed)
-                    found[cell.out] = (shown, dataclasses.replace(cell, bias="none" if outside else bias))
+                    cell = dataclasses.replace(cell, bias="none" if outside else bias)
+                    found[cell.out] = Cell(shown, cell)
     return list(found.values())
 
 
-def cell_flags(flags: Compare, out: Path, method: str, size: float, seed: int) -> run_flags.Main:
-    """Flags of one run among many."""
+def cell_flags(flags: C, out: Path, method: str, size: float, seed: int) -> C:
+    """Flags of one run among many.
+
+    Args:
+      flags: of the comparison.
+      out: folder of the run.
+      method: of the run.
+      size: budget in parameters per entity.
+      seed: of the run.
+
+    Returns:
+      Flags of the same class.
+    """
     budget = run_flags.BudgetFlags(mean_size=size)
     return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, resume=True, out=out)
 
 
-def main(flags: Compare) -> list[dict]:
+def main(flags: Compare) -> list[dict[str, str]]:
     """Run all cells; a row per method, bias and budget."""
     flags = checked(flags)
-    return run_cells(flags, cells(flags), "experiments.compare")
+    return run_cells(flags, cells(flags))
 
 
-def refuse(flags: Compare, found: list[tuple[dict, run_flags.Main]]) -> tuple[list, dict]:
-    """Configurations of the cells, and streams by cut.
+def refuse(flags: Compare, found: Sequence[Cell]) -> tuple[list[Config], dict[run_flags.Cut, Stream]]:
+    """Check all cells before any runs.
+
+    Args:
+      flags: of the comparison.
+      found: its cells.
+
+    Returns:
+      Configurations of the cells, and streams by cut.
 
     Raises:
-      ValueError: a cell cannot be run; none has been.
+      ValueError: a cell cannot be run.
     """
-    configs = [run_flags.make_config(cell, *cell.method) for _, cell in found]
+    configs = [run_flags.make_config(cell.flags, *cell.flags.method) for cell in found]
     stream = run_flags.load_stream(flags)
     run_flags.check_stream(stream)
     streams = {flags.cut: stream}
     for _, cell in found:
         if cell.cut not in streams:
             streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
-    for cut, config in dict.fromkeys(zip([cell.cut for _, cell in found], configs, strict=True)):
+    for cut, config in dict.fromkeys(zip([cell.flags.cut for cell in found], configs, strict=True)):
         run_flags.check_run(config, streams[cut])
     return configs, streams
 
 
-def run_cells(flags: Compare, found: list[tuple[dict, run_flags.Main]], module: str, report_more=None) -> list[dict]:
-    """Run cells that are not finished, print and write their table; a row per distinct set of columns.
+def run_cells(
+    flags: Compare, found: Sequence[Cell], below: Callable[[Groups], str] | None = None
+) -> list[dict[str, str]]:
+    """Run the cells that are not finished, print and write their table.
 
-    `report_more(rows, groups)` may return text for below the table; groups maps columns to the cells' folders.
+    Args:
+      flags: of the comparison.
+      found: its cells.
+      below: called with the finished cells' folders; returns text for below the table.
+
+    Returns:
+      A row of the table per distinct set of columns.
+
+    Raises:
+      ValueError: a cell cannot be run; none has been then.
     """
     configs, streams = refuse(flags, found)
     stream, groups = streams[flags.cut], {}
     flags.out.mkdir(parents=True, exist_ok=True)
-    # seeds share their compiled programs
+    # Runs that differ in nothing but the seed share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     for (shown, cell), config in zip(found, configs, strict=True):
         summary, _ = commands.run_method(cell, config, streams[cell.cut], cell.out)
@@ -128,17 +185,17 @@ def run_cells(flags: Compare, found: list[tuple[dict, run_flags.Main]], module: 
     note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds."
     if flags.cut.published:
         note += " Models and rewards are selected on the test part, as published: figures are optimistic."
-    if report_more is not None:
+    if below is not None:
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
-        note += "\n\n" + report_more(rows, folders)
+        note += "\n\n" + below(folders)
     title = f"{stream.source}: {len(stream)} segments"
-    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command(module)}`\n\n{text}\n\n{note}\n")
+    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n\n{note}\n")
     run_folder.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows
 
 
-def _row(summaries):
+def _row(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     row = {"seeds": str(len(summaries))}
     titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
     for title, metric in zip(titles, QUALITY, strict=True):

@@ -12,7 +12,9 @@ trained. Expect the quadratic to explain little where a segment has few valid us
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from scall_jax.analysis import report
@@ -20,51 +22,95 @@ from scall_jax.cli.cli import cli, command
 from scall_jax.run import folder as run_folder
 
 
+class Gain(NamedTuple):
+    """What a probe gained."""
+
+    run: int
+    """Number of its run, from 1."""
+    search: int
+    """Number of its search, over all runs, from 1."""
+    action: list[float]
+    """Its action, 3 numbers."""
+    gain: float
+    """Its fitness by that of the uniform probe, minus one."""
+    valid_users: int
+    """Valid users of its segment."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Probes:
-    """Flags."""
+    """Flags of the report on probes."""
 
     out: Path = Path("runs/scall")
     """Folder with finished runs at any depth."""
     first: int = 2
-    """Segments before it are left out: the table is still young."""
+    """First segment that counts; before it the embeddings are hardly trained."""
     parts: int = 5
-    """Parts of the range of the users' share."""
+    """Parts of the range of the users' share, a column for each."""
 
 
 def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
-    """By budget, of each probe: run and search i32[n] by number, action f64[n, 3], gain f64[n], valid users i32[n].
+    """Read the probes of finished runs.
+
+    Args:
+      out: folder with finished runs at any depth.
+      first: first segment that counts.
+
+    Returns:
+      By budget (as JSON) the fields of `Gain` as arrays over n probes: i64[n], action f64[n, 3], gain f64[n].
 
     Raises:
-      ValueError: no run that searches with a uniform probe beside it.
+      ValueError: no run searches with a uniform probe beside it.
     """
-    found, runs, searches = {}, 0, 0
+    found: dict[str, list[Gain]] = {}
+    runs = searches = 0
     for path in sorted(out.rglob("summary.json")):
         budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
         runs += 1
         for line in run_folder.read_lines(path.parent / "metrics.jsonl"):
-            # without valid users fitness is minus the loss, of which there is no gain
+            # Without valid users fitness is minus the loss, and a ratio of losses is no gain.
             if line["segment"] < first or not line.get("probe_reference", 0) > 0 or len(line["probe_actions"][0]) != 3:
                 continue
             searches += 1
             for action, fitness in zip(line["probe_actions"], line["probe_fitness"], strict=True):
                 gain = fitness / line["probe_reference"] - 1
-                row = (runs, searches, action, gain, line["valid_users"])
+                row = Gain(runs, searches, action, gain, line["valid_users"])
                 found.setdefault(budget, []).append(row)
     if not found:
         raise ValueError(f"{out} holds no finished run of SCALL's search with --search.reference uniform")
-    names = ("run", "search", "action", "gain", "valid_users")
-    return {key: dict(zip(names, map(np.asarray, zip(*rows, strict=True)), strict=True)) for key, rows in found.items()}
+    return {
+        key: {name: np.array([getattr(row, name) for row in rows]) for name in Gain._fields}
+        for key, rows in found.items()
+    }
 
 
 def quadratic(actions: np.ndarray) -> np.ndarray:
-    """f64[n, 10] monomials up to the second degree of actions f64[n, 3]."""
+    """Monomials up to the second degree.
+
+    Args:
+      actions: f64[n, 3].
+
+    Returns:
+      f64[n, 10].
+    """
+    chex.assert_shape(actions, (None, 3))
     pairs = [actions[:, i] * actions[:, j] for i in range(3) for j in range(i, 3)]
     return np.column_stack([np.ones(len(actions)), actions, *pairs])
 
 
 def explained(action: np.ndarray, gain: np.ndarray, run_number: np.ndarray) -> float:
-    """Part of the gains' variance that `quadratic`, by least squares over the other runs, explains; nan for one run."""
+    """Part of the gains' variance that a quadratic function of the action explains, fitted on the other runs.
+
+    Args:
+      action: f64[n, 3], of each probe.
+      gain: f64[n], of each probe.
+      run_number: i64[n], the run of each probe.
+
+    Returns:
+      At most 1, negative where predicting the mean would be better; nan for one run.
+    """
+    chex.assert_shape(action, (len(gain), 3))
+    chex.assert_equal_shape([gain, run_number])
     if len(np.unique(run_number)) < 2:
         return float("nan")
     features, error = quadratic(action), np.zeros(len(gain))
@@ -76,14 +122,33 @@ def explained(action: np.ndarray, gain: np.ndarray, run_number: np.ndarray) -> f
 
 
 def spread_within(gain: np.ndarray, search: np.ndarray) -> float:
-    """Standard deviation of gains f64[n] around the mean of their search i32[n]."""
+    """Standard deviation of gains around the mean of their search.
+
+    Args:
+      gain: f64[n], of each probe.
+      search: i64[n], the search of each probe.
+
+    Returns:
+      The pooled standard deviation, in the unit of `gain`.
+    """
+    chex.assert_equal_shape([gain, search])
     number = np.unique(search, return_inverse=True)[1]
     mean = np.bincount(number, gain) / np.bincount(number)
     return float(np.sqrt(((gain - mean[number]) ** 2).sum() / (len(gain) - len(mean))))
 
 
 def by_share(share: np.ndarray, gain: np.ndarray, parts: int) -> list[str]:
-    """Of each part of (0, 1), the mean gain of the probes whose users' share f64[n] lies there, ± standard error."""
+    """Mean gains by the users' share of the budget.
+
+    Args:
+      share: f64[n], users' share of each probe, in (0, 1).
+      gain: f64[n], of each probe.
+      parts: equal parts of (0, 1).
+
+    Returns:
+      A cell for each part: mean ± standard error in percent, a dash where no probe lies there.
+    """
+    chex.assert_equal_shape([share, gain])
     part, cells = np.minimum((share * parts).astype(int), parts - 1), []
     for i in range(parts):
         own = gain[part == i]
@@ -93,10 +158,10 @@ def by_share(share: np.ndarray, gain: np.ndarray, parts: int) -> list[str]:
 
 
 def main(flags: Probes) -> str:
-    """Markdown table, a row per budget."""
+    """Write and print the table, a row per budget; the Markdown text."""
     rows = []
     for budget, found in read(flags.out, flags.first).items():
-        size = {k: v for k, v in json.loads(budget).items() if v}
+        size: dict[str, Any] = {k: v for k, v in json.loads(budget).items() if v}
         cells = [
             ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in size.items()),
             str(len(np.unique(found["run"]))),
@@ -110,8 +175,7 @@ def main(flags: Probes) -> str:
     header = ["budget", "runs", "probes", "valid users", "spread %", "explained %", *(f"rho {edge}" for edge in edges)]
     text = report.markdown(header, rows)
     note = "Gains in percent of the uniform probe's fitness; valid users: the median segment's."
-    head = f"`{command('experiments.probes')}`"
-    run_folder.write_atomically(flags.out / "probes.md", f"{head}\n\n{text}\n\n{note}\n")
+    run_folder.write_atomically(flags.out / "probes.md", f"`{command()}`\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text
 

@@ -2,12 +2,12 @@
 
     python -m experiments.run                                        # online-retail, mean size 8
     python -m experiments.run --data clicks.csv --columns.user uid --budget.megabytes 4 --out runs/clicks
-    python -m experiments.run --help
 
-Writes a folder per method: config.json, metrics.jsonl (a line per segment), summary.json (last: its presence marks a
-finished run), sizes/, users/ (each test user's metrics), checkpoints/ and plots; beside them table.md and quality.png.
-The default run takes 4 minutes on two CPU cores; expect Recall@20 of
-.083 for uniform, .087 for frequency, .083 for scall and .077 for the best popularity floor (one seed).
+The same as the console command `scall-jax run`. Writes a folder per method: config.json, metrics.jsonl (a line per
+segment), summary.json (last: its presence marks a finished run), sizes/, users/ (each test user's metrics),
+checkpoints/ and plots; beside them table.md and quality.png.
+Cost: the default run takes 4 minutes on two CPU cores. Expect Recall@20 of .083 for uniform, .087 for frequency, .083
+for scall and .077 for the best popularity floor (one seed).
 """
 
 from scall_jax.cli.commands import run_command

@@ -6,11 +6,12 @@
 Takes the flags of `experiments.compare`. Below the table: paired tests of `--ours` against every other method of the
 same budget, over users (one user's mean over segments and seeds) and over seeds. With `--choose`, `frequency` runs with
 some powers and `fixed` with some actions by the first seed; those best on valid get a row `on valid`, by all seeds.
-Cost: 13 probes of 50 steps add 650 steps to each segment's `--fit.steps`; tables and commands are in
-experiments/results.
+Cost: 13 probes of 50 steps add 650 steps to each segment's `--fit.steps`. Expect `scall` level with `frequency`,
+and ahead of `uniform` at mean size 4 (experiments/results/online-retail-scall.md).
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -22,59 +23,81 @@ from scall_jax.cli.cli import cli
 
 @dataclasses.dataclass(frozen=True)
 class Scall(compare.Compare):
-    """Flags; those of `experiments.compare` hold."""
+    """Flags; all those of `experiments.compare` apply."""
 
     method: tuple[str, ...] = ("uniform", "fixed", "frequency", "shuffled", "scall", "scall-random", "popularity")
     """Methods to compare."""
     mean_sizes: tuple[float, ...] = (4.0,)
     """Budgets, in parameters per entity."""
     ours: str = "scall"
-    """The method that the tests are about."""
+    """Method that is tested against every other."""
     choose: bool = False
     """Also run `frequency` and `fixed` with the parameters that are best on valid."""
     powers: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """--choose: powers of `frequency`."""
+    """Powers of `frequency` that --choose tries."""
     shares: tuple[float, ...] = (0.35, 0.6)
-    """--choose: users' shares of `fixed`."""
+    """Users' shares of the budget of `fixed` that --choose tries."""
     shapes: tuple[float, ...] = (0.25, 0.5, 1.5)
-    """--choose: shapes of `fixed`, the same on both sides."""
+    """Shapes of `fixed`, the same on both sides, that --choose tries."""
     out: Path = Path("runs/scall")
     """Folder of the cells and the table."""
 
 
-def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, run_flags.Main]]:
-    """Cells to choose from at one budget, by method and parameters."""
-    found = {"frequency": {f"p={p:g}": {"power": p} for p in flags.powers}, "fixed": {}}
-    for rho in flags.shares:
-        for a in flags.shapes:
-            found["fixed"][f"rho={rho:g} a={a:g}"] = {"rho": rho, "user_shape": a, "item_shape": a}
-    for method, changes in found.items():
-        for label, change in changes.items():
-            out = flags.out / method / f"{label.replace(' ', '-')}-mean{size:g}-seed{seed}"
-            cell = compare.cell_flags(flags, out, method, size, seed)
-            cell = dataclasses.replace(cell, sizes=dataclasses.replace(flags.sizes, **change), bias=flags.biases[0])
-            changes[label] = cell
-    return found
+def variants(flags: Scall, size: float, seed: int) -> dict[str, dict[str, Scall]]:
+    """Runs to choose from at one budget.
+
+    Args:
+      flags: of the comparison.
+      size: budget in parameters per entity.
+      seed: of the runs.
+
+    Returns:
+      Flags of each run by method and by its parameters as text.
+    """
+    changes: dict[str, dict[str, dict[str, float]]] = {"frequency": {f"p={p:g}": {"power": p} for p in flags.powers}}
+    changes["fixed"] = {
+        f"rho={rho:g} a={a:g}": {"rho": rho, "user_shape": a, "item_shape": a}
+        for rho, a in itertools.product(flags.shares, flags.shapes)
+    }
+
+    def cell(method: str, label: str, change: dict[str, float]) -> Scall:
+        out = flags.out / method / f"{label.replace(' ', '-')}-mean{size:g}-seed{seed}"
+        sizes = dataclasses.replace(flags.sizes, **change)
+        return dataclasses.replace(
+            compare.cell_flags(flags, out, method, size, seed), sizes=sizes, bias=flags.biases[0]
+        )
+
+    return {
+        method: {label: cell(method, label, change) for label, change in found.items()}
+        for method, found in changes.items()
+    }
 
 
-def choose(flags: Scall) -> tuple[list[tuple[dict, run_flags.Main]], str]:
-    """Cells of the parameters that are best on valid by the first seed; Markdown list of what was tried."""
+def choose(flags: Scall) -> tuple[list[compare.Cell], str]:
+    """Try all parameters by the first seed.
+
+    Args:
+      flags: of the comparison.
+
+    Returns:
+      Cells of the parameters that are best on valid, by all seeds, and a Markdown list of what was tried.
+    """
     first, *others = flags.seeds
     chosen, lines = [], []
     for size in flags.mean_sizes:
         tried = variants(flags, size, first)
         shown = [
-            ({"method": f"{method} {label}", "bias": cell.bias, "mean size": f"{size:g}"}, cell)
+            compare.Cell({"method": f"{method} {label}", "bias": flags.biases[0], "mean size": f"{size:g}"}, cell)
             for method, changes in tried.items()
             for label, cell in changes.items()
         ]
-        compare.run_cells(dataclasses.replace(flags, out=flags.out / f"tried-mean{size:g}"), shown, "experiments.scall")
+        compare.run_cells(dataclasses.replace(flags, out=flags.out / f"tried-mean{size:g}"), shown)
         for method, changes in tried.items():
             valid = {label: _valid(cell.out) for label, cell in changes.items()}
-            best = max(valid, key=valid.get)
+            best = max(valid, key=valid.__getitem__)
             columns = {"method": f"{method} on valid", "bias": flags.biases[0], "mean size": f"{size:g}"}
-            chosen.append((columns, changes[best]))
-            chosen += [(columns, variants(flags, size, seed)[method][best]) for seed in others]
+            best_cells = [changes[best], *(variants(flags, size, seed)[method][best] for seed in others)]
+            chosen += [compare.Cell(columns, cell) for cell in best_cells]
             all_tried = ", ".join(f"{label} {value:.4f}" for label, value in valid.items())
             lines.append(f"- {method} at mean size {size:g}: {best}; valid Recall@20 by seed {first}: {all_tried}")
     return chosen, "\n".join(lines)
@@ -84,8 +107,8 @@ def _valid(folder: Path) -> float:
     return json.loads((folder / "summary.json").read_text())["mean_valid_recall@20"] or 0.0
 
 
-def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
-    """Markdown list of the tests of `flags.ours`."""
+def tests(flags: Scall, folders: compare.Groups) -> str:
+    """Markdown list of the tests of `flags.ours` against every other method of the same budget."""
     named = {key: dict(key) for key in folders}
     lines = []
     for ours, shown in named.items():
@@ -102,24 +125,25 @@ def tests(flags: Scall, folders: dict[tuple, list[Path]]) -> str:
                 f"{shown['mean size']}: Recall@20 {result['difference']:+.4f}, p over {result['count']} users "
                 f"{result['users']:.2g}{seeds}"
             )
-    said = "By users' means over all segments but the first; p-values are not corrected for their number."
-    return "\n".join([said, "", *lines]) if lines else ""
+    note = "By users' means over all segments but the first; p-values are not corrected for their number."
+    return "\n".join([note, "", *lines]) if lines else ""
 
 
-def main(flags: Scall) -> list[dict]:
-    """Run, compare and test."""
+def main(flags: Scall) -> list[dict[str, str]]:
+    """Run all cells and test; a row per method, bias and budget."""
     flags = compare.checked(flags)
     if flags.ours not in run_flags.expand(flags.method):
         raise ValueError(f"--ours {flags.ours!r} is not among the methods: {', '.join(flags.method)}")
     found, chosen, tried = compare.cells(flags), [], ""
     if flags.choose:
-        compare.refuse(flags, found)  # before anything is tried
+        # Refuse a cell that cannot be run before any parameters are tried, which takes long.
+        compare.refuse(flags, found)
         chosen, tried = choose(flags)
 
-    def below(rows, folders):
+    def below(folders: compare.Groups) -> str:
         return "\n\n".join(filter(None, [tests(flags, folders), tried]))
 
-    return compare.run_cells(flags, [*found, *chosen], "experiments.scall", below)
+    return compare.run_cells(flags, [*found, *chosen], below)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ Takes the flags of `experiments.run` for the stream, which must be those of the 
 --out a folder of finished runs: that of `experiments.run`, `compare`, `scall` or `arena`, which writes the same with
 --by-strata. Strata: new and warm users; new and warm items (metrics that count a user's relevant items that were first
 met in the segment, and those met before it, over the users who have such); deciles of user frequency; terciles of two
-measures of user coherence, our reading of arXiv 2410.02453 (`scall_jax.strata` has the formulas). All are known at the
-segment's cut; groups are formed among the segment's test users. Writes strata.md and strata.parquet (a row per run,
-segment and stratum) and prints the tables: means over the users of all segments but the first, ± standard deviation
-over seeds. Cost: nothing is trained; seconds to minutes for the co-occurrences of each segment. Expect all methods
-to find little for incoherent users, and gains of one over another among the frequent and the coherent.
+measures of user coherence, our reading of arXiv 2410.02453 (`scall_jax.evaluation.user_strata` has the formulas). All
+are known at the segment's cut; groups are formed among the segment's test users. Writes strata.md and strata.parquet (a
+row per run, segment and stratum) and prints the tables: means over the users of all segments but the first, ± standard
+deviation over seeds. Cost: nothing is trained; seconds to minutes for the co-occurrences of each segment. Expect all
+methods to find little for incoherent users, and gains of one over another among the frequent and the coherent.
 """
 
 import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import polars as pl
 
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
-from scall_jax.cli.cli import cli
+from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.evaluation.user_strata import StrataConfig
 from scall_jax.run import folder as run_folder
@@ -35,7 +36,7 @@ from scall_jax.streams import Stream
 
 @dataclasses.dataclass(frozen=True)
 class Strata(run_flags.Main):
-    """Flags; those of `experiments.run` hold for the stream."""
+    """Flags; those of `experiments.run` for the stream apply."""
 
     strata: StrataConfig = StrataConfig()
     """How coherence is computed."""
@@ -44,23 +45,27 @@ class Strata(run_flags.Main):
 
 
 def finished(out: Path) -> dict[str, list[Path]]:
-    """Folders of finished runs by name: runs that differ in nothing but their key are seeds of one cell.
+    """Find finished runs; runs that differ in nothing but their key are seeds of one cell.
 
-    Of the same run in two folders one counts.
+    Args:
+      out: folder with run folders at any depth.
+
+    Returns:
+      Run folders by the cell's name; of the same run in two folders one counts.
 
     Raises:
       ValueError: there is none.
     """
-    groups = {}
+    groups: dict[str, dict[str, Path]] = {}
     for path in sorted(out.rglob("summary.json")):
-        said = read_identity(path.parent / "config.json")
-        cell = json.dumps([said["config"], said["stream"]["fingerprint"]], sort_keys=True)
-        groups.setdefault(cell, {}).setdefault(json.dumps(said["key"]), path.parent)
+        identity = read_identity(path.parent / "config.json")
+        cell = json.dumps([identity["config"], identity["stream"]["fingerprint"]], sort_keys=True)
+        groups.setdefault(cell, {}).setdefault(json.dumps(identity["key"]), path.parent)
     if not groups:
         raise ValueError(f"{out} holds no finished run: make some with experiments.run, compare or arena")
     found = [list(by_key.values()) for by_key in groups.values()]
     names = [name_of(folders[0], out) for folders in found]
-    # folders that differ in no more than -seed may hold different runs
+    # Folders whose names differ in the seed alone may hold different runs; those get their full names.
     full = [
         str(folders[0].relative_to(out)) if names.count(n) > 1 else n for n, folders in zip(names, found, strict=True)
     ]
@@ -68,21 +73,29 @@ def finished(out: Path) -> dict[str, list[Path]]:
 
 
 def name_of(folder: Path, out: Path) -> str:
-    """Of a cell: its folder, without the seed."""
+    """Name of a cell: its folder relative to `out`, without the seed."""
     return re.sub(r"-seed\d+", "", str(folder.relative_to(out)))
 
 
-def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig) -> pl.DataFrame:
-    """A row per run, segment after the first, and stratum.
+def to_frame(groups: Mapping[str, Sequence[Path]], stream: Stream, config: StrataConfig) -> pl.DataFrame:
+    """Metrics of finished runs by stratum.
+
+    Args:
+      groups: run folders by the cell's name, as `finished` returns them.
+      stream: of all runs.
+      config: how coherence is computed.
+
+    Returns:
+      A row per run, segment after the first, and stratum.
 
     Raises:
       ValueError: a run on another stream.
     """
     for folder in itertools.chain.from_iterable(groups.values()):
-        made = read_identity(folder / "config.json")["stream"]["segments"]
-        if made != len(stream):
+        segments = read_identity(folder / "config.json")["stream"]["segments"]
+        if segments != len(stream):
             raise ValueError(
-                f"{folder} has {made} segments, the stream {len(stream)}: give its --data, --columns, --cut, --seed"
+                f"{folder} has {segments} segments, the stream {len(stream)}: give its --data, --columns, --cut, --seed"
             )
     found = []
     for t in range(1, len(stream)):
@@ -99,7 +112,14 @@ def to_frame(groups: dict[str, list[Path]], stream: Stream, config: StrataConfig
 
 
 def to_markdown(frame: pl.DataFrame) -> str:
-    """Tables run x stratum by split and metric, from the rows of `to_frame`."""
+    """Markdown tables run x stratum by split and metric.
+
+    Args:
+      frame: what `to_frame` returns.
+
+    Returns:
+      The tables with their titles.
+    """
     parts = []
     for split, names in strata.SPLITS.items():
         here = frame.filter(pl.col("split") == split)
@@ -113,17 +133,26 @@ def to_markdown(frame: pl.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def _of(frame, stratum):
+def _of(frame: pl.DataFrame, stratum: str) -> pl.DataFrame:
     return frame.filter(pl.col("stratum") == stratum)
 
 
-def _over_seeds(cell, metric):
-    weighed = pl.col(metric).dot(pl.col("users")) / pl.col("users").sum()
-    return report.mean_and_spread(cell.group_by("folder", maintain_order=True).agg(weighed)[metric].to_numpy())
+def _over_seeds(cell: pl.DataFrame, metric: str) -> str:
+    weighted = pl.col(metric).dot(pl.col("users")) / pl.col("users").sum()
+    return report.mean_and_spread(cell.group_by("folder", maintain_order=True).agg(weighted)[metric].to_list())
 
 
-def write(out: Path, groups: dict[str, list[Path]], stream: Stream, config: StrataConfig) -> str:
-    """Write strata.parquet and strata.md of some cells; the text.
+def write(out: Path, groups: Mapping[str, Sequence[Path]], stream: Stream, config: StrataConfig) -> str:
+    """Write strata.parquet and strata.md.
+
+    Args:
+      out: folder of the two files.
+      groups: run folders by the cell's name.
+      stream: of all runs.
+      config: how coherence is computed.
+
+    Returns:
+      The text of strata.md without its title.
 
     Raises:
       ValueError: a stream of one segment, or a run on another stream.
@@ -134,15 +163,17 @@ def write(out: Path, groups: dict[str, list[Path]], stream: Stream, config: Stra
     frame.write_parquet(out / "strata.parquet")
     note = (
         f"Means over the users of all segments but the first. {strata.READING[0].upper()}{strata.READING[1:]}: "
-        f"formulas in scall_jax/strata.py, {config.neighbours} neighbours an item, smoothing {config.smoothing:g}."
+        f"formulas in scall_jax/evaluation/user_strata.py, {config.neighbours} neighbours an item, "
+        f"smoothing {config.smoothing:g}."
     )
     text = f"{to_markdown(frame)}\n\n{note}"
-    run_folder.write_atomically(out / "strata.md", f"# {stream.source}: by strata\n\n{text}\n")
+    head = f"# {stream.source}: by strata, {len(stream)} segments\n\n`{command()}`"
+    run_folder.write_atomically(out / "strata.md", f"{head}\n\n{text}\n")
     return text
 
 
 def main(flags: Strata) -> str:
-    """Tables of the finished runs in the folder; the text."""
+    """Write and print the tables of the finished runs in the folder; the text."""
     flags = run_flags.by_protocol(flags)
     groups = finished(flags.out)
     text = write(flags.out, groups, run_flags.load_stream(flags), flags.strata)

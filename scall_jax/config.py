@@ -1,6 +1,7 @@
 """Configuration of a run: frozen, hashable, the same object on the command line and in a notebook."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
@@ -9,34 +10,43 @@ from scall_jax.sizes.budget import Budget
 from scall_jax.tables import STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 
-def _choose(name, value, choices):
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class SizesConfig:
-    """Bounds of sizes, and the parameters of the methods that choose them without learning."""
+    """Bounds of sizes, and the parameters of the methods that choose sizes without learning.
+
+    A size is counted in coordinates of an embedding; in the storage packed, a coordinate is a float32 parameter.
+
+    Raises:
+      ValueError: bounds out of order, a value out of its range, or an unknown family or ranking.
+    """
 
     minimum: int = 1
-    """Smallest size (d_min) while the budget allows it for all; 0 leaves entities of too small a share without
-    parameters of their own at any budget."""
+    """Smallest size (d_min), in coordinates, as long as the budget has room for it for all entities. With 0, entities
+    whose share is too small have no parameters of their own at any budget."""
     maximum: int = 128
-    """Largest size (d_max)."""
+    """Largest size (d_max), in coordinates."""
     rho: float | None = 0.35
-    """`fixed`, `shuffled`: users' share of the budget; None for their share of the entities."""
+    """Methods fixed and shuffled: the users' share of the budget, between 0 and 1. None: their share of the
+    entities."""
     user_shape: float = 0.5
-    """`fixed`, `shuffled`: shape of the users' size distribution; smaller is more skewed for the power law."""
+    """Methods fixed and shuffled: shape of the distribution of the users' sizes, above 0. For powerlaw, smaller is more
+    skewed."""
     item_shape: float = 0.5
-    """`fixed`, `shuffled`: shape of the items' size distribution."""
+    """Methods fixed and shuffled: shape of the distribution of the items' sizes, above 0."""
     family: str = "powerlaw"
-    """`fixed`, `shuffled`: family of the size distributions."""
+    """Methods fixed and shuffled: family of both distributions, one of powerlaw, pareto, truncnorm, truncexp and
+    lognormal."""
     power: float = 0.5
-    """`frequency`: sizes are proportional to frequency to this power."""
+    """Method frequency: sizes are proportional to the frequency to this power, above 0."""
     ranking: str = "segment"
-    """Frequency that sizes follow: of the current `segment` (as published) or in `total`."""
+    """Frequency that sizes follow: interactions in the current segment (published), or in total."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum or self.maximum < 1:
             reason = "need 0 <= minimum <= maximum and maximum >= 1"
             raise ValueError(f"minimum={self.minimum}, maximum={self.maximum}: {reason}")
@@ -45,26 +55,30 @@ class SizesConfig:
         for name in ("user_shape", "item_shape", "power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be greater than 0")
-        _choose("family", self.family, FAMILIES)
-        _choose("ranking", self.ranking, ("segment", "total"))
+        _check_choice("family", self.family, FAMILIES)
+        _check_choice("ranking", self.ranking, ("segment", "total"))
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """What a segment starts from."""
+    """The embeddings that a segment starts from.
+
+    Raises:
+      ValueError: a negative factor or standard deviation.
+    """
 
     enabled: bool = True
-    """From the embeddings of the segment before; otherwise afresh."""
+    """Start from the embeddings of the segment before; otherwise from random ones."""
     shrink: float = 0.3
-    """Factor on the embeddings that are carried over."""
+    """Factor on the embeddings that are carried over; 1 keeps their length."""
     rotate: bool = True
-    """Turn embeddings to their principal axes before sizes change."""
+    """Turn embeddings to their principal axes before sizes change, so that smaller sizes keep the most of them."""
     init_std: float = 0.1
-    """Standard deviation of new embeddings."""
+    """Standard deviation of the coordinates of new embeddings."""
     grow_std: float = 0.01
-    """Standard deviation of coordinates that an entity gains."""
+    """Standard deviation of the coordinates that an entity gains when its size grows."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shrink", "init_std", "grow_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
@@ -72,44 +86,58 @@ class WarmStartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How sizes are searched."""
+    """The search for sizes: how many probes it makes, how they are trained, and what they are rewarded for.
+
+    A probe is a short training of a segment with sizes to be judged. Its fitness is the mean of Recall@20 and NDCG@20
+    on the validation part.
+
+    Raises:
+      ValueError: a value out of its range, or an unknown choice.
+
+    >>> SearchConfig(probes=20).probes, SearchConfig.published().probes
+    (20, 50)
+    """
 
     probes: int = 12
-    """At most this many probes per segment, rounded up to whole rounds."""
+    """Probes of a segment, at most, rounded up to whole rounds."""
     probes_at_once: int = 1
-    """Probes of a round, made together."""
+    """Probes of a round, which are trained together; the policy learns after each round."""
     probe_steps: int = 50
-    """Training steps of a probe (200 as published)."""
+    """Training steps of a probe (published: 200)."""
     start: str = "warm"
-    """Probes start from `fresh` parameters (published) or `warm` ones, resized."""
+    """Parameters that a probe starts from: warm, those of the segment before, resized; or fresh, random ones
+    (published)."""
     on: str = "current"
-    """Probe on the `previous` segment's data (published) or on the train and valid parts of the `current` one."""
+    """Segment whose train and valid parts a probe uses: the current one, which is sized next, or the previous one
+    (published)."""
     reference: str = "uniform"
-    """Rewards relative to a probe with `uniform` sizes or to the first evaluation of the `last_fit` (published)."""
+    """Fitness that rewards are relative to: uniform, that of a probe with uniform sizes; or last_fit, that of the last
+    training at its first evaluation (published)."""
     common: bool = True
-    """Probes of a segment share their random numbers."""
+    """Probes of a segment share their random numbers, so that they differ in nothing but their sizes."""
     low: float = 0.7
-    """Fitness by the reference that earns reward 0 (published: 0.7 or 0.9)."""
+    """Fitness relative to the reference that earns reward 0 (published: 0.7 or 0.9)."""
     high: float = 1.2
-    """Fitness by the reference that earns reward 10 (published: 1.2 or 1.1)."""
+    """Fitness relative to the reference that earns reward 10 (published: 1.2 or 1.1)."""
     map: str = "log"
-    """Shapes from actions: `log` or `linear` (published) in the family's range."""
+    """Scale on which an action's numbers mean shapes within the family's range: log, or linear (published)."""
     family: str = "powerlaw"
-    """Family of the size distributions."""
+    """Family of the distributions of sizes, one of powerlaw, pareto, truncnorm, truncexp and lognormal."""
     concentration: float | None = None
-    """Of the sampled sizes around the expected ones; None: the expected ones."""
+    """Concentration, above 0, with which sizes are drawn around the expected ones; larger is closer. None: the expected
+    sizes themselves."""
     learn_concentration: bool = False
-    """The concentration is the fourth number of the action."""
+    """Learn the concentration, as the fourth number of an action."""
     converge: bool = False
-    """Stop early once the greedy users' share has settled (published)."""
+    """Stop a search early once the users' share of the budget in the policy's best action has settled (published)."""
     tolerance: float = 0.01
-    """Settled: moved by less than this ..."""
+    """With converge: a round is settled if it moves that share by less than this."""
     settled_rounds: int = 5
-    """... in each of so many rounds ..."""
+    """With converge: settled rounds in a row after which a search stops."""
     least_probes: int = 10
-    """... and after more than so many probes."""
+    """With converge: probes that a search must exceed before it stops."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("probes", "probes_at_once", "probe_steps", "settled_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"search {name}={getattr(self, name)}: must be at least 1")
@@ -117,17 +145,17 @@ class SearchConfig:
             raise ValueError(f"search low={self.low}, high={self.high}: need low < high")
         if self.concentration is not None and not self.concentration > 0:
             raise ValueError(f"search concentration={self.concentration}: must be greater than 0")
-        _choose("search start", self.start, ("fresh", "warm"))
-        _choose("search on", self.on, ("previous", "current"))
-        _choose("search reference", self.reference, ("uniform", "last_fit"))
-        _choose("search map", self.map, ("log", "linear"))
-        _choose("search family", self.family, FAMILIES)
+        _check_choice("search start", self.start, ("fresh", "warm"))
+        _check_choice("search on", self.on, ("previous", "current"))
+        _check_choice("search reference", self.reference, ("uniform", "last_fit"))
+        _check_choice("search map", self.map, ("log", "linear"))
+        _check_choice("search family", self.family, FAMILIES)
 
     @classmethod
     def published(cls) -> "SearchConfig":
-        """The settings of the official code: probes of 200 steps, rewards by the last fit's first 200.
+        """The settings of the official code of SCALL: probes of 200 steps, rewards by the last fit's first 200.
 
-        There probes go on until they settle; here 50 is the bound.
+        There a search goes on until it has settled; here 50 probes are the bound.
         """
         return cls(
             probes=50,
@@ -141,49 +169,69 @@ class SearchConfig:
         )
 
     def probe_fit(self, fit: FitConfig) -> FitConfig:
-        """The training of a probe: as the segment's, for `probe_steps`, evaluated once at the end."""
+        """The configuration of a probe's training.
+
+        Args:
+          fit: the segment's training.
+
+        Returns:
+          FitConfig: the same for `probe_steps` steps, with one evaluation at the end.
+
+        >>> SearchConfig(probe_steps=20).probe_fit(FitConfig(steps=300)).steps
+        20
+        """
         return dataclasses.replace(fit, steps=self.probe_steps, eval_every=self.probe_steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run does to a stream. With stream and key it determines the result."""
+    """What a run does to a stream. Together with the stream and a key it determines the result.
+
+    Raises:
+      ValueError: an unknown choice.
+
+    >>> config = Config(method="frequency", budget=Budget.mean_size(4), sizes=SizesConfig(maximum=64))
+    >>> dataclasses.replace(config, method="uniform").sizes.maximum
+    64
+    """
 
     method: str = "fixed"
-    """How sizes are chosen, or which popularity ranks items: one of `scall_jax.METHODS`."""
+    """Method that chooses sizes or ranks items, one of `scall_jax.METHODS`."""
     budget: Budget = Budget.mean_size(8)
-    """Parameters that the table may hold."""
+    """Memory that the embeddings may take at each segment, in float32 parameters of 4 bytes."""
     sizes: SizesConfig = SizesConfig()
-    """Bounds and shapes of sizes."""
+    """Bounds of sizes, and the parameters of the methods that choose them without learning."""
     warm_start: WarmStartConfig = WarmStartConfig()
-    """What a segment starts from."""
+    """The embeddings that a segment starts from."""
     fit: FitConfig = FitConfig()
-    """Training of one segment."""
+    """Training of a segment."""
     search: SearchConfig = SearchConfig()
-    """`scall`: how sizes are searched."""
+    """Methods that search: the probes and their rewards."""
     policy: PolicyConfig = PolicyConfig()
-    """`scall`: parameters of the policy."""
+    """Methods scall, scall-* and dlints: parameters of the policy."""
     observe: ObserveConfig = ObserveConfig()
-    """`scall`: what the policy sees."""
+    """Methods scall, scall-* and dlints: what the policy observes."""
     table: str = "packed"
-    """Storage of methods that choose sizes: `packed` holds the budget and no more, `packed_bfloat16` and `packed_int8`
-    hold more coordinates in its bytes, `masked` is the full-width reference."""
+    """Storage of methods that choose sizes: packed spends the budget on float32 coordinates, packed_bfloat16 and
+    packed_int8 hold more coordinates in the same bytes, and masked is the full-width array that they are tested
+    against. Methods with a storage of their own replace it."""
     shared_memory: SharedMemoryConfig = SharedMemoryConfig()
-    """`shared_memory`: width, hashes and signatures."""
+    """Method shared_memory: width, hashes and signatures."""
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
-    """`mixed_precision`: width, groups and the search for their bits."""
+    """Method mixed_precision: width, groups and the search for their bits."""
     pruned: PrunedConfig = PrunedConfig()
-    """`pep`: width and thresholds."""
+    """Method pep: width and thresholds."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`; `all` that serving needs, sizes, codes and the items' bias included;
-    `replay`: that, and 8 bytes for each row of the segment's replay."""
+    """What the budget pays for: parameters alone; all that serving needs, with sizes, codes and the items' bias; or
+    replay: that, and 8 bytes for each row of the segment's replay."""
     bias: str = "none"
-    """`decayed` adds to every item's score the log of its decayed count, half-life chosen on valid."""
+    """What is added to every item's score: none, or decayed: the log of its decayed count of interactions, with the
+    half-life that ranks best on valid."""
     candidates: str = "all"
-    """Items ranked: `all` known ones, or only those of the `segment`'s held-out part (the published protocol)."""
+    """Items that are ranked: all known ones, or only those of the segment's held-out part (the published protocol)."""
 
-    def __post_init__(self):
-        _choose("bias", self.bias, ("none", "decayed"))
-        _choose("candidates", self.candidates, ("all", "segment"))
-        _choose("table", self.table, STORAGES)
-        _choose("charge", self.charge, ("parameters", "all", "replay"))
+    def __post_init__(self) -> None:
+        _check_choice("bias", self.bias, ("none", "decayed"))
+        _check_choice("candidates", self.candidates, ("all", "segment"))
+        _check_choice("table", self.table, STORAGES)
+        _check_choice("charge", self.charge, ("parameters", "all", "replay"))

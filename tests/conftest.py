@@ -7,15 +7,15 @@ import shutil
 import tempfile
 import warnings
 
-# tests compile much and compute little: without optimisation a program compiles five times faster
+# Tests compile much and compute little; without optimisation a program compiles five times faster.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    # a flag that is not known ends the process
+    # An unknown flag ends the process.
     + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
-# whatever is installed: results are compared bit for bit, and two processes share the work
+# Results are compared bit for bit and two processes share the work, so tests run on the CPU whatever is installed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -23,14 +23,14 @@ import pytest
 from hypothesis import settings
 
 with warnings.catch_warnings():
-    # rlax's dependencies warn when they are imported, more so when they are compiled for the first time
+    # rlax's dependencies warn when they are imported, and more when they are compiled for the first time.
     warnings.simplefilter("ignore")
     import scall_jax.policies.ddpg  # noqa: F401
 from scall_jax import streams
 from scall_jax.run import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# the same small programs are compiled again and again: once per test session is enough, in all its processes
+# Many tests compile the same small programs; the cache compiles each once per test session, in all its processes.
 _CACHE = "SCALL_JAX_TEST_CACHE"
 if _CACHE not in os.environ:
     os.environ[_CACHE] = tempfile.mkdtemp()
@@ -55,9 +55,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
-    """The programs of a CPU, if there is nothing else, and those of an accelerator, whatever there is."""
+    """The programs of a CPU, unless there is an accelerator, and those of an accelerator, on any machine."""
     if request.param == "cpu" != jax.default_backend():
-        pytest.skip("programs of a CPU run there alone")
+        pytest.skip("programs of a CPU run on a CPU only")
     compilation._options.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
     yield request.param
@@ -71,7 +71,7 @@ def key():
 
 @pytest.fixture
 def quick_compilation():
-    """What these programs do is little, next to compiling them."""
+    """Compile without most optimisations: compiling these programs takes longer than running them."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -29,12 +29,12 @@ def small_config(method: str = "fixed", **options) -> Config:
 
 
 def comparable(lines: list[dict]) -> list[dict]:
-    """Lines of metrics without what differs from one execution to the next."""
+    """Lines of metrics without the keys that differ from one execution to the next."""
     return [{k: v for k, v in line.items() if k not in records.VOLATILE} for line in lines]
 
 
 def continued(config: Config, stream: streams.Stream, key: jax.Array, folder) -> list[dict]:
-    """Comparable lines of a run that was stopped after two segments and goes on from what it had written."""
+    """Comparable lines of a run that was stopped after two segments and continued from its folder."""
 
     class Stop(Exception):
         pass

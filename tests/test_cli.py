@@ -10,24 +10,26 @@ import jax
 import polars as pl
 import pytest
 
+import scall_jax
 from experiments import arena, compare, scall, strata, sweep_budgets
 from experiments.benchmark import __main__ as benchmark
+from scall_jax.cli import commands, help_page, progress
 from scall_jax.cli import flags as run_flags
-from scall_jax.cli import progress
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
+from scall_jax.cli.main import main
+from scall_jax.methods.registry import METHODS
 from scall_jax.run import folder as run_folder
-from scall_jax.run import records
-from tests.helpers import tiny_arguments
+from scall_jax.sizes import FAMILIES
+from scall_jax.streams import FORMATS
+from tests.helpers import comparable, tiny_arguments
 
 
 def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
-    cli(
-        arguments=tiny_arguments(
-            data, tmp_path, "--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"
-        )
-    )
+    more = ["--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"]
+    main(["run", *tiny_arguments(data, tmp_path, *more)])
     printed = capsys.readouterr().out
+    assert "| uniform " in (tmp_path / "table.md").read_text()
     for method in ("uniform", "frequency", "popularity-all", "popularity-segment", "popularity-decayed"):
         assert f"| {method} " in printed
         folder = tmp_path / method
@@ -66,14 +68,14 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
 
 
 def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_path, monkeypatch):
-    seen = []
+    shown = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress.Progress, "_refresh", lambda self, bar, number, text: seen.append(text))
+    monkeypatch.setattr(progress.Progress, "_refresh", lambda self, bar, number, text: shown.append(text))
     more = "--method scall-random --search.probes 2 --search.probe-steps 2 --cut.max-segments 2"
     run_command(arguments=tiny_arguments(data, tmp_path, *more.split()))
     jax.effects_barrier()
-    assert sum(text.startswith("segment 1 loss") for text in seen) == 2
-    assert sum(text.startswith("segment 1 best") for text in seen) == 2
+    assert sum(text.startswith("segment 1 loss") for text in shown) == 2
+    assert sum(text.startswith("segment 1 best") for text in shown) == 2
 
 
 def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
@@ -99,7 +101,8 @@ def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys
     mean, spread = map(float, rows[0]["Recall@20"].split(" ± "))
     assert mean == pytest.approx(sum(recalls) / 2, abs=5e-5)
     assert spread == pytest.approx(abs(recalls[0] - recalls[1]) / 2**0.5, abs=5e-5)
-    assert stamps and stamps == {p: p.stat().st_mtime_ns for p in stamps}  # nothing was trained again
+    # Nothing has been trained again.
+    assert stamps and stamps == {p: p.stat().st_mtime_ns for p in stamps}
     assert capsys.readouterr().out.split("\n\n")[-2:] == first.split("\n\n")[-2:]
 
 
@@ -114,7 +117,7 @@ def test_compare_has_one_cell_for_what_a_flag_does_not_change():
         ("popularity-segment", "-", "-"): 1,
         ("popularity-decayed", "-", "-"): 1,
     }
-    # no budget binds them: a folder is theirs whatever sizes are asked for
+    # No budget binds these runs, so their folders are the same whatever sizes are asked for.
     others = compare.cells(dataclasses.replace(flags, mean_sizes=(3.0,)))
     unbound = lambda found: [(cell.out, cell.budget) for shown, cell in found if shown["mean size"] == "-"]  # noqa: E731
     assert unbound(others) == unbound(compare.cells(flags))
@@ -164,7 +167,8 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
         with pytest.raises(SystemExit):
             run_command(arguments=[*tiny, "--method", *wrong])
         assert message in capsys.readouterr().err
-        assert summary.read_text() == before  # what is refused leaves the finished run as it was
+        # A refused command leaves the finished run unchanged.
+        assert summary.read_text() == before
     run_command(arguments=[*arguments, "--resume"])
     run_command(arguments=[*arguments, "--overwrite"])
 
@@ -246,14 +250,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     assert 0 < len(run_folder.read_lines(metrics)) < 4
     assert not (parts / "fixed" / "summary.json").exists()
     run_command(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
-    left_out = set(records.VOLATILE)
-    one, other = (
-        [
-            {k: v for k, v in line.items() if k not in left_out}
-            for line in run_folder.read_lines(p / "fixed" / "metrics.jsonl")
-        ]
-        for p in (whole, parts)
-    )
+    one, other = (comparable(run_folder.read_lines(p / "fixed" / "metrics.jsonl")) for p in (whole, parts))
     assert one == other and len(one) == 4
 
 
@@ -294,13 +291,15 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
     for row in sized.iter_rows(named=True):
         spent = row["bytes_at_rest"] + row["bytes_replay"]
         assert spent <= row["budget_bytes"]
-        assert row["segment"] == 0 or spent > row["budget_bytes"] - 4  # at first all have the largest size
+        # In the first segment all have the largest size, which leaves bytes unspent.
+        assert row["segment"] == 0 or spent > row["budget_bytes"] - 4
         assert row["replay"] == "0.5" and (row["bytes_replay"] > 0) == (row["segment"] > 0)
     assert frame.filter(pl.col("method") == "popularity-all")["replay"].unique().to_list() == ["-"]
     printed = capsys.readouterr().out
     assert "- popularity-all is outside the budget: 0 MB at rest" in printed
     assert "- uniform, replay 0.5 at mean size 0.05: " in printed
-    assert "- uniform, replay 0.5 takes" not in printed  # what replay takes is spent
+    # Bytes that replay takes count as spent.
+    assert "- uniform, replay 0.5 takes" not in printed
     flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), replays=(0.0, 0.1))
     cells = [(arena.label(shown), cell.cut.replay, cell.charge) for shown, cell in arena._all_cells(flags)]
     wanted = [("uniform, replay 0", 0.0, "replay"), ("uniform, replay 0.1", 0.1, "replay")]
@@ -308,7 +307,7 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
 
 
 def _check_strata(data, out, capsys):
-    """The tables that the arena wrote are those of the experiment, and their parts add up to the runs' own metrics."""
+    """The arena writes the tables of `experiments.strata`, and their parts add up to the runs' own metrics."""
     written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
     cli(strata.Strata, strata.main, arguments=tiny_arguments(data, out))
     printed = capsys.readouterr().out
@@ -344,3 +343,79 @@ def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
     assert failing.measured() == (None, "ValueError: could not convert string to float: 'many'")
     groups = benchmark._groups([("a", ()), ("b", ()), ("c", ()), ("scall", ("1",)), ("scall", ("2",)), ("d", ())], 2)
     assert [[name for name, _ in group] for group in groups] == [["a", "b"], ["c"], ["scall"], ["scall"], ["d"]]
+
+
+def test_the_short_help_has_text_and_default_for_each_flag_and_the_names_to_choose(capsys):
+    for arguments in (["-h"], ["--method", "uniform", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", *arguments])
+        assert stop.value.code == 0
+    text = capsys.readouterr().out
+    flags = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
+    usual = {f"--{name}" for names in run_flags.Main.SHOWN.values() for name in names}
+    assert flags == usual and 15 <= len(usual) <= 25
+    words = " ".join(text.split())
+    assert "usage: scall-jax run [flags]" in words
+    assert "Largest size (d_max). (default: 128)" in words and "(default: runs/demo)" in words
+    assert "in 10^6 bytes, instead of a mean size. (default: none)" in words and "(default: no)" in words
+    for names in (METHODS, FORMATS, FAMILIES, run_flags.GROUPS):
+        assert all(name in words for name in names)
+
+
+def test_the_help_of_a_comparison_shows_its_own_flags_with_its_own_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli(arena.Arena, arena.main, arena.__doc__, ["-h"], "python -m experiments.arena")
+    text = capsys.readouterr().out
+    assert all(
+        f"--{name} " in text for name in ("mean-sizes", "replays", "by-strata", "strata.neighbours", "fit.steps")
+    )
+    assert "(default: 2.0 8.0)" in text and "(default: 200)" in text
+    assert "--budget" not in text and "--overwrite" not in text
+
+
+def test_every_flag_has_a_text(capsys):
+    for flags in (run_flags.Main, arena.Arena, scall.Scall, strata.Strata, sweep_budgets.Sweep):
+        assert [flag.name for flag in help_page.all_flags(flags) if not flag.text] == []
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help-all"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{flag.name}" in text for flag in help_page.all_flags(run_flags.Main))
+
+
+def test_the_console_command_knows_its_subcommands(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"scall-jax {scall_jax.__version__}\n"
+    for arguments in ([], ["--help"]):
+        main(arguments)
+        assert "run methods over a stream" in capsys.readouterr().out
+    for wrong, hint in (("rnu", "did you mean run?"), ("--verison", "did you mean --version?"), ("q", "choose one of")):
+        with pytest.raises(SystemExit) as stop:
+            main([wrong])
+        assert stop.value.code == 2
+        assert f"unknown subcommand {wrong!r}: {hint}" in capsys.readouterr().err
+
+
+WITHOUT_MATPLOTLIB = """
+import importlib, pkgutil, sys
+sys.modules["matplotlib"] = None
+import scall_jax
+for module in pkgutil.walk_packages(scall_jax.__path__, "scall_jax."):
+    importlib.import_module(module.name)
+print("scall_jax.analysis.report" in sys.modules, "scall_jax.cli.main" in sys.modules)
+"""
+
+
+def test_the_package_imports_without_matplotlib():
+    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "True"]
+
+
+def test_a_run_without_matplotlib_has_no_plots_and_says_so(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run_command(tiny_arguments(data, tmp_path, "--method", "popularity-all", "--cut.segments", "2"))
+    assert 'pip install "scall_jax[plot]"' in capsys.readouterr().out
+    assert (tmp_path / "popularity-all" / "summary.json").exists() and not list(tmp_path.rglob("*.png"))
+    with pytest.raises(ValueError, match="plots need matplotlib"):
+        commands.report.plot_quality(tmp_path / "x.png", {}, "title")

@@ -90,11 +90,11 @@ def test_a_run_ranks_by_the_weights_beats_popularity_and_says_its_bytes(stream, 
 def test_a_checkpoint_holds_the_weights(stream, run):
     folder, _ = run
     state = make_run(small_config("ease")).init(jax.random.key(0), stream)
-    restored = checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.kept(120, stream.capacity.items))
+    restored = checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.exporter(120, stream.capacity.items))
     expected = ease.closed_form(ease.gram(stream.segment(1)), restored.params.ridge)
     np.testing.assert_allclose(restored.params.weights, expected, atol=1e-5)
     with pytest.raises(ValueError, match="another stream's"):
-        checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.kept(120, 9))
+        checkpoint.restore(folder / "checkpoints", 1, state, ease.EASE.exporter(120, 9))
 
 
 def test_the_ridge_is_the_best_on_valid(stream, run):

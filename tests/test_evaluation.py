@@ -28,6 +28,10 @@ def _case(seed, users=23, items=150, known_items=140, width=20):
     return vectors, bias, met, relevant, graph, rows
 
 
+def _known(graph):
+    return evaluation.KnownGraph(graph, 23, jnp.int32(140))
+
+
 def _plain(scores, met, relevant, known, k, chosen):
     """Recall and NDCG at k of the chosen users, one user at a time in float64."""
     recalls, gains, shown = [], [], set()
@@ -48,9 +52,7 @@ def test_agrees_with_a_plain_implementation_with_ties(seed, backend, monkeypatch
     (user_vectors, item_vectors), bias, met, relevant, graph, rows = _case(seed)
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
     before = {"users_before": 9, "items_before": 60}
-    got = jax.jit(lambda g, r: evaluation.evaluate(padded, item_vectors, bias, r, g, 23, jnp.int32(140), **before))(
-        graph, rows
-    )
+    got = jax.jit(lambda g, r: evaluation.evaluate(padded, item_vectors, bias, r, _known(g), **before))(graph, rows)
     scores = user_vectors.astype(np.float64) @ item_vectors.T + bias
     evaluated = np.flatnonzero(relevant.any(1))
     for s, chosen in enumerate((evaluated, evaluated[evaluated >= 9], evaluated[evaluated < 9])):
@@ -74,7 +76,7 @@ def test_ndcg_agrees_with_scikit_learn():
     rng = np.random.default_rng(0)
     item_vectors = item_vectors + rng.normal(size=item_vectors.shape).astype(np.float32)  # no ties
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
-    got = evaluation.evaluate(padded, item_vectors, jnp.zeros(150), rows, graph, 23, jnp.int32(140))
+    got = evaluation.evaluate(padded, item_vectors, jnp.zeros(150), rows, _known(graph))
     expected = []
     for u in np.flatnonzero(relevant.any(1)):
         candidates = np.flatnonzero(~met[u, :140])
@@ -88,14 +90,14 @@ def test_ndcg_agrees_with_scikit_learn():
 def test_segment_candidates_are_the_relevant_items_only():
     (user_vectors, item_vectors), bias, met, relevant, graph, rows = _case(2)
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
-    got = evaluation.evaluate(padded, item_vectors, bias, rows, graph, 23, jnp.int32(140), candidates="segment")
+    got = evaluation.evaluate(padded, item_vectors, bias, rows, _known(graph), candidates="segment")
     outside = met | ~relevant.any(0)
     scores = user_vectors.astype(np.float64) @ item_vectors.T + bias
     recall, ndcg, _ = _plain(scores, outside, relevant, 140, 20, np.flatnonzero(relevant.any(1)))
     assert float(got.recall[0, 2]) == pytest.approx(recall, abs=1e-6)
     assert float(got.ndcg[0, 2]) == pytest.approx(ndcg, abs=1e-6)
     with pytest.raises(ValueError, match="choose all or segment"):
-        evaluation.evaluate(padded, item_vectors, bias, rows, graph, 23, jnp.int32(140), candidates="new")
+        evaluation.evaluate(padded, item_vectors, bias, rows, _known(graph), candidates="new")
 
 
 @pytest.mark.parametrize("distinct", [2, 50, 10**6])
@@ -111,7 +113,7 @@ def test_top_k_is_exact_with_ties_to_the_lower_column(distinct):
 def test_many_blocks_of_users_count_everyone_once(monkeypatch):
     (user_vectors, item_vectors), bias, *_, graph, rows = _case(1)
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
-    args = (padded, item_vectors, bias, rows, graph, 23, jnp.int32(140))
+    args = (padded, item_vectors, bias, rows, _known(graph))
     whole = evaluation.evaluate(*args)
     most = evaluation._AtOnce(users=1024, scores=7 * evaluation._padded(150), edges=32)  # 7 users at once
     monkeypatch.setattr(evaluation, "_at_once", lambda: most)
@@ -122,5 +124,5 @@ def test_many_blocks_of_users_count_everyone_once(monkeypatch):
 def test_no_users_gives_zeros():
     (_, item_vectors), bias, *_, graph, rows = _case(1)
     empty = rows._replace(count=np.int32(0), indptr=np.zeros_like(rows.indptr))
-    got = evaluation.evaluate(jnp.zeros((400, 20)), item_vectors, bias, empty, graph, 23, jnp.int32(140))
+    got = evaluation.evaluate(jnp.zeros((400, 20)), item_vectors, bias, empty, _known(graph))
     assert int(got.users.sum()) == 0 and float(got.fitness()) == 0

@@ -36,13 +36,12 @@ def test_block_indices_tell_all_ids_apart_and_are_the_bits(skip, blocks):
 @pytest.mark.parametrize("parameters", [200, 900, 5000])
 def test_vectors_are_sums_or_products_of_distinct_rows(name, parameters):
     users, items = 90, 37
-    kind = tables.STORAGES[name]
-    storage = kind.build(parameters, users, items, 20)
+    storage = tables.STORAGES[name].build(parameters, users, items, 20)
     columns = hashed.columns_within(storage, jnp.int32(parameters))
     params = storage.fresh(jax.random.key(0), columns, 1.0)
     assert params.size <= parameters and 0 < columns <= params.shape[1]
     got = np.asarray(storage.vectors(params, columns))
-    # which rows an entity reads, found by perturbing each row in turn: linear in each of them
+    # An entity's vector is linear in each row, so perturbing the rows in turn shows which ones it reads.
     reads = np.stack(
         [np.abs(storage.vectors(params.at[row].add(1.0), columns) - got).max(1) > 1e-6 for row in range(len(params))],
         axis=1,
@@ -94,7 +93,7 @@ def test_two_uneven_blocks_tell_all_ids_apart(bits, short, skip):
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 40, 4336, 5746, 2**12])
 def test_codes_are_a_bijection_and_no_row_is_left_unread(capacity):
-    code, bits = hashed.codes(capacity), hashed.bits_for(capacity)
+    code, bits = hashed.binary_codes(capacity), hashed.bits_for(capacity)
     assert sorted(code.tolist()) == list(range(capacity))
     splits = [hashed.block_bits(bits, blocks, skip) for blocks in range(1, bits + 1) for skip in (False, True)]
     splits += [hashed.uneven_bits(bits, short, False) for short in range(1, bits // 2)]
@@ -111,10 +110,10 @@ def test_codes_are_a_bijection_and_no_row_is_left_unread(capacity):
 @pytest.mark.parametrize("users, items", [(5746, 4336), (25_000, 25_000), (700, 40)])
 def test_rows_are_chosen_so_that_the_budget_is_spent(name, users, items):
     for mean_size in (0.5, 1, 2, 4, 8, 16, 32):
-        held = int(mean_size * (users + items))
-        storage = tables.STORAGES[name].build(held, users, items, 128)
-        spent = int(storage.allocated(hashed.columns_within(storage, jnp.int32(held))))
-        assert 0.85 * held < spent <= held, mean_size
+        capacity = int(mean_size * (users + items))
+        storage = tables.STORAGES[name].build(capacity, users, items, 128)
+        spent = int(storage.allocated(hashed.columns_within(storage, jnp.int32(capacity))))
+        assert 0.85 * capacity < spent <= capacity, mean_size
 
 
 def test_budgets_that_leave_a_segment_nothing_are_refused(stream):
@@ -139,7 +138,7 @@ def test_runs_learn_within_the_budget_and_continue(stream, tmp_path, name):
         assert line["bytes_at_rest"] == 4 * line["allocated_parameters"] <= line["budget_bytes"]
     still = small_config(name, fit=FitConfig(layers=1, batch=256, steps=1, learning_rate=1e-9, valid_users=64))
     untrained = run_segments(still, stream, jax.random.key(0))
-    # at first there are hardly more than 20 items to choose from
+    # In the first segments there are hardly more than 20 items to rank.
     ours, theirs = (np.mean([x["valid_recall@20"] for x in found[2:]]) for found in (lines, untrained))
     assert ours > 1.1 * theirs
 

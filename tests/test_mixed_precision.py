@@ -8,8 +8,7 @@ import pytest
 from scall_jax import tables
 from scall_jax.methods.rivals import bit_search as rival
 from scall_jax.tables import MixedPrecisionConfig
-from scall_jax.tables.compressed import bit_packing as planes
-from scall_jax.tables.compressed import lsq
+from scall_jax.tables.compressed import bit_packing, lsq
 from scall_jax.tables.compressed import mixed_precision as table
 from tests.helpers import small_config, small_stream
 
@@ -40,7 +39,7 @@ def test_quantiser_and_its_gradients_are_those_of_plain_numpy():
     step, scale = rng.uniform(0.05, 0.4, 8), rng.uniform(0.1, 1, 8)
     expected = _plain(w, step, 0.3 * offset, bits, g, scale)
     w, step, offset, scale, g = (jnp.asarray(x, jnp.float32) for x in (w, step, 0.3 * offset, scale, g))
-    value, back = jax.vjp(lambda *x: lsq.quantise(*x, jnp.asarray(bits), scale), w, step, offset)
+    value, back = jax.vjp(lambda *x: lsq.fake_quantise(*x, jnp.asarray(bits), scale), w, step, offset)
     for ours, theirs in zip((value, *back(g)), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -69,14 +68,14 @@ def test_mixture_of_all_widths_and_its_gradients_are_those_of_plain_numpy():
 
 def test_first_steps_and_scales_are_the_published_ones():
     vectors = jax.random.normal(jax.random.key(0), (30, 16))
-    num_active = jnp.arange(30) % 10 < 8  # users 0 to 19
-    steps, offsets = lsq.first_quantiser(vectors, num_active, 20)
-    for s, part in enumerate((np.asarray(vectors[:20])[num_active[:20]], np.asarray(vectors[20:])[num_active[20:]])):
+    active_mask = jnp.arange(30) % 10 < 8  # users are 0 to 19
+    steps, offsets = lsq.first_quantiser(vectors, active_mask, 20)
+    for s, part in enumerate((np.asarray(vectors[:20])[active_mask[:20]], np.asarray(vectors[20:])[active_mask[20:]])):
         expected = [2 * np.abs(part).mean() / np.sqrt(2 ** (b - 1)) for b in range(1, WIDTHS)]
         np.testing.assert_allclose(steps[s], expected, rtol=1e-5)
     params = {"vectors": vectors, "steps": steps, "offsets": offsets}
     bits = jnp.asarray(np.arange(30) % 6 + 1)
-    step, _, scale = lsq.Quantiser(20, 10, 16).of(params, bits, jnp.array([16, 8]))
+    step, _, scale = lsq.Quantiser(20, 10, 16).at_bits(params, bits, jnp.array([16, 8]))
     np.testing.assert_allclose(step[23], steps[1, 23 % 6], rtol=1e-6)
     np.testing.assert_allclose(scale[23], 1 / np.sqrt(2 ** (23 % 6) * 8 * 16), rtol=1e-6)
     np.testing.assert_allclose(scale[3], 1 / np.sqrt(2**3 * 16 * 16), rtol=1e-6)
@@ -88,9 +87,9 @@ def test_codes_are_packed_bit_by_bit_and_come_back_at_every_width():
     codes = np.stack([rng.integers(0, 2**b, 24) for b in bits])
     codes[:WIDTHS, 0], codes[:WIDTHS, 1] = 0, 2 ** bits[:WIDTHS] - 1
     starts = np.cumsum(bits) - bits
-    packed = planes.pack(*(jnp.asarray(x) for x in (codes, bits, starts)), int(bits.sum()) + 5)
+    packed = bit_packing.pack(*(jnp.asarray(x) for x in (codes, bits, starts)), int(bits.sum()) + 5)
     assert packed.dtype == jnp.uint8 and packed.shape == (bits.sum() + 5, 3)
-    np.testing.assert_array_equal(planes.unpack(packed, jnp.asarray(bits), jnp.asarray(starts)), codes)
+    np.testing.assert_array_equal(bit_packing.unpack(packed, jnp.asarray(bits), jnp.asarray(starts)), codes)
     for n in range(len(bits)):
         for plane in range(bits[n]):
             read = np.unpackbits(np.asarray(packed[starts[n] + plane]), bitorder="little")
@@ -99,7 +98,7 @@ def test_codes_are_packed_bit_by_bit_and_come_back_at_every_width():
 
 
 def _plan(users, items, groups, width, num_active, bits):
-    """A plan of round-robin groups over the first `live` of each side."""
+    """A plan of round-robin groups over the first `num_active` entities of each side."""
     group = [
         np.where(np.arange(n) < k, np.arange(n) % groups, groups)
         for n, k in zip((users, items), num_active, strict=True)
@@ -129,7 +128,7 @@ def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
     loaded = storage.load(stored, layout)
     np.testing.assert_allclose(loaded["vectors"], trained, atol=1e-6)
     assert (trained[:users][np.asarray(layout.bits[:users]) == 0] == 0).all()
-    # what was kept is kept again unchanged, bit for bit
+    # Storing what was loaded changes nothing, bit for bit.
     np.testing.assert_allclose(storage.vectors(loaded, layout), trained, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, storage.store(loaded, layout), stored)
     assert len(np.unique(trained[1])) <= 2 and len(np.unique(trained[2])) <= 4  # one and two bits, one offset
@@ -142,10 +141,10 @@ def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
     again, plan_again = storage.restore(exported, known)
     jax.tree.map(np.testing.assert_array_equal, again, stored)
     jax.tree.map(np.testing.assert_array_equal, storage.layout(plan_again)[:3], layout[:3])
-    kind = tables.storage_factory(small_config(mixed_precision=options), "mixed_precision")
+    budget_units = tables.storage_factory(small_config(table="mixed_precision", mixed_precision=options)).budget_units
     spent = sum(tables.charged(exported).values())
-    assert kind.budget_units(spent, known, 40, True) == sum(of_group) == kind.budget_units(spent + 2, known, 40, True)
-    assert kind.budget_units(spent - 1, known, 40, True) == sum(of_group) - 1
+    assert budget_units(spent, known, 40, True) == sum(of_group) == budget_units(spent + 2, known, 40, True)
+    assert budget_units(spent - 1, known, 40, True) == sum(of_group) - 1
 
 
 def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
@@ -155,16 +154,17 @@ def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
     new = _plan(6, 4, 2, 16, (6, 4), np.array([[3, 3], [3, 3]], np.uint8))
     layout = storage.layout(old)
     stored = storage.store(storage.fresh(jax.random.key(0), layout, 0.4), layout)
-    carry = small_config().warm_start
+    options = small_config().warm_start
     known = jnp.arange(10) != 3
-    params = storage.resize(jax.random.key(1), stored, old, new, known, jnp.ones(10), carry)
+    previous = tables.Previous(stored, old, known, jnp.ones(10))
+    params = storage.warm_start(jax.random.key(1), previous, new, options)
     decoded = np.asarray(storage.load(stored, layout)["vectors"])
     vectors = np.asarray(params["vectors"])
     for n in range(10):
-        if n in (0, 2, 4, 3):  # users of the group without bits, and one unknown
-            assert 0.02 < vectors[n].std() < 0.3 and not np.allclose(vectors[n], carry.shrink * decoded[n])
+        if n in (0, 2, 4, 3):  # users of the group without bits, and an unknown one
+            assert 0.02 < vectors[n].std() < 0.3 and not np.allclose(vectors[n], options.shrink * decoded[n])
         else:
-            np.testing.assert_allclose(vectors[n], carry.shrink * decoded[n], rtol=1e-6)
+            np.testing.assert_allclose(vectors[n], options.shrink * decoded[n], rtol=1e-6)
 
 
 def test_the_search_mixes_all_widths_and_pays_for_them():
@@ -206,10 +206,10 @@ def test_groups_are_of_equal_size_by_frequency_and_frequent_ones_pay_less():
             assert frequency[group == k].min() >= frequency[group == k + 1].max()
         sums = np.array([max(frequency[group == k].sum(), 1) for k in range(7)])
         np.testing.assert_allclose(price[s], sums.min() / sums, rtol=1e-6)
-    dead = np.asarray(grouped.groups)[
+    inactive = np.asarray(grouped.groups)[
         np.r_[int(segment.users) : users, users + int(segment.items) : len(segment.frequency)]
     ]
-    assert (dead == 7).all()
+    assert (inactive == 7).all()
 
 
 def test_bits_are_the_likeliest_of_their_cost_and_spend_the_budget():
@@ -229,7 +229,7 @@ def test_bits_are_the_likeliest_of_their_cost_and_spend_the_budget():
         assert spent <= total
         free = np.where(count > 0, log_p[np.arange(4), bits], log_p.max(1)).sum()
         assert free >= value[cost == spent].max() - 1e-4
-        if np.argmax(log_p, 1) @ count >= total:  # bits have a price, none is bought for its own sake
+        if np.argmax(log_p, 1) @ count >= total:  # otherwise the likeliest bits cost less than is allowed
             assert free >= value[cost <= spent].max() - 1e-4
         grouped = rival.Groups(None, jnp.asarray(count).reshape(2, 2), jnp.asarray(rng.random((2, 2)), jnp.float32))
         full = np.asarray(choose(log_p.reshape(2, 2, WIDTHS), grouped, jnp.int32(total))).ravel()

@@ -31,12 +31,11 @@ def test_the_farthest_beyond_their_thresholds_are_kept_exactly_as_many_as_are_pa
     rng = np.random.default_rng(0)
     v, s = rng.normal(size=(12, 9)).astype(np.float32), rng.normal(size=(12, 1)).astype(np.float32)
     v[3] = 0
-    num_active = np.arange(12) < 10
-    held = 150
-    kept_of = jax.jit(lambda v, s, num_active, count: keep(v, s, num_active, count, held))
-    beyond = np.where(num_active[:, None], np.abs(v) - _sigmoid(s), -np.inf)
+    active_mask = np.arange(12) < 10
+    kept_of = jax.jit(lambda v, s, active_mask, count: keep(v, s, active_mask, count, 150))
+    beyond = np.where(active_mask[:, None], np.abs(v) - _sigmoid(s), -np.inf)
     for values, count in ((v, 1), (v, 37), (v, 89), (v, 90), (v, 150), (0 * v, 40)):
-        kept = kept_of(values, s, num_active, count)
+        kept = kept_of(values, s, active_mask, count)
         sizes, total = np.asarray(kept.sizes), min(count, 90)
         assert sizes.sum() == total and (sizes[10:] == 0).all()
         node = np.repeat(np.arange(14), sizes)
@@ -51,9 +50,9 @@ def test_the_farthest_beyond_their_thresholds_are_kept_exactly_as_many_as_are_pa
 def test_kept_values_are_looked_up_go_to_disk_and_back_and_cost_five_bytes():
     users, items, known = 8, 6, (7, 5)
     rng = np.random.default_rng(1)
-    num_active = np.concatenate([np.arange(users) < 7, np.arange(items) < 5])
+    active_mask = jnp.concatenate([jnp.arange(users) < 7, jnp.arange(items) < 5])
     storage = pruned(60, users, items, 40, PrunedConfig(width=10))
-    plan = keep(jnp.asarray(rng.normal(size=(14, 10)), jnp.float32), jnp.zeros((1, 1)), jnp.asarray(num_active), 50, 60)
+    plan = keep(jnp.asarray(rng.normal(size=(14, 10)), jnp.float32), jnp.zeros((1, 1)), active_mask, 50, 60)
     layout = storage.layout(plan)
     params = storage.fresh(jax.random.key(0), layout, 1.0)
     vectors, back = jax.vjp(lambda p: storage.vectors(p, layout), params)
@@ -68,11 +67,11 @@ def test_kept_values_are_looked_up_go_to_disk_and_back_and_cost_five_bytes():
     again, plan_again = storage.restore(exported, known)
     np.testing.assert_array_equal(again, params)
     jax.tree.map(np.testing.assert_array_equal, plan_again, plan)
-    kind = tables.storage_factory(small_config(pruned=PrunedConfig(width=10)), "pruned")
-    assert kind.budget_units(264, known, 40, True) == kind.budget_units(268, known, 40, True) == 50
-    assert kind.budget_units(263, known, 40, True) == 49
-    assert kind.budget_units(264, known, 40, False) == 52
-    with pytest.raises(ValueError, match="another budget"):
+    factory = tables.storage_factory(small_config(table="pruned", pruned=PrunedConfig(width=10)))
+    assert factory.budget_units(264, known, 40, True) == factory.budget_units(268, known, 40, True) == 50
+    assert factory.budget_units(263, known, 40, True) == 49
+    assert factory.budget_units(264, known, 40, False) == 52
+    with pytest.raises(ValueError, match="with the budget that the run was started with"):
         storage.restore(exported | {"parameters": exported["parameters"][:-1]}, known)
 
 
@@ -82,27 +81,28 @@ def test_training_under_the_mask_starts_where_the_search_did():
     storage = pruned(40, users, items, 6, options)
     full = thresholded(storage, options)
     rng = np.random.default_rng(2)
-    num_active, key, carry = jnp.ones(9, bool), jax.random.key(3), small_config().warm_start
+    active_mask, key, warm = jnp.ones(9, bool), jax.random.key(3), small_config().warm_start
     old, new = (
-        keep(jnp.asarray(rng.normal(size=(9, 6)), jnp.float32).at[1].set(0.0), jnp.zeros((1, 1)), num_active, n, 40)
+        keep(jnp.asarray(rng.normal(size=(9, 6)), jnp.float32).at[1].set(0.0), jnp.zeros((1, 1)), active_mask, n, 40)
         for n in (30, 22)
     )
-    for start in ("fresh", "resize"):
+    for start in ("fresh", "warm"):
         if start == "fresh":
             table = full.fresh(key, old, 0.1)
             params = storage.fresh(key, storage.layout(new), 0.1)
         else:
             stored = storage.fresh(jax.random.key(0), storage.layout(old), 0.5)
-            known, weight = jnp.arange(9) != 8, jnp.ones(9)
-            table = full.resize(key, stored, old, new, known, weight, carry)
-            params = storage.resize(key, stored, old, new, known, weight, carry)
+            known = jnp.arange(9) != 8
+            previous = tables.Previous(stored, old, known, jnp.ones(9))
+            table = full.warm_start(key, previous, new, warm)
+            params = storage.warm_start(key, previous, new, warm)
             before = np.asarray(storage.vectors(stored, storage.layout(old)))
             kept = (before != 0) & np.asarray(known)[:, None]
             values = np.asarray(table["values"])
-            np.testing.assert_allclose(values[kept], carry.shrink * before[kept], rtol=1e-6)
+            np.testing.assert_allclose(values[kept], warm.shrink * before[kept], rtol=1e-6)
             lost = ~kept & (kept.any(1))[:, None]
-            assert 0 < np.abs(values[lost]).max() < 5 * carry.grow_std
-            assert np.abs(values[~kept.any(1)]).max() > 5 * carry.grow_std  # one unknown, and one without coordinates
+            assert 0 < np.abs(values[lost]).max() < 5 * warm.grow_std
+            assert np.abs(values[~kept.any(1)]).max() > 5 * warm.grow_std  # one unknown, and one without coordinates
         squares = (np.asarray(table["values"], np.float64) ** 2).sum() + 9 * 7**2
         assert full.penalty(table, new) == pytest.approx(0.5 * 0.01 * squares, rel=1e-5)
         assert table["thresholds"].shape == (9, 1) and (table["thresholds"] == -7).all()
@@ -113,12 +113,12 @@ def test_training_under_the_mask_starts_where_the_search_did():
 def test_thresholds_are_learned_until_what_is_left_fits():
     values = jnp.asarray(np.random.default_rng(0).normal(size=(10, 8)), jnp.float32)
     params = {"values": values, "thresholds": jnp.full((10, 8), -4.0)}
-    num_active = jnp.arange(10) < 9
+    active_mask = jnp.arange(10) < 9
 
     def step(number, params, opt_state):
         return params | {"thresholds": params["thresholds"] + 0.25}, opt_state
 
-    run = jax.jit(lambda count: learn_thresholds(step, (), params, num_active, count, 12))
+    run = jax.jit(lambda count: learn_thresholds(step, (), params, active_mask, count, 12))
     left = [(np.abs(values[:9]) > _sigmoid(-4.0 + 0.25 * k)).sum() for k in range(13)]
     for count in (0, left[5], left[5] - 1, 72):
         found, made = run(count)

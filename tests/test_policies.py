@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length
+from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length, observe, replay_buffer
 from scall_jax.policies import discounted_regression as discounted
-from scall_jax.policies import observation as observe
-from scall_jax.policies import replay_buffer as buffer
 from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.observation import gini, pooled
 
 OPTIMUM = jnp.array([0.3, 0.7, 0.25])
-SEEN = jnp.linspace(-0.5, 0.5, 6)
+OBSERVATION = jnp.linspace(-0.5, 0.5, 6)
 
 
 def _reward(action):
@@ -25,18 +23,18 @@ def _reward(action):
 @functools.cache
 def _distances(name, config, interactions=200, seeds=5, flip=False):
     """Distance of the greedy action from the optimum of a bandit, by seed."""
-    policy = POLICIES[name](config, SEEN.shape[0], 3)
+    policy = POLICIES[name](config, OBSERVATION.shape[0], 3)
 
     def play(key):
         def one(i, state):
             act_key, update_key = jax.random.split(jax.random.fold_in(key, i))
-            action = policy.act(state, act_key, SEEN)
+            action = policy.act(state, act_key, OBSERVATION)
             sign = -1.0 if flip else 1.0
-            new = Transition(SEEN[None], action[None], sign * _reward(action)[None], SEEN[None])
+            new = Transition(OBSERVATION[None], action[None], sign * _reward(action)[None], OBSERVATION[None])
             return policy.update(state, update_key, new)
 
-        state = jax.lax.fori_loop(0, interactions, one, policy.begin(policy.init(key)))
-        return jnp.linalg.norm(policy.greedy(state, SEEN) - OPTIMUM)
+        state = jax.lax.fori_loop(0, interactions, one, policy.start_segment(policy.init(key)))
+        return jnp.linalg.norm(policy.greedy(state, OBSERVATION) - OPTIMUM)
 
     return np.sort(jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(1), seeds)))
 
@@ -66,16 +64,16 @@ def test_a_policy_that_climbs_the_wrong_way_fails_the_bandit(name):
 def test_greedy_of_gp_is_the_optimum_of_the_posterior():
     """Against a float64 regression on what is left of rewards once the prior mean is taken off."""
     rng, config = np.random.default_rng(4), PolicyConfig()
-    policy = POLICIES["gp"](config, SEEN.shape[0], 3)
-    state, seen = policy.init(jax.random.key(0)), []
+    policy = POLICIES["gp"](config, OBSERVATION.shape[0], 3)
+    state, probes = policy.init(jax.random.key(0)), []
     for t in range(3):
-        state = policy.begin(state)
+        state = policy.start_segment(state)
         for _ in range(5):
             action, reward = rng.random((1, 3)), rng.normal(size=1)
-            seen.append((t, action[0], reward[0]))
-            new = [jnp.asarray(x, jnp.float32) for x in (SEEN[None], action, reward, SEEN[None])]
+            probes.append((t, action[0], reward[0]))
+            new = [jnp.asarray(x, jnp.float32) for x in (OBSERVATION[None], action, reward, OBSERVATION[None])]
             state = policy.update(state, jax.random.key(0), Transition(*new))
-    segment, at, reward = map(np.array, zip(*seen, strict=True))
+    segment, at, reward = map(np.array, zip(*probes, strict=True))
 
     def kernel(a, b):
         return np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * config.length_scale**2))
@@ -92,7 +90,7 @@ def test_greedy_of_gp_is_the_optimum_of_the_posterior():
     axis = (np.arange(11) + 0.5) / 11
     lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     mean = prior(lattice) + kernel(lattice, at) @ weights
-    chosen = np.asarray(policy.greedy(state, SEEN))
+    chosen = np.asarray(policy.greedy(state, OBSERVATION))
     (place,) = np.flatnonzero(np.abs(lattice - chosen).max(1) < 1e-5)
     assert mean[place] == pytest.approx(mean.max(), abs=1e-4) and mean.max() - np.median(mean) > 0.2
 
@@ -102,11 +100,11 @@ def test_discounted_regression_is_its_weighted_sums():
     gamma, ridge, features = 0.9, 0.7, 5
     state, rounds = discounted.empty(features, ridge), []
     for count in (1, 4, 2, 6, 1):
-        x, reward, seen = rng.normal(size=(count, features)), rng.normal(size=count), rng.random(count) < 0.8
-        seen[0] = True
-        rounds.append((x[seen], reward[seen]))
-        arrays = (jnp.asarray(x, jnp.float32), jnp.asarray(reward, jnp.float32), jnp.asarray(seen))
-        state = discounted.observe(state, *arrays, gamma, ridge)
+        x, reward, observed = rng.normal(size=(count, features)), rng.normal(size=count), rng.random(count) < 0.8
+        observed[0] = True
+        rounds.append((x[observed], reward[observed]))
+        arrays = (jnp.asarray(x, jnp.float32), jnp.asarray(reward, jnp.float32), jnp.asarray(observed))
+        state = discounted.add_round(state, *arrays, gamma, ridge)
     ages = np.arange(len(rounds))[::-1]
     gram = ridge * np.eye(features) + sum(gamma**a * x.T @ x for a, (x, _) in zip(ages, rounds, strict=True))
     squared = ridge * np.eye(features) + sum(gamma ** (2 * a) * x.T @ x for a, (x, _) in zip(ages, rounds, strict=True))
@@ -115,30 +113,32 @@ def test_discounted_regression_is_its_weighted_sums():
     np.testing.assert_allclose(discounted.estimate(state), inverse @ moment, rtol=1e-4)
     at = rng.normal(size=(3, features))
     variance = np.einsum("nk,kl,nl->n", at, inverse @ squared @ inverse, at)
-    np.testing.assert_allclose(discounted.width(state, jnp.asarray(at, jnp.float32)), variance**0.5, rtol=1e-4)
+    np.testing.assert_allclose(
+        discounted.confidence_width(state, jnp.asarray(at, jnp.float32)), variance**0.5, rtol=1e-4
+    )
     drawn = jax.vmap(lambda z: discounted.thompson(state, z))(jax.random.normal(jax.random.key(0), (40_000, features)))
     np.testing.assert_allclose(drawn.mean(0), inverse @ moment, atol=0.01)
     np.testing.assert_allclose(np.cov(drawn.T), inverse @ squared @ inverse, atol=0.01)
     # with one observation a round the radius is that of the paper
     state = discounted.empty(features, ridge)
     for _ in range(7):
-        state = discounted.observe(state, jnp.ones((1, features)), jnp.ones(1), jnp.ones(1, bool), gamma, ridge)
+        state = discounted.add_round(state, jnp.ones((1, features)), jnp.ones(1), jnp.ones(1, bool), gamma, ridge)
     inner = 2 * np.log(1 / 0.1) + features * np.log(1 + (1 - gamma**14) / (ridge * features * (1 - gamma**2)))
     assert discounted.radius(state, ridge, 2.0, 0.3, 0.1) == pytest.approx(ridge**0.5 * 2 + 0.3 * inner**0.5, rel=1e-5)
 
 
 def test_contexts_of_arms_are_products_projected_by_one_matrix():
     config = PolicyConfig(projected=7)
-    policy = POLICIES["dlints"](config, SEEN.shape[0], 3)
+    policy = POLICIES["dlints"](config, OBSERVATION.shape[0], 3)
     state = policy.init(jax.random.key(5))
     rng = np.random.default_rng(0)
     action, reward = rng.random((4, 3)), rng.normal(size=4)
-    seen = rng.normal(size=(4, SEEN.shape[0]))
-    new = [jnp.asarray(x, jnp.float32) for x in (seen, action, reward, seen)]
+    observation = rng.normal(size=(4, OBSERVATION.shape[0]))
+    new = [jnp.asarray(x, jnp.float32) for x in (observation, action, reward, observation)]
     state = policy.update(state, jax.random.key(0), Transition(*new))
     matrix = np.asarray(jax.random.normal(jax.random.key(5), (70, 7)), np.float64) / np.sqrt(70)
     gram, squared, moment = np.eye(7), np.eye(7), np.zeros(7)
-    for s, a, r in zip(seen, 2 * action - 1, reward, strict=True):
+    for s, a, r in zip(observation, 2 * action - 1, reward, strict=True):
         context = np.concatenate([[1], s])
         context /= np.sqrt((context**2).mean())
         powers = np.concatenate([[1], a, [a[i] * a[j] for i in range(3) for j in range(i, 3)]])
@@ -154,49 +154,51 @@ def test_contexts_of_arms_are_products_projected_by_one_matrix():
 @pytest.mark.parametrize("name", ["random", "grid"])
 def test_controls_keep_the_best_probe(name):
     policy = POLICIES[name](PolicyConfig(grid=3), 6, 3)
-    state = policy.begin(policy.init(jax.random.key(0)))
+    state = policy.start_segment(policy.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(4), 12)
-    actions = jnp.stack([policy.act(state, key, SEEN) for key in keys])
+    actions = jnp.stack([policy.act(state, key, OBSERVATION) for key in keys])
     rewards = _reward(actions)
     for action, reward in zip(actions, rewards, strict=True):
-        new = Transition(SEEN[None], action[None], reward[None], SEEN[None])
+        new = Transition(OBSERVATION[None], action[None], reward[None], OBSERVATION[None])
         state = policy.update(state, keys[0], new)
-    assert _reward(policy.greedy(state, SEEN)) == pytest.approx(float(rewards.max()), rel=1e-5)
+    assert _reward(policy.greedy(state, OBSERVATION)) == pytest.approx(float(rewards.max()), rel=1e-5)
     assert len(np.unique(np.asarray(actions), axis=0)) > 6
 
 
 def test_the_grid_tries_no_point_twice_before_all_are_tried():
     policy = POLICIES["grid"](PolicyConfig(grid=2), 6, 3)
-    state, seen = policy.init(jax.random.key(0)), []
+    state, tried = policy.init(jax.random.key(0)), []
     for number in range(16):
         if number == 5:
-            state = policy.begin(state)
-        action = policy.act(state, jax.random.key(number), SEEN)
-        state = policy.update(state, jax.random.key(0), Transition(SEEN[None], action[None], jnp.ones(1), SEEN[None]))
-        seen.append(tuple(np.asarray(action).tolist()))
-    assert len(set(seen[:8])) == len(set(seen[8:])) == 8
-    assert seen[:8] != seen[8:]
+            state = policy.start_segment(state)
+        action = policy.act(state, jax.random.key(number), OBSERVATION)
+        state = policy.update(
+            state, jax.random.key(0), Transition(OBSERVATION[None], action[None], jnp.ones(1), OBSERVATION[None])
+        )
+        tried.append(tuple(np.asarray(action).tolist()))
+    assert len(set(tried[:8])) == len(set(tried[8:])) == 8
+    assert tried[:8] != tried[8:]
 
 
 def test_random_search_starts_afresh_at_a_new_segment():
     policy = POLICIES["random"](PolicyConfig(), 6, 3)
-    one = Transition(SEEN[None], jnp.full((1, 3), 0.2), jnp.array([5.0]), SEEN[None])
+    one = Transition(OBSERVATION[None], jnp.full((1, 3), 0.2), jnp.array([5.0]), OBSERVATION[None])
     worse = one._replace(action=jnp.full((1, 3), 0.8), reward=jnp.array([1.0]))
     state = policy.update(policy.init(jax.random.key(0)), jax.random.key(0), one)
-    state = policy.update(policy.begin(state), jax.random.key(0), worse)
-    np.testing.assert_allclose(policy.greedy(state, SEEN), 0.8, rtol=1e-6)
+    state = policy.update(policy.start_segment(state), jax.random.key(0), worse)
+    np.testing.assert_allclose(policy.greedy(state, OBSERVATION), 0.8, rtol=1e-6)
 
 
 def test_replay_keeps_the_newest_and_draws_newer_ones_more_often():
-    kept = buffer.empty(4, 1, 1)
+    replay = replay_buffer.empty(4, 1, 1)
     for i in range(3):
         value = jnp.array([[2.0 * i], [2.0 * i + 1]])
-        kept = buffer.add(kept, Transition(value, value, value[:, 0], value))
-    assert sorted(np.asarray(kept.kept.reward)) == [2, 3, 4, 5]
+        replay = replay_buffer.add(replay, Transition(value, value, value[:, 0], value))
+    assert sorted(np.asarray(replay.transitions.reward)) == [2, 3, 4, 5]
     for newer, weight in ((True, np.arange(1, 5)), (False, np.ones(4))):
-        drawn = buffer.draw(kept, jax.random.key(0), 40_000, newer)
-        seen = np.bincount(np.asarray(drawn.reward).astype(int), minlength=6)[2:]
-        np.testing.assert_allclose(seen / 40_000, weight / weight.sum(), atol=0.012)
+        drawn = replay_buffer.draw(replay, jax.random.key(0), 40_000, newer)
+        counts = np.bincount(np.asarray(drawn.reward).astype(int), minlength=6)[2:]
+        np.testing.assert_allclose(counts / 40_000, weight / weight.sum(), atol=0.012)
         np.testing.assert_array_equal(drawn.reward, drawn.observation[:, 0])
 
 
@@ -245,13 +247,13 @@ def test_observation_has_its_length_and_parts(config):
     def side(n, mean):
         return Side(jnp.arange(n), 1 + jnp.arange(n) % 5, jnp.arange(n) < n - 1, jnp.int32(n - 1), jnp.full(6, mean))
 
-    seen = observe(config, side(20, 0.5), side(12, -0.5), jnp.float32(1.1), 16)
-    assert seen.shape == (length(config, 6),)
-    assert seen[16] == pytest.approx(1.1) and seen[17] == pytest.approx(19 / 30)
+    observation = observe(config, side(20, 0.5), side(12, -0.5), jnp.float32(1.1), 16)
+    assert observation.shape == (length(config, 6),)
+    assert observation[16] == pytest.approx(1.1) and observation[17] == pytest.approx(19 / 30)
     if config.embedding:
-        np.testing.assert_allclose(seen[18:30], [0.5] * 6 + [-0.5] * 6)
+        np.testing.assert_allclose(observation[18:30], [0.5] * 6 + [-0.5] * 6)
     if config.spread:
-        np.testing.assert_allclose(seen[30:32] if config.embedding else seen[18:20], 4 / 15)
+        np.testing.assert_allclose(observation[30:32] if config.embedding else observation[18:20], 4 / 15)
 
 
 def test_published_sac_has_the_published_number_of_weights():

@@ -102,9 +102,9 @@ def test_not_a_number_is_no_id_and_no_rating(tmp_path):
         with pytest.raises(ValueError, match=f"column '{next(iter(change))}': values of type .* cannot be an id"):
             streams.read(path)
     with pytest.raises(ValueError, match="row 1, column 'item'"):
-        streams.interactions.from_arrays([1, 2], [3.0, None], [4, 5])
+        streams.from_arrays([1, 2], [3.0, None], [4, 5])
     days = np.array(["1970-01-01", "1970-01-02"], "datetime64[D]")
-    assert streams.interactions.from_arrays([1, 2], [3, 4], days).time.tolist() == [0, 86_400_000]
+    assert streams.from_arrays([1, 2], [3, 4], days).time.tolist() == [0, 86_400_000]
 
 
 def test_parquet_with_dates(tmp_path):

@@ -9,12 +9,14 @@ import scipy.sparse
 
 from scall_jax import Budget, make_run, run_segments, streams, sweep, tables
 from scall_jax.config import SizesConfig, WarmStartConfig
+from scall_jax.evaluation import KnownGraph
 from scall_jax.methods.context import item_bias
-from scall_jax.recommenders import FitConfig, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
+from scall_jax.recommenders import FitConfig, LightGcn, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
 from scall_jax.recommenders import graph as graphs
-from scall_jax.recommenders.fit import _initial, _judge, evaluate_params, learning_rate
+from scall_jax.recommenders.fit import _Evaluated, _initial, _judge, evaluate_params, learning_rate
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
 from scall_jax.recommenders.popularity import best_half_life
+from scall_jax.recommenders.train_step import TrainState
 from scall_jax.streams.segments import make_ragged_items
 from scall_jax.tables.resize import init
 from tests.helpers import random_graph, random_sizes, small_config, small_stream
@@ -43,7 +45,7 @@ def test_propagation_of_a_graph_without_entries():
 
 
 def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
-    """Made once for all rows, and used for some of them."""
+    """The chunks are made once for all rows and used for some of them."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     rng = np.random.default_rng(0)
     users, items = 3, 3000
@@ -57,7 +59,7 @@ def test_chunks_of_long_rows_are_added_up_level_by_level(monkeypatch):
             rows = rows_from(chunked, users, jnp.int32(side), other)
             expected = np.where((np.diff(rows.indptr) > 0)[:, None], dense @ x, 0)
             np.testing.assert_allclose(jax.jit(propagate)(rows, x), expected, atol=1e-5)
-    # what is not finite stays with its neighbours
+    # A value that is not finite reaches its neighbours alone.
     spoilt = jax.jit(propagate)(whole, jnp.asarray(x).at[0].set(jnp.inf))
     np.testing.assert_array_equal(~np.isfinite(spoilt).all(1), dense[:, 0] > 0)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
@@ -97,7 +99,7 @@ def test_embedding_agrees_with_float64(layers, most):
     rows = jnp.asarray(rng.integers(0, users + items, 40), jnp.int32)
     x = np.asarray(table.lookup(params, layout, jnp.arange(users + items)), np.float64)
     operator = sum(np.linalg.matrix_power(dense, k) for k in range(layers + 1)) / (layers + 1)
-    final, own = embed(storage, layers, to_buffer(storage, params), layout, graph, rows)
+    final, own = embed(LightGcn(storage, layers), to_buffer(storage, params), layout, graph, rows)
     np.testing.assert_allclose(final, (operator @ x)[rows], atol=1e-5)
     np.testing.assert_allclose(own, x[rows], atol=1e-6)
     np.testing.assert_allclose(smooth(graph, jnp.asarray(x, jnp.float32), layers), operator @ x, atol=1e-5)
@@ -117,10 +119,10 @@ def test_half_products_from_a_side_and_back_to_it(side, layers):
     x[np.setdiff1d(np.arange(users + items), np.arange(users + items)[own])] = 0
     np.testing.assert_allclose(smooth_side(graph, x, layers, users, jnp.int32(side)), operator @ x, atol=1e-5)
     rows, g = rng.integers(0, users + items, 60), rng.normal(size=(60, 5)).astype(np.float32)
-    held = np.zeros((users + items, 5))
-    np.add.at(held, rows, g)  # some nodes stand there more than once
+    dense_g = np.zeros((users + items, 5))
+    np.add.at(dense_g, rows, g)  # some nodes occur more than once
     back = smooth_to_side(graph, jnp.asarray(rows, jnp.int32), g, layers, users, jnp.int32(side))
-    np.testing.assert_allclose(back[own], (operator.T @ held)[own], atol=1e-5)
+    np.testing.assert_allclose(back[own], (operator.T @ dense_g)[own], atol=1e-5)
     halves = [int(np.diff(rows_from(graph, users, jnp.int32(side), other).indptr).sum()) for other in (False, True)]
     assert halves == [int(graph.indptr[-1]) // (2 if side else 1)] * 2
 
@@ -162,7 +164,7 @@ def crowded():
 def test_a_million_negatives_are_unmet_and_uniform(crowded, source):
     met, graph, positives = crowded
     batch = 2**20
-    draw = jax.jit(lambda key: bpr.sample(key, positives, graph, 40, jnp.int32(30), batch, source))
+    draw = jax.jit(lambda key: bpr.sample(key, positives, KnownGraph(graph, 40, jnp.int32(30)), batch, source))
     triples = jax.tree.map(np.asarray, draw(jax.random.key(0)))
     served = triples.weight > 0
     np.testing.assert_array_equal(served, ~met.all(1)[triples.user])
@@ -175,8 +177,8 @@ def test_a_million_negatives_are_unmet_and_uniform(crowded, source):
     assert np.abs(per_user - batch / 40).max() < 6 * np.sqrt(batch / 40)
     for user in np.flatnonzero(~met.all(1)):
         for k, choices in enumerate((met[user], ~met[user])):
-            seen, expected = counts[user, choices, k], per_user[user] / choices.sum()
-            assert np.abs(seen - expected).max() < 6 * np.sqrt(expected)
+            found, expected = counts[user, choices, k], per_user[user] / choices.sum()
+            assert np.abs(found - expected).max() < 6 * np.sqrt(expected)
 
 
 def test_random_integers_are_the_upper_half_of_a_product():
@@ -190,7 +192,7 @@ def test_random_integers_are_the_upper_half_of_a_product():
 def test_items_beyond_the_known_ones_are_never_drawn(crowded):
     _, graph, positives = crowded
     # 5 more items of capacity that do not exist yet: same rows, items known 30 of 35
-    triples = bpr.sample(jax.random.key(1), positives, graph, 40, jnp.int32(30), 10000)
+    triples = bpr.sample(jax.random.key(1), positives, KnownGraph(graph, 40, jnp.int32(30)), 10000)
     assert int(triples.negative.max()) < 30
 
 
@@ -209,20 +211,21 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     assert float(fit_result.fitness) > 0.38
     assert int(fit_result.bad_step) == -1
 
-    # a rate that ruins what it has found: the best parameters are kept, and patience ends the fit
+    # A learning rate that ruins the parameters: the fit ends by patience and returns the best ones.
     harsh = FitConfig(layers=2, batch=512, steps=3000, eval_every=10, patience=1, learning_rate=3.0, decay=1.0)
     storage = tables.sized(table, users, 8)
     ruined = jax.jit(make_fit(storage, harsh))(*given)
     assert int(ruined.best_step) < int(ruined.steps) < 3000
-    (again,) = evaluate_params(storage, harsh, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
+    model = LightGcn(storage, layers=2)
+    (again,) = evaluate_params(model, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
     assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
 
     # parts ranked together are ranked as each by itself
     together = evaluate_params(
-        storage, config, fit_result.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items)
+        model, fit_result.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items)
     )
     for part, metrics in zip((segment.valid, segment.test), together, strict=True):
-        (alone,) = evaluate_params(storage, config, fit_result.params, layout, segment, [part], jnp.zeros(items))
+        (alone,) = evaluate_params(model, fit_result.params, layout, segment, [part], jnp.zeros(items))
         chex.assert_trees_all_close(metrics, alone, atol=1e-6)
 
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
@@ -230,15 +233,15 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     assert float(worse.fitness) < 0.3
 
 
-def test_what_is_best_on_valid_is_kept():
-    state, seen = _initial(jnp.float32(0), lambda params: (), 1), []
+def test_the_best_parameters_on_valid_are_the_result():
+    state, found = _initial(jnp.float32(0), lambda params: (), 1), []
     rounds = [(0.2, 1.0), (0.3, 0.5), (0.25, 0.499), (0.3, 0.4), (0.1, 0.41), (0.4, 0.41)]
     for number, (fitness, loss) in enumerate(rounds, 1):
-        values = jnp.float32(loss), jnp.float32(fitness), jnp.int32(-1), jnp.zeros((1, 2))
-        state = _judge(state, jnp.float32(number), (), jnp.int32(10 * number), *values)
-        seen.append((float(state.best_params), int(state.best_step), int(state.stale), bool(state.falling)))
+        evaluated = _Evaluated(jnp.float32(loss), jnp.float32(fitness), jnp.int32(-1), jnp.zeros((1, 2)))
+        state = _judge(state, TrainState(jnp.float32(number), ()), jnp.int32(10 * number), evaluated)
+        found.append((float(state.best_params), int(state.best_step), int(state.stale), bool(state.falling)))
         assert float(state.first_fitness) == pytest.approx(0.2)
-    assert seen == [(1, 10, 0, 1), (2, 20, 0, 1), (2, 20, 1, 0), (2, 20, 2, 1), (2, 20, 3, 0), (6, 60, 0, 0)]
+    assert found == [(1, 10, 0, 1), (2, 20, 0, 1), (2, 20, 1, 0), (2, 20, 2, 1), (2, 20, 3, 0), (6, 60, 0, 0)]
 
 
 def test_the_decay_that_ranks_best_on_valid_is_chosen():

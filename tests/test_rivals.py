@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import arena
-from scall_jax import Budget, run_segments, tables
+from scall_jax import Budget, SizesConfig, run_segments, tables
 from scall_jax.analysis import memory_curves as memory
 from scall_jax.analysis import report, significance
 from scall_jax.methods.rivals import spectral
@@ -20,7 +20,7 @@ def stream():
 
 
 def _greedy(value, total, minimum, maximum):
-    """One coordinate at a time from a process_memory."""
+    """One coordinate at a time from a heap."""
     result = np.full(len(value), minimum)
     heap = [(-row[minimum], n) for n, row in enumerate(value)] if minimum < maximum else []
     heapq.heapify(heap)
@@ -37,15 +37,17 @@ def test_spectral_is_the_greedy_rule(total):
     rng = np.random.default_rng(total)
     value = np.minimum.accumulate(rng.random((30, 8)), axis=1).astype(np.float32)
     order = jnp.arange(30)
-    ours = spectral.greedy(jnp.asarray(value), jnp.int32(total), 1, 8, jnp.ones(30, bool), order)
+    bounds = SizesConfig(minimum=1, maximum=8)
+    ours = spectral.greedy(bounds, jnp.asarray(value), jnp.int32(total), jnp.ones(30, bool), order)
     np.testing.assert_array_equal(ours, _greedy(value, total, 1, 8))
 
 
 def test_spectral_sum_is_exact_where_values_tie_or_vanish():
     for value in (jnp.zeros((20, 8)), jnp.ones((20, 8))):
         for total in (0, 5, 20, 21, 99, 160, 500):
-            num_active = jnp.arange(20) < 18
-            got = np.asarray(spectral.greedy(value, jnp.int32(total), 1, 8, num_active, jnp.arange(20)))
+            active_mask = jnp.arange(20) < 18
+            bounds = SizesConfig(minimum=1, maximum=8)
+            got = np.asarray(spectral.greedy(bounds, value, jnp.int32(total), active_mask, jnp.arange(20)))
             assert got.sum() == min(total, 18 * 8)
             assert got.max() <= 8 and (got[18:] == 0).all()
 
@@ -88,13 +90,13 @@ def test_eight_bits_are_those_of_numpy_vector_by_vector():
 def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
     known = (14, 11)
     for metadata in (False, True):
-        kind = tables.STORAGES[name]
+        factory = tables.STORAGES[name]
         nbytes = 1500
-        budget_units = kind.budget_units(nbytes, known, 37, metadata)
+        budget_units = factory.budget_units(nbytes, known, 37, metadata)
         sizes = np.zeros(27, np.int32)
         sizes[:25] = budget_units // 25
         sizes[: budget_units % 25] += 1
-        storage = kind.build(budget_units, 14, 11, 37)
+        storage = factory.build(budget_units, 14, 11, 37)
         layout = storage.layout(jnp.asarray(sizes))
         stored = storage.store(storage.fresh(jax.random.key(0), layout, 1.0), layout)
         exported = storage.export(stored, sizes, known)
@@ -103,7 +105,7 @@ def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
         again, plan = storage.restore(exported, known)
         jax.tree.map(np.testing.assert_array_equal, again, stored)
         np.testing.assert_array_equal(plan, sizes)
-        # what was kept is kept again unchanged
+        # What was stored is stored again unchanged.
         twice = storage.store(storage.load(stored, layout), layout)
         np.testing.assert_allclose(storage.load(twice, layout), storage.load(stored, layout), rtol=1e-5)
 

@@ -7,13 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, Budget, FitConfig, make_run, run_segments, scan, tables
+from scall_jax import (
+    METHODS,
+    Budget,
+    FitConfig,
+    SearchConfig,
+    SizesConfig,
+    WarmStartConfig,
+    make_run,
+    run_segments,
+    scan,
+    sweep,
+    tables,
+)
 from scall_jax.analysis import report
-from scall_jax.config import SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.allocators import ALLOCATORS
+from scall_jax.methods.embedding_phases import budget_totals
 from scall_jax.run import compilation, records
 from scall_jax.run.phases import CompiledPhases
-from scall_jax.methods.embedding_phases import budget_totals
 from tests.helpers import comparable, small_config, small_stream
 
 
@@ -44,6 +55,48 @@ def test_scan_and_host_loop_give_the_same_records(stream, method):
             assert value == expected, name
 
 
+def test_the_frame_of_a_scan_has_the_values_of_its_arrays_by_name(stream):
+    config = small_config("fixed")
+    result = scan(config, stream, jax.random.key(5))
+    _check_frame(result.frame, jax.tree.map(lambda x: x[None], result.record), [config.budget])
+
+
+def test_the_frame_of_a_sweep_has_a_row_for_each_run_and_segment(stream):
+    budgets = [Budget.mean_size(2), Budget.mean_size(8), Budget.megabytes(0.002)]
+    keys = [jax.random.key(seed) for seed in (0, 1, 1)]
+    result = sweep(small_config("uniform"), stream, keys, budgets)
+    _check_frame(result.frame, result.record, budgets)
+    searched = records.frame(result.record._replace(action=result.record.action.at[0, 1].set(0.5)), budgets)
+    assert searched["action"][1].to_list() == [0.5, 0.5, 0.5]
+    assert searched["action"].null_count() == len(searched) - 1
+    assert result.state.totals.shape == (len(budgets), len(stream))
+    with pytest.raises(ValueError, match="2 budgets of 3 runs"):
+        records.frame(result.record, budgets[:2])
+
+
+def _check_frame(frame, record, budgets):
+    runs, segments = record.segment.shape
+    assert frame.columns[:3] == ["run", "segment", "budget"] and len(frame) == runs * segments
+    expected = {
+        "run": np.repeat(np.arange(runs), segments),
+        "segment": np.tile(np.arange(segments), runs),
+        "budget": np.repeat([str(budget) for budget in budgets], segments),
+        "allocated_parameters": record.allocated,
+        "loss": record.loss,
+        "test_recall@20": record.test.recall[:, :, 0, 2],
+        "valid_ndcg@5": record.valid.ndcg[:, :, 0, 0],
+        "test_new_recall@10": record.test.recall[:, :, 1, 1],
+        "test_warm_users": record.test.users[:, :, 2],
+        "valid_coverage@20": record.valid.coverage[:, :, 2],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(frame[name].to_numpy(), np.ravel(values), err_msg=name)
+    for number in range(runs):
+        lines = frame.filter(run=number).to_dicts()
+        one = _as_lines(jax.tree.map(lambda x, n=number: x[n], record), segments)
+        assert records.summarise(lines) == records.summarise(one)
+
+
 def test_packed_and_masked_tables_give_the_same_records(stream):
     budget = Budget.mean_size(2.5)
     packed, masked = (
@@ -59,7 +112,7 @@ def test_packed_and_masked_tables_give_the_same_records(stream):
 
 
 BUDGETS = [
-    Budget.mean_size(0.3),  # not even the minimum fits
+    Budget.mean_size(0.3),  # less than the minimum sizes take
     Budget.mean_size(1),
     Budget.mean_size(7.3),
     Budget.mean_size(1000),  # more than the largest sizes take
@@ -85,11 +138,11 @@ def test_every_method_gives_out_every_budget_exactly(stream, method, minimum):
             sizes = np.asarray(prepared.sizes)
             own = np.concatenate([sizes[: segment.users], sizes[stream.capacity.users :][: segment.items]])
             assert sizes.sum() == min(allowed, entities * 40)
-            assert own.sum() + sizes[-2:].sum() == sizes.sum()  # nothing for who does not exist
+            assert own.sum() + sizes[-2:].sum() == sizes.sum()  # nodes that do not exist have size 0
             assert sizes.max() <= 40
             if allowed >= (minimum or 40) * entities:
                 assert own.min() >= minimum and sizes[-2:].sum() == 0
-            elif minimum == 0:  # who is left without is a matter of shares
+            elif minimum == 0:  # shares decide which entities have no parameters
                 assert sizes[-2:].sum() == min(2, allowed) and own.min() >= 0
             else:
                 assert (own == 0).any() and sizes[-2:].sum() == min(2 * minimum, allowed)
@@ -108,7 +161,7 @@ def test_without_a_minimum_the_rare_make_room_for_the_frequent(stream):
     count = np.concatenate(
         [segment.frequency[: segment.users], segment.frequency[stream.capacity.users :][: segment.items]]
     )
-    wanted = found[0].sum() * count / count.sum()  # each within one of its share, and none above its like
+    wanted = found[0].sum() * count / count.sum()
     assert (found[0] == 0).any() and found[0].max() > 3
     assert np.abs(found[0] - wanted).max() <= 1.5
     lines = run_segments(config, stream, jax.random.key(0))
@@ -157,7 +210,7 @@ def test_no_host_transfer_inside_a_step(stream):
     step = jax.jit(run.step).lower(state, segment).compile()
     with jax.transfer_guard("disallow"):
         _, record = jax.block_until_ready(step(state, segment))
-        with pytest.raises(RuntimeError, match="isallowed"):  # the guard is at work
+        with pytest.raises(RuntimeError, match="isallowed"):  # shows that the guard works
             step(state, jax.tree.map(np.asarray, stream.segment(0)))
     assert record.steps == 20 and np.isfinite(record.loss)
 
@@ -187,11 +240,13 @@ def test_starting_afresh_forgets_and_warm_start_does_not(stream):
 
 def test_records_on_disk_hold_the_budget(stream, tmp_path):
     config = small_config("fixed", budget=Budget.mean_size(30.7), sizes=SizesConfig(maximum=40))
-    seen, compiled = [], []
-    callbacks = {"on_segment": seen.append, "on_compiled": lambda: compiled.append(len(seen))}
+    reported, compiled = [], []
+    callbacks = {"on_segment": reported.append, "on_compiled": lambda: compiled.append(len(reported))}
     lines = run_segments(config, stream, jax.random.key(0), folder=str(tmp_path / "r"), **callbacks)
     assert compiled == [0] * 4  # sizes, fit, evaluation and the first state, before any segment
-    assert lines == seen == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert (
+        lines == reported == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    )
     for line in lines:
         entities = line["users"] + line["items"]
         assert line["allocated_parameters"] == line["budget_parameters"] == int(30.7 * entities)
@@ -201,15 +256,15 @@ def test_records_on_disk_hold_the_budget(stream, tmp_path):
 
 
 def test_a_checkpoint_grows_by_the_budget(stream, tmp_path):
-    """Random float32 hardly compress, and the bookkeeping of a checkpoint is the same at both budgets."""
-    disk, held = [], []
+    """The bookkeeping of a checkpoint is the same at both budgets, so that the difference is that of the parameters."""
+    disk, memory = [], []
     for size in (10, 40):
         config = small_config("uniform", budget=Budget.mean_size(size), sizes=SizesConfig(maximum=64))
         line = run_segments(config, stream, jax.random.key(0), folder=tmp_path / str(size))[-1]
         disk.append(line["disk_bytes"])
-        held.append(4 * line["allocated_parameters"])
-    assert held[1] - held[0] > 15_000
-    assert disk[1] - disk[0] == pytest.approx(held[1] - held[0], rel=0.12)
+        memory.append(4 * line["allocated_parameters"])
+    assert memory[1] - memory[0] > 15_000
+    assert disk[1] - disk[0] == pytest.approx(memory[1] - memory[0], rel=0.12)
 
 
 @pytest.mark.parametrize("method", ["fixed", "popularity-decayed"])
@@ -291,7 +346,7 @@ def test_replay_is_paid_for_first_and_exactly(stream, table):
         entities = stream.known(stream.bounds[t].train)
         left = 4 * 12 * sum(entities) - 8 * len(stream.replay[t])
         budget_units = tables.STORAGES[table].budget_units
-        # the units are those of what is left; one more would not fit
+        # All bytes that replay leaves are spent: one budget unit more would not fit.
         assert total == budget_units(left, entities, 40, True) and budget_units(left - 4, entities, 40, True) < total
     with pytest.raises(ValueError, match=r"replay takes \d+ of \d+ bytes: lower cut.replay"):
         budget_totals(small_config("uniform", budget=Budget.mean_size(2), table=table, charge="replay"), stream)
@@ -306,7 +361,7 @@ def test_the_bias_is_paid_for_where_all_is(stream):
     assert [b - n for b, n in zip(bare, biased, strict=True)] == items
     config = small_config("uniform", budget=Budget.mean_size(6), charge="all", bias="decayed", fit=FitConfig(steps=1))
     for line in run_segments(config, stream, jax.random.key(0)):
-        # sizes take a byte each
+        # A size takes one byte.
         assert line["bytes_metadata"] == line["users"] + line["items"] + 2 + 4 * line["items"]
         assert line["bytes_at_rest"] <= line["budget_bytes"] < line["bytes_at_rest"] + 4
 
@@ -341,12 +396,12 @@ def test_means_over_valid_leave_out_segments_without_valid_users(stream):
     assert none["mean_valid_recall@20"] is none["pooled_valid_recall@20"] is None
 
 
-def test_titles_are_no_mathematics(tmp_path):
+def test_dollar_signs_in_titles_are_shown(tmp_path):
     report.plot_lines(tmp_path / "x.png", {"a": ([1, 2], [0.1, 0.2], [0, 0])}, r"pri$ce_$x\frac", "x", "y", {"b": 0.1})
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
-def test_phases_hold_nothing_large_twice(stream):
+def test_phases_donate_large_arrays(stream):
     config = small_config("scall-sac", search=SearchConfig(on="previous", probes=2, probe_steps=5))
     run, key = make_run(config), jax.random.key(1)
     state = compilation.compiled(lambda key: run.init(key, stream), key)(key)
@@ -357,11 +412,11 @@ def test_phases_hold_nothing_large_twice(stream):
     def large(tree):
         return [leaf for leaf in jax.tree.leaves(tree) if leaf.nbytes > 2**12]
 
-    seen = {}
+    given = {}
 
     def watched(name, program):
         def call(*arguments):
-            seen[name] = arguments
+            given[name] = arguments
             return program(*arguments)
 
         return call
@@ -369,14 +424,14 @@ def test_phases_hold_nothing_large_twice(stream):
     phases._programs = {name: watched(name, program) for name, program in phases._programs.items()}
     state, record = phases.run_segment(state, segment)
     assert set(phases.seconds) == {"prepare", "fit", "evaluate", "search_after"}
-    # What is large is taken: the parameters by the training, the planner's memory by evaluation and search.
-    assert seen["fit"][0].is_deleted()
+    # Training takes the parameters, evaluation and search the planner's memory.
+    assert given["fit"][0].is_deleted()
     for name in ("evaluate", "search_after"):
-        given = large(seen[name][0]["planner"])
-        assert given and all(leaf.is_deleted() for leaf in given)
-    assert all(leaf.is_deleted() for leaf in large(seen["search_after"][0]["params"]))
+        memory = large(given[name][0]["planner"])
+        assert memory and all(leaf.is_deleted() for leaf in memory)
+    assert all(leaf.is_deleted() for leaf in large(given["search_after"][0]["params"]))
     assert int(record.search.count) == 2
-    jax.random.split(key)  # the caller's key is not taken
+    jax.random.split(key)  # the caller's key is still there
 
 
 def test_a_run_that_is_over_compiles_nothing(stream, tmp_path, monkeypatch):

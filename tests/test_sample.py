@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scall_jax import sizes
-from scall_jax.sizes.sample import log_gamma_variates, multinomial, poisson
+from scall_jax.sizes.variates import log_gamma_variates, multinomial, poisson
 
 _sample = jax.jit(sizes.sample, static_argnames=("minimum", "maximum"))
 
@@ -83,7 +83,7 @@ def test_moments_are_those_of_the_dirichlet_multinomial(concentration):
 def test_excess_goes_to_those_below_the_cap():
     drawn = np.asarray(sizes.sample(jax.random.key(0), [1000.0, 1.0, 1.0, 1.0], 31, np.inf, 1, 10))
     assert drawn[0] == 10 and drawn.sum() == 31
-    # the first wins all 30 draws beyond the minimum and keeps 21; the other 9 are a multinomial over the rest
+    # The first wins all 30 draws beyond the minimum and keeps 21; the other 9 are a multinomial over the rest.
     keys = jax.random.split(jax.random.key(0), 1000)
     many = np.asarray(jax.vmap(lambda key: sizes.sample(key, [1e9, 3.0, 2.0, 1.0], 34, np.inf, 1, 22))(keys))
     assert (many[:, 0] == 22).all() and (many.sum(1) == 34).all()
@@ -92,13 +92,13 @@ def test_excess_goes_to_those_below_the_cap():
     np.testing.assert_allclose(many[:, 1:].var(0), trials * p * (1 - p), rtol=0.2)
 
 
-def test_a_draw_that_rounding_puts_on_an_entity_that_takes_no_part_is_made_again(monkeypatch):
-    """A running sum of float32 may grow over trailing zeros: then the last draw falls beyond the entities alive."""
-    module = importlib.import_module("scall_jax.sizes.sample")  # the package's name `sample` is the function
+def test_a_draw_that_rounding_puts_on_an_entity_that_does_not_exist_is_made_again(monkeypatch):
+    """A float32 running sum may grow over trailing zeros, so that a draw falls on an entity that does not exist."""
+    module = importlib.import_module("scall_jax.sizes.sample")  # `scall_jax.sizes.sample` is the function
     real = module.multinomial
 
     def misplaced(key, total, p):
-        one = jnp.where(total > 5, 1, 0)  # at the first time, not when it is made again
+        one = jnp.where(total > 5, 1, 0)  # misplaces one draw the first time, none when it is made again
         made = real(key, total, p)
         return made.at[jnp.argmax(made)].add(-one).at[-1].add(one)
 

@@ -94,20 +94,20 @@ def test_search_reads_nothing_from_test(stream):
     assert (a.fitness[:3] > 0).all()
 
 
-def test_unseen_entities_have_a_size_before_any_training_on_them():
+def test_new_entities_have_a_size_before_any_training_on_them():
     rows = streams.synthetic(jax.random.key(7), users=200, items=150, interactions=4000)
     stream = streams.cut(rows, segments=6)
     run = make_run(_config())
     state, step, prepare = run.init(jax.random.key(0), stream), jax.jit(run.step), jax.jit(run.prepare)
-    seen = 0
+    new = 0
     for segment in stream:
         sizes_of = np.asarray(prepare(state, segment).sizes)
         users = np.arange(int(segment.users_before), int(segment.users))
         items = np.arange(int(segment.items_before), int(segment.items)) + stream.capacity.users
         assert (sizes_of[np.concatenate([users, items])] >= 1).all()
-        seen += len(users) + len(items) if segment.index else 0
+        new += len(users) + len(items) if segment.index else 0
         state, _ = step(state, segment)
-    assert seen > 0
+    assert new > 0
 
 
 def test_probes_at_once_are_the_probes_in_turn(stream):
@@ -218,7 +218,8 @@ def test_a_step_takes_states_of_another_run_and_init_is_traceable(stream, method
     config, segment = _config(method), stream.segment(1)
     state = jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
     run = make_run(config)
-    first = jax.eval_shape(run.step, state, segment)  # a second trace would meet what the first one kept
+    # A second trace would find what the first one kept.
+    first = jax.eval_shape(run.step, state, segment)
     assert jax.tree.map(lambda x: x.shape, jax.eval_shape(run.step, state, segment)) == jax.tree.map(
         lambda x: x.shape, first
     )
@@ -255,18 +256,15 @@ class _KilledError(Exception):
 )
 def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where):
     config, key = _config(method, {"on": on}), jax.random.key(2)
-    # a program that calls back is another one, and may round otherwise: all three runs call back
-    silent = {"on_probes": lambda *seen: None} if where == "search" else {}
+    # A program with a callback is another one, which may round differently: all three runs have one.
+    silent = {"on_probes": lambda *arguments: None} if where == "search" else {}
     whole = run_segments(config, stream, key, folder=tmp_path / "whole", **silent)
 
     def in_segment(line):
         if line["segment"] == 1:
             raise _KilledError
 
-    seen = []
-
     def in_search(segment, done, ratio):
-        seen.append(segment)
         if int(segment) == 2 and int(done) == 2:
             raise _KilledError
 

@@ -9,7 +9,7 @@ from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.streams.segments import make_graph
 from scall_jax.tables import SharedMemoryConfig
 from scall_jax.tables.compressed import minhash
-from scall_jax.tables.compressed.shared_memory import Cells, refitted
+from scall_jax.tables.compressed.shared_memory import Cells, refit_cells
 from tests.helpers import small_config, small_stream
 
 _MASK = 2**32 - 1
@@ -97,7 +97,7 @@ def test_cells_are_uniform_and_only_those_of_new_cells_move():
     for cell, m in ((few, 60), (many, 90)):
         count = np.bincount(cell.ravel(), minlength=m)
         assert len(count) == m
-        # coordinates of one entity and of equal keys are not independent: wider than the 2 m of chi-square
+        # Coordinates of one entity and of equal keys are not independent: the bound is wider than chi-square's 2 m.
         assert ((count - count.mean()) ** 2 / count.mean()).sum() < 3 * m
     moved = few != many
     assert (many[moved] >= 60).all() and moved.mean() == pytest.approx(1 / 3, abs=0.02)
@@ -113,7 +113,7 @@ def test_refitted_cells_are_least_squares():
     root = np.sqrt(np.repeat(weight, width))
     best = np.linalg.lstsq(root[:, None] * reads, root * vectors.ravel(), rcond=None)[0]
     empty = np.full(cells, 7.0, np.float32)
-    got = refitted(*(jnp.asarray(x, jnp.float32) for x in (vectors, weight)), jnp.asarray(cell), jnp.asarray(empty))
+    got = refit_cells(*(jnp.asarray(x, jnp.float32) for x in (vectors, weight)), jnp.asarray(cell), jnp.asarray(empty))
     used = (np.repeat(weight, width) @ reads) > 0
     np.testing.assert_allclose(got, np.where(used, best, 7.0), atol=1e-5)
     assert not used[-1]
@@ -124,15 +124,15 @@ def test_carried_vectors_keep_their_cells_and_new_ones_are_drawn():
     own = storage.plan().signatures
     old, new = Cells(jnp.int32(600), own), Cells(jnp.int32(900), own)
     params = storage.fresh(jax.random.key(0), storage.layout(old), 1.0)
-    carry = small_config().warm_start
+    options = small_config().warm_start
     known = jnp.arange(50) < 45
-    moved = storage.resize(jax.random.key(1), params, old, new, known, jnp.ones(50), carry)
+    moved = storage.warm_start(jax.random.key(1), tables.Previous(params, old, known, jnp.ones(50)), new, options)
     before, after = (np.asarray(storage.vectors(p, storage.layout(q))) for p, q in ((params, old), (moved, new)))
     same = np.asarray(storage.layout(old).cell == storage.layout(new).cell)
     stayed = same & np.asarray(known)[:, None]
     assert stayed.mean() > 0.5
-    np.testing.assert_allclose(after[stayed], carry.shrink * before[stayed], rtol=1e-4, atol=1e-6)
-    # what moved went with its value, averaged where several met in a new cell
+    np.testing.assert_allclose(after[stayed], options.shrink * before[stayed], rtol=1e-4, atol=1e-6)
+    # A coordinate that moves takes its value along; values that meet in a new cell are averaged.
     went = ~same & np.asarray(known)[:, None]
     assert np.corrcoef(after[went], before[went])[0, 1] > 0.7
     assert np.count_nonzero(params) == 600 and np.count_nonzero(moved) <= 900

@@ -41,8 +41,8 @@ def _setting(stream, method, size=4.0, t=2, **search):
     config = small_config(method, search=SearchConfig(**({"probes": 8} | search)), **given)
     segment = jax.tree.map(jnp.asarray, stream.segment(t))
     planner = PLANNERS[method](config, None)
-    chosen = jax.jit(lambda state: planner.plan(segment_context(config, state, segment), jax.random.key(0)))
-    return config, chosen, make_run(config).init(jax.random.key(0), stream), segment
+    plan = jax.jit(lambda state: planner.plan(segment_context(config, state, segment), jax.random.key(0)))
+    return config, plan, make_run(config).init(jax.random.key(0), stream), segment
 
 
 def _formula(context, by_user):
@@ -80,10 +80,10 @@ FAMILY_DRAWS = {
 
 def test_shares_of_bet_are_the_means_of_sorted_draws():
     rng, n = np.random.default_rng(0), 200
-    ours = jax.jit(lambda number: bet.expected_shares(number, jnp.int32(n), n + 9))
+    ours = jax.jit(lambda number: bet.shares_by_number(number, jnp.int32(n), n + 9))
     for i, (family, draw) in enumerate(FAMILY_DRAWS.items()):
         for part in (0.15, 0.8):
-            drawn = -np.sort(-np.stack([draw(rng, part * bet.SHAPES[family][1], n) for _ in range(400)]), axis=1)
+            drawn = -np.sort(-np.stack([draw(rng, part * bet.SHAPE_RANGES[family][1], n) for _ in range(400)]), axis=1)
             expected = (drawn / drawn.sum(1, keepdims=True)).mean(0)
             got = np.asarray(ours(jnp.float32((i + part) / 4)))
             got = got / got.sum()
@@ -101,18 +101,18 @@ def test_sets_of_bet_are_pooled_as_in_numpy():
 
 
 def test_strategies_of_bet_go_round_in_fives():
-    picked = [int(bet.select(jnp.int32(i), 7, 0, 9)) for i in range(10)]
+    picked = [int(bet.pick_candidate(jnp.int32(i), 7, 0, 9)) for i in range(10)]
     assert picked == [7, 7, 7, 0, 9] * 2
 
 
-def _searching(module, config, segment, by_user, again=0):
+def _searching(module, config, segment, by_user):
     """The search of a segment by a formula, for any budget: state -> state, record."""
 
     def search(state):
         context = segment_context(config, state, segment)
         found = SEARCHES[module](context)
-        kept, record = probe_in_turn(context, found, _formula(context, by_user), again=again)
-        return state._replace(planner=kept), record
+        planner_state, record = probe_in_turn(context, found, _formula(context, by_user))
+        return state._replace(planner=planner_state), record
 
     return search
 
@@ -124,29 +124,29 @@ def _assert_exact(state, record, segment):
 
 
 def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(stream, monkeypatch):
-    monkeypatch.setattr(bet, "CANDIDATES", 10)
-    config, choose, state, segment = _setting(stream, "bet", 6.0, probes=10)
+    monkeypatch.setattr(bet, "SAMPLED_ACTIONS", 10)
+    config, plan, state, segment = _setting(stream, "bet", 6.0, probes=10)
     fitness = _log_frequency_fit(segment)
-    search = jax.jit(_searching(bet, config, segment, fitness, bet.retrained(config.search)))
+    search = jax.jit(_searching(bet, config, segment, fitness))
     for totals in (state.totals // 10, state.totals, state.totals, state.totals):
         state, record = search(state._replace(totals=totals))
         _assert_exact(state, record, segment)
-        # the last probes are the best of those before, in order
+        # The last probes repeat the best of those before, in order.
         best = np.sort(np.asarray(record.fitness[:8]))[::-1][:2]
         np.testing.assert_allclose(record.fitness[8:], best, rtol=1e-5)
-        own, action = choose(state)
+        own, action = plan(state)
         assert own.sum() == totals[2]
         np.testing.assert_allclose(action, record.action[8], rtol=1e-6)
     net, frequency = bet.Predictor(40, stream.capacity.users), bet.scaled_frequency(config.sizes, segment)
 
     @jax.jit
     def judge(action):
-        own = bet.bet_sizes(config, segment, state.totals[2], action)
+        own = bet.bet_sizes(config.sizes, segment, state.totals[2], action)
         return net.apply(state.planner.params, frequency, own)[0], fitness(own)[0]
 
     value, true = np.array([judge(action) for action in jax.random.uniform(jax.random.key(3), (60, 3))]).T
     assert stats.spearmanr(value, true)[0] > 0.6
-    # probes that the predictor chose, by the fitness of what it chose from
+    # The actions that the predictor chose are better than most of those it chose from.
     assert np.mean(record.fitness[:3]) > np.quantile(true, 0.75)
 
 
@@ -154,34 +154,34 @@ def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(strea
 def test_a_price_gives_the_most_worth_that_fits(total):
     rng, choices = np.random.default_rng(total), (1, 2, 4, 8)
     worth = rng.normal(size=(6, 4)).cumsum(1)
-    num_active, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
+    active_mask, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
     got = np.asarray(
-        sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, num_active, order)
+        sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, active_mask, order)
     )
     assert got.sum() == total and got.min() >= 1 and got.max() <= 10
     every = np.array(list(itertools.product(range(4), repeat=6)))
     spent, value = np.array(choices)[every].sum(1), worth[np.arange(6), every].sum(1)
-    # those who have a candidate's size, and the one who may be in between with the candidate below
+    # One entity may have a size between two candidates; it counts as the lower one.
     place = np.searchsorted(choices, got, side="right") - 1
     assert (np.array(choices)[place] != got).sum() <= 1
     own = worth[np.arange(6), place].sum()
     fits = spent <= np.array(choices)[place].sum()
     if (np.array(choices)[place] == got).all():
         assert own == pytest.approx(value[fits].max(), abs=1e-4)
-    # no more than one step of one entity is lost to the best
+    # At most one step of one entity is lost against the best allocation.
     assert own >= value[spent <= total].max() - np.abs(np.diff(worth, axis=1)).max()
 
 
 def test_prices_meet_every_total_exactly_where_all_tie():
-    num_active, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
-    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, num_active, order))
+    active_mask, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
+    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, active_mask, order))
     for worth in (jnp.zeros((20, 4)), jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0, -1.0]), (20, 4))):
         for total in (0, 5, 18, 19, 50, 100, 144, 200, 288, 400):
             got = np.asarray(give(worth, jnp.int32(total)))
             assert got.sum() == min(total, 18 * 16) and (got[18:] == 0).all() and got.max() <= 16
-            assert got.min(where=np.asarray(num_active), initial=9) >= (total >= 18)
+            assert got.min(where=np.asarray(active_mask), initial=9) >= (total >= 18)
     with pytest.raises(ValueError, match="candidates"):
-        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, num_active, order)
+        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, active_mask, order)
 
 
 def test_entities_are_described_and_served_as_their_interactions_say(stream):
@@ -191,7 +191,7 @@ def test_entities_are_described_and_served_as_their_interactions_say(stream):
     x = rng.normal(size=(users + items, 3)).astype(np.float32)
     around = entities.mean_of_neighbours(segment.graph, jnp.asarray(x))
     by_user = rng.random(int(segment.valid.users.shape[0]) - 1).astype(np.float32)
-    value, seen = (np.asarray(a) for a in entities.by_entity(segment, jnp.asarray(by_user)))
+    value, has_value = (np.asarray(a) for a in entities.by_entity(segment, jnp.asarray(by_user)))
     graph, positives, valid = (jax.tree.map(np.asarray, part) for part in segment[6:9])
     count = min(int(valid.count), len(by_user))
     served = dict(zip(valid.users[:count], by_user[:count], strict=True))
@@ -203,7 +203,7 @@ def test_entities_are_described_and_served_as_their_interactions_say(stream):
         near = graph.indices[graph.indptr[node] : graph.indptr[node + 1]]
         np.testing.assert_allclose(around[node], x[near].mean(0) if len(near) else np.zeros(3), atol=1e-5)
         found = ([served[node]] if node in served else []) if node < users else lists[node - users]
-        assert seen[node] == bool(found)
+        assert has_value[node] == bool(found)
         assert value[node] == pytest.approx(np.mean(found) if found else 0.0, abs=1e-5)
     assert len(served) > 10 and sum(map(bool, lists.values())) > 10
 
@@ -228,7 +228,7 @@ def _halves(segment, users):
 
 def _sizes_where_it_pays(module, stream, method, rounds, probes):
     """Mean sizes of the half of the users for whom larger ones pay, and of the other half, for either half."""
-    config, choose, state, segment = _setting(stream, method, 4.0, probes=probes)
+    config, plan, state, segment = _setting(stream, method, 4.0, probes=probes)
     users, means = stream.capacity.users, []
     halves = _halves(segment, users)
     search = jax.jit(lambda state, chosen: _searching(module, config, segment, _pays_for(segment, chosen))(state))
@@ -237,7 +237,7 @@ def _sizes_where_it_pays(module, stream, method, rounds, probes):
         for totals in (state.totals // 8, *[state.totals] * rounds):
             now, record = search(now._replace(totals=totals), jnp.asarray(chosen))
             _assert_exact(now, record, segment)
-            own = np.asarray(choose(now)[0])
+            own = np.asarray(plan(now)[0])
             assert own.sum() == totals[2]
         means.append((own[:users][chosen].mean(), own[:users][others].mean()))
     return means, own, now
@@ -246,7 +246,8 @@ def _sizes_where_it_pays(module, stream, method, rounds, probes):
 def test_ducb_gives_size_to_those_for_whom_it_pays(stream):
     means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=8)
     assert all(a > 1.3 * b for a, b in means), means
-    assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1  # one entity takes what is left
+    # One entity takes what is left.
+    assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1
     assert state.planner.users.gram.shape == (18, 18)
 
 
@@ -262,7 +263,7 @@ def test_targets_of_ciess_are_those_of_td3():
     agent = ciess.new_agent(jax.random.key(1))
     agent = agent._replace(target_actor=jax.tree.map(lambda x: 3 * x, agent.actor))
     reward, ahead, noise = rng.normal(size=9), rng.normal(size=(9, 3)), 2 * rng.normal(size=(9, 1))
-    got = ciess.targets(agent, *(jnp.asarray(x, jnp.float32) for x in (reward, ahead, noise)), 39)
+    got = ciess.td3_targets(agent, *(jnp.asarray(x, jnp.float32) for x in (reward, ahead, noise)), 39)
     actor, critic = (
         jax.tree.map(lambda x: np.asarray(x, np.float64), p["params"])
         for p in (agent.target_actor, agent.target_critic)
@@ -276,12 +277,12 @@ def test_targets_of_ciess_are_those_of_td3():
 
 def test_walks_of_ciess_go_to_near_sizes_more_often():
     start = jnp.full(40_000, 3, jnp.int32)
-    places = np.asarray(ciess.walk(jax.random.key(0), start, 1, 40))
+    places = np.asarray(ciess.walk(jax.random.key(0), start, ciess.SizeBounds(1, 40)))
     assert places.shape == (6, 40_000) and (places[0] == 3).all() and places.min() == 1
     assert np.abs(np.diff(places, axis=0)).max() == 5 and (np.diff(places, axis=0) != 0).all()
-    seen = np.bincount(places[1], minlength=9)[1:9] / 40_000
+    frequency = np.bincount(places[1], minlength=9)[1:9] / 40_000
     weight = np.array([1 / abs(d - 3) if d != 3 else 0 for d in range(1, 9)])
-    np.testing.assert_allclose(seen, weight / weight.sum(), atol=0.012)
+    np.testing.assert_allclose(frequency, weight / weight.sum(), atol=0.012)
 
 
 def test_ciess_learns_which_entities_want_which_size():
@@ -293,29 +294,30 @@ def test_ciess_learns_which_entities_want_which_size():
         state, ahead = (jax.random.uniform(k, (128, 3), minval=-1.0) for k in keys[:2])
         action = jax.random.uniform(keys[2], (128, 1))
         reward = -4 * (action[:, 0] - best(state[:, 0])) ** 2
-        return ciess.update(agent, ciess.Batch(state, action, reward, ahead), jax.random.normal(keys[3], (128, 1)), 39)
+        batch = ciess.Batch(state, action, reward, ahead)
+        return ciess.update_agent(agent, batch, jax.random.normal(keys[3], (128, 1)), 39)
 
     agent = jax.jit(lambda agent: jax.lax.fori_loop(0, 400, one, agent))(ciess.new_agent(jax.random.key(0)))
     frequency = jnp.array([-0.8, -0.4, 0.4, 0.8])
-    seen = jnp.stack([frequency, jnp.zeros(4), jnp.zeros(4)], axis=1)
-    np.testing.assert_allclose(ciess.ACTOR.apply(agent.actor, seen)[:, 0], best(frequency), atol=0.25)
+    states = jnp.stack([frequency, jnp.zeros(4), jnp.zeros(4)], axis=1)
+    np.testing.assert_allclose(ciess.ACTOR.apply(agent.actor, states)[:, 0], best(frequency), atol=0.25)
     assert agent.updates == 400
 
 
 def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
     monkeypatch.setattr(ciess, "_BATCH", 32)
-    config, choose, state, segment = _setting(stream, "ciess", 4.0, probes=4)
+    config, plan, state, segment = _setting(stream, "ciess", 4.0, probes=4)
     users = stream.capacity.users
     chosen = jnp.asarray(_halves(segment, users)[0])
     search = jax.jit(_searching(ciess, config, segment, _pays_for(segment, chosen)))
     for totals in (state.totals // 8, state.totals):
         state, record = search(state._replace(totals=totals))
         _assert_exact(state, record, segment)
-        own, _ = choose(state)
+        own, _ = plan(state)
         assert own.sum() == totals[2]
-        # nobody has come since: the best sizes are those of the segment, also where many have none
+        # No entity has arrived since, so that the best sizes are those of the segment, also where many are 0.
         np.testing.assert_array_equal(own[:-2], jnp.maximum(state.planner.sizes, 0))
-    # the last probe repeats the best of those before
+    # The last probe repeats the best of those before.
     assert record.fitness[3] == record.fitness[:3].max()
     assert _pays_for(segment, chosen)(own[:-2]).mean() == pytest.approx(float(record.fitness[3]), abs=1e-6)
     assert state.planner.users.updates == 2 * 4 * 8
@@ -350,7 +352,8 @@ def test_gradient_of_esapn_is_that_of_reinforce():
     bucket, place = jnp.asarray(rng.integers(0, 32, 30)), jnp.asarray(rng.integers(0, 4, 30))
     grew, advantage, weight = rng.random(30) < 0.5, rng.normal(size=30), (rng.random(30) < 0.7).astype(float)
     params = net.init(jax.random.key(0), bucket, place)
-    got = jax.grad(lambda p: esapn.loss(net, p, bucket, place, grew, advantage, weight))(params)
+    decisions = esapn.Decisions(bucket, place, grew, advantage, weight)
+    got = jax.grad(lambda p: esapn.reinforce_loss(net, p, decisions))(params)
     slopes = jax.jacrev(lambda p: net.apply(p, bucket, place))(params)
     chance = special.expit(np.asarray(net.apply(params, bucket, place), np.float64))
     score = -(grew - chance) * advantage * weight / weight.sum()
@@ -368,7 +371,8 @@ def test_esapn_learns_who_gains_by_growing():
         bucket, place = (jax.random.randint(k, (256,), 0, n) for k, n in zip(keys, (32, 4), strict=False))
         grew = jax.random.uniform(keys[2], (256,)) < jax.nn.sigmoid(net.apply(params, bucket, place))
         advantage = jnp.where(grew, jnp.where(bucket >= 16, 1.0, -1.0), 0.0)
-        gradient = jax.grad(lambda p: esapn.loss(net, p, bucket, place, grew, advantage, jnp.ones(256)))(params)
+        decisions = esapn.Decisions(bucket, place, grew, advantage, jnp.ones(256))
+        gradient = jax.grad(lambda p: esapn.reinforce_loss(net, p, decisions))(params)
         changes, opt_state = adam.update(gradient, opt_state)
         return optax.apply_updates(params, changes), opt_state
 
@@ -381,35 +385,35 @@ def test_esapn_learns_who_gains_by_growing():
 
 def test_esapn_learns_nothing_from_growth_that_was_refused(stream):
     config, _, state, segment = _setting(stream, "esapn", 4.0)
-    kept = state.planner
-    # everybody wishes to grow
+    planner_state = state.planner
+    # Let all entities want to grow.
     users, items = (
         agent._replace(params=jax.tree.map(lambda x: jnp.array([-6.0, 6.0]) if x.shape == (2,) else x, agent.params))
-        for agent in (kept.users, kept.items)
+        for agent in (planner_state.users, planner_state.items)
     )
-    search = esapn.esapn_search(segment_context(config, state._replace(planner=kept), segment))
+    search = esapn.esapn_search(segment_context(config, state._replace(planner=planner_state), segment))
     valid = len(segment.valid.users)
     reference = ReferenceProbe(
         jnp.zeros(len(segment.frequency), jnp.int32), jnp.float32(0.2), jnp.full((valid, 2), 0.2)
     )
-    carry = search.begin(kept._replace(users=users, items=items), reference)
+    carry = search.start(planner_state._replace(users=users, items=items), reference)
     trial = Trial(carry.own, jnp.zeros(3), jnp.float32(1.0), jnp.full((valid, 2), 0.4))
-    after = jax.jit(search.learn)(carry, 0, jax.random.key(1), trial)
+    after = jax.jit(search.update)(carry, 0, jax.random.key(1), trial)
     chex.assert_trees_all_equal(after.users.params, carry.users.params)
     grown, _ = search.propose(carry, 0, jax.random.key(1))
-    after = jax.jit(search.learn)(carry, 0, jax.random.key(1), trial._replace(sizes=grown))
+    after = jax.jit(search.update)(carry, 0, jax.random.key(1), trial._replace(sizes=grown))
     assert (grown > carry.own).any()
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(after.users.params, carry.users.params)
 
 
 def test_esapn_only_grows_and_stops_at_the_budget(stream):
-    config, choose, state, segment = _setting(stream, "esapn", 4.0, probes=6)
+    config, plan, state, segment = _setting(stream, "esapn", 4.0, probes=6)
     users = stream.capacity.users
     chosen = jnp.asarray(_halves(segment, users)[0])
     search = jax.jit(_searching(esapn, config, segment, _pays_for(segment, chosen)))
     before, spent = np.zeros(len(segment.frequency), int), []
-    # one budget at which the smallest sizes hardly fit, two with room, and one that takes away
+    # The first budget hardly fits the smallest sizes, the next two leave room, and the last one takes away.
     full = state.totals
     for factor in (0.3, 1.0, 1.0, 0.5):
         totals = (full * factor).astype(jnp.int32)
@@ -425,13 +429,13 @@ def test_esapn_only_grows_and_stops_at_the_budget(stream):
         before = own
         spent.append(own.sum())
     assert spent[1] > 1.2 * spent[0]
-    np.testing.assert_array_equal(choose(state)[0][:-2], before)
+    np.testing.assert_array_equal(plan(state)[0][:-2], before)
 
 
 @pytest.mark.parametrize("method", ["bet", "ciess", "ducb", "esapn"])
 def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, monkeypatch, quick_compilation, method):
     """By real probes: the records of the host loop, of the same cut off after segment 1, and of one program."""
-    monkeypatch.setattr(bet, "CANDIDATES", 4)
+    monkeypatch.setattr(bet, "SAMPLED_ACTIONS", 4)
     monkeypatch.setattr(ciess, "_BATCH", 32)
     search = SearchConfig(probes=2, probe_steps=4)
     fit = FitConfig(layers=1, batch=64, steps=8, eval_every=4, valid_users=32)
@@ -453,7 +457,8 @@ def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, mon
         if t:
             made = line["probe_allocated_parameters"]
             assert len(made) == 2 and all(x <= line["probe_budget_parameters"] for x in made)
-    if method in ("ciess", "esapn"):  # one that spends the budget and one that may not: their program compiles for long
+    # These programs compile slowly: scan one method that spends the whole budget and the one that may not.
+    if method in ("ciess", "esapn"):
         record = scan(config, stream, key).record
         for t, line in enumerate(whole):
             assert record.allocated[t] == line["allocated_parameters"]

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scall_jax import sizes
-from scall_jax.sizes.allocate import allocate_host
+from scall_jax.sizes.allocate_host import allocate_host
 
 
-def _shares(kind: str, n: int, seed: int) -> np.ndarray:
+def _shares(distribution: str, n: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return {
         "uniform": lambda: np.ones(n),
@@ -23,7 +23,7 @@ def _shares(kind: str, n: int, seed: int) -> np.ndarray:
         "one": lambda: np.eye(1, n, rng.integers(n))[0],
         "extreme": lambda: 10.0 ** rng.uniform(-37, 37, n),
         "tiny": lambda: rng.uniform(0, 1e-37, n),
-    }[kind]().astype(np.float32)
+    }[distribution]().astype(np.float32)
 
 
 def _check(shares, result, total, minimum, maximum):
@@ -39,34 +39,34 @@ def _check(shares, result, total, minimum, maximum):
     assert (np.diff(result[order]) <= 0).all()
 
 
-# a few capacities, padded by live: one compilation each
+# Only a few capacities, of which num_active are in use: each is one compilation.
 _CAPACITIES = (1, 7, 64, 1000, 10**5)
 
 
 @given(
-    kind=st.sampled_from(["uniform", "zipf", "ties", "zeros", "one", "extreme", "tiny"]),
+    distribution=st.sampled_from(["uniform", "zipf", "ties", "zeros", "one", "extreme", "tiny"]),
     n=st.one_of(st.integers(1, 200), st.integers(1, 10**5)),
     total=st.one_of(st.integers(0, 5000), st.integers(0, 2**31 - 1)),
     bounds=st.sampled_from([(1, 256), (1, 1), (0, 64), (4, 128), (3, 4), (16, 16), (1, 4096)]),
     seed=st.integers(0, 5),
 )
-@example(kind="zipf", n=10**5, total=2**31 - 1, bounds=(1, 4096), seed=0)
-@example(kind="extreme", n=10**5, total=10**5, bounds=(1, 256), seed=1)
-@example(kind="extreme", n=3, total=4, bounds=(3, 4), seed=2)
-@example(kind="one", n=1, total=0, bounds=(1, 256), seed=1)
-def test_allocate_exact_sum_bounds_and_order(kind, n, total, bounds, seed):
+@example(distribution="zipf", n=10**5, total=2**31 - 1, bounds=(1, 4096), seed=0)
+@example(distribution="extreme", n=10**5, total=10**5, bounds=(1, 256), seed=1)
+@example(distribution="extreme", n=3, total=4, bounds=(3, 4), seed=2)
+@example(distribution="one", n=1, total=0, bounds=(1, 256), seed=1)
+def test_allocate_exact_sum_bounds_and_order(distribution, n, total, bounds, seed):
     capacity = next(c for c in _CAPACITIES if c >= n)
     shares = np.zeros(capacity, np.float32)
-    shares[:n] = _shares(kind, n, seed)
+    shares[:n] = _shares(distribution, n, seed)
     result = np.asarray(sizes.allocate(shares, total, *bounds, num_active=n))
     assert (result[n:] == 0).all()
     _check(shares[:n], result[:n], total, *bounds)
 
 
 @settings(max_examples=12)
-@given(kind=st.sampled_from(["zipf", "ties", "one", "extreme"]), n=st.integers(1, 30), seed=st.integers(0, 9))
-def test_allocate_larger_budget_never_shrinks_an_entity(kind, n, seed):
-    shares = _shares(kind, n, seed)
+@given(distribution=st.sampled_from(["zipf", "ties", "one", "extreme"]), n=st.integers(1, 30), seed=st.integers(0, 9))
+def test_allocate_larger_budget_never_shrinks_an_entity(distribution, n, seed):
+    shares = _shares(distribution, n, seed)
     padded = np.pad(shares, (0, 30 - n))
     totals = np.arange(n, n * 16 + 1)
     many = jax.vmap(lambda total: sizes.allocate(padded, total, 1, 16, num_active=n))(totals)
@@ -93,7 +93,7 @@ def test_allocate_is_webster_with_bounds(values, extra, low):
     total = min(len(values) * low + extra, len(values) * 9)
     ours = np.asarray(sizes.allocate(shares, total, low, 9))
     theirs = _divisor_method(shares.astype(np.float64), total, low, 9)
-    # equal up to exact ties of the priority share / (size + 1/2)
+    # The two agree up to exact ties of the priority share / (size + 1/2).
     assert np.abs(ours - theirs).max() <= 1
     grown, passed_over = ours > theirs, ours < theirs
     np.testing.assert_allclose(
@@ -118,7 +118,7 @@ def _bisected(shares, total, minimum, maximum):
 
     def sizes_at(bits):
         with np.errstate(over="ignore"):
-            # one rounding, as a fused multiply-add has
+            # Round once, as a fused multiply-add does.
             real = np.float32(np.float64(np.int32(bits).view(np.float32)) * relative + 0.5)
         return np.clip(real, minimum, maximum).astype(np.int64)
 
@@ -135,9 +135,9 @@ def _bisected(shares, total, minimum, maximum):
 
 def test_allocate_search_ends_where_plain_bisection_does():
     run = jax.jit(lambda s, t: sizes.allocate(s, t, 1, 64))
-    n = 5000  # more than the sample that the search starts from
-    for kind in ("uniform", "zipf", "ties", "one", "extreme"):
-        shares = _shares(kind, n, 3)
+    n = 5000  # exceeds the sample that the search starts from
+    for distribution in ("uniform", "zipf", "ties", "one", "extreme"):
+        shares = _shares(distribution, n, 3)
         for total in (n, n + 1, 3 * n + 7, 16 * n, 63 * n + 5, 64 * n):
             np.testing.assert_array_equal(run(shares, total), _bisected(shares, total, 1, 64))
 
@@ -163,7 +163,7 @@ def test_allocate_ten_million_entities():
     _check(shares, result, 2**31 - 1, 1, 256)
 
 
-def test_allocate_traces_once_over_totals_and_live_counts():
+def test_allocate_traces_once_over_totals_and_active_counts():
     count = chex.assert_max_traces(lambda s, t, n: sizes.allocate(s, t, 1, 64, num_active=n), n=1)
     run = jax.jit(count)
     shares = jnp.ones(50)
@@ -291,14 +291,14 @@ def test_order_maps_over_frequencies():
         np.testing.assert_array_equal(one, np.lexsort(keys)[::-1])
 
 
-def test_rank_orders_by_frequency_then_recency():
+def test_order_is_by_frequency_then_recency():
     frequency = jnp.array([3, 0, 3, 0, 5, 0, 0])
     recency = jnp.array([9, 1, 10, 1, 2, 8, 99])
     total = jnp.array([3, 7, 3, 7, 5, 2, 99])
-    # 4 (5), 2 (3, later), 0, then inactive by total: 3 and 1 tie (later arrival first), 5; 6 does not exist yet
+    # Entities 4, 2 and 0 have rows, 2 later ones than 0. Of the others 3 and 1 tie in total, and the later arrival is
+    # first; then comes 5, and last 6, which does not exist yet.
     active_mask = jnp.arange(7) < 6
     np.testing.assert_array_equal(sizes.order_by(frequency, recency, total, active_mask), [4, 2, 0, 3, 1, 5, 6])
-    np.testing.assert_array_equal(sizes.rank(frequency, recency, total, active_mask), [2, 4, 1, 3, 0, 5, 6])
 
 
 @given(

@@ -58,13 +58,13 @@ def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_com
     continued = run_segments(config, stream, key, folder=tmp_path / "part")
     assert len(on_disk) == len(stream) and _comparable(continued) == _comparable(whole)
 
-    # with untrained embeddings, key 0: 0.39 to 0.41 and ln 2; at first there are hardly 20 items to choose from
+    # Untrained embeddings reach 0.39 to 0.41 and ln 2. In the first segments there are hardly 20 items to rank.
     assert np.mean([line["valid_recall@20"] for line in whole[2:]]) > 0.5
     assert whole[-1]["loss"] < 0.3
 
     record = scan(config, stream, key).record
     assert record.allocated.tolist() == [line["allocated_parameters"] for line in whole]
-    # rounding differs between the programs, and codes are rounded: what is learned is the same, who is found is not
+    # Rounding differs between the programs and decides about codes: the losses agree, the items found differ.
     np.testing.assert_allclose(record.loss, [x["loss"] for x in whole], atol=0.05)  # untrained: ln 2
     room = 0.25 if name == "mixed_precision" else 0.1  # a code of one bit is all or nothing
     np.testing.assert_allclose(record.test.recall[:, 0, -1], [x["test_recall@20"] for x in whole], atol=room)

@@ -19,46 +19,46 @@ def stream():
 
 def _profiles_by_hand(stream, t):
     """Sets of items by user, in plain Python."""
-    held = {}
+    profiles = {}
     for row in range(stream.bounds[t].train):
-        held.setdefault(int(stream.user[row]), set()).add(int(stream.item[row]))
-    return held
+        profiles.setdefault(int(stream.user[row]), set()).add(int(stream.item[row]))
+    return profiles
 
 
-def _both_by_hand(held, k):
-    """n_ij as a dictionary by (i, j), kept for the k most frequent i of each j."""
+def _both_by_hand(profiles, k):
+    """n_ij as a dictionary by (i, j), for the k most frequent i of each j."""
     counts = {}
-    for items in held.values():
+    for items in profiles.values():
         for i, j in itertools.permutations(items, 2):
             counts[j, i] = counts.get((j, i), 0) + 1
-    kept = {}
+    nearest = {}
     for j in {j for j, _ in counts}:
         mine = sorted(((-n, i) for (other, i), n in counts.items() if other == j))[:k]
-        kept |= {(i, j): -n for n, i in mine}
-    return kept
+        nearest |= {(i, j): -n for n, i in mine}
+    return nearest
 
 
 @pytest.mark.parametrize(("k", "work"), [(3, 2**22), (7, 500), (1000, 2**22)])
 def test_neighbours_and_coherence_agree_with_plain_python(stream, monkeypatch, k, work):
     monkeypatch.setattr(strata, "_WORK", work)  # many blocks, or one
     known = strata.profiles(stream, 2)
-    held = _profiles_by_hand(stream, 2)
-    both = _both_by_hand(held, k)
+    profiles = _profiles_by_hand(stream, 2)
+    both = _both_by_hand(profiles, k)
     near = strata.co_occurring(known, k)
     assert near.items.shape == (known.items, k)
     cells = zip(*(x.ravel().tolist() for x in near), np.repeat(np.arange(known.items), k).tolist(), strict=True)
     got = {(i, j): n for i, n, j in cells if n}
     assert got == both
-    having = {i: sum(i in items for items in held.values()) for i in range(known.items)}
+    having = {i: sum(i in items for items in profiles.values()) for i in range(known.items)}
     users = np.random.default_rng(0).permutation(known.users)[:40].astype(np.int32)
     surprise = strata.mean_surprise(known, users)
     conditional = strata.mean_conditional_surprise(known, users, near, 0.7)
     for u, s, c in zip(users.tolist(), surprise, conditional, strict=True):
-        part = {i: having[i] / known.users for i in held[u]}
+        part = {i: having[i] / known.users for i in profiles[u]}
         assert s == pytest.approx(-sum(map(math.log2, part.values())) / len(part))
         given = [
             (both[i, j] + 0.7 * part[i]) / (having[j] + 0.7) if (i, j) in both else part[i]
-            for i, j in itertools.permutations(held[u], 2)
+            for i, j in itertools.permutations(profiles[u], 2)
         ]
         assert math.isnan(c) if len(part) == 1 else c == pytest.approx(-sum(map(math.log2, given)) / len(given))
 

@@ -5,9 +5,9 @@ import optax
 import pytest
 
 from scall_jax import tables
-from scall_jax.recommenders import bpr, train_step
-from scall_jax.recommenders.descent import empty_opt_state
-from scall_jax.tables.column_blocks import gather, over_column_blocks, over_sided_column_blocks, write
+from scall_jax.recommenders import LightGcn, bpr
+from scall_jax.recommenders.train_step import StepSettings, TrainState, empty_opt_state, train_step
+from scall_jax.tables.column_blocks import block_counts, gather, over_column_blocks, over_sided_column_blocks, write
 from scall_jax.tables.resize import init
 from scall_jax.tables.table import nbytes
 from tests.helpers import random_graph, random_sizes
@@ -80,39 +80,39 @@ def test_writing_columns_leaves_the_others_alone(name):
 
 
 @pytest.mark.parametrize("used", [0, 1, 16, 17, 33, 48, 49, 65, 80, 97, 113, 128])
-def test_strips_cover_the_columns_in_use_once_and_little_more(used):
+def test_column_blocks_cover_the_columns_in_use_once_and_little_more(used):
     table = tables.packed(used, 1, 0, 128)
     layout = table.layout(jnp.array([used, 0, 0], jnp.int32))
 
-    def block(first, count, seen):
-        return jax.lax.dynamic_update_slice(seen, jax.lax.dynamic_slice(seen, (first,), (count,)) + 1, (first,))
+    def block(first, count, visits):
+        return jax.lax.dynamic_update_slice(visits, jax.lax.dynamic_slice(visits, (first,), (count,)) + 1, (first,))
 
-    seen = np.asarray(over_column_blocks(table, layout, block, jnp.zeros(128, jnp.int32)))
+    visits = np.asarray(over_column_blocks(table, layout, block, jnp.zeros(128, jnp.int32)))
     covered = -(-used // 16) * 16
     covered += 16 * (covered % 64 == 48)
-    np.testing.assert_array_equal(seen, np.arange(128) < covered)
+    np.testing.assert_array_equal(visits, np.arange(128) < covered)
 
 
 @pytest.mark.parametrize("sizes", [(0, 90), (35, 35), (16, 128), (100, 40), (5, 113), (128, 33), (0, 0)])
-def test_strips_of_one_side_come_after_those_of_both(sizes):
-    """Once each, and never past the table's end; what a side has not is said to be the other's alone."""
+def test_column_blocks_of_one_side_come_after_those_of_both(sizes):
+    """Each column once and never past the table's end; columns that one side lacks are said to be the other's."""
     table = tables.packed(sum(sizes), 1, 1, 128)
     layout = table.layout(jnp.array([*sizes, 0, 0], jnp.int32))
 
-    def block(first, count, side, seen):
-        part = jax.lax.dynamic_slice(seen, (first,), (count,))
-        return jax.lax.dynamic_update_slice(seen, jnp.where(part == -1, side, 9), (first,))
+    def block(first, count, side, visited_by):
+        part = jax.lax.dynamic_slice(visited_by, (first,), (count,))
+        return jax.lax.dynamic_update_slice(visited_by, jnp.where(part == -1, side, 9), (first,))
 
-    seen = np.asarray(over_sided_column_blocks(table, layout, block, jnp.full(128, -1, jnp.int32)))
-    used = int((seen >= 0).sum())
-    assert max(sizes) <= used < max(sizes) + 32 and (seen[:used] >= 0).all() and (seen < 9).all()
-    assert (seen[: min(sizes)] == 0).all()
-    alone = np.flatnonzero(seen > 0)
-    assert (seen[alone] == 1 + np.argmax(sizes)).all()
+    visited_by = np.asarray(over_sided_column_blocks(table, layout, block, jnp.full(128, -1, jnp.int32)))
+    used = int((visited_by >= 0).sum())
+    assert max(sizes) <= used < max(sizes) + 32 and (visited_by[:used] >= 0).all() and (visited_by < 9).all()
+    assert (visited_by[: min(sizes)] == 0).all()
+    alone = np.flatnonzero(visited_by > 0)
+    assert (visited_by[alone] == 1 + np.argmax(sizes)).all()
     assert len(alone) == 0 or used - len(alone) < min(sizes) + 32
 
 
-def test_mapped_strips_are_common_to_all_lanes():
+def test_mapped_column_blocks_are_common_to_all_lanes():
     """Under vmap the loops go to the widest lane's end, and every lane reads what it reads alone."""
     rng = np.random.default_rng(8)
     table = tables.packed(NODES * 70, USERS, ITEMS, 70)
@@ -136,7 +136,7 @@ def test_mapped_strips_are_common_to_all_lanes():
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("maximum", "zeros", "seed"), CASES)
 def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
-    """And the gradient is that of a dense float64 model, back through reading, propagation and loss."""
+    """The gradient is that of a dense float64 model, back through reading, propagation and loss."""
     rng = np.random.default_rng(seed)
     packed, masked, layout, pool, full = _pair(rng, maximum, zeros)
     graph, dense = random_graph(rng, USERS, ITEMS, 40)
@@ -154,31 +154,33 @@ def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
         def spread(buffer, table=table):
             return np.asarray(table.lookup(table.from_buffer(buffer), by_vector, jnp.arange(NODES + 2)))
 
-        batch = layout, graph, rows, triples, bias
-        step = jax.jit(
-            lambda b, m, table=table, batch=batch: train_step(
-                table, schedule, 2, 0.1, b, m, *batch, jnp.zeros((len(rows), table.width))
-            )[:3]
-        )
+        settings = StepSettings(LightGcn(tables.sized(table, USERS, int(np.max(maximum))), 2), schedule, 0.1)
+
+        @jax.jit
+        def step(buffer, opt_state, table=table, settings=settings):
+            data = layout, graph, triples, bias, jnp.zeros((len(rows), table.width))
+            result = train_step(settings, TrainState(buffer, opt_state), *data)
+            return result.loss, *result.state
+
         buffer = table.to_buffer(params)
         loss, moved, opt_state = step(buffer, empty_opt_state(buffer))
         assert float(loss) == pytest.approx(reference_loss, rel=1e-5)
         np.testing.assert_allclose(spread(opt_state.mean), 0.1 * gradient, atol=1e-6)
         np.testing.assert_allclose(spread(opt_state.square), 0.001 * gradient**2, atol=1e-6)
-        # two more steps: what optax makes of the gradients that the moments tell of
+        # Two more steps: what optax makes of the gradients that follow from the optimiser's state.
         expected, state = spread(buffer), adam.init(jnp.asarray(gradient))
         for _ in range(3):
             before = opt_state if int(state[0].count) else empty_opt_state(buffer)
             loss, moved, opt_state = step(moved if int(state[0].count) else buffer, before)
-            seen = (spread(opt_state.mean) - 0.9 * spread(before.mean)) / 0.1
-            updates, state = adam.update(jnp.asarray(seen), state)
-            clear = np.abs(seen) > 1e-3  # Adam's step is the sign of a small gradient, rounding and all
+            found = (spread(opt_state.mean) - 0.9 * spread(before.mean)) / 0.1
+            updates, state = adam.update(jnp.asarray(found), state)
+            clear = np.abs(found) > 1e-3  # of a small gradient Adam's step is the sign, which rounding decides
             expected = np.where(clear, expected + np.asarray(updates), spread(moved))
             np.testing.assert_allclose(spread(moved), expected, atol=2e-4)
 
 
 def _own(layout):
-    """Places of all vectors by themselves, shared ones included."""
+    """Place of each vector, shared ones included; i32[M]."""
     index = jnp.arange(layout.order.shape[0], dtype=jnp.int32)
     return jnp.zeros_like(index).at[layout.order].set(index)
 
@@ -203,7 +205,7 @@ def _reference(full, layout, dense, triples, bias, rows):
     return loss, (read.T @ back) * mask
 
 
-def test_packed_table_and_its_moments_hold_the_budget_and_nothing_else():
+def test_packed_table_and_its_optimiser_state_hold_the_budget_and_nothing_else():
     sizes = random_sizes(np.random.default_rng(0), NODES, 37, True)
     budget = int(sizes.sum())
     table = tables.packed(budget, USERS, ITEMS, 37)
@@ -226,7 +228,8 @@ def test_resize_keeps_leading_coordinates(name, rotate, zeros):
     old, new = table.layout(before), table.layout(after)
     params = init(table, jax.random.key(1), old, 1.0)
     axes = tables.principal_axes(table, params, old, known.astype(jnp.float32)) if rotate else None
-    resized = tables.resize(table, jax.random.key(2), params, old, new, known, shrink=shrink, axes=axes, grow_std=0.0)
+    scales = tables.ResizeScales(shrink=shrink, grow_std=0.0)
+    resized = tables.resize(table, jax.random.key(2), params, old, new, known, axes=axes, scales=scales)
     was = np.asarray(table.lookup(params, old, jnp.arange(NODES)))
     was = was @ np.asarray(axes) if rotate else was
     now = np.asarray(table.lookup(resized, new, jnp.arange(NODES)))
@@ -261,3 +264,30 @@ def test_principal_axes_keep_scores_and_order_the_energy():
     energy = weight @ turned**2 / weight.sum()
     expected = np.linalg.eigvalsh((plain.T * weight) @ plain / weight.sum())[::-1]
     np.testing.assert_allclose(energy, expected, atol=1e-5)
+
+
+def test_wrong_shapes_and_dtypes_are_refused_when_a_program_is_traced():
+    """A buffer for parameters, float sizes, masks of counts, axes of another width: named, instead of wrong numbers."""
+    table = tables.packed(100, USERS, ITEMS, 37)
+    layout = table.layout(jnp.full(NODES + 2, 3, jnp.int32))
+    pool, key = table.zeros(), jax.random.key(0)
+    buffer = table.to_buffer(pool)
+    known, axes = jnp.ones(NODES, bool), jnp.eye(table.width)
+    for call in (
+        lambda: table.layout(jnp.full(NODES + 2, 3.0)),
+        lambda: gather(table, pool, layout, 0, 16),
+        lambda: write(table, buffer, layout, 0, jnp.zeros((NODES, 16))),
+        lambda: table.pull(jnp.zeros((NODES + 2, 4)), layout),
+        lambda: table.lookup(pool, layout, jnp.zeros((2, 2), jnp.int32)),
+        lambda: tables.resize(table, key, pool, layout, layout, known.astype(jnp.int32)),
+        lambda: tables.resize(table, key, pool, layout, layout, known, axes=axes[1:]),
+        lambda: tables.principal_axes(table, pool, layout, jnp.ones(NODES + 2)),
+    ):
+        with pytest.raises(AssertionError):
+            jax.eval_shape(call)
+
+
+def test_numbers_of_column_blocks_cover_what_is_used():
+    for used, expected in ((0, (0, 0, 0)), (1, (0, 0, 1)), (33, (0, 1, 1)), (48, (1, 0, 0)), (128, (2, 0, 0))):
+        counts = block_counts((64, 32, 16), jnp.int32(used), 128)
+        assert tuple(map(int, counts)) == expected

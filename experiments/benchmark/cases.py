@@ -1,4 +1,4 @@
-"""What `experiments.benchmark` measures: a function per case that returns the `Work`; see `benchmark_setting`."""
+"""The cases of `experiments.benchmark`: a function each that prepares a `Work`; streams are named as in `setting`."""
 
 import dataclasses
 import functools
@@ -10,30 +10,31 @@ import numpy as np
 
 from experiments import official_ml1m
 from experiments.benchmark.setting import Setting, Work, jitted, lowered, repeated, stream_of
-from scall_jax import Budget, Config, FitConfig, policies, run_segments, sizes, tables
+from scall_jax import Budget, Config, FitConfig, PolicyConfig, SearchConfig, policies, run_segments, sizes, tables
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
-from scall_jax.config import SearchConfig
+from scall_jax.evaluation import KnownGraph
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.scall.actions import sizes_by_action
 from scall_jax.methods.scall.search import scall_planner
-from scall_jax.policies import POLICIES, PolicyConfig, Transition
+from scall_jax.policies import POLICIES, Transition
 from scall_jax.recommenders import bpr, from_buffer
 from scall_jax.recommenders.fit import evaluate_params, make_fit
+from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.run import compilation, process_memory
 from scall_jax.run.scan import sweep_program
 
 
-def product(data, width):
-    """One sparse product."""
+def product(data: str, width: str) -> Work:
+    """One sparse product of the graph with `width` columns."""
     return Setting(data).product(int(width))
 
 
-def step(data, shape):
+def step(data: str, shape: str) -> Work:
     """A training step: LightGCN, 3 layers, batch 2048."""
     setting, steps = Setting(data, shape), 50
     pool = 4.0 * int(setting.prepared.sizes.sum())
-    # Adam reads and writes parameters and two moments
+    # Adam reads and writes the parameters and two moments.
     adam = repeated(lambda x: x + 1.0, jnp.ones(int(3 * pool / 4)), bytes=6 * pool)
     products = setting.products(3, 3)
     return setting.fit(
@@ -42,38 +43,39 @@ def step(data, shape):
         flops=steps * sum(n * x.flops / x.per_call for x, n in products),
         per_call=steps,
         parts=(*products, (adam, 1)),
-        said=setting.said,
+        note=setting.note,
     )
 
 
-def fit(data, shape):
+def fit(data: str, shape: str) -> Work:
     """500 training steps with an evaluation after every 50."""
     setting = Setting(data, shape)
     return dataclasses.replace(
-        setting.fit(FitConfig(steps=500, eval_every=50, patience=500)), repeats=1, said=f"{setting.entities} entities"
+        setting.fit(FitConfig(steps=500, eval_every=50, patience=500)), repeats=1, note=f"{setting.entities} entities"
     )
 
 
-def sampling(data):
-    """Users, positives and negatives of a step."""
+def sampling(data: str) -> Work:
+    """Drawing the users, positives and negatives of a step."""
     setting = Setting(data)
 
     def draw(key, segment):
-        return bpr.sample(key, segment.positives, segment.graph, setting.users, segment.items, 2048)
+        known = KnownGraph(segment.graph, setting.users, segment.items)
+        return bpr.sample(key, segment.positives, known, 2048)
 
     return jitted(draw, jax.random.key(0), setting.segment, bytes=2048 * 3 * 4.0)
 
 
-def evaluation(data, shape):
+def evaluation(data: str, shape: str) -> Work:
     """Full ranking for all test users of a segment, embeddings included."""
     setting = Setting(data, shape)
     segment = setting.segment
     queries, items = int(segment.test.count), int(segment.items)
-    options = {"candidates": setting.config.candidates}
 
     def rank(params, segment):
-        given = setting.storage, FitConfig(), params, setting.layout, segment, [segment.test]
-        return evaluate_params(*given, setting.prepared.item_bias, **options)
+        model = LightGcn(setting.storage, FitConfig().layers)
+        given = model, params, setting.layout, segment, [segment.test]
+        return evaluate_params(*given, setting.prepared.item_bias, candidates=setting.config.candidates)
 
     exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     dense = jitted(exact, jnp.ones((queries, setting.columns)), jnp.ones((setting.columns, items)))
@@ -85,18 +87,18 @@ def evaluation(data, shape):
         bytes=sum(n * x.bytes / x.per_call for x, n in products) + 4.0 * queries * items,
         flops=2.0 * queries * items * setting.columns + sum(n * x.flops / x.per_call for x, n in products),
         parts=(*products, (dense, 1)),
-        said=f"{queries} users, {items} items",
+        note=f"{queries} users, {items} items",
     )
 
 
-def _zipf(n):
-    """Frequencies of n entities, most of them 0 or tied."""
+def _zipf(n: int) -> jax.Array:
+    """i32[n], frequencies of entities, most of them 0 or tied."""
     return jnp.asarray(np.random.default_rng(0).zipf(1.6, n).clip(max=10**6) - 1, jnp.int32)
 
 
-def allocation(n):
-    """Ranking, expected shares and exact sizes of n entities."""
-    n = int(float(n))
+def allocation(count: str) -> Work:
+    """Ranking, expected shares and exact sizes of many entities."""
+    n = int(float(count))
     frequency, active_mask = _zipf(n), jnp.ones(n, bool)
 
     def both(frequency, recency, shape):
@@ -104,33 +106,33 @@ def allocation(n):
         by_rank = sizes.allocate(sizes.expected_shares("powerlaw", shape, n), 16 * n, 1, 128)
         return sizes.assign(by_rank, order)
 
-    # keys of 8 bytes pass log2(n) times through a sort; shares are made, read some 10 times and sizes given out
+    # A sort passes keys of 8 bytes log2(n) times; then shares are written, read some 10 times, and sizes written.
     moved = 16.0 * n * np.log2(n) + 4.0 * n * 14
     return jitted(both, frequency, jnp.arange(n, dtype=jnp.int32), jnp.float32(0.5), bytes=moved)
 
 
-def state(n):
-    """What a policy sees of n users and items, half each; 64 groups, Gini coefficients included."""
-    half = int(float(n)) // 2
+def state(count: str) -> Work:
+    """The observation of a policy, of users and items, half each; 64 groups, Gini coefficients included."""
+    half = int(float(count)) // 2
     config = policies.ObserveConfig(groups=64, gini=True)
 
-    def seen(frequency, sized):
+    def observation(frequency, sized):
         side = policies.Side(frequency, sized, jnp.ones(half, bool), jnp.int32(half), jnp.zeros(128))
         return policies.observe(config, side, side._replace(frequency=frequency[::-1]), jnp.float32(1), 128)
 
-    return jitted(seen, _zipf(half), jnp.full(half, 16, jnp.int32), bytes=2 * 8.0 * half * np.log2(half))
+    return jitted(observation, _zipf(half), jnp.full(half, 16, jnp.int32), bytes=2 * 8.0 * half * np.log2(half))
 
 
-def sampler(n):
-    """Dirichlet and multinomial sizes of n entities."""
-    n = int(float(n))
+def sampler(count: str) -> Work:
+    """Dirichlet and multinomial sizes of many entities."""
+    n = int(float(count))
     shares = sizes.expected_shares("powerlaw", 0.5, n)
     draw = lambda key: sizes.sample(key, shares, 16 * n, 5.0, 1, 128)  # noqa: E731
     return jitted(draw, jax.random.key(0), bytes=4.0 * n * 4)
 
 
-def action(data):
-    """One action to integer sizes of all entities of a segment."""
+def action(data: str) -> Work:
+    """Integer sizes of all entities of a segment from one action."""
     setting = Setting(data)
 
     def give(action, total):
@@ -140,8 +142,8 @@ def action(data):
     return jitted(give, jnp.array([0.4, 0.3, 0.3]), setting.state.totals[-1], bytes=16.0 * n * np.log2(n) + 56.0 * n)
 
 
-def resizing(data, rotate):
-    """From one set of sizes to another, with or without rotation."""
+def resizing(data: str, rotate: str) -> Work:
+    """Resizing a table; `rotate` is `rotated` or `plain`."""
     setting = Setting(data, "sized16")
     table, key = setting.table, jax.random.key(1)
     own, shared = setting.prepared.sizes[:-2], setting.prepared.sizes[-2:]
@@ -160,67 +162,69 @@ def resizing(data, rotate):
     return jitted(change, pool, bytes=8.0 * len(pool), flops=flops)
 
 
-def lookup(data, kind):
-    """Vectors of 8192 random nodes, all columns: of a table, or of a pool in pages of 1, 4 or 8 floats."""
+def lookup(data: str, source: str) -> Work:
+    """Vectors of 8192 random nodes, all columns: of a table, or of a pool in pages of 1, 4 or 8 floats (`pages4`)."""
     rows, width = 8192, 128
-    if kind in tables.TABLES:
-        setting = Setting(data, "sized16", table=kind)
+    if source in tables.TABLES:
+        setting = Setting(data, "sized16", table=source)
         params = from_buffer(setting.storage, setting.prepared.params)
         read = lambda p, r: setting.table.lookup(p, setting.layout, r)  # noqa: E731
     else:
         setting = Setting(data, "sized16")
-        page = int(kind.removeprefix("pages"))
+        page = int(source.removeprefix("pages"))
         pages = -(-setting.prepared.sizes[:-2] // page)
         first = jnp.cumsum(pages) - pages
         params = jnp.ones((int(pages.sum()), page))
         read = lambda p, r: _read_pages(p, first[r], pages[r], width // page)  # noqa: E731
     at = jax.random.randint(jax.random.key(0), (rows,), 0, setting.nodes)
-    held = float(setting.prepared.sizes[at].sum())
-    return jitted(read, params, at, bytes=4.0 * (rows * width + held))
+    coordinates = float(setting.prepared.sizes[at].sum())
+    return jitted(read, params, at, bytes=4.0 * (rows * width + coordinates))
 
 
-def _read_pages(pool, first, count, most):
+def _read_pages(pool: jax.Array, first: jax.Array, count: jax.Array, most: int) -> jax.Array:
+    """f32[R, most x page], the pages of R nodes: `count` i32[R] pages from page `first` i32[R] on, then zeros."""
     within = jnp.arange(most)[None, :]
     read = pool.at[first[:, None] + within].get(mode="fill", fill_value=0.0)
     return jnp.where((within < count[:, None])[:, :, None], read, 0.0).reshape(first.shape[0], -1)
 
 
-def probes(data, at_once):
-    """Probes of 20 steps, 4 of them: at once or one after the other."""
+def probes(data: str, at_once: str) -> Work:
+    """Four probes of 20 steps, `at_once` of them mapped together."""
     search = SearchConfig(probes=4, probes_at_once=int(at_once), probe_steps=20, reference="last_fit")
     setting = Setting(data, "8")
     config = dataclasses.replace(setting.config, method="scall-random", search=search)
-    made = scall_planner("random", config)
-    state = setting.state._replace(planner=made.init(jax.random.key(0), setting.storage))
+    planner = scall_planner("random", config)
+    state = setting.state._replace(planner=planner.init(jax.random.key(0), setting.storage))
 
-    def search(state, segment):
-        return made.search_before(segment_context(config, state, segment))
+    def searched(state, segment):
+        assert planner.search_before is not None
+        return planner.search_before(segment_context(config, state, segment))
 
-    return jitted(search, state, setting.segment, per_call=4)
+    return jitted(searched, state, setting.segment, per_call=4)
 
 
-def sweep(data, count):
-    """Runs of 20 steps a segment in one program: `1`, or `32`: 8 budgets by 4 seeds."""
+def sweep(data: str, count: str) -> Work:
+    """Runs of 20 steps a segment in one program: `1` run, or `32`, which are 8 budgets by 4 seeds."""
     stream = stream_of(data)[0]
     config = Config("uniform", fit=FitConfig(steps=20, eval_every=20))
     pairs = [(size, seed) for size in (1, 2, 3, 4, 6, 8, 12, 16) for seed in range(4)] if count == "32" else [(8, 0)]
     keys, budgets = [jax.random.key(seed) for _, seed in pairs], [Budget.mean_size(size) for size, _ in pairs]
-    said = f"{len(pairs)} runs of {len(stream)} segments"
-    return lowered(*sweep_program(config, stream, keys, budgets), repeats=2, said=said)
+    note = f"{len(pairs)} runs of {len(stream)} segments"
+    return lowered(*sweep_program(config, stream, keys, budgets), repeats=2, note=note)
 
 
-def policy(name):
+def policy(name: str) -> Work:
     """Learning from one probe: 8 updates of batch 32 on an observation of 388 numbers."""
-    made = POLICIES[name](PolicyConfig(), 388, 3)
-    begun = made.init(jax.random.key(0))
-    seen = jnp.zeros((1, 388))
-    new = Transition(seen, jnp.full((1, 3), 0.5), jnp.ones(1), seen)
-    weights = sum(x.size for x in jax.tree.leaves(begun) if jnp.issubdtype(x.dtype, jnp.floating))
-    return jitted(lambda s: made.update(s, jax.random.key(1), new), begun, bytes=8 * 8.0 * weights)
+    learner = POLICIES[name](PolicyConfig(), 388, 3)
+    state = learner.init(jax.random.key(0))
+    observation = jnp.zeros((1, 388))
+    new = Transition(observation, jnp.full((1, 3), 0.5), jnp.ones(1), observation)
+    weights = sum(x.size for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
+    return jitted(lambda s: learner.update(s, jax.random.key(1), new), state, bytes=8 * 8.0 * weights)
 
 
-def reading(data):
-    """Reading and cutting a stream, all segments' graphs built one after the other."""
+def reading(data: str) -> Work:
+    """Reading and cutting a stream, and building all segments' graphs one after the other."""
 
     def all_segments():
         stream = stream_of(data)[0]
@@ -229,11 +233,11 @@ def reading(data):
     return Work(all_segments, repeats=3)
 
 
-def memory(data):
-    """Bytes that training holds for each byte of the budget, compiled for five budgets."""
+def memory(data: str) -> Work:
+    """Bytes that training allocates for each byte of the budget, by the compiler's account for five budgets."""
     stream, at, _ = stream_of(data)
     capacity, segment = stream.capacity, stream.segment(at)
-    held = []
+    points = []
     for size in (4, 8, 16, 32, 64):
         budget_units = size * capacity.nodes
         storage = tables.STORAGES["packed"].build(budget_units, capacity.users, capacity.items, 128)
@@ -243,28 +247,35 @@ def memory(data):
         fit = compilation.jit(lambda p, k, *rest, f=train: f(k, p, *rest), donate=(0,))
         compiled = fit.lower(params, jax.random.key(0), layout, segment, jnp.zeros(capacity.items)).compile()
         found = compiled.memory_analysis()
+        assert found is not None
         total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-        held.append((4 * budget_units, total - found.alias_size_in_bytes))
-    budgets, totals = np.array(held, float).T
+        points.append((4 * budget_units, total - found.alias_size_in_bytes))
+    budgets, totals = np.array(points, float).T
     slope, rest = np.polyfit(budgets, totals, 1)
     entities = stream.known(stream.bounds[at].train)
-    said = f"{slope:.2f} bytes a byte of budget, {rest / 1e6:.0f} MB beside, {sum(entities)} entities"
-    return Work(lambda: 0, repeats=1, said=said)
+    note = f"{slope:.2f} bytes a byte of budget, {rest / 1e6:.0f} MB beside, {sum(entities)} entities"
+    return Work(lambda: 0, repeats=1, note=note)
 
 
-def scall(data, at_once, compiled):
-    """SCALL by the official settings: 8 segments, 12 probes of 50 steps each.
+def scall(data: str, at_once: str, compiled: str) -> Work:
+    """SCALL by the official settings: 8 segments with 12 probes of 50 steps each; compilation is part of the time.
 
-    `compiled`: a folder for compiled programs, or `plain`, which keeps none; compiling is part of the time.
+    Args:
+      data: file of segments, after `official:`.
+      at_once: probes that are mapped together.
+      compiled: folder of compiled programs, or `plain`, with which none are kept.
+
+    Returns:
+      Work.
     """
     flags = official_ml1m.Official(data=data.removeprefix("official:"))
     search = dataclasses.replace(flags.search, probe_steps=50)
     cell = run_flags.by_protocol(dataclasses.replace(flags, search=search, protocol="published", bias="none"))
     cell = dataclasses.replace(cell, search=dataclasses.replace(cell.search, probes_at_once=int(at_once)))
     process_memory.limit_heap()
-    kept = compiled != "plain"
-    said = "compiled before" if kept and Path(compiled).exists() else "compiled and kept" if kept else "compiled"
-    if kept:
+    note = "compiled"
+    if compiled != "plain":
+        note = "compiled before" if Path(compiled).exists() else "compiled and kept"
         jax.config.update("jax_compilation_cache_dir", compiled)
 
     def whole():
@@ -272,11 +283,11 @@ def scall(data, at_once, compiled):
         config, key = run_flags.make_config(cell, "scall-sac"), jax.random.key(0)
         return len(run_segments(config, stream, key, on_compiled=jax.clear_caches))
 
-    return Work(whole, repeats=1, said=said)
+    return Work(whole, repeats=1, note=note)
 
 
-def default_run(out):
-    """The whole of `make run`."""
+def default_run(out: str) -> Work:
+    """All of `make run`."""
     process_memory.limit_heap()
     return Work(functools.partial(commands.run_job, run_flags.Main(out=Path(out) / "demo", overwrite=True)), repeats=1)
 
@@ -301,10 +312,19 @@ CASES = {
     "scall": scall,
     "run": default_run,
 }
+"""The cases by name."""
 
 
 def cases(data: tuple[str, ...], out: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Names and arguments of all cases for some streams."""
+    """All cases.
+
+    Args:
+      data: streams besides the synthetic one.
+      out: folder of the results.
+
+    Returns:
+      Name and arguments of each case.
+    """
     ordinary = ["synthetic", *(name for name in data if not name.startswith("official:"))]
     official = [name for name in data if name.startswith("official:")]
     found = []
@@ -314,7 +334,7 @@ def cases(data: tuple[str, ...], out: str) -> list[tuple[str, tuple[str, ...]]]:
         found += [("sampling", (name,)), ("action", (name,)), ("memory", (name,))]
         found += [("evaluation", (name, shape)) for shape in ("16", "128", "sized16")]
         found += [("resize", (name, rotate)) for rotate in ("plain", "rotated")]
-        found += [("lookup", (name, kind)) for kind in ("packed", "masked", "pages1", "pages4", "pages8")]
+        found += [("lookup", (name, source)) for source in ("packed", "masked", "pages1", "pages4", "pages8")]
         found += [("probes", (name, at_once)) for at_once in ("1", "4")]
         if name != "synthetic":
             found += [("reading", (name,)), ("sweep", (name, "1")), ("sweep", (name, "32"))]
@@ -330,7 +350,7 @@ def cases(data: tuple[str, ...], out: str) -> list[tuple[str, tuple[str, ...]]]:
             found += [("sampling", (name,)), ("fit", (name, "4")), ("memory", (name,))]
         else:
             found += [("reading", (name,))]
-            # the second time, the first one's programs are there
+            # The second time, the programs that the first one compiled are read.
             folders = ("plain", f"{out}/compiled", f"{out}/compiled")
             found += [("scall", (name, "1", folder)) for folder in folders] + [("scall", (name, "4", "plain"))]
     return found

@@ -1,4 +1,4 @@
-"""What the cases of `experiments.benchmark` are made of: a `Work` to measure, and the `Setting` that most of them need.
+"""What the cases of `experiments.benchmark` share: a `Work` to measure, and the `Setting` that most of them need.
 
 Streams are named as `experiments.run` names them, or `synthetic` (20,000 nodes, 1 million graph entries), or
 `official:PATH@t`: segment t of the published protocol, for the file of `experiments.official_ml1m` or, for another, cut
@@ -9,15 +9,15 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import official_ml1m
-from scall_jax import Budget, Config, FitConfig, make_run, streams, tables
+from scall_jax import Budget, Config, FitConfig, SizesConfig, make_run, streams, tables
 from scall_jax.cli import flags as run_flags
-from scall_jax.config import SizesConfig
 from scall_jax.recommenders import propagate, with_chunks
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.lightgcn import rows_from
@@ -27,33 +27,60 @@ from scall_jax.tables.column_blocks import columns_of, sided_counts
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One thing to measure."""
+    """One piece of work to measure."""
 
-    call: Callable[..., object]
-    arguments: tuple = ()
-    bytes: float = 0.0  # that must be read or written
+    call: Callable[..., Any]
+    """Does the work."""
+    arguments: tuple[Any, ...] = ()
+    """Arguments of `call`."""
+    bytes: float = 0.0
+    """Bytes that a call must read or write at least."""
     flops: float = 0.0
-    per_call: int = 1  # of what is counted, in one call
+    """Floating-point operations that a call needs at least."""
+    per_call: int = 1
+    """How often the work is done in one call."""
     compile_seconds: float = 0.0
-    repeats: int | None = None  # measurements, where fewer than asked for are enough
-    parts: tuple = ()  # (Work, times): what the work is made of at the least, measured too
-    said: str = ""  # what there is to say beside the time
+    """Seconds that compiling `call` took."""
+    repeats: int | None = None
+    """Measurements, where fewer are enough than the flags ask for."""
+    parts: tuple[tuple["Work", float], ...] = ()
+    """(Work, times): parts that the work consists of at least, which are measured too."""
+    note: str = ""
+    """Text for the last column of the table."""
 
 
-def lowered(program, arguments: tuple, **counts) -> Work:
-    """Work of a jitted function."""
+def lowered(program: jax.stages.Wrapped, arguments: tuple[Any, ...], **fields: Any) -> Work:
+    """Compile a jitted function.
+
+    Args:
+      program: the function.
+      arguments: of the function.
+      **fields: of the `Work`.
+
+    Returns:
+      Work.
+    """
     start = time.perf_counter()
-    made = program.lower(*arguments).compile()
-    return Work(made, arguments, compile_seconds=time.perf_counter() - start, **counts)
+    compiled = program.lower(*arguments).compile()
+    return Work(compiled, arguments, compile_seconds=time.perf_counter() - start, **fields)
 
 
-def jitted(function, *arguments, **counts) -> Work:
-    """Work of a function, compiled."""
-    return lowered(compilation.jit(function), arguments, **counts)
+def jitted(function: Callable[..., Any], *arguments: Any, **fields: Any) -> Work:
+    """As `lowered`, of a function that is not jitted yet."""
+    return lowered(compilation.jit(function), arguments, **fields)
 
 
-def repeated(function, *arguments, bytes: float = 0.0, flops: float = 0.0) -> Work:
-    """Work of a function whose result becomes its last argument, many times in one call: to call costs, too."""
+def repeated(function: Callable[..., Any], *arguments: Any, bytes: float = 0.0, flops: float = 0.0) -> Work:
+    """Compile a function that is called many times in one program, because a call of a program has its own cost.
+
+    Args:
+      function: its result becomes its last argument in the next call.
+      *arguments: of the first call.
+      bytes, flops: of one call.
+
+    Returns:
+      Work.
+    """
     times = 10 if jax.default_backend() == "cpu" else 100
 
     def all_times(*given):
@@ -63,7 +90,14 @@ def repeated(function, *arguments, bytes: float = 0.0, flops: float = 0.0) -> Wo
 
 
 def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
-    """Stream, segment and whether by the published protocol."""
+    """Read a stream.
+
+    Args:
+      data: its name, as the module's docstring says.
+
+    Returns:
+      The stream, the number of a segment, and whether the stream is cut by the published protocol.
+    """
     official = data.startswith("official:")
     path, _, at = data.removeprefix("official:").partition("@")
     if data == "synthetic":
@@ -80,28 +114,34 @@ def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
 
 
 def _random_rows(users: int, items: int, count: int) -> streams.Interactions:
-    """Rows of users and items drawn by themselves, both with activities that fall by rank; what costs depend on."""
+    """Rows whose users and items are drawn independently, with activities that fall by rank as in real streams."""
     rng = np.random.default_rng(0)
-    drawn = []
-    for n in (users, items):
+
+    def draw(n: int) -> np.ndarray:
         activity = np.arange(1, n + 1) ** -0.5
-        drawn.append(rng.choice(n, count, p=activity / activity.sum()))
-    return streams.from_arrays(*drawn, np.arange(count), "synthetic")
+        return rng.choice(n, count, p=activity / activity.sum())
+
+    return streams.from_arrays(draw(users), draw(items), np.arange(count), "synthetic")
 
 
 class Setting:
-    """A segment of a stream with a table.
+    """A segment of a stream with a table, ready to be trained on."""
 
-    `shape` says how: `16` uniform sizes 16; `middle16` the middle of the published actions at mean size 16; `sized16`
-    the default action of `fixed`, skewed.
-    """
+    def __init__(self, data: str, shape: str = "16", maximum: int = 128, table: str = "packed"):
+        """Read the stream and prepare its segment.
 
-    def __init__(self, data: str, shape: str = "16", maximum: int = 128, table: str = "packed", method=None):
+        Args:
+          data: name of the stream.
+          shape: of the sizes: `16` is uniform sizes 16, `sized16` the skewed default action of `fixed` at mean size 16,
+            `middle16` the middle of the published actions at mean size 16.
+          maximum: largest size.
+          table: name of the storage.
+        """
         self.stream, at, official = stream_of(data)
         name = shape.rstrip("0123456789")
         options = {"": {}, "sized": {}, "middle": {"rho": 0.5, "user_shape": 15.05, "item_shape": 15.05}}[name]
         self.config = Config(
-            method=method or ("fixed" if name else "uniform"),
+            method="fixed" if name else "uniform",
             budget=Budget.mean_size(float(shape.removeprefix(name))),
             sizes=SizesConfig(maximum=maximum, **options),
             table=table,
@@ -114,21 +154,31 @@ class Setting:
         capacity = self.stream.capacity
         self.users, self.items = capacity.users, capacity.items
         self.storage = tables.storage_factory(self.config).build(
-            self.state.held.budget_units, self.users, self.items, maximum
+            self.state.capacity.budget_units, self.users, self.items, maximum
         )
+        assert self.storage.table is not None
         self.table = self.storage.table
         self.prepared = jitted(run_of.prepare, self.state, self.segment).call(self.state, self.segment)
         self.layout = self.storage.layout(self.prepared.plan)
         self.nonzeros = int(self.segment.graph.indptr[-1])
         self.nodes = self.storage.nodes
         self.entities = int(self.segment.users + self.segment.items)
-        common, alone, self.side = sided_counts(self.table, self.layout)
-        self.column_blocks = [(w, int(n), int(m)) for w, n, m in zip(self.table.widths, common, alone, strict=True)]
-        self.columns = sum(width * (here + beyond) for width, here, beyond in self.column_blocks)
-        self.said = f"{self.columns} columns, {int(columns_of(self.table.widths, alone))} of them of one side"
+        shared, sided, self.side = sided_counts(self.table, self.layout)
+        # Width of the blocks, and how many have both sides and one side.
+        self.column_blocks = [(w, int(n), int(m)) for w, n, m in zip(self.table.widths, shared, sided, strict=True)]
+        self.columns = sum(width * (both + one) for width, both, one in self.column_blocks)
+        self.note = f"{self.columns} columns, {int(columns_of(self.table.widths, sided))} of them of one side"
 
     def product(self, width: int, side: int = 0, other: bool = False) -> Work:
-        """One sparse product of the graph with `width` columns; of half of it from a side (`lightgcn.rows_from`)."""
+        """One sparse product.
+
+        Args:
+          width: columns of the dense factor.
+          side, other: the part of the graph, as in `lightgcn.rows_from`; by default all of it.
+
+        Returns:
+          Work.
+        """
         graph = rows_from(self.graph, self.users, jnp.int32(side), other)
         nonzeros = int(graph.indptr[-1] - graph.indptr[0])
         return repeated(
@@ -139,20 +189,28 @@ class Setting:
             flops=2.0 * nonzeros * width,
         )
 
-    def products(self, forward: int, back: int = 0) -> tuple:
-        """(product, times) over all columns in use, some from embeddings and some back to them."""
+    def products(self, forward: int, back: int = 0) -> tuple[tuple[Work, float], ...]:
+        """The sparse products of a propagation.
+
+        Args:
+          forward: layers of the propagation.
+          back: layers of its gradient.
+
+        Returns:
+          (product, times) for each kind of column block in use.
+        """
         found = []
-        for width, here, beyond in self.column_blocks:
-            if here:
-                found.append((self.product(width), (forward + back) * here))
-            if beyond:
-                # every second product is to the other side
+        for width, both, one in self.column_blocks:
+            if both:
+                found.append((self.product(width), (forward + back) * both))
+            if one:
+                # Blocks of one side: every second product is to the other side.
                 for other, times in ((True, (forward + 1) // 2 + back // 2), (False, forward // 2 + (back + 1) // 2)):
-                    found.append((self.product(width, int(self.side), other), times * beyond))
+                    found.append((self.product(width, int(self.side), other), times * one))
         return tuple(found)
 
-    def fit(self, config: FitConfig, **counts) -> Work:
-        """Training by a configuration."""
+    def fit(self, config: FitConfig, **fields: Any) -> Work:
+        """Compile training by a configuration; `fields` are those of the `Work`."""
         function = make_fit(self.storage, config, None, self.config.candidates)
         arguments = self.prepared.params, self.layout, self.segment, self.prepared.item_bias
-        return jitted(function, jax.random.key(0), *arguments, **counts)
+        return jitted(function, jax.random.key(0), *arguments, **fields)

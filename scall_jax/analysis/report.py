@@ -1,9 +1,20 @@
-"""Tables and plots of finished runs."""
+"""Tables and plots of finished runs; matplotlib is imported when a plot is made, and only then."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import chex
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Lines = list[dict[str, Any]]
+"""Lines of `metrics.jsonl` of one run, one per segment."""
 
 _COLUMNS = (
     ("method", "method", "{}"),
@@ -20,18 +31,39 @@ _COLUMNS = (
 )
 
 
-def table(summaries: list[dict]) -> str:
-    """Markdown table, a row per run: means over the segments after the first, and over all their test users."""
+def table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table of runs: means over the segments after the first, and over all their test users.
+
+    Args:
+      summaries: of the runs, each `describe(...) | records.summarise(...)`.
+
+    Returns:
+      The table, a row per run.
+    """
     header = [title for title, _, _ in _COLUMNS]
     rows = [[_cell(summary.get(key), form) for _, key, form in _COLUMNS] for summary in summaries]
     return markdown(header, rows)
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown table, first column to the left, the others to the right."""
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table with the first column aligned to the left and the others to the right.
+
+    Args:
+      header: titles of the columns.
+      rows: cells, as many in each row as there are titles.
+
+    Returns:
+      The table without a final line break.
+
+    >>> print(markdown(["method", "Recall@20"], [["uniform", "0.083"], ["frequency", "0.087"]]))
+    | method    | Recall@20 |
+    |-----------|----------:|
+    | uniform   |     0.083 |
+    | frequency |     0.087 |
+    """
     widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
 
-    def line(cells):
+    def line(cells: Sequence[str]) -> str:
         first = cells[0].ljust(widths[0])
         return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
 
@@ -40,20 +72,40 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def mean_and_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation over seeds; a dash where one is None: no segment has enough test users."""
-    if any(value is None for value in values):
+    """Mean ± standard deviation over seeds.
+
+    Args:
+      values: a metric of each seed; None where no segment has enough test users.
+
+    Returns:
+      Text with four decimals; a dash where a value is None.
+
+    >>> mean_and_spread([0.1, 0.2])
+    '0.1500 ± 0.0707'
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "-"
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+    return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
 
 
-def _cell(value, form):
+def _cell(value: Any, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def describe(method: str, lines: list[dict]) -> dict:
-    """What the table shows of a run beside `records.summarise`."""
+def describe(method: str, lines: Lines) -> dict[str, Any]:
+    """The columns of `table` that `records.summarise` does not give.
+
+    Args:
+      method: its name.
+      lines: of metrics of a run.
+
+    Returns:
+      A dictionary with `method`, `mean_size` in parameters per entity and `table_mb` in 10^6 bytes, both after the last
+      segment. A baseline has no mean size, and no `table_mb` unless it stores parameters.
+    """
     last = lines[-1]
-    if last["budget_parameters"] == 0:  # a reference outside the budget shows the bytes it takes, if any
+    if last["budget_parameters"] == 0:
         return {"method": method, "mean_size": None, "table_mb": 1e-6 * last["bytes_at_rest"] or None}
     return {
         "method": method,
@@ -62,13 +114,24 @@ def describe(method: str, lines: list[dict]) -> dict:
     }
 
 
-def _stored(line):
-    """Bytes of parameters and codes, whatever a unit of the storage is."""
+def _stored(line: Mapping[str, Any]) -> int:
+    """Bytes of parameters and codes, whatever the storage counts in its budget."""
     return line["bytes_parameters"] + line["bytes_codes"]
 
 
-def plot_quality(path: Path, runs: dict[str, list[dict]], title: str) -> None:
-    """Recall@20 and NDCG@20 on test by segment, a line per run."""
+def has_matplotlib() -> bool:
+    """Whether plots can be made: matplotlib is optional (the extra `plot`)."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot_quality(path: Path, runs: Mapping[str, Lines], title: str) -> None:
+    """Plot test Recall@20 and NDCG@20 by segment, with a line per run.
+
+    Args:
+      path: of the picture.
+      runs: lines of metrics by the run's name.
+      title: above the picture.
+    """
     figure, axes = _figure(1, 2)
     for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
         for name, lines in runs.items():
@@ -87,8 +150,14 @@ def plot_quality(path: Path, runs: dict[str, list[dict]], title: str) -> None:
     _save(figure, path, title)
 
 
-def plot_memory(path: Path, lines: list[dict], title: str) -> None:
-    """Budget, parameters and codes, and bytes on disk by segment."""
+def plot_memory(path: Path, lines: Lines, title: str) -> None:
+    """Plot the budget, the bytes of parameters and codes, and the bytes on disk by segment.
+
+    Args:
+      path: of the picture.
+      lines: of metrics of a run.
+      title: above the picture.
+    """
     figure, (axis,) = _figure(1, 1)
     segments = [line["segment"] for line in lines]
     axis.plot(segments, [1e-6 * x["budget_bytes"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
@@ -101,7 +170,15 @@ def plot_memory(path: Path, lines: list[dict], title: str) -> None:
 
 
 def plot_sizes(path: Path, users: np.ndarray, items: np.ndarray, title: str) -> None:
-    """Sizes from the largest to the smallest, both sides of one segment."""
+    """Plot the sizes of one segment from the largest to the smallest, for users and items.
+
+    Args:
+      path: of the picture.
+      users: i32[n_u], sizes of the known users.
+      items: i32[n_v], sizes of the known items.
+      title: above the picture.
+    """
+    chex.assert_rank([users, items], 1)
     figure, (axis,) = _figure(1, 1)
     for name, sizes in (("users", users), ("items", items)):
         axis.step(np.arange(1, len(sizes) + 1), np.sort(sizes)[::-1], where="mid", label=name)
@@ -111,20 +188,28 @@ def plot_sizes(path: Path, users: np.ndarray, items: np.ndarray, title: str) -> 
     _save(figure, path, title)
 
 
-def plot_histories(path: Path, files: list[Path], title: str) -> None:
-    """Sizes and frequencies by segment of the entities that grew and that shrank the most, of those seen early.
+def plot_histories(path: Path, files: Sequence[Path], title: str) -> None:
+    """Plot sizes and frequencies by segment of the entities that grew and that shrank the most.
 
-    `files`: the sizes of each segment, as a run writes them.
+    Only entities known in the third segment are candidates, because later ones have short histories.
+
+    Args:
+      path: of the picture.
+      files: the sizes of each segment, as a run writes them (sizes/segment-NNNN.npz), in order.
+      title: above the picture.
     """
-    steps = [np.load(file) for file in files]
+    steps = []
+    for file in files:
+        with np.load(file) as stored:
+            steps.append(dict(stored))
     figure, axes = _figure(2, 2)
     axes = axes.reshape(2, 2)
     for row, side in zip(axes, ("user", "item"), strict=True):
         early = len(steps[min(2, len(steps) - 1)][f"{side}s"])
         for entity in _movers(steps, f"{side}s", early):
             for axis, name in zip(row, (f"{side}s", f"{side}_frequency"), strict=True):
-                seen = [(t, step[name][entity]) for t, step in enumerate(steps) if entity < len(step[name])]
-                axis.plot(*zip(*seen, strict=True), ".-", label=f"{side} {entity}")
+                known = [(t, step[name][entity]) for t, step in enumerate(steps) if entity < len(step[name])]
+                axis.plot(*zip(*known, strict=True), ".-", label=f"{side} {entity}")
         row[0].set(xlabel="segment", ylabel="embedding size", ylim=(0, None))
         row[1].set(xlabel="segment", ylabel="interactions in the segment", yscale="symlog", ylim=(0, None))
         row[0].legend(fontsize=8)
@@ -133,17 +218,32 @@ def plot_histories(path: Path, files: list[Path], title: str) -> None:
     _save(figure, path, title)
 
 
-def _movers(steps, name, early):
-    """The two entities among the first `early` whose size fell most from the third segment on, and the two that rose
-    most."""
+def _movers(steps: Sequence[Mapping[str, np.ndarray]], name: str, early: int) -> list[int]:
+    """Of the first `early` entities, the two that shrank most from the third segment on, and the two that grew most."""
     change = steps[-1][name][:early].astype(np.int64) - steps[min(2, len(steps) - 1)][name]
     order = np.argsort(change, kind="stable")
     return list(dict.fromkeys([*order[:2], *order[::-1][:2]]))
 
 
-def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, levels: dict | None = None) -> None:
-    """Means with spread over a logarithmic axis; `series` maps a name to (x, mean, spread), `levels` to y."""
-    many = len(series) > _COLOURS  # colours repeat: other strokes, and a legend that covers no line
+def plot_lines(
+    path: Path,
+    series: Mapping[str, tuple[Any, Any, Any]],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Plot means with their spread over a logarithmic axis.
+
+    Args:
+      path: of the picture.
+      series: by the line's name its x, mean and spread, three sequences of the same length.
+      title: above the picture.
+      xlabel, ylabel: of the axes.
+      levels: by name the y of horizontal lines.
+    """
+    # Colours repeat after eight lines; then strokes and markers change, and the legend moves outside the axes.
+    many = len(series) > _COLOURS
     figure, (axis,) = _figure(1, 1, width=8.5 if many else 5.5, height=5 if many else 4)
     for number, (name, (x, mean, spread)) in enumerate(series.items()):
         turn = number // _COLOURS % 3
@@ -160,19 +260,23 @@ def plot_lines(path: Path, series: dict, title: str, xlabel: str, ylabel: str, l
     _save(figure, path, title)
 
 
-_COLOURS = 8  # of matplotlib's cycle, the last two left out
+# The last two colours of matplotlib's cycle of ten are hard to tell from others.
+_COLOURS = 8
 
 
-def _figure(rows, columns, width=5.5, height=4):
+def _figure(rows: int, columns: int, width: float = 5.5, height: float = 4) -> tuple[Figure, np.ndarray]:
+    if not has_matplotlib():
+        raise ValueError('plots need matplotlib: pip install "scall_jax[plot]"')
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
 
 
-def _save(figure, path, title):
-    figure.suptitle(title.replace("$", r"\$"))  # no mathematics
+def _save(figure: Figure, path: Path, title: str) -> None:
+    # Matplotlib would read text between dollar signs as mathematics.
+    figure.suptitle(title.replace("$", r"\$"))
     for axis in figure.axes:
         if axis.get_xlabel() == "segment":
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.locator_params(axis="x", integer=True)
     figure.savefig(path, dpi=110)

@@ -1,1 +1,1 @@
-"""Command line: flags, progress, and the commands of `scall-jax`."""
+"""The command line: flags, help, progress bars, and the commands of `scall-jax`."""

@@ -1,23 +1,60 @@
-"""A command line out of a dataclass of flags and a job."""
+"""A command line made of a dataclass of flags and a job."""
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
+from scall_jax.cli import help_page
 from scall_jax.run import process_memory
 
+F = TypeVar("F")
 
-def cli(flags: type, job, description: str | None = None, arguments: list[str] | None = None) -> None:
-    """Command line of a job: bad input and files that cannot be had end with a message and exit code 2."""
+
+def cli(
+    flags: type[F],
+    job: Callable[[F], object],
+    description: str | None = None,
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
+) -> None:
+    """Parse flags and do a job; bad input and files that cannot be read end with a message and exit code 2.
+
+    `-h` and `--help` print the flags that `flags.SHOWN` lists, where it has this attribute, and `--help-all` all flags.
+
+    Args:
+      flags: dataclass of the flags, nested dataclasses included.
+      job: called with the flags.
+      description: shown by `--help`, in general the docstring of the experiment's module.
+      arguments: without the program's name; None for those of the process.
+      program: how the process was started, for help; None for `python -m MODULE`.
+
+    Raises:
+      SystemExit: with code 2 for bad input, and with code 0 after help.
+    """
     process_memory.limit_heap()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = program or _program()
+    if hasattr(flags, "SHOWN") and not {"-h", "--help"}.isdisjoint(arguments):
+        print(help_page.page(flags, program or "", description or ""))
+        raise SystemExit(0)
+    arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
-        job(tyro.cli(flags, args=arguments, description=description))
+        job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def command(module: str) -> str:
-    """The command line that this process was started with, for the head of a table."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+def _program() -> str | None:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+
+
+def command() -> str:
+    """The command line that this process was started with, quoted for a shell, for the head of a table."""
+    start = _program() or Path(sys.argv[0]).name
+    return " ".join([start, shlex.join(sys.argv[1:])]).rstrip()

@@ -1,14 +1,16 @@
 """The jobs behind the commands: a stream in, a recommender within its budget out, several methods side by side."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from scall_jax import streams
 from scall_jax.analysis import report
-from scall_jax.cli.cli import cli
+from scall_jax.cli.cli import cli, command
 from scall_jax.cli.flags import Main, by_protocol, check_run, check_stream, expand, load_stream, make_config
 from scall_jax.cli.progress import Progress
 from scall_jax.config import Config
@@ -16,9 +18,33 @@ from scall_jax.methods.registry import PROBED
 from scall_jax.run import records, run_segments
 from scall_jax.run.folder import remove_run, write_atomically
 
+Lines = list[dict[str, Any]]
+"""Lines of `metrics.jsonl` of one run, one per segment."""
 
-def run_job(flags: Main) -> list[dict]:
-    """Run all methods; the summaries, which are also in their folders."""
+RUN = """
+Run methods over a stream of interactions within a memory budget, side by side.
+
+    scall-jax run                                        # online-retail, mean size 8
+    scall-jax run --data clicks.csv --columns.user uid --budget.megabytes 4 --out runs/clicks
+
+Writes a folder per method: config.json, metrics.jsonl (a line per segment), summary.json (last: its presence marks a
+finished run), sizes/, users/ (each test user's metrics), checkpoints/ and plots; beside them table.md and quality.png.
+"""
+"""What `scall-jax run` does, as its help shows it."""
+
+
+def run_job(flags: Main) -> list[dict[str, Any]]:
+    """Run all methods.
+
+    Args:
+      flags: of the runs.
+
+    Returns:
+      A summary per method, which is also in the method's folder.
+
+    Raises:
+      ValueError: flags, a stream or a folder that no run can use; nothing has been run then.
+    """
     flags = by_protocol(flags)
     methods = expand(flags.method)
     if not methods:
@@ -32,25 +58,39 @@ def run_job(flags: Main) -> list[dict]:
     check_stream(stream)
     for config in configs.values():
         check_run(config, stream)
+    _print_head(flags, stream)
+    summaries, runs = [], {}
+    for method, config in configs.items():
+        summary, lines = run_method(flags, config, stream, flags.out / method)
+        summaries.append(summary)
+        runs[method] = lines
+    if report.has_matplotlib():
+        report.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
+    text = report.table(summaries)
+    note = f"means over segments after the first with at least {records.LEAST_USERS} test users; "
+    note += "by user: over all these users"
+    _write_table(flags, stream, f"{text}\n\n{note}", summaries)
+    print(f"\n{text}\n{note}")
+    print(f"plots, metrics and checkpoints: {flags.out}/")
+    return summaries
+
+
+def _print_head(flags: Main, stream: streams.Stream) -> None:
     print(
         f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
         f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"
     )
     if stream.select_on_test:
         print("published protocol: models and rewards are selected on the test part; figures are optimistic")
-    summaries, runs = [], {}
-    for method, config in configs.items():
-        summary, lines = run_method(flags, config, stream, flags.out / method)
-        summaries.append(summary)
-        runs[method] = lines
-    report.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
-    text = report.table(summaries)
-    write_atomically(flags.out / "table.md", text + "\n")
-    counted = f"segments after the first with at least {records.LEAST_USERS} test users"
-    print(f"\n{text}\nmeans over {counted}; by user: over all these users")
+    if not report.has_matplotlib():
+        print('matplotlib is not installed, so there will be no plots: pip install "scall_jax[plot]"')
 
-    print(f"plots, metrics and checkpoints: {flags.out}/")
-    return summaries
+
+def _write_table(flags: Main, stream: streams.Stream, text: str, summaries: Sequence[dict[str, Any]]) -> None:
+    peak = 1e-6 * max(summary["peak_rss_bytes"] for summary in summaries)
+    head = f"# {stream.source}: {len(stream)} segments\n\n`{command()}`"
+    foot = f"seed {flags.seed}; peak resident memory {peak:.0f} MB"
+    write_atomically(flags.out / "table.md", f"{head}\n\n{text}; {foot}\n")
 
 
 def _check_folder(flags: Main, folder: Path) -> None:
@@ -61,8 +101,20 @@ def _check_folder(flags: Main, folder: Path) -> None:
         raise ValueError(f"{folder} holds {state} run: --resume it, --overwrite it, or choose another --out")
 
 
-def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path) -> tuple[dict, list[dict]]:
-    """One method over the stream, in its folder."""
+def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path) -> tuple[dict[str, Any], Lines]:
+    """Run one method over the stream, with progress bars, plots and a summary in its folder.
+
+    Args:
+      flags: of which seed, resume and overwrite matter.
+      config, stream: of the run.
+      folder: of the run.
+
+    Returns:
+      The summary, and the lines of metrics.
+
+    Raises:
+      ValueError: the folder holds another run, or a loss was not finite.
+    """
     if flags.overwrite and not flags.resume:
         remove_run(folder)
     key = jax.random.key(flags.seed)
@@ -70,25 +122,45 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     probes = config.search.probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
 
-        def on_segment(line):
-            done.unlink(missing_ok=True)  # of a run that goes on; one that is refused keeps it
+        def on_segment(line: dict[str, Any]) -> None:
+            # The summary marks a finished run. It is deleted when a run goes on, not before: a run that is refused
+            # keeps it.
+            done.unlink(missing_ok=True)
             progress.segment(line)
 
-        # nobody asks any more for what tracing left in JAX's caches
-        callbacks = progress.callbacks | {"on_compiled": jax.clear_caches, "on_segment": on_segment}
+        # A command traces each program once, so the caches of tracing can be freed after each compilation.
+        callbacks: dict[str, Any] = progress.callbacks
+        callbacks |= {"on_compiled": jax.clear_caches, "on_segment": on_segment}
         lines = run_segments(config, stream, key, folder=folder, **callbacks)
-    last = np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz")
-    title = f"{stream.source}, {config.method}, {config.budget}"
-    report.plot_quality(folder / "quality.png", {config.method: lines}, title)
-    if last["users"].any():
-        report.plot_sizes(folder / "sizes.png", last["users"], last["items"], title)
-        report.plot_memory(folder / "memory.png", lines, title)
-        report.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
+    if report.has_matplotlib():
+        _plot_run(config, stream, folder, lines)
     summary = report.describe(config.method, lines) | records.summarise(lines)
     write_atomically(done, json.dumps(summary, indent=2) + "\n")
     return summary, lines
 
 
-def run_command(arguments: list[str] | None = None, description: str | None = __doc__) -> None:
-    """The command line of the main job."""
-    cli(Main, run_job, description, arguments)
+def _plot_run(config: Config, stream: streams.Stream, folder: Path, lines: Lines) -> None:
+    title = f"{stream.source}, {config.method}, {config.budget}"
+    report.plot_quality(folder / "quality.png", {config.method: lines}, title)
+    with np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz") as stored:
+        users, items = stored["users"], stored["items"]
+    if users.any():
+        report.plot_sizes(folder / "sizes.png", users, items, title)
+        report.plot_memory(folder / "memory.png", lines, title)
+        report.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
+
+
+def run_command(
+    arguments: Sequence[str] | None = None, description: str | None = RUN, program: str | None = None
+) -> None:
+    """The command line of the main job: `scall-jax run` and `python -m experiments.run`.
+
+    Args:
+      arguments: flags; None for those of the process.
+      description: shown by `--help`.
+      program: how the process was started, for help; None for `python -m MODULE`.
+
+    Raises:
+      SystemExit: with code 2 for bad input, and with code 0 after help.
+    """
+    cli(Main, run_job, description, arguments, program)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import jax
 
@@ -15,21 +16,29 @@ from scall_jax.sizes.budget import Budget
 from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
+"""Names that stand for several methods."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BudgetFlags:
-    """Give at most one; without any, mean size 8."""
+    """The budget; give at most one of these."""
 
     mean_size: float | None = None
-    """Parameters per user and item seen so far."""
+    """Parameters (float32) per user and item known so far; the default budget is a mean size of 8."""
     megabytes: float | None = None
-    """Constant size of the table in 10^6 bytes."""
+    """Constant size of the table in 10^6 bytes, instead of a mean size."""
     schedule: tuple[float, ...] = ()
-    """Mean size per segment; the last one holds on."""
+    """A mean size for each segment, instead of one for all; the last one holds for all later segments."""
 
     def budget(self) -> Budget:
-        """The budget that the flags describe."""
+        """The budget that the flags describe.
+
+        Returns:
+          Budget.
+
+        Raises:
+          ValueError: more than one flag is given, or a value out of its range.
+        """
         given = [x for x in (self.mean_size, self.megabytes, self.schedule or None) if x is not None]
         if len(given) > 1:
             raise ValueError("give one of --budget.mean-size, --budget.megabytes and --budget.schedule")
@@ -45,50 +54,80 @@ class Columns:
     """How to read a file; names are needed only where they are not the published ones."""
 
     format: str = "auto"
-    """One of `scall_jax.streams.FORMATS`."""
+    """Format of the file; auto looks at its content."""
     user: str | None = None
+    """Name of the column of users; by default user, user_id, userId, reviewerID and the like are recognised."""
     item: str | None = None
+    """Name of the column of items; by default item, item_id, movieId, asin, business_id and the like."""
     timestamp: str | None = None
+    """Name of the column of timestamps; by default timestamp, time, ts, date and the like."""
     rating: str | None = None
+    """Name of the column of ratings, which --columns.min-rating needs; by default rating, overall or stars."""
     min_rating: float | None = None
-    """Keep only rows rated at least this."""
+    """Keep only rows with at least this rating."""
     time_unit: str = "auto"
-    """s, ms or us."""
+    """Unit of numeric timestamps: s, ms or us; auto judges by their size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How the stream is cut; see `scall_jax.streams.cut`."""
+    """How the stream is cut into segments; see `scall_jax.streams.cut`."""
 
     new_entities: int | None = None
-    """New users + items per segment (default: 800 for online-retail, 3000 for movietweetings, else 15000)."""
+    """New users + items that a segment brings; default: 800 for online-retail, 3000 for movietweetings, else 15000."""
     segments: int | None = None
-    """Instead: this many segments of equally many rows."""
+    """Number of segments of equally many rows, instead of --cut.new-entities."""
     at: tuple[str, ...] = ()
-    """Instead: timestamps at which segments start."""
+    """Timestamps at which segments start, instead of --cut.new-entities."""
     max_segments: int | None = None
-    """Stop after this many segments."""
+    """Segments after which to stop."""
     replay: float = 0.2
-    """Earlier rows trained on again, as a part of the segment's training rows."""
+    """Rows of earlier segments that are trained on again, as a part of the segment's training rows."""
     k_core: int = 0
-    """Keep users and items with at least this many rows (looks at the whole file)."""
+    """Keep only users and items with at least this many rows; this looks at the whole file."""
     shuffle_ties: bool = False
-    """Order rows of equal time at random: for day-granular data."""
+    """Order rows of equal time at random, for timestamps that are whole days."""
     published: bool = False
-    """The published protocol: 80/0/20, selection on test. For comparison only."""
+    """The published protocol: train on 80% of a segment, select models and test on the other 20%. For comparison
+    only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Main:
-    """Flags."""
+    """Flags of a run, and of the experiments that consist of runs."""
+
+    SHOWN: ClassVar[dict[str, tuple[str, ...]]] = {
+        "stream": (
+            "data",
+            "columns.user",
+            "columns.item",
+            "columns.timestamp",
+            "cut.segments",
+            "cut.new-entities",
+        ),
+        "methods and budget": (
+            "method",
+            "budget.mean-size",
+            "budget.megabytes",
+            "budget.schedule",
+            "table",
+            "charge",
+            "sizes.minimum",
+            "sizes.maximum",
+        ),
+        "training": ("fit.steps", "search.probes", "bias", "protocol", "seed"),
+        "results": ("out", "resume", "overwrite"),
+    }
+    """Flags that `-h` shows, by title."""
 
     data: str = "online-retail"
-    """online-retail, movietweetings, or the path of a file."""
+    """An embedded stream (online-retail or movietweetings), or the path of a file of interactions."""
     method: tuple[str, ...] = ("uniform", "frequency", "scall", "popularity")
-    """Methods to run; `popularity` stands for its three floors."""
+    """Methods to run, one after the other; popularity stands for its three floors."""
     budget: BudgetFlags = BudgetFlags()
+    """What the table may hold."""
     seed: int = 0
-    """Of everything random, the cut included."""
+    """Seed of everything random, the cut of the stream included."""
     out: Path = Path("runs/demo")
     """Folder of the results, with a sub-folder per method."""
     resume: bool = False
@@ -96,47 +135,77 @@ class Main:
     overwrite: bool = False
     """Replace runs in the folder."""
     columns: Columns = Columns()
+    """How the file is read."""
     cut: Cut = Cut()
+    """How the stream is cut."""
     sizes: SizesConfig = SizesConfig()
+    """Bounds of sizes, and how methods without a search choose them."""
     warm_start: WarmStartConfig = WarmStartConfig()
+    """What a segment starts from."""
     fit: FitConfig = FitConfig(steps=300)
+    """Training of a segment."""
     search: SearchConfig = SearchConfig()
+    """How sizes are searched."""
     policy: PolicyConfig = PolicyConfig()
+    """The policy of a search."""
     observe: ObserveConfig = ObserveConfig()
+    """What a policy sees."""
     shared_memory: SharedMemoryConfig = SharedMemoryConfig()
+    """Options of the method shared_memory."""
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+    """Options of the method mixed_precision."""
     pruned: PrunedConfig = PrunedConfig()
+    """Options of the method pep."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
-    comparison only; it replaces what the flags say about cut.published, search (but its probes and their steps;
-    published: 200 steps, probes until they settle), policy, carry, fit.eval_every (a probe's steps), bias (the
-    comparisons' --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
+    comparison only; published replaces the flags cut.published, search (but its probes and their steps; published:
+    200 steps, probes until they settle), policy, warm-start, fit.eval-every (a probe's steps), bias (the comparisons'
+    --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
     table: str = "packed"
-    """packed, packed_bfloat16, packed_int8 or masked: storage of methods that choose sizes."""
+    """Storage of methods that choose sizes: packed, packed_bfloat16, packed_int8 or masked."""
     charge: str = "parameters"
-    """What the budget pays for: `parameters`; `all` that serving needs, sizes, codes and the items' bias included;
-    `replay`: that, and 8 bytes for each row of the segment's replay."""
+    """What the budget pays for: parameters alone; all that serving needs, with sizes, codes and the items' bias; or
+    replay: that, and 8 bytes for each row of the segment's replay."""
     bias: str | None = None
     """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
     streams, where valid prefers it, else none."""
 
 
+F = TypeVar("F", bound=Main)
+
 _NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
 
 
-def load_stream(main: Main) -> streams.Stream:
-    """Read and cut the stream that the flags name."""
-    source = streams.load if main.data in streams.EMBEDDED else streams.read
-    rows = source(main.data, **dataclasses.asdict(main.columns))
-    rules = dataclasses.asdict(main.cut)
+def load_stream(flags: Main) -> streams.Stream:
+    """Read and cut the stream that the flags name.
+
+    Args:
+      flags: of which data, columns, cut and seed matter.
+
+    Returns:
+      Stream.
+
+    Raises:
+      ValueError: a file that cannot be read, or a stream that cannot be cut like this.
+    """
+    source = streams.load if flags.data in streams.EMBEDDED else streams.read
+    rows = source(flags.data, **dataclasses.asdict(flags.columns))
+    rules = dataclasses.asdict(flags.cut)
     rules["at"] = list(rules["at"]) or None
     if rules["new_entities"] is None and rules["segments"] is None and rules["at"] is None:
-        rules["new_entities"] = _NEW_ENTITIES.get(main.data)
-    return streams.cut(rows, seed=main.seed, **rules)
+        rules["new_entities"] = _NEW_ENTITIES.get(flags.data)
+    return streams.cut(rows, seed=flags.seed, **rules)
 
 
 def check_stream(stream: streams.Stream) -> None:
-    """Raise ValueError where no segment would count in a mean."""
+    """Check that some segment counts in means over segments.
+
+    Args:
+      stream: of a run.
+
+    Raises:
+      ValueError: there is one segment, or no later one has enough test users.
+    """
     users, items = len(stream.user_ids), len(stream.item_ids)
     if len(stream) < 2:
         raise ValueError(
@@ -151,7 +220,14 @@ def check_stream(stream: streams.Stream) -> None:
 
 
 def check_run(config: Config, stream: streams.Stream) -> None:
-    """Raise ValueError where the method cannot use its budget on this stream; nothing is computed."""
+    """Check that the method can use its budget on this stream; nothing is computed.
+
+    Args:
+      config, stream: of a run.
+
+    Raises:
+      ValueError: it cannot; the message names method and budget.
+    """
     try:
         trace_init(config, stream)
     except ValueError as error:
@@ -159,12 +235,18 @@ def check_run(config: Config, stream: streams.Stream) -> None:
 
 
 def trace_init(config: Config, stream: streams.Stream) -> None:
-    """`check_run` whose message does not name method and budget."""
+    """As `check_run`, with a message that does not name method and budget."""
     jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
 
 
-def by_protocol(flags: Main) -> Main:
-    """Flags with the settings of the official code of SCALL where the protocol asks for them.
+def by_protocol(flags: F) -> F:
+    """Put in the settings of SCALL's official code where the protocol asks for them.
+
+    Args:
+      flags: as given on the command line.
+
+    Returns:
+      Flags of the same class.
 
     Raises:
       ValueError: unknown protocol.
@@ -173,13 +255,13 @@ def by_protocol(flags: Main) -> Main:
         raise ValueError(f"unknown protocol {flags.protocol!r}: choose clean or published")
     if flags.protocol == "clean":
         return flags
-    kept = {"probes": flags.search.probes, "probe_steps": flags.search.probe_steps}
+    search = {"probes": flags.search.probes, "probe_steps": flags.search.probe_steps}
     return dataclasses.replace(
         flags,
         cut=dataclasses.replace(flags.cut, published=True),
-        search=dataclasses.replace(SearchConfig.published(), **kept),
+        search=dataclasses.replace(SearchConfig.published(), **search),
         policy=PolicyConfig.published(),
-        # a probe's reward is relative to the last fit after as many steps
+        # A probe's reward is relative to the last fit after as many steps.
         fit=dataclasses.replace(flags.fit, eval_every=flags.search.probe_steps),
         observe=ObserveConfig(groups=flags.observe.groups),
         warm_start=WarmStartConfig(shrink=1.0, rotate=False, init_std=0.01, grow_std=0.0),
@@ -188,12 +270,23 @@ def by_protocol(flags: Main) -> Main:
 
 
 def expand(names: tuple[str, ...]) -> list[str]:
-    """Methods, groups of them spelled out."""
+    """Spell out groups of methods.
+
+    >>> expand(("uniform", "popularity"))
+    ['uniform', 'popularity-all', 'popularity-segment', 'popularity-decayed']
+    """
     return [method for name in names for method in GROUPS.get(name, (name,))]
 
 
 def make_config(flags: Main, method: str) -> Config:
-    """Configuration of one method.
+    """The configuration of one method.
+
+    Args:
+      flags: of all methods.
+      method: one of `scall_jax.METHODS`.
+
+    Returns:
+      Config.
 
     Raises:
       ValueError: unknown method, or a value out of its range.
@@ -206,7 +299,7 @@ def make_config(flags: Main, method: str) -> Config:
         method=method,
         budget=flags.budget.budget(),
         sizes=flags.sizes,
-        carry=flags.warm_start,
+        warm_start=flags.warm_start,
         fit=flags.fit,
         search=flags.search,
         policy=flags.policy,

@@ -1,8 +1,11 @@
 """Full-ranking evaluation: exact top-k over all candidate items, in blocks of users that bound memory."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +25,9 @@ others: recall by their number, NDCG by an ideal list that has them first. All i
 _DEPTH = max(CUTOFFS)
 _CHUNK = 32  # items per chunk of the two-level top-k
 
+Scorer = Callable[[jax.Array, jax.Array], jax.Array]
+"""score(first, user i32[B]) -> f32[B, items], scores of the users in rows first, ..., first + B - 1 of a ranking."""
+
 
 class Metrics(NamedTuple):
     """Means over evaluated users by stratum of `STRATA` and cutoff of `CUTOFFS`; 0 where a stratum has no user."""
@@ -29,7 +35,7 @@ class Metrics(NamedTuple):
     recall: jax.Array  # f32[3, 3], |hits| / |relevant items|
     ndcg: jax.Array  # f32[3, 3], ideal: min(|relevant items|, k) hits first
     users: jax.Array  # i32[3], users evaluated
-    coverage: jax.Array  # f32[3], by cutoff: part of the candidates that someone gets recommended
+    coverage: jax.Array  # f32[3], by cutoff: part of the candidates that are recommended to at least one user
     by_user: jax.Array  # f32[Q, 6], `BY_USER` of each user of `relevant`; 0 beyond its count, or without such items
 
     def fitness(self) -> jax.Array:
@@ -37,19 +43,39 @@ class Metrics(NamedTuple):
         return (self.recall[0, -1] + self.ndcg[0, -1]) / 2
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("graph", "items"), meta_fields=("users",))
+@dataclasses.dataclass(frozen=True)
+class KnownGraph:
+    """The known interactions, and which of their graph's nodes are known items."""
+
+    graph: Graph
+    """All known interactions, of N nodes: users, then items."""
+    users: int
+    """Capacity of the user side, where the items' nodes begin; static."""
+    items: jax.Array
+    """i32[], items known so far: ids below it."""
+
+
+class RankingOptions(TypedDict, total=False):
+    """Options of every ranking, all of them optional."""
+
+    users_before: jax.Array | int
+    """i32[], users with a smaller id are warm, the others new; 0 by default."""
+    items_before: jax.Array | int
+    """i32[], items with a smaller id are warm, the others new; 0 by default."""
+    candidates: str
+    """`all` known items (the default), or `segment`: only items relevant to some user here, the published protocol."""
+
+
 def evaluate(
     user_vectors: jax.Array,
     item_vectors: jax.Array,
     item_bias: jax.Array,
     relevant: RaggedItems,
-    graph: Graph,
-    users: int,
-    items: jax.Array,
+    known: KnownGraph,
     *,
-    users_before: jax.Array | int = 0,
-    items_before: jax.Array | int = 0,
     used_width: jax.Array | None = None,
-    candidates: str = "all",
+    **options: Unpack[RankingOptions],
 ) -> Metrics:
     """Rank items by inner products for the users of `relevant` and compare.
 
@@ -58,19 +84,30 @@ def evaluate(
       item_vectors: f32[V, width].
       item_bias: f32[V], added to inner products.
       relevant: items to be found, by user.
-      graph: known interactions; a user's are not recommended.
-      users: capacity of the user side.
-      items: i32[], items known: the candidates.
-      users_before, items_before: users and items with a smaller id are warm, the others new.
+      known: interactions that are not recommended to their users again, and the items known so far.
       used_width: i32[], columns beyond it are zero; saves work.
-      candidates: `all` known items, or `segment`: only items relevant to some user here (the published protocol).
+      **options: as in `RankingOptions`.
 
     Returns:
       Metrics. Ties go to the lower item id.
 
     Raises:
       ValueError: unknown candidates.
+
+    One user who has met none of three items is to be recommended the last one:
+
+    >>> graph = Graph(jnp.zeros(5, jnp.int32), jnp.zeros(1, jnp.int32), jnp.zeros(1))
+    >>> known = KnownGraph(graph, users=1, items=jnp.int32(3))
+    >>> relevant = RaggedItems(jnp.array([0]), jnp.array([0, 1]), jnp.array([2]), jnp.int32(1))
+    >>> metrics = evaluate(jnp.ones((1, 1)), jnp.array([[1.0], [2.0], [3.0]]), jnp.zeros(3), relevant, known)
+    >>> float(metrics.recall[0, 0]), float(metrics.ndcg[0, 0]), int(metrics.users[0])
+    (1.0, 1.0, 1)
     """
+    chex.assert_rank([user_vectors, item_vectors, item_bias], [2, 2, 1])
+    chex.assert_type([user_vectors, item_vectors, item_bias], float)
+    chex.assert_equal_shape_prefix([user_vectors, relevant.users], 1)
+    chex.assert_equal_shape_prefix([item_vectors, item_bias], 1)
+    chex.assert_equal_shape_suffix([user_vectors, item_vectors], 1)
     used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
 
     def with_offset(offset):
@@ -79,27 +116,29 @@ def evaluate(
             jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), used_width
         )
 
-    before = users_before, items_before
-    return _evaluate(with_offset, item_bias, relevant, graph, users, items, before, candidates)
+    return _evaluate(with_offset, item_bias, relevant, known, options)
 
 
 def evaluate_scores(
-    score: Callable[[jax.Array, jax.Array], jax.Array],
-    item_bias: jax.Array,
-    relevant: RaggedItems,
-    graph: Graph,
-    users: int,
-    items: jax.Array,
-    *,
-    users_before: jax.Array | int = 0,
-    items_before: jax.Array | int = 0,
-    candidates: str = "all",
+    score: Scorer, item_bias: jax.Array, relevant: RaggedItems, known: KnownGraph, **options: Unpack[RankingOptions]
 ) -> Metrics:
-    """As `evaluate`, by any scores: score(first, user i32[B]) -> f32[B, V] of relevant.users[first : first + B].
+    """Rank items by any scores for the users of `relevant` and compare.
+
+    Args:
+      score: score(first, user i32[B]) -> f32[B, V], scores of relevant.users[first : first + B].
+      item_bias: f32[V], added to scores.
+      relevant: items to be found, by user.
+      known: interactions that are not recommended to their users again, and the items known so far.
+      **options: as in `RankingOptions`.
+
+    Returns:
+      Metrics. Ties go to the lower item id.
 
     Raises:
       ValueError: unknown candidates.
     """
+    chex.assert_rank(item_bias, 1)
+    chex.assert_type(item_bias, float)
 
     def with_offset(offset):
         def scores(first, user):
@@ -108,50 +147,83 @@ def evaluate_scores(
 
         return scores
 
-    before = users_before, items_before
-    return _evaluate(with_offset, item_bias, relevant, graph, users, items, before, candidates)
+    return _evaluate(with_offset, item_bias, relevant, known, options)
 
 
-def _evaluate(with_offset, item_bias, relevant: RaggedItems, graph: Graph, users, items, before, candidates) -> Metrics:
-    """with_offset(f32[padded items]) -> function(first, user i32[B]) -> scores f32[B, padded items] plus the offset."""
+class _Totals(NamedTuple):
+    """Sums over the users ranked so far."""
+
+    recall: jax.Array  # f32[3, 3], by stratum and cutoff
+    ndcg: jax.Array  # f32[3, 3]
+    users: jax.Array  # i32[3]
+    best_place: jax.Array  # i32[padded items], the highest place at which an item is recommended
+    by_user: jax.Array  # f32[Q, 6]
+
+
+class _Block(NamedTuple):
+    """The recommendations to a block of B users."""
+
+    first: jax.Array  # i32[], row of the first user
+    row: jax.Array  # i32[B], rows of `relevant`
+    user: jax.Array  # i32[B]
+    values: jax.Array  # f32[B, 20], scores in descending order; -inf where there is no candidate left
+    items: jax.Array  # i32[B, 20]
+    counted: jax.Array  # bool[B], false for users of another block and beyond the count
+
+
+def _evaluate(
+    with_offset: Callable[[jax.Array], Scorer],
+    item_bias: jax.Array,
+    relevant: RaggedItems,
+    known: KnownGraph,
+    options: RankingOptions,
+) -> Metrics:
+    """`with_offset` takes f32[padded items] and gives a scorer of all padded items that adds this offset."""
+    candidates = options.get("candidates", "all")
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
-    relevant, graph = jax.tree.map(jnp.asarray, (relevant, graph))
+    relevant, known = jax.tree.map(jnp.asarray, (relevant, known))
     padded_items = _padded(item_bias.shape[0])
     queries = relevant.users.shape[0]
     most = _at_once()
-    block = max(1, min(most.users, queries, most.scores // padded_items))
-    allowed = jnp.arange(padded_items) < items
-    if candidates == "segment":
-        wanted = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
-        at = jnp.where(wanted, relevant.items, padded_items)
-        allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
+    block_users = max(1, min(most.users, queries, most.scores // padded_items))
+    allowed = _allowed(padded_items, relevant, known, candidates)
     score = with_offset(jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf))
+    before = options.get("users_before", 0), options.get("items_before", 0)
 
     def rank_block(number, totals):
-        # the last block of a full capacity is moved back; users seen twice count once
-        first = jnp.minimum(number * block, queries - block)
-        at = first + jnp.arange(block, dtype=jnp.int32)
-        user = take(relevant.users, at)
-        scores = mask_seen_items(score(first, user), graph, user, users, -jnp.inf)
+        # A last block that would end beyond the capacity is moved back; users ranked twice are counted once.
+        first = jnp.minimum(number * block_users, queries - block_users)
+        row = first + jnp.arange(block_users, dtype=jnp.int32)
+        user = take(relevant.users, row)
+        scores = mask_seen_items(score(first, user), known, user, -jnp.inf)
         values, top = top_k(scores)
-        counted = (at >= number * block) & (at < relevant.count)
-        totals, single = _add(totals[:-1], values, top, at, user, counted, relevant, before), totals[-1]
-        *totals, block_values = totals
-        return (*totals, dynamic_update_slice(single, block_values, (first, 0)))
+        counted = (row >= number * block_users) & (row < relevant.count)
+        return _add(totals, _Block(first, row, user, values, top, counted), relevant, before)
 
-    blocks = ceil_div(relevant.count, block)
-    zeros = (
-        jnp.zeros((3, 3)),
-        jnp.zeros((3, 3)),
-        jnp.zeros(3, jnp.int32),
-        jnp.full(padded_items, _DEPTH, jnp.int32),
-        jnp.zeros((queries, len(BY_USER))),
+    blocks = ceil_div(relevant.count, block_users)
+    start = _Totals(
+        recall=jnp.zeros((3, 3)),
+        ndcg=jnp.zeros((3, 3)),
+        users=jnp.zeros(3, jnp.int32),
+        best_place=jnp.full(padded_items, _DEPTH, jnp.int32),
+        by_user=jnp.zeros((queries, len(BY_USER))),
     )
-    recall, ndcg, count, best, by_user = jax.lax.fori_loop(0, blocks, rank_block, zeros)
-    covered = jnp.stack([(best < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
-    scale = 1.0 / jnp.maximum(count, 1)[:, None]
-    return Metrics(recall * scale, ndcg * scale, count, covered.astype(jnp.float32), by_user)
+    totals = jax.lax.fori_loop(0, blocks, rank_block, start)
+    covered = jnp.stack([(totals.best_place < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
+    scale = 1.0 / jnp.maximum(totals.users, 1)[:, None]
+    means = totals.recall * scale, totals.ndcg * scale
+    return Metrics(*means, totals.users, covered.astype(jnp.float32), totals.by_user)
+
+
+def _allowed(padded_items: int, relevant: RaggedItems, known: KnownGraph, candidates: str) -> jax.Array:
+    """The candidates among the padded items; bool[padded items]."""
+    allowed = jnp.arange(padded_items) < known.items
+    if candidates == "segment":
+        used = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
+        at = jnp.where(used, relevant.items, padded_items)
+        allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
+    return allowed
 
 
 class _AtOnce(NamedTuple):
@@ -159,7 +231,7 @@ class _AtOnce(NamedTuple):
 
     users: int
     scores: int
-    edges: int  # known interactions put out of the ranking
+    edges: int  # known interactions that are masked
 
 
 def _at_once() -> _AtOnce:
@@ -183,7 +255,8 @@ def _scorers(item_vectors, offset):
     """
     width = item_vectors.shape[1]
     ends = [w for w in (16, 32, 64, 128) if w < width] + [width]
-    # as one more column the offset needs no pass of its own; accelerators fuse the sum, and split -inf into parts
+    # CPU: the offset is one more column of the product, which saves a pass over the scores. Accelerators: the sum is
+    # fused anyway, and a product that splits numbers into parts turns -inf into NaN.
     as_column = by_backend(True, False)
 
     def with_column(vectors, column):
@@ -192,7 +265,7 @@ def _scorers(item_vectors, offset):
     parts = [with_column(item_vectors[:, :end], offset) for end in ends]
 
     def product(end, part):
-        # exact ranking: accelerators would round to fewer bits
+        # Accelerators round factors to fewer bits by default; an exact ranking needs them all.
         return lambda vectors: jnp.matmul(
             with_column(vectors[:, :end], jnp.ones(len(vectors))), part.T, precision=jax.lax.Precision.HIGHEST
         )
@@ -205,16 +278,32 @@ def _scorers(item_vectors, offset):
     return scores
 
 
-def mask_seen_items(scores: jax.Array, graph: Graph, user: jax.Array, users: int, value: float) -> jax.Array:
-    """f32[B, V] with `value` where a row's user has the item, a fixed number of interactions at a time.
+def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value: float) -> jax.Array:
+    """Scores with `value` where a row's user has met the item, a fixed number of interactions at a time.
 
-    `user` i32[B] may repeat; `users` is the capacity of the user side, where the items' nodes begin.
+    Args:
+      scores: f32[B, V].
+      known: interactions of all users.
+      user: i32[B], users of the rows; they may repeat.
+      value: put in place of the scores.
+
+    Returns:
+      f32[B, V].
+
+    The second of two users has met item 0, which is node 2:
+
+    >>> graph = Graph(jnp.array([0, 0, 1, 2, 2]), jnp.array([2, 1]), jnp.ones(2))
+    >>> mask_seen_items(jnp.ones((1, 2)), KnownGraph(graph, 2, jnp.int32(2)), jnp.array([1]), 0.0).tolist()
+    [[0.0, 1.0]]
     """
-    graph = jax.tree.map(jnp.asarray, graph)
+    chex.assert_rank([scores, user], [2, 1])
+    chex.assert_type([scores, user], [float, int])
+    chex.assert_equal_shape_prefix([scores, user], 1)
+    graph, users = jax.tree.map(jnp.asarray, known.graph), known.users
     start = take(graph.indptr, user)
-    known = take(graph.indptr, user + 1) - start
-    ends = jnp.cumsum(known)
-    begins = ends - known
+    degree = take(graph.indptr, user + 1) - start
+    ends = jnp.cumsum(degree)
+    begins = ends - degree
     edges = min(_at_once().edges, graph.indices.shape[0])
 
     def body(carry):
@@ -231,44 +320,68 @@ def mask_seen_items(scores: jax.Array, graph: Graph, user: jax.Array, users: int
 
 
 def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The 20 largest of each row, (f32[B, 20], i32[B, 20]), ties to the lower column.
+    """The 20 largest of each row, ties to the lower column.
 
     Exact in two levels: the 20 chunks with the largest maxima, in order of column, hold the 20 largest values,
     since each value of another chunk has 20 maxima before it.
+
+    Args:
+      scores: f32[B, n], n a multiple of 32.
+
+    Returns:
+      (values f32[B, 20] in descending order, columns i32[B, 20]).
+
+    Raises:
+      ValueError: n is no multiple of 32.
+
+    >>> values, columns = top_k(jnp.arange(64.0)[None])
+    >>> values[0, :3].tolist(), columns[0, :3].tolist()
+    ([63.0, 62.0, 61.0], [63, 62, 61])
     """
+    chex.assert_rank(scores, 2)
+    chex.assert_type(scores, float)
     batch, n = scores.shape
+    if n == 0 or n % _CHUNK:
+        raise ValueError(f"top_k of {n} columns: pad them by -inf to a multiple of {_CHUNK}")
     chunked = scores.reshape(batch, n // _CHUNK, _CHUNK)
     _, chunk = jax.lax.top_k(chunked.max(-1), min(_DEPTH, n // _CHUNK))
     chunk = jnp.sort(chunk, axis=1)
-    kept = jnp.take_along_axis(chunked, chunk[:, :, None], axis=1).reshape(batch, -1)
-    values, at = jax.lax.top_k(kept, _DEPTH)
+    chosen = jnp.take_along_axis(chunked, chunk[:, :, None], axis=1).reshape(batch, -1)
+    values, at = jax.lax.top_k(chosen, _DEPTH)
     return values, jnp.take_along_axis(chunk, div(at, _CHUNK), axis=1) * _CHUNK + rem(at, _CHUNK)
 
 
-def _add(totals, values, top, at, user, counted, relevant: RaggedItems, before):
-    recall, ndcg, count, best = totals
-    start, end = take(relevant.indptr, at), take(relevant.indptr, at + 1)
-    hits = _contains(relevant.items, start, end, top) & jnp.isfinite(values)
+def _add(totals: _Totals, block: _Block, relevant: RaggedItems, before) -> _Totals:
+    users_before, items_before = before
+    start, end = take(relevant.indptr, block.row), take(relevant.indptr, block.row + 1)
+    hits = _contains(relevant.items, start, end, block.items) & jnp.isfinite(block.values)
     size = (end - start).astype(jnp.float32)
-    new = user >= before[0]
-    strata = jnp.stack([counted, counted & new, counted & ~new]).astype(jnp.float32)
+    new = block.user >= users_before
+    strata = jnp.stack([block.counted, block.counted & new, block.counted & ~new]).astype(jnp.float32)
     each = [_recall_and_ndcg(hits, size, k) for k in CUTOFFS]
-    r, g = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
-    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], top.shape)
-    shown = counted[:, None] & jnp.isfinite(values)
-    best = best.at[jnp.where(shown, top, best.shape[0])].min(place, mode="drop", wrap_negative_indices=False)
+    recall, ndcg = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
+    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], block.items.shape)
+    shown = block.counted[:, None] & jnp.isfinite(block.values)
+    item = jnp.where(shown, block.items, totals.best_place.shape[0])
+    best_place = totals.best_place.at[item].min(place, mode="drop", wrap_negative_indices=False)
     highest = jax.lax.Precision.HIGHEST
-    recall += jnp.matmul(strata, r, precision=highest)
-    ndcg += jnp.matmul(strata, g, precision=highest)
-    first_new = jnp.full((len(at), 1), before[1], jnp.int32)
+    totals = totals._replace(
+        recall=totals.recall + jnp.matmul(strata, recall, precision=highest),
+        ndcg=totals.ndcg + jnp.matmul(strata, ndcg, precision=highest),
+        best_place=best_place,
+    )
+    first_new = jnp.full((len(block.row), 1), items_before, jnp.int32)
     size_warm = (_lower_bound(relevant.items, start, end, first_new)[:, 0] - start).astype(jnp.float32)
     by_items = (
-        _recall_and_ndcg(hits & (top >= before[1]), size - size_warm, _DEPTH),
-        _recall_and_ndcg(hits & (top < before[1]), size_warm, _DEPTH),
+        _recall_and_ndcg(hits & (block.items >= items_before), size - size_warm, _DEPTH),
+        _recall_and_ndcg(hits & (block.items < items_before), size_warm, _DEPTH),
     )
-    single = jnp.stack([r[:, -1], g[:, -1], *by_items[0], *by_items[1]], axis=1)
-    single = jnp.where((at < relevant.count)[:, None], single, 0.0)
-    return recall, ndcg, count + strata.sum(1).astype(jnp.int32), best, single
+    by_user = jnp.stack([recall[:, -1], ndcg[:, -1], *by_items[0], *by_items[1]], axis=1)
+    by_user = jnp.where((block.row < relevant.count)[:, None], by_user, 0.0)
+    return totals._replace(
+        users=totals.users + strata.sum(1).astype(jnp.int32),
+        by_user=dynamic_update_slice(totals.by_user, by_user, (block.first, 0)),
+    )
 
 
 def _recall_and_ndcg(hits, size, k):

@@ -9,13 +9,14 @@ I_u before the cut, p(i) the part of the known users who have item i, n_j the us
              = p(i)                        otherwise
 
 with m the `smoothing`: a prior worth m users. How the conditional probabilities are averaged, the smoothing and the
-cut-off are ours; a pair beyond the cut-off counts as independent.
+cut-off are our choice; a pair beyond the cut-off counts as independent.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import chex
 import numpy as np
 
 from scall_jax.evaluation.ranking import BY_USER
@@ -35,7 +36,7 @@ SPLITS = {
 }
 """Strata by split. A user with one item has no conditional surprise; an item is new if first met in the segment."""
 
-_WORK = 2**22  # co-occurrences, or cells of their counts, held at once
+_WORK = 2**22  # co-occurrences, or cells of their counts, in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class StrataConfig:
     """How coherence is computed."""
 
     neighbours: int = 256
-    """Co-occurring items kept for each item, those of most users."""
+    """Co-occurring items of each item that are counted, those with the most users."""
     smoothing: float = 1.0
     """Users that the prior of a conditional probability is worth."""
 
@@ -63,12 +64,12 @@ class Profiles(NamedTuple):
     items: int
 
     def starts(self) -> np.ndarray:
-        """i64[users + 1], where each user's items begin."""
+        """Where each user's items begin; i64[users + 1]."""
         return np.searchsorted(self.user, np.arange(self.users + 1))
 
 
 class Neighbours(NamedTuple):
-    """For each item those that most of its users also have: by number of users, ties to the lower id."""
+    """The k items that most users of an item also have, ordered by number of users, ties to the lower id."""
 
     items: np.ndarray  # i64[V, k]
     counts: np.ndarray  # i64[V, k], users who have both; 0 where there are fewer than k
@@ -79,18 +80,41 @@ class SegmentStrata(NamedTuple):
 
     users: np.ndarray  # i32[Q]
     labels: dict[str, np.ndarray]  # by split of users: i64[Q], place in `SPLITS`
-    items: np.ndarray  # i64[Q, 2], how many of a user's relevant items are new, warm
+    items: np.ndarray  # i64[Q, 2], numbers of a user's relevant items that are new, warm
 
 
 def profiles(stream: Stream, t: int) -> Profiles:
-    """What users had before the cut of segment t."""
+    """The distinct interactions before the cut of segment t.
+
+    Args:
+      stream: of segments.
+      t: number of the segment, from 0.
+
+    Returns:
+      Profiles.
+    """
     cut = stream.bounds[t].train
     keys = np.unique(stream.user[:cut].astype(np.int64) << 32 | stream.item[:cut])
     return Profiles(keys >> 32, keys & 0xFFFFFFFF, *stream.known(cut))
 
 
 def co_occurring(known: Profiles, k: int) -> Neighbours:
-    """The k neighbours of every item; O(k) memory per item beside blocks of bounded size."""
+    """Count how many users each two items have in common, and keep the k neighbours of every item.
+
+    Args:
+      known: interactions before a cut, with V items.
+      k: neighbours of an item, at most.
+
+    Returns:
+      Neighbours, of O(V k) memory; what is counted on the way stays within blocks of bounded size.
+
+    >>> known = Profiles(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1]), users=3, items=2)
+    >>> near = co_occurring(known, 1)
+    >>> near.items.ravel().tolist(), near.counts.ravel().tolist()
+    ([1, 0], [2, 2])
+    """
+    chex.assert_rank([known.user, known.item], 1)
+    chex.assert_equal_shape([known.user, known.item])
     starts, degree = known.starts(), np.bincount(known.user, minlength=known.users)
     by_item = np.argsort(known.item, kind="stable")
     begins = np.searchsorted(known.item[by_item], np.arange(known.items + 1))
@@ -107,14 +131,14 @@ def co_occurring(known: Profiles, k: int) -> Neighbours:
         order = np.lexsort((other, -count, row))
         row, other, count = row[order], other[order], count[order]
         place = np.arange(len(row)) - np.searchsorted(row, row)
-        kept = place < k
-        found.items[first + row[kept], place[kept]] = other[kept]
-        found.counts[first + row[kept], place[kept]] = count[kept]
+        nearest = place < k
+        found.items[first + row[nearest], place[nearest]] = other[nearest]
+        found.counts[first + row[nearest], place[nearest]] = count[nearest]
     return found
 
 
 def _blocks(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Runs of at most `most` neighbouring items whose work together is bounded, or that are one item."""
+    """Ranges of at most `most` items in a row whose work together is bounded, or that are a single item."""
     total, first = np.concatenate([[0], np.cumsum(work)]), 0
     while first < len(work):
         fits = int(np.searchsorted(total, total[first] + _WORK, side="right")) - 1
@@ -130,7 +154,23 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def mean_surprise(known: Profiles, users: np.ndarray) -> np.ndarray:
-    """S of some users in bits, f64[Q]; NaN for a user without items."""
+    """S of some users (see the module's docstring).
+
+    Args:
+      known: interactions before a cut.
+      users: i32[Q].
+
+    Returns:
+      f64[Q], in bits; NaN for a user without items.
+
+    User 0 has an item that both users have and one that it alone has:
+
+    >>> known = Profiles(np.array([0, 0, 1]), np.array([0, 1, 0]), users=2, items=2)
+    >>> mean_surprise(known, np.array([0, 1])).tolist()
+    [0.5, 0.0]
+    """
+    chex.assert_rank([users, known.user, known.item], 1)
+    chex.assert_type(users, int)
     surprise = -np.log2(np.bincount(known.item, minlength=known.items)[known.item] / known.users)
     degree = np.bincount(known.user, minlength=known.users)
     total = np.bincount(known.user, surprise, known.users)
@@ -138,13 +178,26 @@ def mean_surprise(known: Profiles, users: np.ndarray) -> np.ndarray:
 
 
 def mean_conditional_surprise(known: Profiles, users: np.ndarray, near: Neighbours, smoothing: float) -> np.ndarray:
-    """CS of some users in bits, f64[Q]; NaN for a user with fewer than two items. O(items of the users x k) time."""
+    """CS of some users (see the module's docstring), in O(items of the users x k) time.
+
+    Args:
+      known: interactions before a cut, with V items.
+      users: i32[Q].
+      near: of `co_occurring`, for the V items.
+      smoothing: users that the prior is worth.
+
+    Returns:
+      f64[Q], in bits; NaN for a user with fewer than two items.
+    """
+    chex.assert_rank([users, near.items, near.counts], [1, 2, 2])
+    chex.assert_equal_shape([near.items, near.counts])
+    chex.assert_axis_dimension(near.items, 0, known.items)
     starts = known.starts()
     length = np.diff(starts)[users]
     having = np.bincount(known.item, minlength=known.items)
     prior = having / known.users
     row, item = np.repeat(np.arange(len(users)), length), known.item[_ranges(starts[users], length)]
-    # of independent pairs the mean is S(u); log2(p(i | j) / p(i)) is taken off where i is a neighbour of j
+    # The mean over independent pairs is S(u). Subtract log2(p(i | j) / p(i)) where i is a neighbour of j.
     total = np.zeros(len(users))
     keys = known.user << 32 | known.item
     step = max(1, _WORK // near.items.shape[1])
@@ -162,10 +215,19 @@ def mean_conditional_surprise(known: Profiles, users: np.ndarray, near: Neighbou
 
 
 def quantiles(values: np.ndarray, groups: int) -> np.ndarray:
-    """Group of each value, i64[Q] from 0 by its mean rank; equal values stay together, and a NaN is in group `groups`.
+    """Group values by their mean rank, so that equal values stay together.
 
-    With many ties groups differ in size and may be empty.
+    Args:
+      values: f64[Q].
+      groups: number of groups; with many ties they differ in size and may be empty.
+
+    Returns:
+      i64[Q], the group of each value from 0 on; a NaN is in group `groups`.
+
+    >>> quantiles(np.array([3.0, 1.0, 1.0, 2.0, np.nan]), 2).tolist()
+    [1, 0, 0, 1, 2]
     """
+    chex.assert_rank(values, 1)
     defined = ~np.isnan(values)
     _, place, count = np.unique(values[defined], return_inverse=True, return_counts=True)
     twice_rank = 2 * np.cumsum(count) - count
@@ -175,10 +237,19 @@ def quantiles(values: np.ndarray, groups: int) -> np.ndarray:
 
 
 def of_segment(stream: Stream, t: int, config: StrataConfig = StrataConfig()) -> SegmentStrata:
-    """Strata of the test users of segment t, groups formed among them; of what follows the cut only who they are."""
+    """Strata of the test users of segment t; groups are formed among these users.
+
+    Args:
+      stream: of segments.
+      t: number of the segment, from 0.
+      config: how coherence is computed.
+
+    Returns:
+      SegmentStrata. Data after the cut says only who the test users are and which of their relevant items are new.
+    """
     test, cut = stream.test(t), stream.bounds[t].train
     users_before, items_before = stream.known(stream.bounds[t].start)
-    users = test.users[: test.count]
+    users = np.asarray(test.users)[: test.count]
     known = profiles(stream, t)
     near = co_occurring(known, config.neighbours)
     frequency = np.bincount(stream.user[:cut], minlength=known.users)[users].astype(np.float64)
@@ -193,21 +264,26 @@ def of_segment(stream: Stream, t: int, config: StrataConfig = StrataConfig()) ->
     return SegmentStrata(users, labels, np.stack([new, every - new], axis=1))
 
 
-def rows(strata: SegmentStrata, users: np.ndarray, metrics: np.ndarray) -> list[dict]:
-    """Means by stratum of one segment of a run: split, stratum, how many users, and their Recall@20 and NDCG@20.
+def rows(strata: SegmentStrata, users: np.ndarray, metrics: np.ndarray) -> list[dict[str, str | int | float]]:
+    """Means by stratum of one segment of a run.
 
     Strata of relevant items are means over the users who have such items. Strata without users are left out.
 
     Args:
       strata: of the segment.
-      users, metrics: what the run wrote for the segment, i32[Q] and f32[Q, 6], columns `evaluation.BY_USER`.
+      users: i32[Q], the users that the run wrote for the segment.
+      metrics: f32[Q, 6], the metrics that it wrote for them, columns `evaluation.BY_USER`.
+
+    Returns:
+      Rows with the columns split, stratum, users (how many), recall@20 and ndcg@20.
 
     Raises:
       ValueError: the run has evaluated other users, or its metrics do not tell new items from warm ones.
     """
     if not np.array_equal(users, strata.users):
         raise ValueError("the run has evaluated other users: give the stream, cut and seed that it was made with")
-    if metrics.shape[1:] != (len(BY_USER),):
+    chex.assert_rank([users, metrics], [1, 2])
+    if metrics.shape[1] != len(BY_USER):
         raise ValueError(f"the run wrote {metrics.shape[1]} metrics a user, this version {len(BY_USER)}: run it again")
     found = []
     for split, names in SPLITS.items():

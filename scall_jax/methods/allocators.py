@@ -1,7 +1,14 @@
-"""Methods that choose sizes without learning: one function (key, segment, total) -> sizes each."""
+"""Methods that choose sizes without learning: functions of a segment and a total.
+
+They are also what the methods that learn start from, and `entities_order`, `allocate_by_order` and `split_by_side` are
+their parts. Everywhere N = U + V is the number of nodes that a segment has room for, users first, and sizes are counted
+in coordinates (float32 parameters for the storage `packed`).
+"""
 
 from collections.abc import Callable
+from typing import cast
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -10,24 +17,81 @@ from scall_jax.config import SizesConfig
 from scall_jax.streams import Segment, active_mask, sides
 
 Allocator = Callable[[jax.Array, Segment, jax.Array], jax.Array]
-"""(key, segment, total i32[]) -> sizes i32[N] by node, adding up to min(total, entities x maximum)."""
+"""(typed PRNG key, segment, total i32[]) -> own sizes i32[N] by node.
+
+They add up to min(total, entities x maximum) and are 0 for nodes that do not exist. The function is pure and uses
+nothing of the segment but what is known at its cut.
+"""
 
 
 def entities_order(config: SizesConfig, segment: Segment, part: slice = slice(None)) -> jax.Array:
-    """Nodes of a part from the hottest to the coldest, as `SizesConfig.ranking` says."""
-    frequency = segment.frequency if config.ranking == "segment" else segment.total
+    """Nodes from the most to the least frequent, those that do not exist last.
+
+    Args:
+      config: `ranking` says which frequency counts.
+      segment: data of the segment.
+      part: the nodes to order, C of them; all by default.
+
+    Returns:
+      i32[C], a permutation of the positions within the part.
+    """
+    chex.assert_equal_shape([segment.frequency, segment.recency, segment.total])
+    frequency = ranking_frequency(config, segment)
     return sizes.order_by(frequency[part], segment.recency[part], segment.total[part], active_mask(segment)[part])
 
 
-def _joint(config: SizesConfig, segment: Segment, shares_by_rank, order, total):
-    """Sizes of all entities out of one pool of ranks."""
-    num_active = segment.users + segment.items
-    by_rank = sizes.allocate(shares_by_rank, total, config.minimum, config.maximum, num_active=num_active)
-    return sizes.assign(by_rank, order)
+def ranking_frequency(config: SizesConfig, segment: Segment) -> jax.Array:
+    """The frequency that sizes follow.
+
+    Args:
+      config: `ranking` says which.
+      segment: data of the segment.
+
+    Returns:
+      i32[N], interactions in the segment or in total.
+    """
+    return segment.frequency if config.ranking == "segment" else segment.total
+
+
+def allocate_by_order(
+    config: SizesConfig, shares: jax.Array, total: jax.Array, num_active: jax.Array, order: jax.Array
+) -> jax.Array:
+    """Sizes that share a total out in proportion, within the bounds of the config.
+
+    Args:
+      config: has the bounds.
+      shares: f32[C], non-negative, of the entities in `order`; ties go to the first of them.
+      total: i32[], coordinates to give out.
+      num_active: i32[], entities that exist; they come first in `order`.
+      order: i32[C], a permutation of the entities.
+
+    Returns:
+      i32[C] by entity, adding up to min(total, num_active x maximum).
+
+    >>> shares, order = jnp.array([4.0, 2.0, 1.0, 1.0]), jnp.array([2, 0, 1, 3])
+    >>> allocate_by_order(SizesConfig(maximum=8), shares, jnp.int32(11), jnp.int32(3), order).tolist()
+    [3, 2, 6, 0]
+    """
+    chex.assert_rank([shares, order, total, num_active], [1, 1, 0, 0])
+    chex.assert_equal_shape([shares, order])
+    by_rank = sizes.allocate(shares, total, config.minimum, config.maximum, num_active=num_active)
+    return sizes.assign(cast(jax.Array, by_rank), order)
+
+
+def _joint(config: SizesConfig, segment: Segment, shares: jax.Array, order: jax.Array, total: jax.Array) -> jax.Array:
+    """Sizes of users and items out of one pool; shares f32[N] are in the order i32[N]."""
+    return allocate_by_order(config, shares, total, segment.users + segment.items, order)
 
 
 def uniform(config: SizesConfig) -> Allocator:
-    """The same size for all, the remainder one each to the most frequent."""
+    """The same size for all entities; the remainder goes to the most frequent, one coordinate each.
+
+    >>> from scall_jax import streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
+    >>> segment = streams.cut(rows, segments=2).segment(1)
+    >>> sorted(uniform(SizesConfig(maximum=8))(jax.random.key(0), segment, jnp.int32(32)).tolist())
+    [5, 5, 5, 5, 6, 6]
+    """
 
     def allocator(key, segment, total):
         del key
@@ -38,12 +102,20 @@ def uniform(config: SizesConfig) -> Allocator:
 
 
 def frequency(config: SizesConfig) -> Allocator:
-    """Size proportional to frequency^power, users and items alike."""
+    """Sizes proportional to frequency^`SizesConfig.power`, users and items out of one pool.
+
+    >>> from scall_jax import streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
+    >>> segment = streams.cut(rows, segments=2).segment(1)
+    >>> own = frequency(SizesConfig(maximum=8))(jax.random.key(0), segment, jnp.int32(20))
+    >>> int(own.sum()), int(own[segment.frequency.argmax()]) == int(own.max())
+    (20, True)
+    """
 
     def allocator(key, segment, total):
         del key
         order = entities_order(config, segment)
-        count = segment.frequency if config.ranking == "segment" else segment.total
+        count = ranking_frequency(config, segment)
         shares = count[order].astype(jnp.float32) ** config.power
         return _joint(config, segment, jnp.where(count[order] > 0, shares, 0.0), order, total)
 
@@ -51,7 +123,16 @@ def frequency(config: SizesConfig) -> Allocator:
 
 
 def random(config: SizesConfig) -> Allocator:
-    """Sizes at random: shares of all entities uniform over the simplex, Dirichlet(1, ..., 1); the control SR."""
+    """Random sizes: the shares of all entities are uniform over the simplex, Dirichlet(1, ..., 1).
+
+    It is the control SR of SCALL (arXiv 2407.15411).
+
+    Args:
+      config: has the bounds.
+
+    Returns:
+      Allocator.
+    """
 
     def allocator(key, segment, total):
         order = entities_order(config, segment)
@@ -61,7 +142,24 @@ def random(config: SizesConfig) -> Allocator:
 
 
 def fixed(config: SizesConfig, shuffle: bool = False) -> Allocator:
-    """One action (rho, user shape, item shape) for all segments; sizes by frequency rank within a side."""
+    """One action (rho, user shape, item shape) for all segments.
+
+    Sizes follow the order statistics of `SizesConfig.family`, the largest for the most frequent entity of a side.
+
+    Args:
+      config: the action, the family and the bounds.
+      shuffle: give the sizes out in random order within a side instead.
+
+    Returns:
+      Allocator.
+
+    >>> from scall_jax import streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
+    >>> segment = streams.cut(rows, segments=2).segment(1)
+    >>> own = fixed(SizesConfig(maximum=8, rho=0.25))(jax.random.key(0), segment, jnp.int32(24))
+    >>> int(own[:3].sum()), int(own[3:].sum())
+    (6, 18)
+    """
 
     def allocator(key, segment, total):
         bounds, shapes = (
@@ -77,22 +175,34 @@ def fixed(config: SizesConfig, shuffle: bool = False) -> Allocator:
             shares = sizes.expected_shares(config.family, shape, num_active, capacity)
             by_rank = sizes.allocate(shares, jnp.stack(totals)[number], *bounds, num_active=num_active)
             order = _shuffled(jax.random.fold_in(key, number), capacity, num_active) if shuffle else order
-            return sizes.assign(by_rank, order)
+            return sizes.assign(cast(jax.Array, by_rank), order)
 
         return split_by_side(config, segment, one_side)
 
     return allocator
 
 
-def split_by_side(config: SizesConfig, segment: Segment, one_side: Callable) -> jax.Array:
-    """Sizes of all nodes from a function of one side, compiled once for both.
+OneSide = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(side i32[], order i32[C], number of active entities i32[]) -> sizes i32[C] of one side by entity."""
 
-    `one_side(number, order, live)` gives sizes i32[C] of users (number 0) or items (1): `order` i32[C] from the hottest
-    to the coldest, those that do not exist last; `live` i32[], how many exist. C is the capacity of the larger side.
+
+def split_by_side(config: SizesConfig, segment: Segment, one_side: OneSide) -> jax.Array:
+    """Sizes of all nodes from a function of one side, which is compiled once for both.
+
+    Args:
+      config: `ranking` says which frequency orders the entities.
+      segment: data of the segment.
+      one_side: one_side(side, order, num_active) gives the sizes i32[C] of users (side 0) or items (side 1). `order`
+        i32[C] has the most frequent entity first and those that do not exist last; `num_active` i32[] is the number of
+        those that exist. C is the capacity of the larger side.
+
+    Returns:
+      i32[N].
     """
+    chex.assert_equal_shape([segment.frequency, segment.recency, segment.total])
     users, items = sides(segment)
     capacity = max(users, items)
-    frequency = segment.frequency if config.ranking == "segment" else segment.total
+    frequency = ranking_frequency(config, segment)
 
     def padded(values):
         parts = values[:users], values[users:]
@@ -111,21 +221,35 @@ def split_by_side(config: SizesConfig, segment: Segment, one_side: Callable) -> 
 
 def _shuffled(key, capacity, num_active):
     index = jnp.arange(capacity, dtype=jnp.int32)
-    dead = (index >= num_active).astype(jnp.int32)
-    return jax.lax.sort((dead, jax.random.bits(key, (capacity,)), index), num_keys=2)[-1]
+    absent = (index >= num_active).astype(jnp.int32)
+    return jax.lax.sort((absent, jax.random.bits(key, (capacity,)), index), num_keys=2)[-1]
 
 
 def shuffled(config: SizesConfig) -> Allocator:
-    """The sizes of `fixed` given out in random order within a side: what remains is the shape alone."""
+    """The sizes of `fixed` in random order within a side: the control that keeps nothing but their distribution.
+
+    Args:
+      config: the action, the family and the bounds.
+
+    Returns:
+      Allocator.
+    """
     return fixed(config, shuffle=True)
 
 
 def full(config: SizesConfig) -> Allocator:
-    """The largest size for all; its run has no other budget."""
+    """The largest size for all entities; a run of it has the budget for that and no other.
+
+    Args:
+      config: has the largest size.
+
+    Returns:
+      Allocator.
+    """
     return uniform(config)
 
 
-ALLOCATORS = {
+ALLOCATORS: dict[str, Callable[[SizesConfig], Allocator]] = {
     "uniform": uniform,
     "fixed": fixed,
     "frequency": frequency,
@@ -133,3 +257,4 @@ ALLOCATORS = {
     "random": random,
     "full": full,
 }
+"""Allocators by name: functions of `Config.sizes`."""

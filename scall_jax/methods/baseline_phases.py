@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.config import Config
+from scall_jax.evaluation import RankingOptions
 from scall_jax.methods.phases import Bookkeeping, Callbacks, Method, MethodPhases, Prepared, Ranked
 from scall_jax.methods.planner import no_action
 from scall_jax.methods.state import RunState
@@ -16,7 +17,18 @@ from scall_jax.streams import Segment, Stream
 
 
 def baseline_method(baseline: Baseline) -> Method:
-    """A method out of a baseline; budgets mean nothing to it."""
+    """Build the method that ranks with a baseline.
+
+    Args:
+      baseline: a recommender outside the budget.
+
+    Returns:
+      Method to which budgets mean nothing: its records say 0 budget units and 0 bytes allowed.
+
+    >>> from scall_jax.recommenders.popularity import FLOORS
+    >>> baseline_method(FLOORS["popularity-all"]).budget_is_data
+    True
+    """
     return Method(functools.partial(_baseline_phases, baseline))
 
 
@@ -46,11 +58,27 @@ def _prepare(baseline: Baseline, config: Config, state: RunState, segment: Segme
 def _fit(baseline: Baseline, config: Config, state: RunState, segment: Segment, prepared: Prepared) -> FitResult:
     del state, prepared
     params = baseline.fit(segment, config.fit.valid_users, candidates=config.candidates)
-    none, zero = jnp.float32(0), jnp.int32(0)
-    return FitResult(params, zero, zero, none, none, none, jnp.int32(-1), jnp.zeros((0, 2)))
+    no_steps, no_loss = jnp.int32(0), jnp.float32(0)
+    return FitResult(
+        params=params,
+        steps=no_steps,
+        best_step=no_steps,
+        fitness=no_loss,
+        first_fitness=no_loss,
+        loss=no_loss,
+        bad_step=jnp.int32(-1),
+        by_user=jnp.zeros((0, 2)),
+    )
 
 
-def _rank(baseline: Baseline, state: RunState, segment: Segment, prepared: Prepared, fit_result: FitResult, options):
+def _rank(
+    baseline: Baseline,
+    state: RunState,
+    segment: Segment,
+    prepared: Prepared,
+    fit_result: FitResult,
+    options: RankingOptions,
+) -> Ranked:
     del state
     learned = fit_result.params, prepared.item_bias
     valid, test = (baseline.rank(*learned, segment, part, **options) for part in (segment.valid, segment.test))

@@ -1,8 +1,9 @@
-"""What a method may ask of a segment: its storage, its budget, its random keys, what it starts from."""
+"""What a method may ask of a segment: its storage, its budget, its random keys, and the parameters to start from."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,98 +13,131 @@ from scall_jax.methods.state import RunState
 from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment, active_mask, sides
+from scall_jax.tables.storage import Previous
 
 SEARCH_KEY = 0x5EA7C4
-"""Sets the keys of a search apart from those of the segment's other phases."""
+"""Folded into a key to separate the random numbers of searches from those of the segment's other phases."""
 
 
 class SegmentKeys(NamedTuple):
-    """Random keys of a segment, one for each phase that draws."""
+    """Typed PRNG keys of a segment, one for each phase that draws random numbers."""
 
     plan: jax.Array
+    """For `SizePlanner.plan`."""
     table: jax.Array
+    """For new coordinates of the parameters."""
     fit: jax.Array
+    """For training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentContext:
-    """One segment, the state that it starts from, and the storage of that state.
+    """What a planner is given: one segment, the state of the run, and the storage of that state.
 
-    Its methods are pure functions of these; each call computes anew, so that a context may be used inside of traced
-    branches and loops.
+    N = U + V is the number of nodes that the storage has room for, users first, and V that of items. All methods are
+    pure functions of the fields. Each call computes its result anew instead of caching it, so that a context can be
+    used inside traced branches and loops.
     """
 
     config: Config
-    """Of the run."""
+    """Configuration of the run."""
     state: RunState
-    """Before the segment."""
+    """State before the segment; for `SizePlanner.update` and `search_after`, the state after it."""
     segment: Segment
-    """The data."""
+    """The data of the segment."""
     storage: tables.Storage
-    """Of the parameters that the state holds."""
+    """The storage that the state's plan and parameters belong to."""
 
     def keys(self) -> SegmentKeys:
-        """Keys of the segment's phases."""
+        """Random keys of the segment's phases."""
         return SegmentKeys(*jax.random.split(jax.random.fold_in(self.state.key, self.segment.index), 3))
 
     def search_key(self) -> jax.Array:
-        """Key of the segment's search."""
+        """Random key of the segment's search."""
         return jax.random.fold_in(jax.random.fold_in(self.state.key, self.segment.index), SEARCH_KEY)
 
     def budget_total(self) -> jax.Array:
-        """Budget units allowed at the segment, i32[]."""
+        """Budget units of the storage that the segment may spend, i32[]."""
         return self.state.totals[self.segment.index]
 
     def budget(self) -> tuple[jax.Array, jax.Array]:
-        """Budget units for the nodes' own vectors, i32[], and the sizes of the two shared ones, i32[2]."""
+        """For sized storages: coordinates for the nodes' own vectors, i32[], and sizes of the shared two, i32[2]."""
         total, sizes = self.budget_total(), self.config.sizes
         entities = self.segment.users + self.segment.items
         shared = shared_vector_sizes(total, entities, sizes.minimum, sizes.maximum)
         return total - shared.sum(), shared
 
     def known_mask(self) -> jax.Array:
-        """bool[N], nodes that had been given sizes before the segment."""
+        """bool[N], nodes that the state has given sizes to."""
         users, items = sides(self.segment)
         return jnp.concatenate([jnp.arange(users) < self.state.known[0], jnp.arange(items) < self.state.known[1]])
 
+    def active_mask(self) -> jax.Array:
+        """bool[N], nodes that exist at the segment's cut."""
+        return active_mask(self.segment)
+
     def stored_params(self) -> Any:
-        """The state's parameters as training takes them."""
+        """The state's parameters in the form that training takes, not yet carried over to a new plan."""
         return self.storage.load(self.state.params, self.storage.layout(self.state.plan))
 
     def fresh_params(self, plan: Any, key: jax.Array, storage: tables.Storage | None = None) -> Any:
-        """Random parameters for a plan; of another storage than the state's, if one is given."""
+        """Random parameters for a plan.
+
+        Args:
+          plan: plan of the storage.
+          key: typed PRNG key.
+          storage: storage of the plan; None for the state's.
+
+        Returns:
+          Parameters in the form that training takes.
+        """
         storage = self.storage if storage is None else storage
         return storage.fresh(key, storage.layout(plan), self.config.warm_start.init_std)
 
     def warm_params(self, plan: Any, key: jax.Array, storage: tables.Storage | None = None) -> Any:
-        """The state's parameters for a new plan; fresh ones where nothing is known or nothing is to be kept.
+        """The state's parameters carried over to a new plan.
 
-        `storage`, if given, is another one that can read what the state's has stored: a search may train more
-        coordinates than are kept.
+        Args:
+          plan: new plan of the storage.
+          key: typed PRNG key, for new coordinates.
+          storage: storage of the new plan; None for the state's. Another one must be able to read what the state's has
+            stored: a search may train more coordinates than are kept.
+
+        Returns:
+          Parameters in the form that training takes; fresh ones before the first segment and without
+          `WarmStartConfig.enabled`.
         """
         config, storage = self.config.warm_start, self.storage if storage is None else storage
 
         def warm():
             known = self.known_mask()
             weight = jnp.where(known, self.segment.total, 0).astype(jnp.float32)
-            return storage.resize(key, self.state.params, self.state.plan, plan, known, weight, config)
+            previous = Previous(self.state.params, self.state.plan, known, weight)
+            return storage.warm_start(key, previous, plan, config)
 
         def fresh():
             return self.fresh_params(plan, key, storage)
 
         return jax.lax.cond(self.state.known.sum() > 0, warm, fresh) if config.enabled else fresh()
 
-    def active_mask(self) -> jax.Array:
-        """bool[N], nodes that exist at the segment's cut."""
-        return active_mask(self.segment)
-
     def item_bias(self) -> tuple[jax.Array, jax.Array]:
-        """What is added to items' scores, f32[V], and the row of `Segment.popularity` it comes from, -1 if none."""
+        """Bias of the items' scores, f32[V], and the row of `Segment.popularity` it comes from, i32[], -1 if none."""
         return item_bias(self.config, self.segment)
 
 
 def segment_context(config: Config, state: RunState, segment: Segment) -> SegmentContext:
-    """The context of a segment for a state; builds the storage whose parameters the state holds."""
+    """Build the context of a segment.
+
+    Args:
+      config: configuration of the run; its `table` names the storage.
+      state: state of the run.
+      segment: data of the segment.
+
+    Returns:
+      SegmentContext whose storage has the capacity of the state.
+    """
+    chex.assert_shape(state.known, (2,))
+    chex.assert_rank([segment.index, segment.frequency, state.totals], [0, 1, 1])
     users, items = sides(segment)
     factory = tables.storage_factory(config)
     storage = factory.build(state.capacity.budget_units, users, items, config.sizes.maximum)
@@ -111,12 +145,25 @@ def segment_context(config: Config, state: RunState, segment: Segment) -> Segmen
 
 
 def bias_bytes(config: Config, items: int) -> int:
-    """Bytes of the statistic behind the items' bias: 4 for each of `items`, 0 without a bias."""
+    """Bytes of the popularity counts behind the items' bias: 4 per item, 0 without a bias.
+
+    >>> bias_bytes(Config(bias="decayed"), 1000), bias_bytes(Config(), 1000)
+    (4000, 0)
+    """
     return 0 if config.bias == "none" else 4 * items
 
 
 def item_bias(config: Config, segment: Segment) -> tuple[jax.Array, jax.Array]:
-    """What is added to items' scores, f32[V], and the row of `Segment.popularity` it comes from, -1 if none."""
+    """Bias of the items' scores: the log of their decayed counts, with the half-life that ranks best on valid.
+
+    Args:
+      config: configuration of the run; `bias` says whether there is one.
+      segment: data of the segment.
+
+    Returns:
+      f32[V], zeros without a bias, and the row of `Segment.popularity` that it comes from, i32[], -1 if none.
+    """
+    chex.assert_rank(segment.popularity, 2)
     if config.bias == "none":
         return jnp.zeros(segment.popularity.shape[1]), jnp.int32(-1)
     row = best_half_life(segment, config.fit.valid_users, candidates=config.candidates)

@@ -11,9 +11,18 @@ import numpy as np
 
 from scall_jax import tables
 from scall_jax.config import Config
+from scall_jax.evaluation import RankingOptions
 from scall_jax.methods.context import bias_bytes, segment_context
-from scall_jax.methods.phases import Bookkeeping, Callbacks, Method, MethodPhases, Prepared, Ranked
-from scall_jax.methods.planner import SizePlanner
+from scall_jax.methods.phases import (
+    Bookkeeping,
+    Callbacks,
+    Method,
+    MethodPhases,
+    OnEvaluation,
+    Prepared,
+    Ranked,
+)
+from scall_jax.methods.planner import PlannerFactory, SizePlanner
 from scall_jax.methods.state import RunState, StorageCapacity
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.recommenders.fit import (
@@ -24,33 +33,54 @@ from scall_jax.recommenders.fit import (
     to_buffer,
     training_bytes,
 )
+from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.streams import Segment, Stream
 
 
 def embedding_method(
-    make_planner: Callable[[Config, Callable | None], SizePlanner],
+    make_planner: PlannerFactory,
     storage: str | None = None,
     unlimited: bool = False,
 ) -> Method:
-    """A method out of a planner and a storage.
+    """Build the method that a planner and a storage make.
 
     Args:
-      make_planner: (config, on_probes) -> SizePlanner.
-      storage: name in `tables.STORAGES` that the planner plans for; None for the config's own `table`.
-      unlimited: the budget is the largest size for all, whatever the config says.
+      make_planner: make_planner(config, on_probes) -> SizePlanner.
+      storage: name in `tables.STORAGES` that the planner plans for; None for `Config.table`, a sized one.
+      unlimited: the budget is the largest size for every entity, whatever the config says.
 
     Returns:
-      Method. Storages other than the sized ones have shapes that follow from the budget, so that budgets are not data.
+      Method. With a storage of its own, shapes follow from the budget, so that a sweep does not map over budgets.
+
+    >>> from scall_jax.methods.planner import allocator_planner
+    >>> from scall_jax.methods.allocators import uniform
+    >>> embedding_method(allocator_planner(uniform)).budget_is_data
+    True
     """
     return Method(functools.partial(_embedding_phases, make_planner, storage, unlimited), storage is None)
 
 
 def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> list[int]:
-    """Budget units of the storage allowed at each segment, by the entities known at its cut.
+    """Budget units of the storage that each segment may spend, by the entities known at its cut.
+
+    Args:
+      config: has the budget in bytes, the storage, and what the budget pays for (`charge`).
+      stream: the segments.
+      unlimited: the largest size for every entity, instead of the config's budget.
+
+    Returns:
+      One number per segment.
 
     Raises:
-      ValueError: more than 2^31 - 1, or less than one.
+      ValueError: more than 2^31 - 1 budget units, or less than one.
+
+    >>> from scall_jax import Budget, streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
+    >>> stream = streams.cut(rows, segments=2)
+    >>> entities = [sum(stream.known(bounds.train)) for bounds in stream.bounds]
+    >>> budget_totals(Config(budget=Budget.mean_size(3)), stream) == [3 * n for n in entities]
+    True
     """
     totals = []
     for t, bounds in enumerate(stream.bounds):
@@ -65,7 +95,7 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
-                f"budget ({config.budget}) of {total} units at segment {t}: must lie between 1 and {DEVICE_LIMIT}"
+                f"budget ({config.budget}) at segment {t}: {total} budget units must lie between 1 and {DEVICE_LIMIT}"
                 + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
                 + ("; metadata and bias are paid for: raise it, or charge=parameters, bias=none" if metadata else "")
             )
@@ -73,14 +103,16 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
     return totals
 
 
-def _embedding_phases(make_planner, storage, unlimited, config: Config, callbacks: Callbacks) -> MethodPhases:
+def _embedding_phases(
+    make_planner: PlannerFactory, storage: str | None, unlimited: bool, config: Config, callbacks: Callbacks
+) -> MethodPhases:
     if storage is not None:
         config = dataclasses.replace(config, table=storage)
     elif config.table not in tables.SIZED:
-        raise ValueError(f"table={config.table!r} holds no sizes to choose: choose one of {', '.join(tables.SIZED)}")
+        raise ValueError(f"table={config.table!r} has no sizes to plan: choose one of {', '.join(tables.SIZED)}")
     planner = make_planner(config, callbacks.on_probes)
 
-    def with_context(function):
+    def with_context(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
         if function is None:
             return None
         return lambda state, segment, *rest: function(segment_context(config, state, segment), *rest)
@@ -103,9 +135,9 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     factory = tables.storage_factory(config)
     capacity = factory.capacity(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
-    memory = planner.init(key, storage)
+    planner_state = planner.init(key, storage)
     totals = jnp.array(totals, jnp.int32)
-    return RunState(key, storage.empty(), storage.plan(), known, totals, memory, StorageCapacity(capacity))
+    return RunState(key, storage.empty(), storage.plan(), known, totals, planner_state, StorageCapacity(capacity))
 
 
 def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Segment) -> Prepared:
@@ -117,7 +149,9 @@ def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Seg
     return Prepared(params, plan, sizes, *context.item_bias(), action)
 
 
-def _fit(config: Config, progress, state: RunState, segment: Segment, prepared: Prepared) -> FitResult:
+def _fit(
+    config: Config, progress: OnEvaluation | None, state: RunState, segment: Segment, prepared: Prepared
+) -> FitResult:
     context = segment_context(config, state, segment)
     storage = context.storage
     run_fit = make_fit(storage, config.fit, progress, config.candidates)
@@ -125,14 +159,21 @@ def _fit(config: Config, progress, state: RunState, segment: Segment, prepared: 
     return run_fit(key, prepared.params, storage.layout(prepared.plan), segment, prepared.item_bias)
 
 
-def _rank(config: Config, state: RunState, segment: Segment, prepared: Prepared, fit_result: FitResult, options):
-    """What is stored, metrics on valid and test by it, and the budget units that the plan spends."""
+def _rank(
+    config: Config,
+    state: RunState,
+    segment: Segment,
+    prepared: Prepared,
+    fit_result: FitResult,
+    options: RankingOptions,
+) -> Ranked:
     storage = segment_context(config, state, segment).storage
     layout = storage.layout(prepared.plan)
     stored = storage.store(from_buffer(storage, fit_result.params), layout)
     params = to_buffer(storage, storage.load(stored, layout))
     parts = segment.valid, segment.test
-    valid, test = evaluate_params(storage, config.fit, params, layout, segment, parts, prepared.item_bias, **options)
+    model = LightGcn(storage, config.fit.layers)
+    valid, test = evaluate_params(model, params, layout, segment, parts, prepared.item_bias, **options)
     return Ranked(stored, valid, test, storage.allocated(prepared.plan))
 
 

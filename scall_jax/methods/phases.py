@@ -1,4 +1,9 @@
-"""The phases of a segment, as a method defines them: one interface for embeddings within a budget and for baselines."""
+"""The phases of a segment as a method defines them: one interface for methods with embeddings and for baselines.
+
+`run.step` calls them in order: `search_before`, `prepare`, `fit`, `rank`, `update`, `search_after`. A method with
+embeddings gets its phases from a `SizePlanner` (`embedding_phases.embedding_method`), a method without them from a
+`Baseline` (`baseline_phases.baseline_method`); write the phases themselves only for a method that is neither.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,68 +12,103 @@ import jax
 import numpy as np
 
 from scall_jax.config import Config
-from scall_jax.evaluation import Metrics
-from scall_jax.methods.planner import Outcome, SearchRecord
+from scall_jax.evaluation import Metrics, RankingOptions
+from scall_jax.methods.planner import OnProbes, Outcome, SearchRecord
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.recommenders.fit import FitResult
 from scall_jax.streams import Segment, Stream
 
+OnEvaluation = Callable[[Any, Any, Any, Any], object]
+"""Called on the host as (segment i32[], step i32[], loss f32[], fitness f32[]) after each evaluation during a fit."""
+
 
 class Callbacks(NamedTuple):
-    """Called on the host from inside of compiled programs, not always in order."""
+    """Functions that compiled programs call on the host, not always in order; None calls nothing."""
 
-    progress: Callable | None = None  # (segment, step, loss, fitness) after each evaluation during a fit
-    on_probes: Callable | None = None  # (segment, probes, best ratio) after each round of probes
+    progress: OnEvaluation | None = None
+    """Called after each evaluation during a fit."""
+    on_probes: OnProbes | None = None
+    """Called after each round of probes."""
 
 
 class Prepared(NamedTuple):
-    """A segment ready to be trained on."""
+    """A segment that is ready to be trained."""
 
-    params: Any  # of the storage, in training, as buffers
-    plan: Any  # of the storage
-    sizes: jax.Array  # i32[N + 2], coordinates of the nodes' own vectors and of the two shared ones
-    item_bias: jax.Array  # f32[V]
-    popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
-    action: jax.Array  # f32[A] that the sizes come from, 0 without one
+    params: Any
+    """Parameters of the storage to train, as buffers (`recommenders.fit.to_buffer`)."""
+    plan: Any
+    """Plan of the storage."""
+    sizes: jax.Array
+    """i32[N + 2], coordinates of each node's own vector and of the two shared ones; zeros for a method without."""
+    item_bias: jax.Array
+    """f32[V], added to the items' scores."""
+    popularity: jax.Array
+    """i32[], the row of `Segment.popularity` that is in use, -1 if none."""
+    action: jax.Array
+    """f32[A], the action that the sizes come from, zeros without one."""
 
 
 class Ranked(NamedTuple):
-    """What a segment keeps, and how it ranks."""
+    """What a segment leaves behind, and how well it ranks."""
 
-    stored: Any  # of the storage
+    stored: Any
+    """Parameters as the storage stores them, the next `RunState.params`."""
     valid: Metrics
+    """Metrics of the stored parameters on the validation part."""
     test: Metrics
-    allocated: jax.Array  # i32[], budget units that the plan spends
+    """Metrics of the stored parameters on the test part."""
+    allocated: jax.Array
+    """i32[], budget units that the plan spends; at most `RunState.totals` of the segment, which is checked."""
 
 
 class Bookkeeping(NamedTuple):
-    """What the host keeps and counts of a method; functions of concrete arrays."""
+    """What the host saves and counts of a method: functions of concrete arrays."""
 
     exporter: Exporter
-    sizes: Callable[[Any], np.ndarray]  # plan -> i32[N + 2]
-    budget_bytes: Callable[[int, tuple[int, int]], int]  # segment, known users and items -> bytes allowed
-    side_bytes: Callable[[tuple[int, int]], int]  # known users and items -> bytes of metadata beside the storage's own
-    training_bytes: Callable[[Any], int]  # prepared parameters -> bytes that training holds
-    describe: Callable[[Any], dict]  # stored -> what a line of metrics says beside the rest
+    """Turns what is stored into the arrays on disk, whose bytes are the account, and back."""
+    sizes: Callable[[Any], np.ndarray]
+    """plan -> i32[N + 2], as `Prepared.sizes`."""
+    budget_bytes: Callable[[int, tuple[int, int]], int]
+    """(segment, known users and items) -> bytes that the segment may spend; 0 for baselines."""
+    side_bytes: Callable[[tuple[int, int]], int]
+    """(known users and items) -> bytes of metadata that serving needs beside the exported arrays."""
+    training_bytes: Callable[[Any], int]
+    """(`Prepared.params`) -> bytes that training needs for parameters, their best so far and the optimiser's state."""
+    describe: Callable[[Any], dict[str, Any]]
+    """(stored) -> entries that the method adds to the segment's line of metrics."""
 
 
 class MethodPhases(NamedTuple):
-    """Pure functions; `bookkeeping` belongs to the host."""
+    """The phases of a segment as pure functions, compiled for all segments at once, and the host's bookkeeping.
+
+    Shapes must be static. `RunState` and `Segment` are always the arguments that come first.
+    """
 
     init: Callable[[jax.Array, Stream], RunState]
+    """(typed PRNG key, stream) -> the state before the first segment. It reads capacities and bounds alone."""
     prepare: Callable[[RunState, Segment], Prepared]
+    """Plans the segment and carries the parameters over to the plan; for a baseline, scores items without training."""
     fit: Callable[[RunState, Segment, Prepared], FitResult]
-    rank: Callable[..., Ranked]  # RunState, Segment, Prepared, FitResult, options of `evaluation.evaluate`
-    bookkeeping: Callable[[RunState, Stream], Bookkeeping]  # of a run, by the shapes of its state
+    """Trains on the segment. `RunState.params` are not there any more, `Prepared.params` took their place."""
+    rank: Callable[[RunState, Segment, Prepared, FitResult, RankingOptions], Ranked]
+    """Stores the trained parameters and evaluates what is stored; the last argument is options for it."""
+    bookkeeping: Callable[[RunState, Stream], Bookkeeping]
+    """(a state of the run, stream) -> functions for the host; only the shapes of the state matter."""
     search_before: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None = None
+    """Runs before `prepare`, on the same segment; None if the method does not search there."""
     search_after: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None = None
-    update: Callable[[RunState, Segment, Outcome], Any] | None = None  # -> what the planner remembers
-    keeps_shapes: bool = True  # `fit` returns parameters of the shapes that it takes, so that they may be donated
+    """Runs after `update`, on the same segment; None if the method does not search there."""
+    update: Callable[[RunState, Segment, Outcome], Any] | None = None
+    """Runs after `rank`, with the state after the segment; returns the next `RunState.planner`. None keeps it."""
+    keeps_shapes: bool = True
+    """`fit` returns parameters of the shapes that it takes, so that their memory may be donated to it."""
 
 
 class Method(NamedTuple):
-    """A way to rank items over a stream."""
+    """A way to rank items over a stream; `registry.METHODS` lists those that have a name."""
 
     phases: Callable[[Config, Callbacks], MethodPhases]
-    budget_is_data: bool = True  # one program serves all budgets, so that a sweep may map over them
+    """(config of the run, callbacks) -> phases. It raises ValueError for a config that the method cannot follow."""
+    budget_is_data: bool = True
+    """One program serves all budgets, so that a sweep may map over them; False if shapes follow from the budget."""

@@ -12,49 +12,91 @@ from scall_jax.methods.allocators import Allocator
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.fit import FitResult
+from scall_jax.tables import Storage
+
+OnProbes = Callable[[Any, Any, Any], object]
+"""Called on the host as (segment i32[], probes made i32[], best ratio f32[]) after each round of probes."""
 
 
 class SearchRecord(NamedTuple):
-    """Probes of one segment, M at most; rows from `count` on are 0."""
+    """The probes of one segment, at most M; rows from `count` on are 0."""
 
-    count: jax.Array  # i32[], probes made
-    action: jax.Array  # f32[M, A]
-    fitness: jax.Array  # f32[M], mean of Recall@20 and NDCG@20 on valid
-    reward: jax.Array  # f32[M]
-    allocated: jax.Array  # i32[M], budget units given out
-    expected: jax.Array  # i32[], budget units that each had to give out, or had to stay at or below
-    least: jax.Array  # i32[], the least that each had to give out
-    reference: jax.Array  # f32[], fitness that rewards are relative to
+    count: jax.Array
+    """i32[], probes made."""
+    action: jax.Array
+    """f32[M, A], the action of each probe."""
+    fitness: jax.Array
+    """f32[M], mean of Recall@20 and NDCG@20 on the validation part."""
+    reward: jax.Array
+    """f32[M], `probe.reward_of` the fitness relative to the reference."""
+    allocated: jax.Array
+    """i32[M], budget units that the probe gave out."""
+    expected: jax.Array
+    """i32[], the most budget units that a probe may give out."""
+    least: jax.Array
+    """i32[], the fewest budget units that a probe must give out; equal to `expected` where it has to spend them all."""
+    reference: jax.Array
+    """f32[], fitness that rewards are relative to."""
 
 
 class Outcome(NamedTuple):
-    """What a segment has come to, for a planner to learn from."""
+    """The result of a segment, from which a planner may learn."""
 
     fit_result: FitResult
+    """Result of the segment's training."""
     valid: Metrics
+    """Metrics on the validation part."""
+
+
+SegmentSearch = Callable[[SegmentContext], tuple[RunState, SearchRecord]]
+"""(context) -> the context's state with `planner` replaced, and the probes made."""
 
 
 class SizePlanner(NamedTuple):
-    """Pure functions. What a planner remembers is `RunState.planner`, and only the planner replaces it.
+    """A method's rule for spending the budget, as pure functions that are compiled with the rest of the run.
 
-    At most one of the two searches is given.
+    Shapes must be static, and of the segment only what is known at the cut may be used: everything in `Segment` apart
+    from `valid` (searches may use it), `test`, `interactions` and `dropped`. What a planner remembers from segment to
+    segment is a pytree S of arrays of fixed shapes, `RunState.planner`; `()` remembers nothing. A segment calls
+    `search_before`, `plan`, `update` and `search_after`, in this order. At most one of the two searches is given.
     """
 
-    init: Callable[[jax.Array, Any], Any]  # key, Storage -> what it remembers; always traced
-    plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]]  # context, key -> plan of the storage, action
-    search_before: Callable[[SegmentContext], tuple[RunState, SearchRecord]] | None = None  # before a segment's plan
-    search_after: Callable[[SegmentContext], tuple[RunState, SearchRecord]] | None = None  # after its evaluation
-    update: Callable[[SegmentContext, Outcome], Any] | None = None  # after evaluation -> what it remembers
+    init: Callable[[jax.Array, Storage], Any]
+    """(key of the run, storage) -> S before the first segment. It is always traced."""
+    plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]]
+    """(context, key) -> the plan of the storage, and the action f32[A] for the record.
+
+    For the sized storages a plan is i32[N + 2]: the size of every node's own vector, then those of the two shared ones
+    (`SegmentContext.budget` says both totals). A planner without actions returns `no_action(config)`.
+    """
+    search_before: SegmentSearch | None = None
+    """Runs before the segment's plan, on the segment to be planned."""
+    search_after: SegmentSearch | None = None
+    """Runs after the segment's evaluation, on the same segment, for the plan of the next one."""
+    update: Callable[[SegmentContext, Outcome], Any] | None = None
+    """(context, outcome) -> S after the segment's evaluation. The context's state is the one after the segment."""
 
 
-def allocator_planner(make: Callable[[SizesConfig], Allocator]) -> Callable[[Config, Callable | None], SizePlanner]:
-    """A planner that remembers nothing: `make(config.sizes)` gives own sizes, (key, segment, total) -> i32[N]."""
+PlannerFactory = Callable[[Config, OnProbes | None], SizePlanner]
+"""(config of the run, callback after each round of probes or None) -> SizePlanner."""
 
-    def planner(config: Config, progress: Callable | None = None) -> SizePlanner:
-        del progress
-        allocator = make(config.sizes)
 
-        def plan(context, key):
+def allocator_planner(make_allocator: Callable[[SizesConfig], Allocator]) -> PlannerFactory:
+    """A planner without memory, from a function of the segment alone.
+
+    Args:
+      make_allocator: called as make_allocator(config.sizes); returns an `Allocator`, (key, segment, total i32[]) -> own
+        sizes i32[N].
+
+    Returns:
+      PlannerFactory whose planner remembers nothing.
+    """
+
+    def planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+        del on_probes
+        allocator = make_allocator(config.sizes)
+
+        def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             total, shared = context.budget()
             return jnp.concatenate([allocator(key, context.segment, total), shared]), no_action(config)
 
@@ -64,10 +106,18 @@ def allocator_planner(make: Callable[[SizesConfig], Allocator]) -> Callable[[Con
 
 
 def action_length(config: SearchConfig) -> int:
-    """Numbers in an action: users' share, a shape for each side, and the concentration where it is learned."""
+    """Numbers in an action: the users' share, a shape per side, and the concentration where it is learned.
+
+    >>> action_length(SearchConfig()), action_length(SearchConfig(learn_concentration=True))
+    (3, 4)
+    """
     return 3 + config.learn_concentration
 
 
 def no_action(config: Config) -> jax.Array:
-    """The action that a record shows where sizes come from none, f32[A]: zeros, which no policy returns."""
+    """The action to record where sizes come from none, f32[A]: zeros, which no policy returns.
+
+    >>> no_action(Config()).tolist()
+    [0.0, 0.0, 0.0]
+    """
     return jnp.zeros(action_length(config.search))

@@ -1,60 +1,89 @@
-"""Probes: short trainings of a segment with sizes to be judged, and the rewards that searches learn from."""
+"""Probes: short trainings of a segment to judge sizes by, and the rewards that searches learn from.
+
+All methods that search are charged alike: as many probes of as many steps, with one formula for rewards (`reward_of`)
+and one reference that they are relative to.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax import policies, tables
 from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.context import SegmentContext
-from scall_jax.methods.planner import Outcome, SearchRecord, SizePlanner, action_length
+from scall_jax.methods.planner import Outcome, SearchRecord, SegmentSearch, SizePlanner, action_length
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.fit import from_buffer, make_fit, to_buffer
 from scall_jax.streams import sides
+from scall_jax.tables import Storage
 
 _MOST_RATIO = 4.0
 
 
 class HasReference(Protocol):
-    """What a planner that makes probes remembers: a NamedTuple with at least this field."""
+    """State of a planner that makes probes: a NamedTuple with at least this field."""
 
-    reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
+    @property
+    def reference(self) -> jax.Array:
+        """f32[], fitness of the last fit at its first evaluation."""
+        ...
 
-    def _replace(self, **fields) -> "HasReference": ...
+    def _replace(self, **fields: Any) -> Self: ...
 
 
 class Probe(NamedTuple):
-    """What a probe finds."""
+    """Result of a probe."""
 
-    fitness: jax.Array  # f32[], mean of Recall@20 and NDCG@20 on valid
-    allocated: jax.Array  # i32[], parameters given out
-    observation: jax.Array  # f32[O], after it
-    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of the first Q users of valid
+    fitness: jax.Array
+    """f32[], mean of Recall@20 and NDCG@20 on the validation part; 0 where the training diverged."""
+    allocated: jax.Array
+    """i32[], budget units that it gave out."""
+    observation: jax.Array
+    """f32[O], observation of its trained parameters, with a ratio of 0."""
+    by_user: jax.Array
+    """f32[Q, 2], Recall@20 and NDCG@20 of the first Q users of the validation part."""
+
+
+Allocate = Callable[[jax.Array], jax.Array]
+"""(coordinates to give out, i32[]) -> own sizes i32[N]."""
+
+Prober = Callable[[jax.Array, Allocate], Probe]
+"""(typed PRNG key of the training, sizes to train with) -> Probe."""
 
 
 def searching_planner(
     config: Config,
-    init: Callable,
-    plan: Callable,
-    search: Callable[[SegmentContext], tuple[RunState, SearchRecord]],
+    init: Callable[[jax.Array, Storage], HasReference],
+    plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]],
+    search: SegmentSearch,
 ) -> SizePlanner:
-    """A planner whose memory is a `HasReference` and whose `search` runs when `SearchConfig.on` says.
+    """A planner whose search runs on the segment that `SearchConfig.on` says.
 
-    A search on the current segment leaves out the first one, whose sizes are uniform; one on the previous segment's
+    A search on the current segment leaves out the first one, whose sizes are uniform. One on the previous segment's
     data runs after each segment but the last, which no plan follows.
+
+    Args:
+      config: configuration of the run.
+      init: as `SizePlanner.init`; its state has the reference that rewards may be relative to.
+      plan: as `SizePlanner.plan`.
+      search: as `SizePlanner.search_before`.
+
+    Returns:
+      SizePlanner.
     """
 
-    def nothing_found(context):
+    def without_search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         return context.state, no_search(config)
 
-    def search_before(context):
-        return jax.lax.cond(context.segment.index > 0, lambda: search(context), lambda: nothing_found(context))
+    def search_before(context: SegmentContext) -> tuple[RunState, SearchRecord]:
+        return jax.lax.cond(context.segment.index > 0, lambda: search(context), lambda: without_search(context))
 
-    def search_after(context):
+    def search_after(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         last = context.state.totals.shape[0] - 1
-        return jax.lax.cond(context.segment.index < last, lambda: search(context), lambda: nothing_found(context))
+        return jax.lax.cond(context.segment.index < last, lambda: search(context), lambda: without_search(context))
 
     if config.search.on == "current":
         return SizePlanner(init, plan, search_before=search_before, update=remember_reference)
@@ -62,13 +91,27 @@ def searching_planner(
 
 
 def remember_reference(context: SegmentContext, outcome: Outcome) -> HasReference:
-    """Keep the fitness of the segment's fit at its first evaluation, to which later rewards may be relative."""
-    memory: HasReference = context.state.planner
-    return memory._replace(reference=outcome.fit_result.first_fitness)
+    """The planner's state with the fitness of the segment's fit at its first evaluation.
+
+    Later rewards may be relative to it (`SearchConfig.reference`).
+
+    Args:
+      context: the segment, with the state after it.
+      outcome: has the segment's fit.
+
+    Returns:
+      The planner's state, a `HasReference` of the same type.
+    """
+    planner_state: HasReference = context.state.planner
+    return planner_state._replace(reference=outcome.fit_result.first_fitness)
 
 
 def no_search(config: Config) -> SearchRecord:
-    """The record of a segment without search."""
+    """The record of a segment without probes, with rows for `most_probes(config.search)`.
+
+    >>> no_search(Config(search=SearchConfig(probes=5))).action.shape
+    (5, 3)
+    """
     most = most_probes(config.search)
     return SearchRecord(
         count=jnp.int32(0),
@@ -83,17 +126,36 @@ def no_search(config: Config) -> SearchRecord:
 
 
 def most_probes(config: SearchConfig) -> int:
-    """Probes of a segment in whole rounds."""
+    """The most probes of a segment, in whole rounds.
+
+    >>> most_probes(SearchConfig(probes=10, probes_at_once=4))
+    12
+    """
     return most_rounds(config) * config.probes_at_once
 
 
 def most_rounds(config: SearchConfig) -> int:
-    """Rounds of `SearchConfig.probes_at_once` probes of a segment."""
+    """The most rounds of a segment, of `SearchConfig.probes_at_once` probes each.
+
+    >>> most_rounds(SearchConfig(probes=10, probes_at_once=4))
+    3
+    """
     return -(-config.probes // config.probes_at_once)
 
 
-def observe(context: SegmentContext, params, plan, ratio) -> jax.Array:
-    """What a policy sees, f32[O], of parameters, a plan and the last probe's ratio."""
+def observe(context: SegmentContext, params: Any, plan: Any, ratio: jax.Array) -> jax.Array:
+    """What a policy observes of a segment.
+
+    Args:
+      context: the segment.
+      params: parameters of the context's storage, in the form that training takes.
+      plan: plan of the parameters.
+      ratio: f32[], the last probe's fitness relative to the reference.
+
+    Returns:
+      f32[O], where O = `policies.length(config.observe, width)`.
+    """
+    chex.assert_rank(ratio, 0)
     config, segment, storage = context.config, context.segment, context.storage
     users, items = sides(segment)
     # Before the first plan the layout is empty and the means are 0.
@@ -101,45 +163,88 @@ def observe(context: SegmentContext, params, plan, ratio) -> jax.Array:
     sizes = storage.sizes(plan)
     exists = context.active_mask()
     parts = ((slice(0, users), segment.users), (slice(users, users + items), segment.items))
-    described = [
+    user_side, item_side = (
         policies.Side(segment.frequency[part], sizes[part], exists[part], num_active, mean)
         for (part, num_active), mean in zip(parts, means, strict=True)
-    ]
-    return policies.observe(config.observe, *described, ratio, config.sizes.maximum)
+    )
+    return policies.observe(config.observe, user_side, item_side, ratio, config.sizes.maximum)
 
 
-def make_prober(context: SegmentContext) -> Callable[..., Probe]:
-    """Function (key, function from a total to own sizes i32[N]) -> Probe: a short training with these sizes."""
+def make_prober(context: SegmentContext) -> Prober:
+    """Build the function that trains a segment briefly with given sizes.
+
+    The training has `SearchConfig.probe_steps` steps, starts from what `SearchConfig.start` says, and is evaluated
+    once, at its end.
+
+    Args:
+      context: the segment.
+
+    Returns:
+      Prober.
+    """
     config, storage, segment = context.config, context.storage, context.segment
     run_fit = make_fit(storage, config.search.probe_fit(config.fit), None, config.candidates)
     bias, _ = context.item_bias()
     total, shared = context.budget()
 
-    def probe(key, allocate) -> Probe:
+    def probe(key: jax.Array, allocate: Allocate) -> Probe:
         table_key, fit_key = jax.random.split(key)
         sizes = jnp.concatenate([allocate(total), shared])
         start = context.warm_params if config.search.start == "warm" else context.fresh_params
         params = to_buffer(storage, start(sizes, table_key))
         fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias)
         fitness = jnp.where(fit_result.bad_step < 0, fit_result.fitness, 0.0)
-        observation = observe(context, from_buffer(storage, fit_result.params), sizes, 0.0)
+        observation = observe(context, from_buffer(storage, fit_result.params), sizes, jnp.float32(0))
         return Probe(fitness, sizes.sum(), observation, fit_result.by_user)
 
     return probe
 
 
 def ratio_of(fitness: jax.Array, reference: jax.Array) -> jax.Array:
-    """Fitness by the reference, held within [0, 4]: early references may be next to nothing, or nothing."""
+    """Fitness relative to a reference, clipped to [0, 4]; 1 where the reference is 0.
+
+    The bound is for early references, which may be close to 0.
+
+    Args:
+      fitness: f32[...].
+      reference: f32[] or of the same shape.
+
+    Returns:
+      f32[...].
+
+    >>> ratio_of(jnp.array([0.1, 0.3, 0.9]), jnp.float32(0.2)).round(2).tolist()
+    [0.5, 1.5, 4.0]
+    """
+    chex.assert_type([fitness, reference], float)
     return jnp.where(reference > 0, jnp.clip(fitness / jnp.where(reference > 0, reference, 1.0), 0.0, _MOST_RATIO), 1.0)
 
 
 def reward_of(config: SearchConfig, ratio: jax.Array) -> jax.Array:
-    """The reward of a probe: 0 at a ratio of `low` and 10 at one of `high`, linear in between and beyond."""
+    """The reward of a probe: 0 at a ratio of `low`, 10 at one of `high`, linear between and beyond them.
+
+    Args:
+      config: has `low` and `high`.
+      ratio: f32[...], fitness relative to the reference.
+
+    Returns:
+      f32[...].
+
+    >>> reward_of(SearchConfig(low=0.5, high=1.5), jnp.array([0.5, 1.0, 1.5, 2.0])).tolist()
+    [0.0, 5.0, 10.0, 15.0]
+    """
+    chex.assert_type(ratio, float)
     return 10 * (ratio - config.low) / (config.high - config.low)
 
 
 def expected_budget_units(context: SegmentContext) -> jax.Array:
-    """Budget units that each probe of a segment has to give out, i32[]."""
+    """Budget units that a probe of the segment gives out if it spends all it can.
+
+    Args:
+      context: the segment.
+
+    Returns:
+      i32[], the segment's budget, or the largest size for every entity where that is less.
+    """
     segment = context.segment
     entities = (segment.users + segment.items).astype(jnp.uint32)
     most = entities * jnp.uint32(context.config.sizes.maximum)

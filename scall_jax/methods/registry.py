@@ -1,4 +1,4 @@
-"""The methods of a run by name."""
+"""The methods by name. To add one to the command line and the experiments, enter it here."""
 
 import functools
 
@@ -22,7 +22,7 @@ from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
 
 SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
-"""Methods that search sizes by the actions of SCALL, and their policies."""
+"""Methods that search sizes by the actions of SCALL, and the name of the policy of each."""
 
 _BY_PROBES = {"bet": bet_planner, "ciess": ciess_planner, "ducb": ducb_planner, "esapn": esapn_planner}
 
@@ -32,7 +32,10 @@ PROBED = (*SEARCHED, *_BY_PROBES)
 _HASHED = ("binary_hash", "binary_hash_skip", "quotient_remainder")
 
 EMBEDDING_METHODS: dict[str, Method] = {
-    **{name: embedding_method(allocator_planner(make), unlimited=name == "full") for name, make in ALLOCATORS.items()},
+    **{
+        name: embedding_method(allocator_planner(allocator), unlimited=name == "full")
+        for name, allocator in ALLOCATORS.items()
+    },
     **{name: embedding_method(functools.partial(scall_planner, policy)) for name, policy in SEARCHED.items()},
     "spectral": embedding_method(spectral_planner),
     **{name: embedding_method(planner) for name, planner in _BY_PROBES.items()},
@@ -41,9 +44,9 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "mixed_precision": embedding_method(bit_search_planner, "mixed_precision"),
     "pep": embedding_method(pep_planner, "pruned"),
 }
-"""Methods with embeddings within the budget; `full` alone takes the largest size for all."""
+"""Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 
-BASELINES: dict[str, Method] = {name: baseline_method(made) for name, made in (FLOORS | {"ease": EASE}).items()}
+BASELINES: dict[str, Method] = {name: baseline_method(baseline) for name, baseline in (FLOORS | {"ease": EASE}).items()}
 """Methods outside the budget, which have no embeddings."""
 
 METHODS = (*EMBEDDING_METHODS, *BASELINES)
@@ -53,8 +56,17 @@ METHODS = (*EMBEDDING_METHODS, *BASELINES)
 def method_of(name: str) -> Method:
     """The method of a name.
 
+    Args:
+      name: one of `METHODS`.
+
+    Returns:
+      Method.
+
     Raises:
       ValueError: unknown name.
+
+    >>> method_of("uniform") is EMBEDDING_METHODS["uniform"]
+    True
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")

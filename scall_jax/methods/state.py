@@ -1,4 +1,4 @@
-"""What passes from segment to segment."""
+"""The state of a run: what passes from one segment to the next."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,19 +9,29 @@ import jax
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class StorageCapacity:
-    """Capacity of the storage: static, so that a state of another capacity is another shape to a compiled program."""
+    """Capacity of the storage.
+
+    It is static: to a compiled program, a state of another capacity has another shape.
+    """
 
     budget_units: int
-    """The largest number of budget units that any segment of the run may hold."""
+    """The largest number of budget units that any segment of the run may spend."""
 
 
 class RunState(NamedTuple):
-    """What passes from segment to segment, and all that a checkpoint must hold."""
+    """All that passes from segment to segment, and all that a checkpoint must contain."""
 
-    key: jax.Array  # typed PRNG key of the run
-    params: Any  # as stored; packed: f32[P], P the largest budget of the stream
-    plan: Any  # how the budget is spent; packed: i32[N + 2], sizes, the last two of the shared vectors
-    known: jax.Array  # i32[2], users and items that have been given sizes
-    totals: jax.Array  # i32[T], budget units of the storage allowed at each segment; packed: parameters
-    planner: Any = ()  # what the method's planner remembers
+    key: jax.Array
+    """Typed PRNG key of the run, never changed: every segment derives its keys from it by `Segment.index`."""
+    params: Any
+    """Parameters as the storage stores them. For `packed` f32[P], where P is the largest budget of the stream."""
+    plan: Any
+    """How the budget is spent. For `packed` i32[N + 2], one size per node, then those of the two shared vectors."""
+    known: jax.Array
+    """i32[2], users and items that have been given sizes."""
+    totals: jax.Array
+    """i32[T], budget units of the storage allowed at each segment. For `packed` a unit is one parameter."""
+    planner: Any = ()
+    """State of the method's `SizePlanner`; only the planner replaces it."""
     capacity: StorageCapacity = StorageCapacity(0)
+    """Static capacity of the storage."""

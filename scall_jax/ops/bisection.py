@@ -2,49 +2,73 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.indexing import div
 
-_PARTS = 16  # of what is left, on an accelerator
+_PARTS = 16  # parts into which a step on an accelerator divides each range
+
+_Predicate = Callable[[jax.Array], jax.Array]
+_Ranges = tuple[jax.Array, jax.Array]
 
 
-def first_false(start: jax.Array, end: jax.Array, before: Callable[[jax.Array], jax.Array], most: int) -> jax.Array:
-    """First places of ranges where `before` does not hold, or their ends where it holds throughout; i32[...].
+def first_false(start: jax.Array, end: jax.Array, before: _Predicate, most: int) -> jax.Array:
+    """First places of ranges where `before` is false, or the ranges' ends where it is true throughout.
 
-    A CPU halves what is left until all is found. An accelerator, where each step waits for the one before and a
-    comparison costs next to nothing, leaves a sixteenth, as often as the longest range may need.
+    On a CPU, each step halves all ranges until every place is found. An accelerator waits for each step, while a
+    comparison costs next to nothing: there, each step leaves a sixteenth, and as many steps are made as the longest
+    range may need.
 
     Args:
-      start, end: i32[...], ranges [start, end).
-      before: takes places i32[..., K], K in each range, some beyond its end; bool[..., K], true up to some place of a
-        range and false from there on.
-      most: no range is longer; static.
+      start: i32[...], first place of each range.
+      end: i32[...], the place after the last one of each range.
+      before: predicate of places i32[..., K], K in each range and some beyond its end; bool[..., K], true up to some
+        place of a range and false from there on.
+      most: static upper bound of the ranges' lengths.
+
+    Returns:
+      i32[...], places between `start` and `end`.
+
+    >>> import jax.numpy as jnp
+    >>> values = jnp.array([1, 3, 5, 7, 9])
+    >>> first_false(jnp.array([0, 2]), jnp.array([5, 4]), lambda at: values[at] < 4, most=5)
+    Array([2, 2], dtype=int32)
     """
-    bracket = (start, jnp.maximum(start, end))
-    return by_backend(_by_halves, _by_sixteenths)(bracket, before, most)[0]
+    chex.assert_equal_shape([start, end])
+    chex.assert_type([start, end], int)
+    return by_backend(_by_halves, _by_sixteenths)(start, end, before, most)
 
 
-def _by_halves(bracket, before, most):
+def _by_halves(start: jax.Array, end: jax.Array, before: _Predicate, most: int) -> jax.Array:
     del most
-    return jax.lax.while_loop(lambda b: (b[0] < b[1]).any(), lambda b: _narrowed(b, before, 2), bracket)
+    narrowed = _narrowing(start.ndim, before, 2)
+    ranges = (start, jnp.maximum(start, end))
+    return jax.lax.while_loop(lambda r: (r[0] < r[1]).any(), narrowed, ranges)[0]
 
 
-def _by_sixteenths(bracket, before, most):
+def _by_sixteenths(start: jax.Array, end: jax.Array, before: _Predicate, most: int) -> jax.Array:
+    narrowed = _narrowing(start.ndim, before, _PARTS)
+    ranges = (start, jnp.maximum(start, end))
     while most > 0:
-        # Without barriers a compiler may merge all steps into one and repeat the first ones many times.
-        bracket = jax.lax.optimization_barrier(_narrowed(bracket, before, _PARTS))
+        # Without barriers, a compiler may merge all steps into one and repeat the first ones many times.
+        ranges = jax.lax.optimization_barrier(narrowed(ranges))
         most //= _PARTS
-    return bracket
+    return ranges[0]
 
 
-def _narrowed(bracket, before, parts):
-    low, high = bracket
-    number = jnp.arange(1, parts, dtype=jnp.int32).reshape((1,) * low.ndim + (-1,))
-    step = div(high - low, parts) + 1
-    at = low[..., None] + number * step[..., None] - 1
-    passed = ((at < high[..., None]) & before(at)).sum(-1, dtype=jnp.int32)
-    low = low + passed * step
-    return low, jnp.minimum(high, low + step - 1)
+def _narrowing(ndim: int, before: _Predicate, parts: int) -> Callable[[_Ranges], _Ranges]:
+    """A step from ranges to the part of each that holds its first false place."""
+    number = jnp.arange(1, parts, dtype=jnp.int32).reshape((1,) * ndim + (-1,))
+
+    def narrowed(ranges: _Ranges) -> _Ranges:
+        low, high = ranges
+        step = div(high - low, parts) + 1
+        at = low[..., None] + number * step[..., None] - 1
+        passed = ((at < high[..., None]) & before(at)).sum(-1, dtype=jnp.int32)
+        low = low + passed * step
+        return low, jnp.minimum(high, low + step - 1)
+
+    return narrowed

@@ -11,7 +11,7 @@ from scall_jax.policies.sac import sac
 
 
 def _ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
-    # rlax is slow to import and only needed here
+    # rlax takes seconds to import, and no other policy needs it.
     from scall_jax.policies.ddpg import ddpg
 
     return ddpg(config, observation_length, actions)
@@ -25,7 +25,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "random": random,
     "grid": grid,
 }
-"""Makers: (config, length of the observation, number of actions) -> Policy."""
+"""Functions that build a policy: (config, length of the observation, number of actions) -> Policy."""
 
 __all__ = [
     "POLICIES",

@@ -1,9 +1,9 @@
-"""Gaussian-process Thompson sampling (Chowdhury and Gopalan, ICML 2017), with forgetting from segment to segment.
+"""Gaussian-process Thompson sampling (Chowdhury and Gopalan, ICML 2017, arXiv 1704.00445) that forgets old segments.
 
-A search of a dozen noisy probes does better to take the optimum of what its probes agree on than the luckiest probe.
-The posterior smooths rewards over actions; those of a segment count relative to their mean, so that segments of
-different difficulty can be held together, and older segments count less. The prior mean falls off from the middle of
-the actions: a flat one hands what noise leaves undecided to the corners, where one side holds next to nothing.
+Of a dozen noisy probes, the optimum that they agree on is a better choice than the luckiest one. The posterior smooths
+rewards over actions. Rewards of a segment count relative to their mean, so that segments of different difficulty can be
+put together, and older segments count less. The prior mean falls off from the middle of the actions: a flat one would
+leave what noise cannot decide to the corners, where one side has next to no parameters.
 """
 
 from typing import NamedTuple
@@ -12,92 +12,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
-_KEPT = 96  # probes in the model
-_CANDIDATES = 512  # actions that a draw of the posterior chooses from
+_PROBES = 96  # in the model
+_SAMPLED = 512  # actions that a draw of the posterior is made at
 _JITTER = 1e-4
 
 
 class GpState(NamedTuple):
-    """The last probes in a ring."""
+    """The last C probes in a ring."""
 
     action: jax.Array  # f32[C, A]
     reward: jax.Array  # f32[C]
-    segment: jax.Array  # i32[C], by `begun`
+    segment: jax.Array  # i32[C], by `begun`; -1 for none
     inserted: jax.Array  # i32[], probes ever made
     begun: jax.Array  # i32[], segments begun
 
 
 def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
-    """Build the policy for actions in (0, 1)^actions; it does not look at the observation."""
-    del observation_length
+    """Build the policy, which does not look at the observation.
+
+    Args:
+      config: its parameters.
+      observation_length: O, numbers of an observation.
+      actions: A, numbers of an action in (0, 1).
+
+    Returns:
+      Policy.
+
+    >>> policy = gp(PolicyConfig(), observation_length=2)
+    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.ones(2)).tolist()
+    [0.5, 0.5, 0.5]
+    """
     points = 11 if actions <= 3 else 6
     axis = (np.arange(points) + 0.5) / points
-    # of numpy: a policy may be built inside one trace and serve in another
-    lattice = np.stack(np.meshgrid(*[axis] * actions), -1).reshape(-1, actions).astype(np.float32)
-
-    def kernel(a, b):
-        square = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
-        return jnp.exp(-square / (2 * config.length_scale**2))
-
-    def prior(action):
-        return -config.curvature * ((action - 0.5) ** 2).sum(-1)
+    # numpy: a policy may be built while one program is traced and serve in another.
+    choices = np.stack(np.meshgrid(*[axis] * actions), -1).reshape(-1, actions).astype(np.float32)
 
     def init(key):
         del key
         return GpState(
-            jnp.full((_KEPT, actions), 0.5),
-            jnp.zeros(_KEPT),
-            jnp.full(_KEPT, -1, jnp.int32),
-            jnp.int32(0),
-            jnp.int32(0),
+            action=jnp.full((_PROBES, actions), 0.5),
+            reward=jnp.zeros(_PROBES),
+            segment=jnp.full(_PROBES, -1, jnp.int32),
+            inserted=jnp.int32(0),
+            begun=jnp.int32(0),
         )
 
     def start_segment(state):
         return state._replace(begun=state.begun + 1)
 
-    def posterior(state, at):
-        """Of rewards by the spread within segments: mean at actions, and F f32[T, n]; F'F is what the kernel loses."""
-        known = state.segment >= 0
-        same = (state.segment[:, None] == state.segment[None, :]) & known[:, None] & known[None, :]
-
-        def centred(values):
-            mean = (same * values[None, :]).sum(1) / jnp.maximum(same.sum(1), 1)
-            return jnp.where(known, values - mean, 0.0)
-
-        reward = centred(state.reward)
-        spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1)) + 1e-6
-        age = (state.begun - state.segment).astype(jnp.float32)
-        noise = jnp.where(known, config.noise_variance / config.discount**age, 1e6)
-        factor = jnp.linalg.cholesky(kernel(state.action, state.action) + jnp.diag(noise))
-        surprise = reward / spread - centred(prior(state.action))
-        cross = jax.scipy.linalg.solve_triangular(factor, kernel(state.action, at), lower=True)
-        white = jax.scipy.linalg.solve_triangular(factor, surprise, lower=True)
-        return prior(at) + cross.T @ white, cross
-
     def act(state, key, observation):
         del observation
-        candidate_key, noise_key = jax.random.split(key)
-        at = jax.random.uniform(candidate_key, (_CANDIDATES, actions), minval=np.float32(1e-6))
-        mean, cross = posterior(state, at)
-        covariance = kernel(at, at) - cross.T @ cross + _JITTER * jnp.eye(_CANDIDATES)
-        factor = jnp.linalg.cholesky(covariance)
-        # rounding may leave the covariance a little indefinite: then the spread of each alone
-        alone = jnp.sqrt(jnp.maximum(jnp.diag(covariance), 0.0))
-        noise = jax.random.normal(noise_key, (_CANDIDATES,))
-        drawn = jnp.where(jnp.isfinite(factor).all(), factor @ noise, alone * noise)
-        return at[jnp.argmax(mean + drawn)]
+        return _thompson(config, state, key)
 
     def greedy(state, observation):
         del observation
-        mean, _ = posterior(state, lattice)
-        return jnp.where(state.inserted > 0, jnp.asarray(lattice)[jnp.argmax(mean)], 0.5)
+        mean, _ = _posterior(config, state, choices)
+        return jnp.where(state.inserted > 0, jnp.asarray(choices)[jnp.argmax(mean)], 0.5)
 
     def update(state, key, new: Transition):
         del key
         count = new.reward.shape[0]
-        at = (state.inserted + jnp.arange(count, dtype=jnp.int32)) % _KEPT
+        at = (state.inserted + jnp.arange(count, dtype=jnp.int32)) % _PROBES
         return state._replace(
             action=state.action.at[at].set(new.action),
             reward=state.reward.at[at].set(new.reward),
@@ -105,4 +82,51 @@ def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Polic
             inserted=state.inserted + count,
         )
 
-    return Policy(init, start_segment, act, greedy, update)
+    return checked(Policy(init, start_segment, act, greedy, update), observation_length, actions)
+
+
+def _kernel(config: PolicyConfig, a, b):
+    square = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
+    return jnp.exp(-square / (2 * config.length_scale**2))
+
+
+def _prior(config: PolicyConfig, action):
+    return -config.curvature * ((action - 0.5) ** 2).sum(-1)
+
+
+def _posterior(config: PolicyConfig, state: GpState, at):
+    """The posterior of rewards at n actions, in units of the spread of rewards within segments.
+
+    Returns:
+      (mean f32[n], F f32[C, n]): the covariance is the kernel minus F'F.
+    """
+    known = state.segment >= 0
+    same = (state.segment[:, None] == state.segment[None, :]) & known[:, None] & known[None, :]
+
+    def centred(values):
+        mean = (same * values[None, :]).sum(1) / jnp.maximum(same.sum(1), 1)
+        return jnp.where(known, values - mean, 0.0)
+
+    reward = centred(state.reward)
+    spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1)) + 1e-6
+    age = (state.begun - state.segment).astype(jnp.float32)
+    noise = jnp.where(known, config.noise_variance / config.discount**age, 1e6)
+    factor = jnp.linalg.cholesky(_kernel(config, state.action, state.action) + jnp.diag(noise))
+    surprise = reward / spread - centred(_prior(config, state.action))
+    cross = jax.scipy.linalg.solve_triangular(factor, _kernel(config, state.action, at), lower=True)
+    white = jax.scipy.linalg.solve_triangular(factor, surprise, lower=True)
+    return _prior(config, at) + cross.T @ white, cross
+
+
+def _thompson(config: PolicyConfig, state: GpState, key: jax.Array) -> jax.Array:
+    """The best of some random actions by one draw of the posterior; f32[A]."""
+    action_key, noise_key = jax.random.split(key)
+    at = jax.random.uniform(action_key, (_SAMPLED, state.action.shape[1]), minval=np.float32(1e-6))
+    mean, cross = _posterior(config, state, at)
+    covariance = _kernel(config, at, at) - cross.T @ cross + _JITTER * jnp.eye(_SAMPLED)
+    factor = jnp.linalg.cholesky(covariance)
+    # Rounding may leave the covariance a little indefinite. Then each action is drawn by itself.
+    alone = jnp.sqrt(jnp.maximum(jnp.diag(covariance), 0.0))
+    noise = jax.random.normal(noise_key, (_SAMPLED,))
+    drawn = jnp.where(jnp.isfinite(factor).all(), factor @ noise, alone * noise)
+    return at[jnp.argmax(mean + drawn)]

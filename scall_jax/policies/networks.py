@@ -1,12 +1,15 @@
-"""Actors and critics of the learned policies, in flax linen."""
+"""Actors, critics and optimisers of the learned policies, in flax linen and optax."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.typing import ArrayLike
 
 _LOG_STD = (-20.0, 2.0)
 
@@ -14,14 +17,27 @@ _LOG_STD = (-20.0, 2.0)
 class Flat(NamedTuple):
     """A network whose weights are one vector."""
 
-    init: Callable[[jax.Array], jax.Array]  # typed key -> f32[W]
-    apply: Callable  # (f32[W], *inputs) -> what the network gives
+    init: Callable[[jax.Array], jax.Array]
+    """key -> f32[W], initial weights."""
+    apply: Callable[..., Any]
+    """(weights f32[W], *inputs) -> outputs of the network."""
 
 
-def flat(network: nn.Module, *inputs: jax.Array) -> Flat:
-    """A network for inputs of these shapes with all weights in one vector.
+def flat(network: nn.Module, *inputs: ArrayLike) -> Flat:
+    """A network with all weights in one vector.
 
     An optimiser, a target and every loop that carries them then handle one array, not a dozen.
+
+    Args:
+      network: any.
+      *inputs: examples, for their shapes and dtypes; numpy arrays where the network is built inside a trace.
+
+    Returns:
+      Flat.
+
+    >>> network = flat(Critic(widths=(4,)), np.zeros(2, np.float32), np.zeros(1, np.float32))
+    >>> network.init(jax.random.key(0)).shape  # (2 + 1) x 4 + 4 and 4 x 1 + 1
+    (21,)
     """
     leaves, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0), *inputs))
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
@@ -98,14 +114,43 @@ class TwinCritic(nn.Module):
         return jnp.stack(values, axis=-1)
 
 
-def squash(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Normal variates moved to (0, 1) by (tanh + 1) / 2, and the log density of tanh; (f32[..., A], f32[...]).
+def decayed_adam(rate: float, weight_decay: float, clip: float | None = None) -> optax.GradientTransformation:
+    """Adam on the gradient of a loss plus weight_decay/2 x the squared norm of the weights.
 
-    The density is that of the action in (-1, 1), as usual for soft actor-critic (Haarnoja et al., arXiv 1801.01290,
-    appendix C); in (0, 1) it is larger by a constant.
+    Args:
+      rate: learning rate.
+      weight_decay: weight of the penalty.
+      clip: largest norm of the gradient of the loss, before the penalty is added; None for no limit.
+
+    Returns:
+      An optimiser of optax.
     """
+    steps = [optax.add_decayed_weights(weight_decay), optax.adam(rate)]
+    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
+
+
+def squash(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Move normal variates to (0, 1) by (tanh + 1) / 2.
+
+    The density is that of tanh, an action in (-1, 1), as usual for soft actor-critic (Haarnoja et al., arXiv
+    1801.01290, appendix C); in (0, 1) it is larger by a constant factor.
+
+    Args:
+      mean: f32[..., A].
+      log_std: f32[..., A].
+      noise: f32[..., A], standard normal.
+
+    Returns:
+      (actions f32[..., A], log densities f32[...]).
+
+    >>> action, log_density = squash(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1))
+    >>> action.tolist(), round(float(log_density), 4)
+    ([0.5], -0.9189)
+    """
+    chex.assert_equal_shape([mean, log_std, noise])
+    chex.assert_type([mean, log_std, noise], float)
     raw = mean + jnp.exp(log_std) * noise
     normal = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
-    # log(1 - tanh^2), stable for large arguments
+    # This form of log(1 - tanh^2) is stable for large arguments.
     slope = 2 * (jnp.log(2.0) - raw - nn.softplus(-2 * raw))
     return (jnp.tanh(raw) + 1) / 2, (normal - slope).sum(-1)

@@ -4,109 +4,147 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 
+_POSITIVE = (
+    *("actor_rate", "critic_rate", "clip", "replay", "batch", "first_batch", "updates"),
+    *("grid", "length_scale", "noise_variance", "projected", "ridge"),
+)
+
 PolicyState = Any
+"""A pytree of arrays of fixed shapes."""
 
 
 class Transition(NamedTuple):
-    """K probes: what was seen, done and earned."""
+    """K probes, each a transition (s_tm1, a_tm1, r_t, s_t)."""
 
-    observation: jax.Array  # f32[K, O]
-    action: jax.Array  # f32[K, A] in (0, 1)
-    reward: jax.Array  # f32[K]
-    next_observation: jax.Array  # f32[K, O]
+    observation: jax.Array  # f32[K, O], s_tm1, before the probe
+    action: jax.Array  # f32[K, A] in (0, 1), a_tm1
+    reward: jax.Array  # f32[K], r_t
+    next_observation: jax.Array  # f32[K, O], s_t, after the probe
 
 
 class Policy(NamedTuple):
-    """A search over actions. States are pytrees of arrays of fixed shapes."""
+    """A search over actions."""
 
-    init: Callable[[jax.Array], PolicyState]  # typed key -> state
-    start_segment: Callable[[PolicyState], PolicyState]  # a new segment is searched
-    act: Callable[[PolicyState, jax.Array, jax.Array], jax.Array]  # state, key, f32[O] -> f32[A] to try
-    greedy: Callable[[PolicyState, jax.Array], jax.Array]  # state, f32[O] -> f32[A], the best known
-    update: Callable[[PolicyState, jax.Array, Transition], PolicyState]  # state, key, K probes -> state
+    init: Callable[[jax.Array], PolicyState]
+    """key -> state before the first probe."""
+    start_segment: Callable[[PolicyState], PolicyState]
+    """state -> state; called before a new segment is searched."""
+    act: Callable[[PolicyState, jax.Array, jax.Array], jax.Array]
+    """(state, key, observation f32[O]) -> f32[A], the action to probe next."""
+    greedy: Callable[[PolicyState, jax.Array], jax.Array]
+    """(state, observation f32[O]) -> f32[A], the best action as far as is known."""
+    update: Callable[[PolicyState, jax.Array, Transition], PolicyState]
+    """(state, key, K probes) -> state that has learned from them."""
+
+
+def checked(policy: Policy, observation_length: int, actions: int) -> Policy:
+    """The policy with functions that assert the shapes and dtypes of what they take, while they are traced.
+
+    Args:
+      policy: any.
+      observation_length: O.
+      actions: A.
+
+    Returns:
+      Policy.
+    """
+
+    def assert_observation(observation):
+        chex.assert_shape(observation, (observation_length,))
+        chex.assert_type(observation, float)
+
+    def act(state, key, observation):
+        assert_observation(observation)
+        return policy.act(state, key, observation)
+
+    def greedy(state, observation):
+        assert_observation(observation)
+        return policy.greedy(state, observation)
+
+    def update(state, key, new: Transition):
+        chex.assert_type(list(new), float)
+        chex.assert_equal_shape_prefix(list(new), 1)
+        chex.assert_shape([new.observation, new.next_observation], (None, observation_length))
+        chex.assert_shape([new.action, new.reward], [(None, actions), (None,)])
+        return policy.update(state, key, new)
+
+    return policy._replace(act=act, greedy=greedy, update=update)
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Parameters of the policies; each uses those that concern it."""
+    """Parameters of the policies; each policy uses those that name it.
+
+    >>> PolicyConfig().batch, PolicyConfig.published().batch
+    (32, 8)
+    """
 
     widths: tuple[int, ...] = (256, 256)
-    """sac, ddpg: hidden layers."""
+    """sac, ddpg: widths of the hidden layers."""
     actor_rate: float = 1e-3
     """sac, ddpg: learning rate of the actor."""
     critic_rate: float = 1e-3
     """sac, ddpg: learning rate of the critic."""
     weight_decay: float = 1e-4
-    """sac, ddpg: L2 in the gradient."""
+    """sac, ddpg: weight of the L2 penalty, which is added to the gradient."""
     clip: float = 1.0
     """sac, ddpg: largest norm of the actor's gradient."""
     gamma: float = 0.0
-    """sac, ddpg: discount; an action hardly changes what the next one earns, so that 0 loses nothing."""
+    """sac, ddpg: discount. An action hardly changes what the next one earns, so that 0 loses nothing."""
     tau: float = 0.05
-    """sac, ddpg: rate at which targets follow."""
+    """sac, ddpg: rate at which the targets follow the networks."""
     entropy: float = 0.2
-    """sac: weight of the entropy, the initial one if it is learned."""
+    """sac: weight of the entropy; the initial one if it is learned."""
     learn_entropy: bool = False
-    """sac: learn that weight, towards an entropy of -A of the action before it is moved to (0, 1)."""
+    """sac: learn this weight, so that the entropy of actions in (-1, 1) tends to minus their number."""
     copy_target: bool = True
-    """sac: the target critic starts as a copy; otherwise, as published, from an initialisation of its own."""
+    """sac: the target critic starts as a copy of the critic; otherwise, as published, from weights of its own."""
     replay: int = 1024
-    """sac, ddpg: transitions kept."""
+    """sac, ddpg: capacity of the replay buffer, in transitions."""
     batch: int = 32
     """sac, ddpg: transitions per update."""
     first_batch: int = 32
-    """sac: transitions per update until `full_batch_after` are kept."""
+    """sac: transitions per update as long as the replay buffer has no more than `full_batch_after`."""
     full_batch_after: int = 12
     """sac: see `first_batch`."""
     updates: int = 8
     """sac, ddpg: updates per probe."""
     newer: bool = True
-    """sac, ddpg: draw transitions in proportion to their place in the order of arrival, else uniformly."""
+    """sac, ddpg: draw newer transitions more often, in proportion to their place in the order of arrival; otherwise
+    uniformly."""
     noise: str = "gaussian"
-    """ddpg: exploration, gaussian or ou (Ornstein-Uhlenbeck)."""
+    """ddpg: noise for exploration, gaussian or ou (Ornstein-Uhlenbeck)."""
     noise_std: float = 0.3
-    """ddpg: standard deviation at the start."""
+    """ddpg: standard deviation of the noise at the start."""
     noise_decay: float = 0.985
-    """ddpg: factor on it per probe."""
+    """ddpg: factor on this standard deviation per probe."""
     least_noise: float = 0.05
-    """ddpg: it does not fall below this."""
+    """ddpg: the standard deviation does not fall below this."""
     grid: int = 4
-    """grid: points on an axis."""
+    """grid: points on each axis of the lattice."""
     discount: float = 0.7
-    """grid, gp: weight, per segment, of what earlier segments showed."""
+    """grid, gp: factor on the weight of earlier probes per segment."""
     length_scale: float = 0.5
     """gp: distance over which rewards are alike."""
     noise_variance: float = 1.0
-    """gp: of a probe's reward, by the variance between actions."""
+    """gp: variance of the noise of a reward, relative to the variance between actions."""
     curvature: float = 2.0
-    """gp: the prior mean falls off from the middle by this, times the squared distance, in spreads of rewards."""
+    """gp: the prior mean is minus this, times the squared distance from the middle, in spreads of rewards."""
     projected: int = 32
     """dlints: dimensions that contexts are projected to."""
     forget: float = 0.99
-    """dlints: weight, per probe, of what earlier probes showed."""
+    """dlints: factor on the weight of earlier probes per probe."""
     ridge: float = 1.0
-    """dlints: of the regression."""
+    """dlints: ridge of the regression."""
     exploration: float = 4.0
     """dlints: standard deviation of the noise of Thompson sampling, at rewards of 0 to 10 (published: 0.1 to 0.4 at
     rewards of 0 to 1)."""
 
     def __post_init__(self):
-        for name in (
-            "actor_rate",
-            "critic_rate",
-            "clip",
-            "replay",
-            "batch",
-            "first_batch",
-            "updates",
-            "grid",
-            "length_scale",
-            "noise_variance",
-            "projected",
-            "ridge",
-        ):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must be greater than 0")
         for name in ("gamma", "tau", "noise_decay"):
@@ -125,7 +163,7 @@ class PolicyConfig:
     def published(cls) -> "PolicyConfig":
         """Soft actor-critic with the settings of the official code of SCALL.
 
-        Its replay holds 10,000 transitions of two observations each; 2,048 are more than 40 segments of 50 probes make.
+        The replay buffer there has room for 10,000 transitions; 2,048 are more than 40 segments of 50 probes make.
         """
         return cls(
             widths=(512, 512),

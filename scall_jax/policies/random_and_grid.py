@@ -1,7 +1,4 @@
-"""Searches without a model: random actions and a lattice.
-
-What a learned policy has to beat at the same number of probes.
-"""
+"""Searches without a model, random actions and a lattice, which a learned policy has to beat at as many probes."""
 
 import itertools
 from typing import NamedTuple
@@ -10,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
 
 class RandomState(NamedTuple):
@@ -21,8 +18,21 @@ class RandomState(NamedTuple):
 
 
 def random(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
-    """Uniform actions; the best probe of the segment wins."""
-    del config, observation_length
+    """Build the policy of uniform actions, by which the best probe of the segment wins.
+
+    Args:
+      config: not used.
+      observation_length: O, numbers of an observation.
+      actions: A, numbers of an action in (0, 1).
+
+    Returns:
+      Policy.
+
+    >>> policy = random(PolicyConfig(), observation_length=2)
+    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.ones(2)).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    del config
 
     def init(key):
         del key
@@ -42,7 +52,8 @@ def random(config: PolicyConfig, observation_length: int, actions: int = 3) -> P
         action = jnp.where(better, new.action[best], state.action)
         return RandomState(action, jnp.maximum(new.reward[best], state.reward))
 
-    return Policy(init, start_segment, act, lambda state, observation: state.action, update)
+    policy = Policy(init, start_segment, act, lambda state, observation: state.action, update)
+    return checked(policy, observation_length, actions)
 
 
 class GridState(NamedTuple):
@@ -54,14 +65,39 @@ class GridState(NamedTuple):
 
 
 def lattice(points: int, actions: int) -> np.ndarray:
-    """Centres of points^actions equal cells of the unit cube; f32[G, A]."""
+    """Centres of equal cells of the unit cube.
+
+    Args:
+      points: on each axis.
+      actions: A, number of axes.
+
+    Returns:
+      f32[G, A] with G = points^A.
+
+    >>> lattice(points=2, actions=2).tolist()
+    [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
+    """
     axis = (np.arange(points) + 0.5) / points
     return np.array(list(itertools.product(axis, repeat=actions)), np.float32)
 
 
 def grid(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
-    """A lattice in random order, none of it twice before all was tried; the best discounted mean reward wins."""
-    del observation_length
+    """Build the policy of a lattice in random order, by which the best discounted mean reward wins.
+
+    No point is tried twice before all have been tried.
+
+    Args:
+      config: its parameters.
+      observation_length: O, numbers of an observation.
+      actions: A, numbers of an action in (0, 1).
+
+    Returns:
+      Policy.
+
+    >>> policy = grid(PolicyConfig(grid=2), observation_length=2)
+    >>> policy.init(jax.random.key(0)).tried.shape
+    (8,)
+    """
     points = lattice(config.grid, actions)
     count = points.shape[0]
 
@@ -74,12 +110,12 @@ def grid(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
 
     def act(state, key, observation):
         del observation
-        # probes made at once are drawn without each other's knowledge: two of them may be the same
+        # Probes of a round are drawn independently, so that two of them may be the same.
         return jnp.asarray(points)[jnp.argmin(state.tried + jax.random.uniform(key, (count,)))]
 
     def greedy(state, observation):
         del observation
-        # below a hundredth of a probe nothing is known
+        # A point whose probes have been discounted to less than a hundredth of a probe counts as not tried.
         mean = jnp.where(state.weight > 0.01, state.earned / jnp.maximum(state.weight, 0.01), -jnp.inf)
         return jnp.where(state.weight.max() > 0.01, jnp.asarray(points)[jnp.argmax(mean)], 0.5)
 
@@ -92,4 +128,4 @@ def grid(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
             earned=state.earned.at[nearest].add(new.reward),
         )
 
-    return Policy(init, start_segment, act, greedy, update)
+    return checked(Policy(init, start_segment, act, greedy, update), observation_length, actions)

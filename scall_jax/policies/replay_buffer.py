@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,40 +13,83 @@ from scall_jax.policies.policy import Transition
 class Replay(NamedTuple):
     """Ring of C transitions."""
 
-    kept: Transition  # leading axis C
+    transitions: Transition  # leading axis C
     inserted: jax.Array  # i32[], transitions ever added
 
     @property
     def count(self) -> jax.Array:
-        """Transitions kept; i32[]."""
-        return jnp.minimum(self.inserted, self.kept.reward.shape[0])
+        """Transitions in the buffer; i32[]."""
+        return jnp.minimum(self.inserted, self.transitions.reward.shape[0])
 
 
-def empty(capacity: int, observation: int, actions: int) -> Replay:
-    """Buffer without transitions, for observations f32[observation] and actions f32[actions]."""
-    observation = jnp.zeros((capacity, observation))
-    return Replay(
-        Transition(observation, jnp.zeros((capacity, actions)), jnp.zeros(capacity), observation), jnp.int32(0)
-    )
+def empty(capacity: int, observation_length: int, actions: int) -> Replay:
+    """Buffer without transitions.
+
+    Args:
+      capacity: C.
+      observation_length: O, numbers of an observation.
+      actions: A, numbers of an action.
+
+    Returns:
+      Replay.
+
+    >>> int(empty(capacity=8, observation_length=3, actions=2).count)
+    0
+    """
+    observation = jnp.zeros((capacity, observation_length))
+    transitions = Transition(observation, jnp.zeros((capacity, actions)), jnp.zeros(capacity), observation)
+    return Replay(transitions, jnp.int32(0))
 
 
 def add(replay: Replay, new: Transition) -> Replay:
-    """Append K transitions, the oldest going first when the ring is full."""
-    capacity, count = replay.kept.reward.shape[0], new.reward.shape[0]
+    """Append K transitions, which take the places of the oldest ones where the ring is full.
+
+    Args:
+      replay: of C transitions.
+      new: K transitions, K at most C.
+
+    Returns:
+      Replay.
+
+    >>> new = Transition(jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.array([1.0, 2.0, 3.0]), jnp.ones((3, 1)))
+    >>> replay = add(add(empty(4, 1, 1), new), new)
+    >>> replay.transitions.reward.tolist(), int(replay.count)
+    ([2.0, 3.0, 3.0, 1.0], 4)
+    """
+    chex.assert_rank(list(new), [2, 2, 1, 2])
+    chex.assert_equal_shape_prefix(list(new), 1)
+    for ring, row in ((replay.transitions.observation, new.observation), (replay.transitions.action, new.action)):
+        chex.assert_equal_shape_suffix([ring, row], 1)
+    capacity, count = replay.transitions.reward.shape[0], new.reward.shape[0]
     at = rem(replay.inserted + jnp.arange(count, dtype=jnp.int32), capacity)
-    kept = jax.tree.map(lambda old, row: old.at[at].set(row, wrap_negative_indices=False), replay.kept, new)
-    return Replay(kept, replay.inserted + count)
+    transitions = jax.tree.map(
+        lambda ring, row: ring.at[at].set(row, wrap_negative_indices=False), replay.transitions, new
+    )
+    return Replay(transitions, replay.inserted + count)
 
 
 def draw(replay: Replay, key: jax.Array, count: int, newer: bool) -> Transition:
-    """`count` transitions with replacement, uniformly or, if `newer`, in proportion to their order of arrival.
+    """Draw transitions with replacement.
 
-    The buffer must not be empty.
+    Args:
+      replay: not empty.
+      key: typed PRNG key.
+      count: K; static.
+      newer: with probabilities in proportion to the order of arrival, so that newer ones are likelier; otherwise
+        uniformly. Static.
+
+    Returns:
+      K transitions.
+
+    >>> new = Transition(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.array([5.0]), jnp.ones((1, 1)))
+    >>> draw(add(empty(4, 1, 1), new), jax.random.key(0), 2, newer=True).reward.tolist()
+    [5.0, 5.0]
     """
-    held = replay.count.astype(jnp.float32)
+    chex.assert_rank(replay.inserted, 0)
+    filled = replay.count.astype(jnp.float32)
     u = jax.random.uniform(key, (count,))
-    # newer: P(place < i) = i (i + 1) / (n (n + 1)), inverted
-    place = jnp.ceil((jnp.sqrt(1 + 4 * u * held * (held + 1)) - 1) / 2) - 1 if newer else jnp.floor(u * held)
-    place = jnp.clip(place, 0, held - 1).astype(jnp.int32)
-    at = rem(replay.inserted - replay.count + place, replay.kept.reward.shape[0])
-    return jax.tree.map(lambda rows: take(rows, at), replay.kept)
+    # newer: the inverse of P(place < i) = i (i + 1) / (n (n + 1)).
+    place = jnp.ceil((jnp.sqrt(1 + 4 * u * filled * (filled + 1)) - 1) / 2) - 1 if newer else jnp.floor(u * filled)
+    place = jnp.clip(place, 0, filled - 1).astype(jnp.int32)
+    at = rem(replay.inserted - replay.count + place, replay.transitions.reward.shape[0])
+    return jax.tree.map(lambda rows: take(rows, at), replay.transitions)

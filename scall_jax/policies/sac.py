@@ -1,4 +1,8 @@
-"""Soft actor-critic (Haarnoja et al., arXiv 1801.01290 and 1812.05905), the policy of SCALL."""
+"""Soft actor-critic (Haarnoja et al., arXiv 1801.01290 and 1812.05905), the policy of SCALL.
+
+The losses are those of Algorithm 1 of arXiv 1812.05905, with two critics whose smaller value counts. Indices of time
+are those of rlax: an action a_tm1 in state s_tm1 earns the reward r_t and leads to the state s_t.
+"""
 
 from typing import NamedTuple
 
@@ -7,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scall_jax.policies import replay_buffer as buffer
-from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
-from scall_jax.policies.policy import Policy, PolicyConfig, Transition
+from scall_jax.policies import replay_buffer
+from scall_jax.policies.networks import Flat, GaussianActor, TwinCritic, decayed_adam, flat, squash
+from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
 
 class SacState(NamedTuple):
-    """Networks, optimisers and replay."""
+    """Networks, optimisers and replay buffer."""
 
     actor: jax.Array  # f32[W], weights
     critic: jax.Array  # f32[W']
@@ -21,102 +25,160 @@ class SacState(NamedTuple):
     log_entropy: jax.Array  # f32[], log of the entropy's weight
     actor_opt_state: optax.OptState
     critic_opt_state: optax.OptState
-    entropy_moments: optax.OptState
-    replay: buffer.Replay
+    entropy_opt_state: optax.OptState
+    replay: replay_buffer.Replay
 
 
-def optimiser(rate: float, weight_decay: float, clip: float | None = None) -> optax.GradientTransformation:
-    """Adam on the gradient of the loss plus weight_decay/2 x the squared norm, clipped by norm beforehand."""
-    steps = [optax.add_decayed_weights(weight_decay), optax.adam(rate)]
-    return optax.chain(*([optax.clip_by_global_norm(clip)] if clip is not None else []), *steps)
+class _Sac(NamedTuple):
+    """The static part."""
+
+    config: PolicyConfig
+    actions: int
+    actor: Flat
+    critic: Flat
+    actor_adam: optax.GradientTransformation
+    critic_adam: optax.GradientTransformation
+    entropy_adam: optax.GradientTransformation
+
+    def sample(self, actor: jax.Array, noise: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Actions f32[..., A] for standard normal noise f32[..., A], and their log densities f32[...]."""
+        mean, log_std = self.actor.apply(actor, s)
+        return squash(mean, log_std, noise)
+
+
+class _Batch(NamedTuple):
+    """Transitions of an update with what is drawn for them."""
+
+    transitions: Transition  # leading axis B
+    weight: jax.Array  # f32[B], of each transition in the losses
+    noise_tm1: jax.Array  # f32[B, A], standard normal, of the actions in s_tm1
+    noise_t: jax.Array  # f32[B, A], of the actions in s_t
 
 
 def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
-    """Build the policy for observations f32[observation] and actions in (0, 1)^actions."""
+    """Build the policy.
+
+    Args:
+      config: its parameters.
+      observation_length: O, numbers of an observation.
+      actions: A, numbers of an action in (0, 1).
+
+    Returns:
+      Policy.
+
+    >>> policy = sac(PolicyConfig(widths=(4,)), observation_length=2)
+    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.zeros(2)).shape
+    (3,)
+    """
+    # numpy: a policy may be built while one program is traced and serve in another.
     observation, action = np.zeros(observation_length, np.float32), np.zeros(actions, np.float32)
-    actor_net = flat(GaussianActor(actions, config.widths), observation)
-    critic_net = flat(TwinCritic(config.widths), observation, action)
-    actor_adam = optimiser(config.actor_rate, config.weight_decay, config.clip)
-    critic_adam = optimiser(config.critic_rate, config.weight_decay)
-    entropy_adam = optax.adam(config.actor_rate)
-    target_entropy = -float(actions)
+    agent = _Sac(
+        config,
+        actions,
+        actor=flat(GaussianActor(actions, config.widths), observation),
+        critic=flat(TwinCritic(config.widths), observation, action),
+        actor_adam=decayed_adam(config.actor_rate, config.weight_decay, config.clip),
+        critic_adam=decayed_adam(config.critic_rate, config.weight_decay),
+        entropy_adam=optax.adam(config.actor_rate),
+    )
 
     def init(key):
-        actor_key, critic_key, target_key = jax.random.split(key, 3)
-        actor, critic = actor_net.init(actor_key), critic_net.init(critic_key)
-        target = critic if config.copy_target else critic_net.init(target_key)
-        log_entropy = jnp.log(jnp.float32(config.entropy))
-        return SacState(
-            actor,
-            critic,
-            target,
-            log_entropy,
-            actor_adam.init(actor),
-            critic_adam.init(critic),
-            entropy_adam.init(log_entropy),
-            buffer.empty(config.replay, observation_length, actions),
-        )
-
-    def sampled(actor, noise, observation):
-        return squash(*actor_net.apply(actor, observation), noise)
+        return _init(agent, key, observation_length)
 
     def act(state, key, observation):
-        return sampled(state.actor, jax.random.normal(key, (actions,)), observation)[0]
+        return agent.sample(state.actor, jax.random.normal(key, (actions,)), observation)[0]
 
     def greedy(state, observation):
-        mean, _ = actor_net.apply(state.actor, observation)
+        mean, _ = agent.actor.apply(state.actor, observation)
         return (jnp.tanh(mean) + 1) / 2
 
-    def learn(i, carry):
-        state, key = carry
-        draw_key, *noise_keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        normal = jax.vmap(lambda k: jax.random.normal(k, (config.batch, actions)))
-        next_noise, now_noise = normal(jnp.stack(noise_keys))
-        batch = buffer.draw(state.replay, draw_key, config.batch, config.newer)
-        few = state.replay.count <= config.full_batch_after
-        used = jnp.where(few, min(config.first_batch, config.batch), config.batch)
-        weight = (jnp.arange(config.batch) < used) / used
-        entropy = jnp.exp(state.log_entropy)
-
-        action, log_density = sampled(state.actor, next_noise, batch.next_observation)
-        ahead = critic_net.apply(state.target, batch.next_observation, action).min(-1) - entropy * log_density
-        wanted = jax.lax.stop_gradient(batch.reward + config.gamma * ahead)
-
-        def critic_loss(critic):
-            values = critic_net.apply(critic, batch.observation, batch.action)
-            return (weight[:, None] * (values - wanted[:, None]) ** 2).sum()
-
-        gradient = jax.grad(critic_loss)(state.critic)
-        updates, critic_opt_state = critic_adam.update(gradient, state.critic_opt_state, state.critic)
-        critic = optax.apply_updates(state.critic, updates)
-
-        def actor_loss(actor):
-            action, log_density = sampled(actor, now_noise, batch.observation)
-            value = critic_net.apply(critic, batch.observation, action).min(-1)
-            return (weight * (entropy * log_density - value)).sum(), log_density
-
-        gradient, log_density = jax.grad(actor_loss, has_aux=True)(state.actor)
-        updates, actor_opt_state = actor_adam.update(gradient, state.actor_opt_state, state.actor)
-        actor = optax.apply_updates(state.actor, updates)
-
-        log_entropy, entropy_moments = state.log_entropy, state.entropy_moments
-        if config.learn_entropy:
-            gradient = -(weight * (log_density + target_entropy)).sum()
-            updates, entropy_moments = entropy_adam.update(gradient, entropy_moments)
-            log_entropy = log_entropy + updates
-        state = state._replace(
-            actor=actor,
-            critic=critic,
-            target=optax.incremental_update(critic, state.target, config.tau),
-            log_entropy=log_entropy,
-            actor_opt_state=actor_opt_state,
-            critic_opt_state=critic_opt_state,
-            entropy_moments=entropy_moments,
-        )
-        return state, key
-
     def update(state, key, new: Transition):
-        state = state._replace(replay=buffer.add(state.replay, new))
-        return jax.lax.fori_loop(0, config.updates * new.reward.shape[0], learn, (state, key))[0]
+        state = state._replace(replay=replay_buffer.add(state.replay, new))
 
-    return Policy(init, lambda state: state, act, greedy, update)
+        def once(i, carry):
+            state, key = carry
+            return _update_once(agent, state, jax.random.fold_in(key, i)), key
+
+        return jax.lax.fori_loop(0, config.updates * new.reward.shape[0], once, (state, key))[0]
+
+    return checked(Policy(init, lambda state: state, act, greedy, update), observation_length, actions)
+
+
+def _init(agent: _Sac, key: jax.Array, observation_length: int) -> SacState:
+    config = agent.config
+    actor_key, critic_key, target_key = jax.random.split(key, 3)
+    actor, critic = agent.actor.init(actor_key), agent.critic.init(critic_key)
+    target = critic if config.copy_target else agent.critic.init(target_key)
+    log_entropy = jnp.log(jnp.float32(config.entropy))
+    return SacState(
+        actor=actor,
+        critic=critic,
+        target=target,
+        log_entropy=log_entropy,
+        actor_opt_state=agent.actor_adam.init(actor),
+        critic_opt_state=agent.critic_adam.init(critic),
+        entropy_opt_state=agent.entropy_adam.init(log_entropy),
+        replay=replay_buffer.empty(config.replay, observation_length, agent.actions),
+    )
+
+
+def _update_once(agent: _Sac, state: SacState, key: jax.Array) -> SacState:
+    """One update of all parts by one batch."""
+    batch = _draw(agent, state, key)
+    entropy = jnp.exp(state.log_entropy)
+    state = _update_critic(agent, state, batch, entropy)
+    state, log_density = _update_actor(agent, state, batch, entropy)
+    if agent.config.learn_entropy:
+        state = _update_entropy(agent, state, batch, log_density)
+    return state._replace(target=optax.incremental_update(state.critic, state.target, agent.config.tau))
+
+
+def _draw(agent: _Sac, state: SacState, key: jax.Array) -> _Batch:
+    config = agent.config
+    draw_key, *noise_keys = jax.random.split(key, 3)
+    normal = jax.vmap(lambda k: jax.random.normal(k, (config.batch, agent.actions)))
+    noise_t, noise_tm1 = normal(jnp.stack(noise_keys))
+    transitions = replay_buffer.draw(state.replay, draw_key, config.batch, config.newer)
+    few = state.replay.count <= config.full_batch_after
+    used = jnp.where(few, min(config.first_batch, config.batch), config.batch)
+    weight = (jnp.arange(config.batch) < used) / used
+    return _Batch(transitions, weight, noise_tm1, noise_t)
+
+
+def _update_critic(agent: _Sac, state: SacState, batch: _Batch, entropy: jax.Array) -> SacState:
+    """Descend by (q_tm1 - (r_t + gamma (min q_t - entropy log pi(a_t | s_t))))^2."""
+    s_tm1, a_tm1, r_t, s_t = batch.transitions
+    a_t, log_density_t = agent.sample(state.actor, batch.noise_t, s_t)
+    v_t = agent.critic.apply(state.target, s_t, a_t).min(-1) - entropy * log_density_t
+    target_tm1 = jax.lax.stop_gradient(r_t + agent.config.gamma * v_t)
+
+    def loss(critic):
+        q_tm1 = agent.critic.apply(critic, s_tm1, a_tm1)
+        return (batch.weight[:, None] * (q_tm1 - target_tm1[:, None]) ** 2).sum()
+
+    gradient = jax.grad(loss)(state.critic)
+    updates, opt_state = agent.critic_adam.update(gradient, state.critic_opt_state, state.critic)
+    return state._replace(critic=optax.apply_updates(state.critic, updates), critic_opt_state=opt_state)
+
+
+def _update_actor(agent: _Sac, state: SacState, batch: _Batch, entropy: jax.Array) -> tuple[SacState, jax.Array]:
+    """Descend by entropy log pi(a_tm1 | s_tm1) - min q_tm1; also gives the log densities f32[B] of these actions."""
+    s_tm1 = batch.transitions.observation
+
+    def loss(actor):
+        a_tm1, log_density_tm1 = agent.sample(actor, batch.noise_tm1, s_tm1)
+        q_tm1 = agent.critic.apply(state.critic, s_tm1, a_tm1).min(-1)
+        return (batch.weight * (entropy * log_density_tm1 - q_tm1)).sum(), log_density_tm1
+
+    gradient, log_density_tm1 = jax.grad(loss, has_aux=True)(state.actor)
+    updates, opt_state = agent.actor_adam.update(gradient, state.actor_opt_state, state.actor)
+    actor = optax.apply_updates(state.actor, updates)
+    return state._replace(actor=actor, actor_opt_state=opt_state), log_density_tm1
+
+
+def _update_entropy(agent: _Sac, state: SacState, batch: _Batch, log_density: jax.Array) -> SacState:
+    """Move the entropy's weight so that the entropy of actions in (-1, 1) tends to -A."""
+    target_entropy = -float(agent.actions)
+    gradient = -(batch.weight * (log_density + target_entropy)).sum()
+    updates, opt_state = agent.entropy_adam.update(gradient, state.entropy_opt_state)
+    return state._replace(log_entropy=optax.apply_updates(state.log_entropy, updates), entropy_opt_state=opt_state)

@@ -1,14 +1,14 @@
-"""Scores from embeddings, their training, and the popularity floors."""
+"""Scores from embeddings, their training, and the recommenders outside the budget."""
 
 from scall_jax.recommenders.bpr import Triples, loss, sample
-from scall_jax.recommenders.descent import train_step
 from scall_jax.recommenders.fit import FitConfig, FitResult, evaluate_params, from_buffer, make_fit, to_buffer
 from scall_jax.recommenders.graph import propagate, with_chunks
-from scall_jax.recommenders.lightgcn import embed, smooth
+from scall_jax.recommenders.lightgcn import LightGcn, embed, smooth
 
 __all__ = [
     "FitConfig",
     "FitResult",
+    "LightGcn",
     "Triples",
     "embed",
     "evaluate_params",
@@ -19,6 +19,5 @@ __all__ = [
     "sample",
     "smooth",
     "to_buffer",
-    "train_step",
     "with_chunks",
 ]

@@ -1,12 +1,13 @@
-"""EASE: a linear item-item model in closed form (Steck, WWW 2019, arXiv 1905.03375); a reference outside the budget.
+"""EASE: a linear item-item model in closed form (Steck, WWW 2019, arXiv 1905.03375); a baseline outside the budget.
 
-Of the binary interactions X of the known users and items, weights B minimise ||X - X B||^2 + ridge ||B||^2 with a zero
-diagonal: with P = (X'X + ridge I)^-1, B_ij = -P_ij / P_jj for i != j. A user's scores are the sum of the rows of B of
-their items. B has a float32 for each pair of items, charged whole in the account of bytes.
+Given the binary interactions X of the known users and items, the weights B minimise ||X - X B||^2 + ridge ||B||^2 with
+a zero diagonal: with P = (X'X + ridge I)^-1, B_ij = -P_ij / P_jj for i != j. A user's scores are the sum of the rows of
+B that belong to the user's items. B has a float32 for each pair of items, and all of its bytes are in the account.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +15,16 @@ import numpy as np
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
-from scall_jax.streams import Segment
-from scall_jax.streams.segments import sides
+from scall_jax.streams import RaggedItems, Segment, sides
 
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
-"""Ridges that valid chooses from."""
+"""Ridges of which the one that ranks best on valid is taken."""
 
 MOST_ITEMS = 2**14
-"""Items that are not refused: a matrix of 1 GiB, of which learning holds `COPIES`."""
+"""Items, at most: a matrix of 1 GiB, of which learning holds `COPIES`."""
 
 COPIES = 4
-"""Matrices V x V alive while learning: X'X, a factor or inverse, the weights of it, the best weights so far."""
+"""Matrices V x V in memory while learning: X'X, its factor or inverse, the weights by it, the best weights so far."""
 
 _BLOCK = 256  # users whose interactions are made dense at once
 
@@ -37,7 +37,14 @@ class Ease(NamedTuple):
 
 
 def gram(segment: Segment) -> jax.Array:
-    """X'X of all interactions before the cut, f32[V, V]: users who have both items, exact below 2^24."""
+    """X'X of all interactions before the cut.
+
+    Args:
+      segment: the data.
+
+    Returns:
+      f32[V, V], the numbers of users who have both items; exact below 2^24.
+    """
     users, items = sides(segment)
 
     def add(number, total):
@@ -49,14 +56,29 @@ def gram(segment: Segment) -> jax.Array:
     return jax.lax.fori_loop(0, -(-segment.users // _BLOCK), add, jnp.zeros((items, items)))
 
 
-def _interactions(segment, user):
+def _interactions(segment: Segment, user: jax.Array) -> jax.Array:
     """Rows of X, f32[B, V]."""
     users, items = sides(segment)
-    return evaluation.mask_seen_items(jnp.zeros((user.shape[0], items)), segment.graph, user, users, 1.0)
+    known = evaluation.KnownGraph(segment.graph, users, segment.items)
+    return evaluation.mask_seen_items(jnp.zeros((user.shape[0], items)), known, user, 1.0)
 
 
 def closed_form(gram: jax.Array, ridge: jax.Array | float) -> jax.Array:
-    """Weights f32[V, V] for X'X f32[V, V]; columns are the models of single items."""
+    """The weights that minimise the ridge regression of each item on all others.
+
+    Args:
+      gram: f32[V, V], X'X.
+      ridge: f32[], greater than 0.
+
+    Returns:
+      f32[V, V]; each column is the model of one item.
+
+    >>> weights = closed_form(jnp.array([[3.0, 2.0], [2.0, 3.0]]), ridge=1.0)
+    >>> round(float(weights[0, 1]), 4), float(weights[0, 0])
+    (0.5, 0.0)
+    """
+    chex.assert_rank([gram, ridge], [2, 0])
+    chex.assert_equal(gram.shape[0], gram.shape[1])
     one = jnp.eye(gram.shape[0])
     inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + ridge * one, lower=True), one)
     return jnp.where(one > 0, 0.0, -inverse / jnp.diag(inverse)[None, :])
@@ -71,7 +93,7 @@ def _empty(users: int, items: int) -> Ease:
     return Ease(jnp.zeros((items, items)), jnp.float32(0))
 
 
-def _fit(segment: Segment, valid_users: int, **options) -> Ease:
+def _fit(segment: Segment, valid_users: int, **options: Unpack[evaluation.RankingOptions]) -> Ease:
     together, sampled = gram(segment), first_users(segment.valid, valid_users)
     nothing = jnp.zeros(together.shape[0])
 
@@ -86,14 +108,21 @@ def _fit(segment: Segment, valid_users: int, **options) -> Ease:
     return jax.lax.fori_loop(0, len(RIDGES), attempt, first)[1]
 
 
-def _rank(stored: Ease, scores: jax.Array, segment: Segment, relevant, **options) -> evaluation.Metrics:
-    users, _ = sides(segment)
+def _rank(
+    stored: Ease,
+    scores: jax.Array,
+    segment: Segment,
+    relevant: RaggedItems,
+    /,
+    **options: Unpack[evaluation.RankingOptions],
+) -> evaluation.Metrics:
+    known = evaluation.KnownGraph(segment.graph, sides(segment)[0], segment.items)
 
     def score(first, user):
         del first
         return jnp.matmul(_interactions(segment, user), stored.weights, precision="highest")
 
-    return evaluation.evaluate_scores(score, scores, relevant, segment.graph, users, segment.items, **options)
+    return evaluation.evaluate_scores(score, scores, relevant, known, **options)
 
 
 def _export(stored: Ease, plan, known: tuple[int, int]) -> dict[str, np.ndarray]:

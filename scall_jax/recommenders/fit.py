@@ -1,9 +1,11 @@
-"""The compiled training loop: Adam on the stored parameters, early stopping on valid, best parameters kept."""
+"""The compiled training loop: Adam on the parameters, early stopping on valid, the best parameters as its result."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,18 @@ import optax
 
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.recommenders import bpr
-from scall_jax.recommenders.descent import OptState, empty_opt_state, train_step
 from scall_jax.recommenders.graph import with_chunks
-from scall_jax.recommenders.lightgcn import embed
-from scall_jax.streams import RaggedItems, Segment
-from scall_jax.tables.storage import Storage
+from scall_jax.recommenders.lightgcn import LightGcn, embed
+from scall_jax.recommenders.train_step import (
+    OptState,
+    StepResult,
+    StepSettings,
+    TrainState,
+    empty_opt_state,
+    train_step,
+)
+from scall_jax.streams import RaggedItems, Segment, sides
+from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params, nbytes
 
 
@@ -28,9 +37,9 @@ class FitConfig:
     batch: int = 2048
     """Triples per step."""
     steps: int = 1000
-    """At most this many steps."""
+    """Steps, at most."""
     learning_rate: float = 0.02
-    """Of Adam at the start."""
+    """Learning rate of Adam at the start."""
     decay: float = 0.95
     """Factor on the learning rate every `decay_every` steps."""
     decay_every: int = 200
@@ -44,9 +53,9 @@ class FitConfig:
     patience: int = 4
     """Evaluations without improvement before stopping; twice as many while the training loss still falls."""
     valid_users: int = 4096
-    """Users (a random sample) that early stopping looks at."""
+    """Users that early stopping looks at, at most; a random sample."""
     positives: str = "segment"
-    """Positives from the user's interactions in the `segment` or from `all` of them."""
+    """Positives are drawn from the user's interactions in the `segment` or from `all` of them."""
 
     def __post_init__(self):
         for name in ("batch", "steps", "decay_every", "eval_every", "patience", "valid_users"):
@@ -68,7 +77,7 @@ class FitConfig:
 class FitState(NamedTuple):
     """Carried through the training loop."""
 
-    params: Params  # opened
+    params: Params  # a buffer for a storage with a table
     opt_state: OptState | optax.OptState
     step: jax.Array  # i32[], steps made
     best_params: Params
@@ -86,7 +95,7 @@ class FitState(NamedTuple):
 class FitResult(NamedTuple):
     """Result of a fit."""
 
-    params: Params  # opened
+    params: Params  # a buffer for a storage with a table
     steps: jax.Array  # i32[], steps made
     best_step: jax.Array  # i32[], step of the parameters
     fitness: jax.Array  # f32[], on the users that early stopping looks at
@@ -96,9 +105,66 @@ class FitResult(NamedTuple):
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 at the last evaluation, of the first Q users of valid
 
 
+class Step(Protocol):
+    """Signature of a step of training."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        number: jax.Array,
+        state: TrainState,
+        layout: StorageLayout,
+        segment: Segment,
+        item_bias: jax.Array,
+        scratch: jax.Array | tuple[()] = (),
+        /,
+    ) -> StepResult:
+        """Draw a batch and descend by its gradient.
+
+        Args:
+          key: typed PRNG key of the fit.
+          number: i32[], steps made; it gives each step random numbers of its own.
+          state: parameters and the state of the optimiser.
+          layout: of the storage.
+          segment: the data.
+          item_bias: f32[V], added to scores.
+          scratch: f32[3 batch, width] for a storage with a table, else ().
+
+        Returns:
+          StepResult; the loss includes a storage's penalty.
+        """
+        ...
+
+
+class Fit(Protocol):
+    """Signature of a fit."""
+
+    def __call__(
+        self, key: jax.Array, params: Params, layout: StorageLayout, segment: Segment, item_bias: jax.Array, /
+    ) -> FitResult:
+        """Train on a segment until its valid part says to stop.
+
+        Args:
+          key: typed PRNG key.
+          params: of the storage, from `to_buffer`.
+          layout: of the storage.
+          segment: the data.
+          item_bias: f32[V], added to scores.
+
+        Returns:
+          FitResult.
+        """
+        ...
+
+
 def learning_rate(config: FitConfig) -> optax.Schedule:
-    """Learning rate by the number of steps made, decayed in stairs."""
-    if config.decay == 1:  # optax would take the end value for a lower bound on a growing rate
+    """Learning rate by the number of steps made, decayed in stairs.
+
+    >>> rate = learning_rate(FitConfig(learning_rate=0.02, decay=0.5, decay_every=10))
+    >>> [round(float(rate(step)), 4) for step in (0, 9, 10, 20)]
+    [0.02, 0.02, 0.01, 0.005]
+    """
+    if config.decay == 1:  # optax would treat the end value as a lower bound on a growing rate
         return optax.constant_schedule(config.learning_rate)
     return optax.exponential_decay(
         config.learning_rate,
@@ -109,151 +175,249 @@ def learning_rate(config: FitConfig) -> optax.Schedule:
     )
 
 
-def to_buffer(storage: Storage, params: Params):
-    """Parameters as training and `embed` take them: with room for reading past their end, where there is a table."""
+def to_buffer(storage: Storage, params: Params) -> Params:
+    """Parameters as training and `embed` take them: a table's with room for reading past their end."""
     return params if storage.table is None else storage.table.to_buffer(params)
 
 
-def from_buffer(storage: Storage, params):
-    """The inverse of `opened`."""
+def from_buffer(storage: Storage, params: Params) -> Params:
+    """The inverse of `to_buffer`."""
     return params if storage.table is None else storage.table.from_buffer(params)
 
 
-def training_bytes(storage: Storage, params) -> int:
-    """Bytes of `opened` parameters, their best so far and two moments, and of a gradient where there is no table."""
+def training_bytes(storage: Storage, params: Params) -> int:
+    """Bytes in use while training.
+
+    Args:
+      storage: of the parameters.
+      params: from `to_buffer`.
+
+    Returns:
+      Bytes of the parameters, their best so far, the two moments of Adam, and, where there is no table, a gradient.
+    """
     return (4 if storage.table is not None else 5) * nbytes(params)
 
 
 def evaluate_params(
-    storage: Storage,
-    config: FitConfig,
-    params,
-    layout,
+    model: LightGcn,
+    params: Params,
+    layout: StorageLayout,
     segment: Segment,
     parts: Sequence[RaggedItems],
-    item_bias,
-    **options,
+    item_bias: jax.Array,
+    **options: Unpack[evaluation.RankingOptions],
 ) -> list[evaluation.Metrics]:
-    """Evaluate `opened` parameters on parts of a segment, each on its users; `options` as in `evaluation.evaluate`."""
+    """Evaluate parameters on parts of a segment, each on its users.
+
+    Args:
+      model: static.
+      params: of the storage, from `to_buffer`.
+      layout: of the storage.
+      segment: the data.
+      parts: items to be found by user, such as `segment.valid` and `segment.test`.
+      item_bias: f32[V], added to scores.
+      **options: as in `evaluation.RankingOptions`.
+
+    Returns:
+      Metrics of each part.
+
+    Raises:
+      ValueError: unknown candidates.
+    """
+    chex.assert_shape(item_bias, (sides(segment)[1],))
+    storage = model.storage
     users = storage.nodes - item_bias.shape[0]
     items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
     rows = jnp.concatenate([*(part.users for part in parts), items])
-    # one propagation for all parts
-    final, _ = embed(storage, config.layers, params, layout, with_chunks(segment.graph), rows)
+    # All parts share one propagation.
+    final, _ = embed(model, params, layout, with_chunks(segment.graph), rows)
     *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
-    graph, used = segment.graph, storage.used(layout)
+    known, used = evaluation.KnownGraph(segment.graph, users, segment.items), storage.used(layout)
     return [
-        evaluation.evaluate(vectors, of_items, item_bias, part, graph, users, segment.items, used_width=used, **options)
+        evaluation.evaluate(vectors, of_items, item_bias, part, known, used_width=used, **options)
         for vectors, part in zip(queries, parts, strict=True)
     ]
 
 
 def optimiser(config: FitConfig) -> optax.GradientTransformation:
-    """Of storages without a table; tables have the same in `descent`."""
+    """Adam for storages without a table; `train_step` does the same for tables."""
     return optax.adam(learning_rate(config))
 
 
-def make_step(storage: Storage, config: FitConfig) -> Callable:
-    """One step of training, step(key, number, params, moments, layout, segment, item_bias, scratch).
+def make_step(storage: Storage, config: FitConfig) -> Step:
+    """Build one step of training.
 
-    `number` i32[] counts steps and sets their random numbers apart; `scratch` is f32[3 batch, width] for a storage with
-    a table, else (). Returns parameters, moments, the loss f32[] before the step, a storage's penalty included, and
-    scratch.
+    Args:
+      storage: of the parameters.
+      config: of the training.
+
+    Returns:
+      A function as `Step` describes it.
     """
-    rate, adam = learning_rate(config), optimiser(config)
+    model, rate, adam = LightGcn(storage, config.layers), learning_rate(config), optimiser(config)
+    settings = StepSettings(model, rate, config.l2)
 
-    def step(key, number, params, opt_state, layout, segment: Segment, item_bias, scratch=()):
+    def step(key, number, state, layout, segment, item_bias, scratch=()):
         users, graph = storage.nodes - item_bias.shape[0], segment.graph
         key = jax.random.fold_in(key, number)
-        rows_of = segment.positives, graph, users, segment.items
-        triples = bpr.sample(key, *rows_of, config.batch, config.positives)
-        rows = jnp.concatenate([triples.user, triples.positive + users, triples.negative + users])
+        known = evaluation.KnownGraph(graph, users, segment.items)
+        triples = bpr.sample(key, segment.positives, known, config.batch, config.positives)
         if storage.table is not None:
-            static = storage.table, rate, config.layers, config.l2
-            batch = layout, graph, rows, triples, item_bias, scratch
-            value, params, opt_state, scratch = train_step(*static, params, opt_state, *batch)
-            return params, opt_state, value, scratch
+            return train_step(settings, state, layout, graph, triples, item_bias, scratch)
+        rows = bpr.nodes(triples, users)
 
         def objective(params):
-            final, own = embed(storage, config.layers, params, layout, graph, rows)
+            final, own = embed(model, params, layout, graph, rows)
             value = bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
             return value if storage.penalty is None else value + storage.penalty(params, layout)
 
-        value, gradient = jax.value_and_grad(objective)(params)
-        updates, opt_state = adam.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value, scratch
+        value, gradient = jax.value_and_grad(objective)(state.params)
+        updates, opt_state = adam.update(gradient, state.opt_state, state.params)
+        return StepResult(TrainState(optax.apply_updates(state.params, updates), opt_state), value, scratch)
 
     return step
 
 
-def make_fit(
-    storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all"
-) -> Callable:
-    """Build fit(key, params, layout, segment, item_bias) -> Fitted, to be compiled; parameters are `opened` ones.
+def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all") -> Fit:
+    """Build the training of a segment, to be compiled.
 
-    `progress(segment, step, loss, fitness)` is called on the host after each evaluation, not always in order.
+    Args:
+      storage: of the parameters.
+      config: of the training.
+      progress: progress(segment, step, loss, fitness) is called on the host after each evaluation, not always in order.
+      candidates: as in `evaluation.RankingOptions`.
+
+    Returns:
+      A function as `Fit` describes it.
     """
-    init_moments = empty_opt_state if storage.table is not None else optimiser(config).init
-    train = make_step(storage, config)
+    trainer = _Trainer(LightGcn(storage, config.layers), config, make_step(storage, config), progress, candidates)
+    init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> FitResult:
+        chex.assert_shape(item_bias, (sides(segment)[1],))
         sampled = first_users(segment.valid, config.valid_users)
         segment = segment._replace(graph=with_chunks(segment.graph))
-
-        def one_step(i, carry):
-            params, opt_state, total, bad, start, scratch = carry
-            step = start + i
-            params, opt_state, value, scratch = train(key, step, params, opt_state, layout, segment, item_bias, scratch)
-            bad = jnp.where((bad < 0) & ~jnp.isfinite(value), step, bad)
-            return params, opt_state, total + value, bad, start, scratch
-
-        def interval(state: FitState) -> FitState:
-            count = jnp.minimum(config.eval_every, config.steps - state.step)
-            scratch = () if storage.table is None else jnp.zeros((3 * config.batch, storage.table.width))
-            carry = (state.params, state.opt_state, jnp.float32(0), state.bad_step, state.step, scratch)
-            params, opt_state, total, bad, *_ = jax.lax.fori_loop(0, count, one_step, carry)
-            (metrics,) = evaluate_params(
-                storage, config, params, layout, segment, [sampled], item_bias, candidates=candidates
-            )
-            mean_loss = total / count
-            # without validation users the loss decides
-            fitness = jnp.where(sampled.count > 0, metrics.fitness(), -mean_loss)
-            state = _judge(
-                state, params, opt_state, state.step + count, mean_loss, fitness, bad, metrics.by_user[:, :2]
-            )
-            if progress is not None:
-                jax.debug.callback(progress, segment.index, state.step, mean_loss, fitness, ordered=False)
-            return state
-
-        def goes_on(state: FitState):
-            patience = jnp.where(state.falling, 2 * config.patience, config.patience)
-            return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
-
-        end = jax.lax.while_loop(goes_on, interval, _initial(params, init_moments, sampled.users.shape[0]))
+        data = _FitData(key, layout, segment, item_bias, sampled)
+        start = _initial(params, init_opt_state, sampled.users.shape[0])
+        end = jax.lax.while_loop(
+            functools.partial(_goes_on, config), functools.partial(_train_interval, trainer, data), start
+        )
         return FitResult(
-            end.best_params,
-            end.step,
-            end.best_step,
-            end.best_fitness,
-            end.first_fitness,
-            end.loss,
-            end.bad_step,
-            end.by_user,
+            params=end.best_params,
+            steps=end.step,
+            best_step=end.best_step,
+            fitness=end.best_fitness,
+            first_fitness=end.first_fitness,
+            loss=end.loss,
+            bad_step=end.bad_step,
+            by_user=end.by_user,
         )
 
     return fit
 
 
 def first_users(rows: RaggedItems, most: int) -> RaggedItems:
-    """The first `most` users (their order is random), statically."""
+    """The first users of some lists, which is a random sample where they are in random order.
+
+    Args:
+      rows: item lists of B users.
+      most: users, at most; static.
+
+    Returns:
+      RaggedItems of min(B, most) users.
+
+    >>> rows = RaggedItems(jnp.array([7, 5]), jnp.array([0, 1, 3]), jnp.array([4, 2, 6]), jnp.int32(2))
+    >>> first_users(rows, 1).users.tolist()
+    [7]
+    """
+    chex.assert_rank([rows.users, rows.indptr, rows.items], 1)
     most = min(most, rows.users.shape[0])
     return RaggedItems(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
 
 
-def _initial(params, init_moments, users: int) -> FitState:
+class _Trainer(NamedTuple):
+    """The static part of a fit."""
+
+    model: LightGcn
+    config: FitConfig
+    step: Step
+    progress: Callable | None
+    candidates: str
+
+
+class _FitData(NamedTuple):
+    """What a fit reads and does not change."""
+
+    key: jax.Array
+    layout: StorageLayout
+    segment: Segment
+    item_bias: jax.Array  # f32[V]
+    sampled: RaggedItems  # of the users that early stopping looks at
+
+
+class _IntervalCarry(NamedTuple):
+    """Carried through the steps between two evaluations."""
+
+    state: TrainState
+    total: jax.Array  # f32[], sum of the losses
+    bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
+    start: jax.Array  # i32[], steps made before
+    scratch: jax.Array | tuple[()]
+
+
+class _Evaluated(NamedTuple):
+    """What an evaluation says of an interval."""
+
+    loss: jax.Array  # f32[], mean of the interval
+    fitness: jax.Array  # f32[]
+    bad_step: jax.Array  # i32[]
+    by_user: jax.Array  # f32[Q, 2]
+
+
+def _goes_on(config: FitConfig, state: FitState) -> jax.Array:
+    patience = jnp.where(state.falling, 2 * config.patience, config.patience)
+    return (state.step < config.steps) & (state.stale < patience) & (state.bad_step < 0)
+
+
+def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitState:
+    """The steps up to the next evaluation, and the evaluation."""
+    config, table = trainer.config, trainer.model.storage.table
+
+    def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
+        step = carry.start + i
+        made = trainer.step(data.key, step, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
+        bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
+        return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)
+
+    count = jnp.minimum(config.eval_every, config.steps - state.step)
+    scratch = () if table is None else jnp.zeros((3 * config.batch, table.width))
+    start = TrainState(state.params, state.opt_state)
+    carry = _IntervalCarry(start, jnp.float32(0), state.bad_step, state.step, scratch)
+    carry = jax.lax.fori_loop(0, count, one_step, carry)
+    (metrics,) = evaluate_params(
+        trainer.model,
+        carry.state.params,
+        data.layout,
+        data.segment,
+        [data.sampled],
+        data.item_bias,
+        candidates=trainer.candidates,
+    )
+    mean_loss = carry.total / count
+    # Without validation users the loss decides.
+    fitness = jnp.where(data.sampled.count > 0, metrics.fitness(), -mean_loss)
+    step = state.step + count
+    evaluated = _Evaluated(mean_loss, fitness, carry.bad_step, metrics.by_user[:, :2])
+    state = _judge(state, carry.state, step, evaluated)
+    if trainer.progress is not None:
+        jax.debug.callback(trainer.progress, data.segment.index, state.step, mean_loss, fitness, ordered=False)
+    return state
+
+
+def _initial(params: Params, init_opt_state: Callable, users: int) -> FitState:
     return FitState(
         params=params,
-        opt_state=init_moments(params),
+        opt_state=init_opt_state(params),
         step=jnp.int32(0),
         best_params=params,
         best_fitness=jnp.float32(-jnp.inf),
@@ -268,20 +432,21 @@ def _initial(params, init_moments, users: int) -> FitState:
     )
 
 
-def _judge(state: FitState, params, opt_state, step, loss, fitness, bad, by_user) -> FitState:
-    better = fitness > state.best_fitness
+def _judge(state: FitState, trained: TrainState, step: jax.Array, evaluated: _Evaluated) -> FitState:
+    """The state after an interval: what was trained becomes the best where its fitness is."""
+    better = evaluated.fitness > state.best_fitness
     return FitState(
-        params=params,
-        opt_state=opt_state,
+        params=trained.params,
+        opt_state=trained.opt_state,
         step=step,
-        best_params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, state.best_params),
-        best_fitness=jnp.where(better, fitness, state.best_fitness),
-        first_fitness=jnp.where(jnp.isinf(state.best_fitness), fitness, state.first_fitness),
+        best_params=jax.tree.map(lambda new, old: jnp.where(better, new, old), trained.params, state.best_params),
+        best_fitness=jnp.where(better, evaluated.fitness, state.best_fitness),
+        first_fitness=jnp.where(jnp.isinf(state.best_fitness), evaluated.fitness, state.first_fitness),
         best_step=jnp.where(better, step, state.best_step),
         stale=jnp.where(better, 0, state.stale + 1),
-        loss=loss,
-        lowest_loss=jnp.minimum(state.lowest_loss, loss),
-        falling=loss < 0.99 * state.lowest_loss,
-        bad_step=bad,
-        by_user=by_user,
+        loss=evaluated.loss,
+        lowest_loss=jnp.minimum(state.lowest_loss, evaluated.loss),
+        falling=evaluated.loss < 0.99 * state.lowest_loss,
+        bad_step=evaluated.bad_step,
+        by_user=evaluated.by_user,
     )

@@ -1,7 +1,9 @@
 """Propagation over the normalised interaction graph: the sparse product that training spends its time in."""
 
 import functools
+from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental import sparse
@@ -11,36 +13,57 @@ from scall_jax.streams import Graph
 
 _CHUNK = 8  # entries of a row, or sums of them, that are added up at once
 
+Chunks = tuple[tuple[jax.Array, jax.Array], ...]
+"""Of each level, (first i32[R], end i32[R]): the ranges that its R sums add up."""
+
 
 def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     """One product A x with the symmetric normalised adjacency.
 
     Args:
       graph: of N nodes; entries outside indptr[0] to indptr[N] count for no row.
-      x: f32[N, C].
-      method: `csr`, the compressed-row kernel of the CPU backend, whose cost follows the entries in use and not the
-        padding; `chunks`, which runs everywhere: sums of a few entries of a row, then of a few such sums until each
-        row is one, without additions that race for a row, so that results do not change from run to run; `auto` takes
-        the former on CPU. Under `vmap` over x the mapped axis is folded into the columns.
+      x: f32[N, C]. Under `vmap` over x the mapped axis is folded into the columns.
+      method: `csr` is the compressed-row kernel of the CPU backend, whose cost follows the entries in use and not the
+        padding. `chunks` runs everywhere: it adds up a few entries of a row, then a few such sums, until each row is
+        one sum; no two additions race for a row, so that results do not change from run to run. `auto` takes the
+        former on a CPU and the latter elsewhere.
 
     Returns:
-      f32[N, C]. The derivative is the same product, A being symmetric.
+      f32[N, C]. The derivative is the same product, because A is symmetric.
 
     Raises:
       ValueError: unknown method, or one for another backend.
+
+    A user and an item that are each other's only neighbour:
+
+    >>> graph = Graph(jnp.array([0, 1, 2]), jnp.array([1, 0]), jnp.ones(2))
+    >>> propagate(graph, jnp.array([[4.0], [2.0]])).tolist()
+    [[2.0], [4.0]]
     """
+    chex.assert_rank([graph.indptr, graph.indices, graph.values, x], [1, 1, 1, 2])
+    chex.assert_type([graph.values, x], float)
+    chex.assert_axis_dimension(x, 0, graph.indptr.shape[0] - 1)
     on_cpu = by_backend(True, False)
     if method == "auto":
         method = "csr" if on_cpu else "chunks"
     if method not in _PRODUCTS:
         raise ValueError(f"method={method!r}: choose auto, {', '.join(_PRODUCTS)}")
-    if method == "csr" and not on_cpu:  # elsewhere it takes the first row to begin at the first entry
+    # The kernels of other backends assume that the first row begins at the first entry.
+    if method == "csr" and not on_cpu:
         raise ValueError("method='csr': runs on a CPU only; choose auto or chunks")
     return _symmetric_product(method, graph, x)
 
 
 def with_chunks(graph: Graph) -> Graph:
-    """The graph with `chunks` made, so that products inside of loops need not; as it is on a CPU, or with them."""
+    """The graph with its `chunks`, so that products inside loops do not compute them again and again.
+
+    Args:
+      graph: of N nodes.
+
+    Returns:
+      Graph; the same one on a CPU, which needs no chunks, and where it has them already.
+    """
+    chex.assert_rank([graph.indptr, graph.indices], 1)
     if by_backend(True, False) or graph.chunks:
         return graph
     return graph._replace(chunks=_chunks(graph))
@@ -63,7 +86,7 @@ _symmetric_product.defvjp(_product_fwd, _product_bwd)
 
 
 def _folded(product):
-    """The product whose rule for `vmap` over x makes the mapped axis columns."""
+    """The product with a rule for `vmap` over x that folds the mapped axis into the columns."""
 
     @jax.custom_batching.custom_vmap
     def folded(graph: Graph, x):
@@ -73,8 +96,11 @@ def _folded(product):
     def rule(axis_size, in_batched, graph, x):
         graph_batched = any(jax.tree.leaves(in_batched[0]))
         if graph_batched or not in_batched[1]:
-            each = lambda a, b: a if b else jnp.broadcast_to(a, (axis_size, *a.shape))  # noqa: E731
-            return jax.lax.map(lambda args: folded(*args), jax.tree.map(each, (graph, x), tuple(in_batched))), True
+
+            def batched(a, is_batched):
+                return a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape))
+
+            return jax.lax.map(lambda args: folded(*args), jax.tree.map(batched, (graph, x), tuple(in_batched))), True
         k, nodes, columns = x.shape
         made = folded(graph, x.transpose(1, 0, 2).reshape(nodes, k * columns))
         return made.reshape(nodes, k, columns).transpose(1, 0, 2), True
@@ -87,9 +113,9 @@ def _csr(graph: Graph, x):
     return sparse.BCSR((graph.values, graph.indices, graph.indptr), shape=(nodes, nodes)) @ x
 
 
-def _chunked(graph: Graph, x):
-    chunks = graph.chunks or _chunks(graph)
-    # rows left out by `indptr`, whose chunks may be those of all rows
+def _chunked(graph: Graph, x: jax.Array) -> jax.Array:
+    chunks: Chunks = graph.chunks or _chunks(graph)
+    # `indptr` may leave out rows that the chunks, made for all rows, still have.
     low, high = graph.indptr[0], graph.indptr[-1]
 
     def entry(at, valid):
@@ -99,13 +125,16 @@ def _chunked(graph: Graph, x):
 
     sums = _sums(*chunks[0], entry)
     for first, end in chunks[1:]:
-        part = lambda at, valid, sums=sums: jnp.where(valid[..., None], sums[jnp.where(valid, at, 0)], 0.0)  # noqa: E731
-        sums = _sums(first, end, part)
+
+        def partial_sum(at, valid, sums=sums):
+            return jnp.where(valid[..., None], sums[jnp.where(valid, at, 0)], 0.0)
+
+        sums = _sums(first, end, partial_sum)
     return sums
 
 
-def _sums(first, end, term):
-    """Sums of terms first, ..., min(end, first + _CHUNK) - 1: term(at i32[...], valid bool[...]) -> f32[..., C]."""
+def _sums(first: jax.Array, end: jax.Array, term: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Sums of terms first, ..., min(end, first + _CHUNK) - 1, by term(at i32[...], valid bool[...]) -> f32[..., C]."""
     return by_backend(_sums_in_turn, _sums_at_once)(first, end, term)
 
 
@@ -119,14 +148,15 @@ def _sums_at_once(first, end, term):
     return term(at, at < end[:, None]).sum(1)
 
 
-def _chunks(graph: Graph):
-    """(first i32[R], end i32[R]) of what each sum of each level is made of: entries, then sums of the level before.
+def _chunks(graph: Graph) -> Chunks:
+    """Ranges (first i32[R], end i32[R]) that the R sums of each level add up.
 
-    The last level has a sum for each row.
+    The first level adds up entries of the graph, each further one the sums of the level before. The last level has one
+    sum for each row.
     """
     begin, end = graph.indptr[:-1], graph.indptr[1:]
     nodes, total = begin.shape[0], graph.indices.shape[0]
-    most, levels = min(nodes, total), []  # neighbours are distinct
+    most, levels = min(nodes, total), []  # no row is longer, because neighbours are distinct
     while most > _CHUNK:
         counts = -(-(end - begin) // _CHUNK)
         ends = jnp.cumsum(counts)

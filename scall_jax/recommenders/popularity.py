@@ -1,45 +1,80 @@
-"""Recommenders without users: items by how often they were met, all-time, of late, or with decay."""
+"""Recommenders that ignore who the user is: items by how often users met them, all-time, recently, or with decay.
 
+>>> sorted(FLOORS)
+['popularity-all', 'popularity-decayed', 'popularity-segment']
+"""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
-from scall_jax.streams import POPULARITY, RaggedItems, Segment
+from scall_jax.streams import POPULARITY, RaggedItems, Segment, sides
 
 _FIRST_DECAYED = POPULARITY.index("segment") + 1
 
 
-def ranked_by(scores: jax.Array, segment: Segment, relevant: RaggedItems, **options) -> evaluation.Metrics:
-    """Evaluate one score per item, f32[V], for all users alike."""
+def evaluate_item_scores(
+    scores: jax.Array, segment: Segment, relevant: RaggedItems, **options: Unpack[evaluation.RankingOptions]
+) -> evaluation.Metrics:
+    """Evaluate one score per item for all users alike.
+
+    Args:
+      scores: f32[V].
+      segment: the data.
+      relevant: items to be found, by user.
+      **options: as in `evaluation.RankingOptions`.
+
+    Returns:
+      Metrics.
+    """
+    chex.assert_shape(scores, (sides(segment)[1],))
     users = segment.frequency.shape[0] - scores.shape[0]
-    nothing = jnp.zeros((relevant.users.shape[0], 1)), jnp.zeros((scores.shape[0], 1))
-    return evaluation.evaluate(*nothing, scores, relevant, segment.graph, users, segment.items, **options)
+    user_vectors, item_vectors = jnp.zeros((relevant.users.shape[0], 1)), jnp.zeros((scores.shape[0], 1))
+    known = evaluation.KnownGraph(segment.graph, users, segment.items)
+    return evaluation.evaluate(user_vectors, item_vectors, scores, relevant, known, **options)
 
 
-def best_half_life(segment: Segment, valid_users: int, **options) -> jax.Array:
-    """Row of `segment.popularity` among the decayed ones that ranks best on valid; i32[]."""
+def best_half_life(segment: Segment, valid_users: int, **options: Unpack[evaluation.RankingOptions]) -> jax.Array:
+    """The half-life of the decayed popularity that ranks best on valid.
+
+    Args:
+      segment: the data.
+      valid_users: users of valid that are looked at, at most; static.
+      **options: as in `evaluation.RankingOptions`.
+
+    Returns:
+      i32[], the row of `segment.popularity`.
+    """
     sampled = first_users(segment.valid, valid_users)
 
     def fitness(scores):
-        return ranked_by(scores, segment, sampled, **options).fitness()
+        return evaluate_item_scores(scores, segment, sampled, **options).fitness()
 
     return _FIRST_DECAYED + jnp.argmax(jax.lax.map(fitness, segment.popularity[_FIRST_DECAYED:])).astype(jnp.int32)
 
 
-def _floor(row_of) -> Baseline:
+def _by_popularity(row_of: Callable[..., jax.Array]) -> Baseline:
     """Items by a row of `segment.popularity`; nothing is learned or stored."""
 
-    def scores(segment, valid_users, **options):
+    def scores(segment: Segment, valid_users: int, **options: Unpack[evaluation.RankingOptions]):
         row = row_of(segment, valid_users, **options)
         return segment.popularity[row], row
+
+    def rank(stored: Any, scores: jax.Array, segment: Segment, relevant: RaggedItems, /, **options):
+        del stored
+        return evaluate_item_scores(scores, segment, relevant, **options)
 
     return Baseline(
         empty=lambda users, items: jnp.zeros(0),
         scores=scores,
         fit=lambda segment, valid_users, **options: jnp.zeros(0),
-        rank=lambda stored, scores, segment, relevant, **options: ranked_by(scores, segment, relevant, **options),
+        rank=rank,
         exporter=lambda users, items: Exporter(
             lambda stored, plan, known: {}, lambda exported, known: (jnp.zeros(0), ())
         ),
@@ -47,13 +82,13 @@ def _floor(row_of) -> Baseline:
     )
 
 
-def _always(name: str):
+def _always(name: str) -> Callable[..., jax.Array]:
     return lambda segment, valid_users, **options: jnp.int32(POPULARITY.index(name))
 
 
 FLOORS = {
-    "popularity-all": _floor(_always("all")),
-    "popularity-segment": _floor(_always("segment")),
-    "popularity-decayed": _floor(best_half_life),
+    "popularity-all": _by_popularity(_always("all")),
+    "popularity-segment": _by_popularity(_always("segment")),
+    "popularity-decayed": _by_popularity(best_half_life),
 }
 """Methods that rank by popularity alone."""

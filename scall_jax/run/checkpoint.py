@@ -1,9 +1,11 @@
-"""Checkpoints after each segment: what the storage exports, what the planner remembers, and the key."""
+"""Checkpoints after each segment: the exported storage, the planner's memory, and the key of the run."""
 
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +16,36 @@ from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 
 FORMAT = 3
+"""Version of the layout on disk; a checkpoint of another version is refused."""
+
 _PENDING = ".pending"
 _TABLE, _POLICY = "table", "policy"
 _NAME = re.compile(r"segment-(\d+)")
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    # compression would hide what the parameters cost on disk
+    # Compression would hide how many bytes the parameters cost on disk.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
 def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Path:
-    """Write the state after `segment` to a pending place; `publish` makes it count."""
+    """Write the state after a segment to a pending place, where no reader looks until `publish` moves it.
+
+    Args:
+      folder: of the run's checkpoints.
+      segment: number of the segment that the state comes after, from 0.
+      state: to be written; its arrays are copied to the host.
+      exporter: of the storage, which turns parameters and plan into named arrays.
+
+    Returns:
+      The pending folder, to be given to `publish`.
+    """
     known = np.asarray(state.known)
     tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
     exported = exporter.export(state.params, state.plan, tuple(known.tolist()))
-    # arrays of size 0 cannot be stored
+    # Orbax cannot store arrays of size 0.
     tree |= {name: array for name, array in exported.items() if array.size}
     with _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
@@ -41,24 +55,31 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
     return path
 
 
-def _leaves(tree) -> dict[str, np.ndarray]:
-    """Leaves of what a planner remembers by number; arrays of size 0 cannot be stored."""
+def _leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves of the planner's memory by number, without those of size 0, which Orbax cannot store."""
     return {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
 
 
-def _from_leaves(path, template, stored):
+def _from_leaves(path: Path, template: Any, stored: Mapping[str, Any]) -> Any:
     leaves, structure = jax.tree.flatten(template)
     restored = []
     for i, leaf in enumerate(leaves):
         value = np.asarray(stored[f"{i:04d}"]) if leaf.size and f"{i:04d}" in stored else np.zeros(0, leaf.dtype)
         if value.size != leaf.size:
-            raise ValueError(f"{path}: does not fit this policy")
+            raise ValueError(
+                f"{path}: array {i} of the search has {value.size} numbers, this policy needs {leaf.size}: "
+                "continue with the policy that wrote it, or choose another folder"
+            )
         restored.append(jnp.asarray(value.reshape(leaf.shape)))
     return jax.tree.unflatten(structure, restored)
 
 
 def publish(path: Path) -> None:
-    """Move a pending checkpoint to its place in one step and drop the older ones."""
+    """Move a pending checkpoint to its final place atomically, and delete older checkpoints.
+
+    Args:
+      path: what `save` returned.
+    """
     folder = path.parent.parent
     place = folder / path.name
     shutil.rmtree(place, ignore_errors=True)
@@ -69,7 +90,7 @@ def publish(path: Path) -> None:
 
 
 def finished(folder: Path) -> list[int]:
-    """Segments with a complete checkpoint, ascending."""
+    """Numbers of the segments with a complete checkpoint in `folder`, ascending."""
     if not folder.is_dir():
         return []
     matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
@@ -77,17 +98,29 @@ def finished(folder: Path) -> list[int]:
 
 
 def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) -> RunState:
-    """The state after `segment`, in the shapes of `template` (from `Run.init` on the same stream).
+    """Read the state after a segment.
+
+    Args:
+      folder: of the run's checkpoints.
+      segment: number of a segment with a complete checkpoint.
+      template: a state of the same run, from `Run.init` on the same stream, which gives the shapes.
+      exporter: of the storage, which turns named arrays into parameters and plan.
+
+    Returns:
+      RunState with the shapes of `template`.
 
     Raises:
-      ValueError: a checkpoint of another format, or of another stream or budget.
+      ValueError: the checkpoint has another format, or belongs to another stream, budget or policy.
     """
     path = folder.absolute() / f"segment-{segment:04d}"
     with _checkpointer() as checkpointer:
         tree = checkpointer.restore(path / _TABLE)
-        remembered = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
+        memory = checkpointer.restore(path / _POLICY) if (path / _POLICY).exists() else {}
     if int(tree["format"]) != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}")
+        raise ValueError(
+            f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}: "
+            "start the run anew in another folder"
+        )
     known = np.asarray(tree["known"])
     exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
     try:
@@ -100,18 +133,18 @@ def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) 
         plan=plan,
         known=jnp.asarray(known),
         totals=template.totals,
-        planner=_from_leaves(path, template.planner, remembered),
+        planner=_from_leaves(path, template.planner, memory),
         capacity=template.capacity,
     )
 
 
 def table_bytes(path: Path) -> int:
-    """Bytes on disk of a checkpoint's parameters and sizes."""
+    """Bytes on disk of a checkpoint's parameters, sizes and key."""
     return _bytes(path / _TABLE)
 
 
 def policy_bytes(path: Path) -> int:
-    """Bytes on disk of a checkpoint's search."""
+    """Bytes on disk of a checkpoint's planner memory; 0 where the planner remembers nothing."""
     return _bytes(path / _POLICY)
 
 

@@ -1,7 +1,8 @@
-"""Running over a stream on the host, segment by segment, with a run folder."""
+"""A run on the host, segment by segment, with a run folder that can be continued."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +24,13 @@ def run_segments(
     stream: Stream,
     key: jax.Array,
     *,
-    folder: Path | None = None,
-    progress: Callable | None = None,
-    on_probes: Callable | None = None,
+    folder: str | Path | None = None,
+    progress: Callable[..., object] | None = None,
+    on_probes: Callable[..., object] | None = None,
     on_compiled: Callable[[], object] | None = None,
-    on_segment: Callable[[dict], object] | None = None,
+    on_segment: Callable[[dict[str, Any]], object] | None = None,
     method: Method | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Run over a stream segment by segment.
 
     Args:
@@ -37,14 +38,14 @@ def run_segments(
       folder: run folder. Metrics, sizes and a checkpoint are written there after each segment; a folder that holds some
         segments of the same run is continued.
       progress, on_probes, method: as in `make_run`.
-      on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` drops what tracing left.
+      on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` frees what tracing left.
       on_segment: called with each new line.
 
     Returns:
-      The lines of `metrics.jsonl`, one per segment.
+      The lines of `metrics.jsonl`, one per segment; `records.summarise` averages them.
 
     Raises:
-      ValueError: a non-finite loss; a folder of another run.
+      ValueError: a non-finite loss, or a folder of another run.
     """
     folder = None if folder is None else Path(folder)
     run = make_run(config, progress, on_probes, method)
@@ -60,7 +61,7 @@ def run_segments(
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
     phases = CompiledPhases(run, shapes, stream.segment(len(lines)), on_compiled)
     state = _first_state(init, key, on_compiled)
-    if lines:
+    if folder is not None and lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
@@ -77,7 +78,9 @@ def run_segments(
     return lines
 
 
-def _first_state(init: Callable, key: jax.Array, on_compiled: Callable | None) -> RunState:
+def _first_state(
+    init: Callable[[jax.Array], RunState], key: jax.Array, on_compiled: Callable[[], object] | None
+) -> RunState:
     """Compile `init` as one program and drop it; run eagerly, each operation would be compiled and cached."""
     program = compilation.compiled(init, key)
     if on_compiled is not None:
@@ -90,7 +93,7 @@ def _first_state(init: Callable, key: jax.Array, on_compiled: Callable | None) -
 
 def _one_segment(
     phases: CompiledPhases, books: Bookkeeping, state: RunState, segment: Segment
-) -> tuple[RunState, dict, Record]:
+) -> tuple[RunState, dict[str, Any], Record]:
     state, record = phases.run_segment(state, segment)
     records.check(record)
     seconds = phases.seconds
@@ -109,8 +112,8 @@ def _one_segment(
     return state, line, record
 
 
-def _account(books: Bookkeeping, state: RunState, line: dict, stream: Stream) -> dict:
-    """Bytes that serving needs, by charge, from the arrays themselves; and what the budget allows."""
+def _account(books: Bookkeeping, state: RunState, line: dict[str, Any], stream: Stream) -> dict[str, Any]:
+    """Bytes that serving needs, by charge, counted from the exported arrays, and the bytes that the budget allows."""
     t = line["segment"]
     users, items = np.asarray(state.known).tolist()
     exported = books.exporter.export(state.params, state.plan, (users, items))

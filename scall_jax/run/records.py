@@ -1,7 +1,9 @@
-"""Records of a run as plain dictionaries and JSON lines, and their summary."""
+"""Records of a run as plain dictionaries, JSON lines and polars frames, their checks, and their summary."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import chex
 import jax
 import numpy as np
 import polars as pl
@@ -21,8 +23,8 @@ VOLATILE = (
     "disk_bytes",
     "policy_disk_bytes",
 )
-"""Keys that differ from one execution of the same run to the next, disk bytes by a few bytes of bookkeeping."""
-
+"""Keys of a line that differ from one execution of the same run to the next: times, peak memory, and bytes on disk,
+which vary by a few bytes of bookkeeping. On one machine all other keys are reproduced bit for bit."""
 
 ACCOUNT = (
     "table_bytes",
@@ -35,14 +37,22 @@ ACCOUNT = (
     "bytes_replay",
     "bytes_training",
 )
-"""Keys that only the host loop knows: bytes of arrays."""
+"""Keys of a line that only `run_segments` can fill in, because they count the bytes of concrete arrays."""
 
 LEAST_USERS = 20
 """Test users that a segment must have to count in a mean over segments."""
 
 
-def as_dict(record: Record) -> dict:
-    """The fields of `metrics.jsonl` that the record holds; all but times and bytes."""
+def as_dict(record: Record) -> dict[str, Any]:
+    """The part of a line of `metrics.jsonl` that the record of one segment contains: all but times and bytes.
+
+    Args:
+      record: of one segment, without leading axes.
+
+    Returns:
+      A dictionary of Python numbers, strings and lists, which JSON can hold.
+    """
+    chex.assert_rank([record.segment, record.budget, record.action, record.valid.recall], [0, 0, 1, 2])
     record = jax.tree.map(np.asarray, record)
     popularity = int(record.popularity)
     line = {
@@ -71,16 +81,31 @@ def as_dict(record: Record) -> dict:
 
 
 def frame(record: Record, budgets: Sequence[Budget]) -> pl.DataFrame:
-    """Records of L runs of T segments, arrays with leading axes (L, T), as a table.
+    """The records of L runs of T segments as a table.
 
     Args:
-      record: stacked records.
-      budgets: of each run.
+      record: stacked records: each leaf has leading axes (L, T).
+      budgets: the L runs' budgets.
 
     Returns:
-      A row per run and segment with the columns `run` (from 0), `segment`, `budget` (in words) and then the keys of
-      `metrics.jsonl` that come from a record.
+      A row per run and segment with the columns `run` (from 0), `segment`, `budget` (as text), and then the keys of
+      `as_dict`; a key that a row lacks is null there.
+
+    Raises:
+      ValueError: the number of budgets is not L.
+
+    >>> from scall_jax import Config, scan, streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=60, items=40, interactions=1500)
+    >>> result = scan(Config("popularity-all"), streams.cut(rows, segments=3), jax.random.key(0))
+    >>> result.frame.shape[0], result.frame.columns[:3]
+    (3, ['run', 'segment', 'budget'])
+    >>> np.array_equal(result.frame["test_recall@20"], result.record.test.recall[:, 0, 2])
+    True
     """
+    chex.assert_rank([record.segment, record.action, record.valid.recall], [2, 3, 4])
+    chex.assert_equal_shape_prefix(jax.tree.leaves(record), 2)
+    if len(budgets) != record.segment.shape[0]:
+        raise ValueError(f"{len(budgets)} budgets of {record.segment.shape[0]} runs: give one for each")
     record = jax.tree.map(np.asarray, record)
     rows = []
     for run, budget in enumerate(budgets):
@@ -90,7 +115,7 @@ def frame(record: Record, budgets: Sequence[Budget]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _search(record):
+def _search(record: Record) -> dict[str, Any]:
     made = slice(0, int(record.search.count))
     return {
         "action": [_number(x) for x in record.action],
@@ -104,9 +129,18 @@ def _search(record):
     }
 
 
-def metrics_of(part: str, metrics: Metrics) -> dict:
-    """The keys of a line that are about one part, `valid` or `test`."""
-    line = {}
+def metrics_of(part: str, metrics: Metrics) -> dict[str, float]:
+    """The keys of a line that describe one held-out part of a segment.
+
+    Args:
+      part: `valid` or `test`, the prefix of the keys.
+      metrics: of the part.
+
+    Returns:
+      Users, Recall@K and NDCG@K by stratum of users, and coverage@K; K in `CUTOFFS`.
+    """
+    chex.assert_shape([metrics.recall, metrics.ndcg], (len(STRATA), len(CUTOFFS)))
+    line: dict[str, float] = {}
     for s, stratum in enumerate(STRATA):
         infix = "" if stratum == "all" else f"_{stratum}"
         line[f"{part}{infix}_users"] = int(metrics.users[s])
@@ -116,52 +150,76 @@ def metrics_of(part: str, metrics: Metrics) -> dict:
     return line | {f"{part}_coverage@{cutoff}": _number(metrics.coverage[k]) for k, cutoff in enumerate(CUTOFFS)}
 
 
-def _number(value) -> float:
+def _number(value: Any) -> float:
     return float(np.float32(value))
 
 
 def check(record: Record) -> None:
-    """Check one record or a stack of them.
+    """Check that training was finite and that the budget was met.
+
+    Args:
+      record: of one segment, or stacked records with any leading axes.
 
     Raises:
       ValueError: training met a loss that is not finite.
       AssertionError: a segment or a probe missed the budget.
     """
+    chex.assert_equal_shape([record.segment, record.bad_step, record.budget, record.allocated, record.search.count])
     record = jax.tree.map(np.asarray, record)
-    segments = np.atleast_1d(record.segment)
-    bad = np.atleast_1d(record.bad_step)
+    segments, bad = np.ravel(record.segment), np.ravel(record.bad_step)
     if (bad >= 0).any():
         at = int(np.argmax(bad >= 0))
         raise ValueError(
-            f"segment {segments.flat[at]}, step {bad.flat[at]}: the loss is not finite: "
-            "lower fit.learning_rate or init_std"
+            f"segment {segments[at]}, step {bad[at]}: the loss is not finite: lower fit.learning_rate or init_std"
         )
-    made = np.arange(record.search.fitness.shape[-1]) < record.search.count[..., None]
-    given, most, least = record.search.allocated, record.search.expected[..., None], record.search.least[..., None]
-    off = made & ((given > most) | (given < least))
-    over = np.atleast_1d(record.allocated > record.budget)
-    if over.any():
-        at = int(np.argmax(over))
-        held, allowed = (np.atleast_1d(x).flat[at] for x in (record.allocated, record.budget))
-        raise AssertionError(f"segment {segments.flat[at]} holds {held} units of a budget of {allowed}: {_REPORT}")
-    if off.any():
-        at = tuple(np.argwhere(off)[0])
-        low, high = (np.broadcast_to(x, off.shape)[at] for x in (least, most))
-        where = f"segment {np.broadcast_to(record.segment, off.shape[:-1])[at[:-1]]}, probe {at[-1]}"
-        raise AssertionError(f"{where} gave out {given[at]} of a budget of {low} to {high} units: {_REPORT}")
+    allocated, budget = np.ravel(record.allocated), np.ravel(record.budget)
+    if (allocated > budget).any():
+        at = int(np.argmax(allocated > budget))
+        raise AssertionError(
+            f"segment {segments[at]} has {allocated[at]} budget units of a budget of {budget[at]}: {_REPORT}"
+        )
+    _check_probes(record)
+
+
+def _check_probes(record: Record) -> None:
+    search = record.search
+    made = np.arange(search.fitness.shape[-1]) < search.count[..., None]
+    most, least = search.expected[..., None], search.least[..., None]
+    wrong = made & ((search.allocated > most) | (search.allocated < least))
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0])
+        low, high = (np.broadcast_to(x, wrong.shape)[at] for x in (least, most))
+        raise AssertionError(
+            f"segment {record.segment[at[:-1]]}, probe {at[-1]} has {search.allocated[at]} budget units of a budget of "
+            f"{low} to {high}: {_REPORT}"
+        )
 
 
 _REPORT = "please report this with the run's config.json"
 
 
-def summarise(lines: list[dict]) -> dict:
-    """Means over segments, and over all their users (`pooled`).
+def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average the lines of a run over segments, and over all users of these segments (`pooled`).
 
     As published, the first segment does not count; nor do segments with fewer than `LEAST_USERS` test users, whose
-    means are noise, nor for valid those without valid users.
+    means are noise, nor, in means over valid, those without valid users.
+
+    Args:
+      lines: of `metrics.jsonl`, or the rows of `frame` of one run (`frame.to_dicts()`).
+
+    Returns:
+      A dictionary with `mean_` and `pooled_` Recall@20 and NDCG@20 of valid and test (None where no segment counts),
+      the number of segments and of those that count, seconds by phase, and peak memory in bytes.
+
+    >>> zero = {f"{part}_{name}": 0 for part in ("valid", "test") for name in ("users", "recall@20", "ndcg@20")}
+    >>> rows = [(0, 30, 0.9), (1, 20, 0.1), (2, 60, 0.3)]
+    >>> lines = [zero | {"segment": t, "test_users": n, "test_recall@20": x} for t, n, x in rows]
+    >>> summary = summarise(lines)
+    >>> summary["averaged_segments"], summary["mean_test_recall@20"], summary["pooled_test_recall@20"]
+    (2, 0.2, 0.25)
     """
     later = [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
-    summary = {"segments": len(lines), "averaged_segments": len(later)}
+    summary: dict[str, Any] = {"segments": len(lines), "averaged_segments": len(later)}
     for part in ("valid", "test"):
         counted = [line for line in later if line[f"{part}_users"] > 0]
         weights = np.array([line[f"{part}_users"] for line in counted], np.float64)

@@ -1,7 +1,7 @@
 """A whole run as one compiled scan over segments, and several runs mapped over keys and budgets."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,22 +14,31 @@ from scall_jax.methods.state import RunState
 from scall_jax.run import compilation, records
 from scall_jax.run.step import Record, make_run
 from scall_jax.sizes.budget import Budget
-from scall_jax.streams import Stream
+from scall_jax.streams import Segment, Stream
 
 
 class ScanResult(NamedTuple):
-    """What a compiled run, or a sweep of them, has come to."""
+    """The result of a compiled run, or of a sweep of runs."""
 
     frame: pl.DataFrame
     """A row per run and segment: `run`, `segment`, `budget`, then the columns of `metrics.jsonl` by name."""
     state: RunState
-    """After the last segment; of a sweep with a leading axis of runs."""
+    """The state after the last segment; after a sweep each leaf has a leading axis of runs."""
     record: Record
-    """The arrays behind the frame, with a leading axis of segments; of a sweep (runs, segments)."""
+    """The arrays behind the frame; each leaf has a leading axis of segments, after a sweep (runs, segments)."""
+
+
+class ScanProgram(NamedTuple):
+    """A jitted function and its arguments, to be lowered, compiled and timed separately."""
+
+    function: jax.stages.Wrapped
+    """(RunState, Segment) -> (RunState, Record)."""
+    arguments: tuple[RunState, Segment]
+    """The first state and all segments, stacked."""
 
 
 def scan(config: Config, stream: Stream, key: jax.Array) -> ScanResult:
-    """The whole run as one compiled `lax.scan`.
+    """Make a whole run as one compiled `lax.scan` over segments.
 
     Args:
       config, stream, key: determine the result.
@@ -38,7 +47,7 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> ScanResult:
       ScanResult; its frame has one run, number 0.
 
     Raises:
-      ValueError: a non-finite loss, after the fact.
+      ValueError: a loss was not finite; this is noticed after the scan.
     """
     program, arguments = scan_program(config, stream, key)
     state, record = program(*arguments)
@@ -47,26 +56,35 @@ def scan(config: Config, stream: Stream, key: jax.Array) -> ScanResult:
     return ScanResult(frame, state, record)
 
 
-def scan_program(config: Config, stream: Stream, key: jax.Array) -> tuple[Callable, tuple]:
-    """The jitted function that `scan` calls, and its arguments: to lower, compile and time it by oneself."""
+def scan_program(config: Config, stream: Stream, key: jax.Array) -> ScanProgram:
+    """The program that `scan` runs.
+
+    Args:
+      config, stream, key: as in `scan`.
+
+    Returns:
+      ScanProgram.
+    """
     run = make_run(config)
-    return compilation.jit(lambda s, xs: jax.lax.scan(run.step, s, xs)), (run.init(key, stream), stream.stack())
+    program = compilation.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))
+    return ScanProgram(program, (run.init(key, stream), stream.stack()))
 
 
 def sweep(config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Sequence[Budget]) -> ScanResult:
-    """Several runs of one method as one compiled program, mapped over keys and budgets.
+    """Make several runs of one method as one compiled program, mapped over keys and budgets.
 
     Args:
       config: of all runs; its budget is ignored.
       stream: of all runs.
-      keys, budgets: of each run, L of both. Budgets are data: the pool is as large as the largest of them.
+      keys, budgets: of the L runs, L of both. Budgets are data of the program: each run's parameters are stored in a
+        buffer for the largest budget.
 
     Returns:
       ScanResult; runs are numbered in the order of `keys`.
 
     Raises:
-      ValueError: L differs or is 0; a method whose storage cannot be shared by budgets; a non-finite loss, after the
-        fact.
+      ValueError: the numbers of keys and budgets differ or are 0; the shapes of the method's storage follow from the
+        budget; a loss was not finite, which is noticed after the scan.
     """
     program, arguments = sweep_program(config, stream, keys, budgets)
     states, record = program(*arguments)
@@ -74,13 +92,17 @@ def sweep(config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Se
     return ScanResult(records.frame(record, budgets), states, record)
 
 
-def sweep_program(
-    config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Sequence[Budget]
-) -> tuple[Callable, tuple]:
-    """The jitted function that `sweep` calls, and its arguments: to lower, compile and time it by oneself.
+def sweep_program(config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Sequence[Budget]) -> ScanProgram:
+    """The program that `sweep` runs.
+
+    Args:
+      config, stream, keys, budgets: as in `sweep`.
+
+    Returns:
+      ScanProgram; its first argument has a leading axis of runs.
 
     Raises:
-      ValueError: as `sweep`, but for what is found after the fact.
+      ValueError: as `sweep`, except for a loss that is not finite.
     """
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
@@ -92,11 +114,19 @@ def sweep_program(
     ]
     largest = max(states, key=lambda state: state.capacity.budget_units)
     states = [state._replace(params=largest.params, capacity=largest.capacity) for state in states]
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return compilation.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None))), (states, stream.stack())
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    program = compilation.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None)))
+    return ScanProgram(program, (stacked, stream.stack()))
 
 
 def check_sweep(config: Config) -> None:
-    """Raise ValueError where runs of different budgets are different programs."""
+    """Check that one program serves all budgets of a method.
+
+    Args:
+      config: of the method.
+
+    Raises:
+      ValueError: the shapes of the method's storage follow from the budget.
+    """
     if not method_of(config.method).budget_is_data:
         raise ValueError(f"{config.method}: shapes of its storage follow from the budget: run budgets one by one")

@@ -2,8 +2,9 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -19,68 +20,84 @@ from scall_jax.streams import Segment, Stream, active_mask
 
 
 class Record(NamedTuple):
-    """What one segment leaves behind, on device."""
+    """The results of one segment, on the device. A is the length of an action."""
 
-    segment: jax.Array  # i32[]
-    users: jax.Array  # i32[]
-    items: jax.Array  # i32[]
-    new_users: jax.Array  # i32[]
-    new_items: jax.Array  # i32[]
-    interactions: jax.Array  # i32[]
-    dropped: jax.Array  # i32[2]
-    budget: jax.Array  # i32[], units of the storage allowed; packed: parameters
-    allocated: jax.Array  # i32[], units given out, shared vectors included
+    segment: jax.Array  # i32[], number of the segment, from 0
+    users: jax.Array  # i32[], users known at the segment's cut
+    items: jax.Array  # i32[], items known at the segment's cut
+    new_users: jax.Array  # i32[], users that the segment brought
+    new_items: jax.Array  # i32[], items that the segment brought
+    interactions: jax.Array  # i32[], rows of the segment, all parts
+    dropped: jax.Array  # i32[2], rows of valid and of test whose user or item is not known at the cut
+    budget: jax.Array  # i32[], budget units of the storage that are allowed; of the packed table: parameters
+    allocated: jax.Array  # i32[], budget units that the plan spends, shared vectors included
     without: jax.Array  # i32[], entities without parameters of their own
     largest: jax.Array  # i32[], largest size
     steps: jax.Array  # i32[], training steps
-    best_step: jax.Array  # i32[], step of the kept parameters
-    loss: jax.Array  # f32[], over the last interval
+    best_step: jax.Array  # i32[], training step after which the kept parameters stood
+    loss: jax.Array  # f32[], mean training loss over the last interval between evaluations
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
     popularity: jax.Array  # i32[], row of `Segment.popularity` in use, -1 if none
-    action: jax.Array  # f32[A] that sized the segment, 0 without one
+    action: jax.Array  # f32[A], the action that the sizes come from, zeros without one
     search: SearchRecord  # probes on this segment's data
     valid: Metrics
     test: Metrics
 
 
 class Run(NamedTuple):
-    """A run as pure functions; `step` is the composition of the phases between.
+    """A run as pure functions: the phases of a segment, and `step`, which composes them.
 
-    `progress` callbacks apart, nothing here depends on the host.
+    Apart from the callbacks that `make_run` takes, nothing here depends on the host.
     """
 
     init: Callable[[jax.Array, Stream], RunState]
+    """(key, stream) -> state before the first segment."""
     search_before: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
+    """A search before the segment's plan; None without one."""
     prepare: Callable[[RunState, Segment], Prepared]
+    """Plans the budget and resizes the table."""
     fit: Callable[[RunState, Segment, Prepared], FitResult]
+    """Trains the prepared parameters."""
     evaluate: Callable[[RunState, Segment, Prepared, FitResult], tuple[RunState, Record]]
+    """Stores the trained parameters, and ranks valid and test by what is stored."""
     search_after: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
+    """A search after the segment's evaluation; None without one."""
     step: Callable[[RunState, Segment], tuple[RunState, Record]]
+    """All phases of a segment in their order."""
     method: MethodPhases
+    """The method's own phases, which the functions above call, and its bookkeeping on the host."""
 
 
 def make_run(
     config: Config,
-    progress: Callable | None = None,
-    on_probes: Callable | None = None,
+    progress: Callable[..., object] | None = None,
+    on_probes: Callable[..., object] | None = None,
     method: Method | None = None,
 ) -> Run:
     """Build the functions of a run.
 
     Args:
-      config: of the method.
+      config: of the run.
       progress: called on the host as progress(segment, step, loss, fitness) after each evaluation during a fit.
       on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
-      method: one that `METHODS` does not have; `config.method` is then no more than its name.
+      method: a method that `METHODS` does not list; `config.method` is then only its name.
 
     Returns:
-      Run. `step(state, segment) -> (state, record)` is jit-able and scans over `Stream.stack()`.
+      Run. `step(state, segment) -> (state, record)` may be jitted and mapped, and scans over `Stream.stack()`.
 
     Raises:
       ValueError: unknown method, or a table that the method cannot plan for.
     """
     method = method or method_of(config.method)
     phases = method.phases(config, Callbacks(progress, on_probes))
+
+    def step(state: RunState, segment: Segment) -> tuple[RunState, Record]:
+        chex.assert_rank([segment.index, segment.users, segment.frequency, state.totals], [0, 0, 1, 1])
+        chex.assert_shape(state.known, (2,))
+        nothing = no_search(config)
+        state, record, found = in_order(run, lambda name, *rest: getattr(run, name)(*rest), state, segment)
+        return state, record._replace(search=nothing if found is None else found)
+
     run = Run(
         init=phases.init,
         search_before=phases.search_before,
@@ -88,20 +105,16 @@ def make_run(
         fit=phases.fit,
         evaluate=functools.partial(_evaluate, config, phases),
         search_after=phases.search_after,
-        step=lambda state, segment: (state, segment),
+        step=step,
         method=phases,
     )
-
-    def step(state, segment):
-        nothing = no_search(config)
-        state, record, found = in_order(run, lambda name, *rest: getattr(run, name)(*rest), state, segment)
-        return state, record._replace(search=nothing if found is None else found)
-
-    return run._replace(step=step)
+    return run
 
 
-def in_order(run: Run, call: Callable, state: RunState, segment: Segment):
-    """The phases of a segment in their order, the one place where it stands.
+def in_order(
+    run: Run, call: Callable[..., Any], state: RunState, segment: Segment
+) -> tuple[RunState, Record, SearchRecord | None]:
+    """Run the phases of a segment in their order; this is the one place where the order stands.
 
     Args:
       run: says which searches there are.
@@ -110,7 +123,7 @@ def in_order(run: Run, call: Callable, state: RunState, segment: Segment):
       segment: the data.
 
     Returns:
-      The state after the segment, its record, and what a search found, None without one.
+      The state after the segment, its record, and the record of its search, None without one.
     """
     found = None
     if run.search_before is not None:

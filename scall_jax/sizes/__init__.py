@@ -1,20 +1,21 @@
-"""From a parameter budget to one embedding size per entity: shares, exact allocation, ranking."""
+"""From a memory budget to one embedding size per entity: budgets, expected shares, exact allocation, order."""
 
 from scall_jax.sizes.allocate import allocate
+from scall_jax.sizes.budget import Budget
+from scall_jax.sizes.order import order_by
 from scall_jax.sizes.price import by_price
-from scall_jax.sizes.rank import order_by, rank
 from scall_jax.sizes.sample import sample
 from scall_jax.sizes.shares import FAMILIES, expected_shares
 from scall_jax.sizes.sides import assign, shared_vector_sizes, split_sides
 
 __all__ = [
     "FAMILIES",
+    "Budget",
     "allocate",
     "assign",
     "by_price",
     "expected_shares",
     "order_by",
-    "rank",
     "sample",
     "shared_vector_sizes",
     "split_sides",

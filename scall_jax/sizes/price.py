@@ -1,9 +1,10 @@
 """Sizes out of a few candidates by what each is worth to an entity, less a price per parameter.
 
-The price that makes the sizes fit the total is found by bisection: sizes never rise with it, since a higher price never
-makes the larger of two candidates the better one.
+The price at which the sizes fit the total is found by bisection: sizes never rise with the price, since a higher price
+never makes the larger of two candidates the better one.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,53 +12,65 @@ import numpy as np
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.sides import assign
 
-_HALVINGS = 48  # more than a float32 between two numbers can be halved to any purpose
+_HALVINGS = 48  # enough to narrow any interval down to neighbouring float32 numbers
 
 
 def by_price(
     worth: jax.Array,
     candidates: tuple[int, ...],
-    total: jax.Array,
+    total: chex.Numeric,
     minimum: int,
     maximum: int,
-    num_active: jax.Array,
-    order,
+    active_mask: jax.Array,
+    order: jax.Array,
 ) -> jax.Array:
-    """Sizes i32[N] that add up to min(total, entities x maximum) exactly.
+    """Sizes from candidates, at one price per parameter, that add up to min(total, entities x maximum) exactly.
 
-    Each entity takes the candidate with the largest worth - price x size, the smaller of two that tie; the price is the
-    lowest at which that fits. What is left goes to those whose size grows at a price just below, in turn by `order`:
-    one of them may get a size between two candidates. A total beyond the largest candidate or below the smallest is
-    given out in proportion to these sizes, the minimum first to the first of `order` where it does not fit.
+    Each entity takes the candidate with the largest worth - price x size, the smaller of two that tie. The price is the
+    lowest at which these sizes fit. What is left goes, in turn by `order`, to entities whose size grows at a price just
+    below; one of them may get a size between two candidates. A total beyond the largest candidate or below the smallest
+    one is given out in proportion to these sizes; where the minimum does not fit, it goes to the first of `order`.
 
     Args:
-      worth: f32[N, K], finite.
-      candidates: K sizes, ascending, within the bounds.
-      total: i32[], parameters to give out.
-      minimum, maximum: bounds of a size.
-      live: bool[N], entities that exist; the others get 0.
-      order: i32[N], a permutation with those who exist in front.
+      worth: f32[N, K], finite worth of each candidate to each entity.
+      candidates: K static sizes, ascending, within the bounds.
+      total: i32[] >= 0, parameters to give out.
+      minimum: static lower bound of a size, in parameters.
+      maximum: static upper bound of a size, in parameters.
+      active_mask: bool[N], entities that exist; the others get 0.
+      order: i32[N], a permutation in which the entities that exist come first.
+
+    Returns:
+      i32[N], sizes by entity.
 
     Raises:
-      ValueError: candidates out of order or of bounds.
+      ValueError: candidates out of order or out of bounds.
+
+    >>> import jax.numpy as jnp
+    >>> worth = jnp.array([[0.1, 0.9], [0.2, 0.3], [0.5, 0.6]])
+    >>> by_price(worth, (1, 4), 9, 1, 4, jnp.ones(3, bool), jnp.arange(3))
+    Array([4, 4, 1], dtype=int32)
     """
     if list(candidates) != sorted(set(candidates)) or not minimum <= candidates[0] <= candidates[-1] <= maximum:
         raise ValueError(f"candidates={candidates}: must ascend within {minimum} and {maximum}")
+    chex.assert_shape([worth, active_mask, order], [(None, len(candidates)), worth.shape[:1], worth.shape[:1]])
+    chex.assert_rank(total, 0)
+    chex.assert_type([worth, total, active_mask, order], [float, int, bool, int])
     size = jnp.asarray(candidates, jnp.int32)
     cost = size.astype(jnp.float32)[None, :]
 
-    def sizes_at(price):
-        return jnp.where(num_active, size[jnp.argmax(worth - price * cost, axis=1)], 0)
+    def sizes_at(price: jax.Array) -> jax.Array:
+        return jnp.where(active_mask, size[jnp.argmax(worth - price * cost, axis=1)], 0)
 
-    def halve(_, bracket):
-        low, high = bracket  # at `high` the sizes fit
+    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket  # at the price `high` the sizes fit
         middle = low + (high - low) / 2
         fits = sizes_at(middle).sum() <= total
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
-    # beyond this price, of either sign, everybody takes the smallest or the largest
+    # Beyond this price, of either sign, every entity takes the smallest or the largest candidate.
     gap = np.diff(candidates).min() if len(candidates) > 1 else 1
-    most = 1.0 + 3 * jnp.abs(jnp.where(num_active[:, None], worth, 0.0)).max() / float(gap)
+    most = 1.0 + 3 * jnp.abs(jnp.where(active_mask[:, None], worth, 0.0)).max() / float(gap)
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (-most, most))
     fitting = sizes_at(high)
     room = sizes_at(low) - fitting
@@ -65,5 +78,5 @@ def by_price(
     before = jnp.cumsum(room[order]) - room[order]
     chosen = fitting + jnp.zeros_like(fitting).at[order].set(jnp.clip(left - before, 0, room[order]))
     shares = chosen[order].astype(jnp.float32)
-    exact = assign(allocate(shares, total, minimum, maximum, num_active=num_active.sum()), order)
+    exact = assign(allocate(shares, total, minimum, maximum, num_active=active_mask.sum()), order)
     return jnp.where(chosen.sum() == total, chosen, exact)

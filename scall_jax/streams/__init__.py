@@ -2,10 +2,12 @@
 
 from scall_jax.streams.cut import cut
 from scall_jax.streams.embedded import EMBEDDED, load
+from scall_jax.streams.formats import FORMATS
 from scall_jax.streams.interactions import Interactions, from_arrays
-from scall_jax.streams.read import FORMATS, read
-from scall_jax.streams.segments import HALF_LIVES, POPULARITY, Capacity, Graph, RaggedItems, Segment, active_mask, sides
-from scall_jax.streams.stream import Stream
+from scall_jax.streams.read import read
+from scall_jax.streams.segments import Capacity, Graph, RaggedItems, Segment, active_mask, sides
+from scall_jax.streams.statistics import HALF_LIVES, POPULARITY
+from scall_jax.streams.stream import Bounds, Stream
 from scall_jax.streams.synthetic import synthetic
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "FORMATS",
     "HALF_LIVES",
     "POPULARITY",
+    "Bounds",
     "Capacity",
     "Graph",
     "Interactions",

@@ -2,30 +2,33 @@
 
 Capacities are those of the whole stream and lengths are data: U users, V items, N = U + V nodes (users first), E graph
 entries, B segment users, R segment positives, Q evaluated users, T relevant pairs, H popularity statistics. Ids are
-given by first appearance, so whoever is known at some moment is a prefix of each side.
+given by first appearance, so the entities known at any time are a prefix of each side. An entity is a user or an item.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from scall_jax.streams.numpy_ops import chunks, counts, pad
 
 
 class Graph(NamedTuple):
     """Normalised adjacency D^-1/2 A D^-1/2 of users and items in compressed sparse rows; symmetric.
 
-    Entries beyond indptr[-1] are padding: zero values that no row refers to.
+    Entries from indptr[-1] on are padding: zero values that no row refers to.
     """
 
-    indptr: jax.Array  # i32[N + 1]
-    indices: jax.Array  # i32[E], ascending within a row
+    indptr: jax.Array  # i32[N + 1], first entry of each node, and the end
+    indices: jax.Array  # i32[E], neighbours, ascending within a row
     values: jax.Array  # f32[E]
-    chunks: tuple[tuple[jax.Array, jax.Array], ...] = ()  # by `recommenders.graph.planned`, from indptr; () is none
+    chunks: tuple[tuple[jax.Array, jax.Array], ...] = ()  # from indptr by `recommenders.graph.with_chunks`, or none
 
 
 class RaggedItems(NamedTuple):
-    """Ragged item lists of some users: users[i] has items[indptr[i]:indptr[i+1]], distinct and ascending."""
+    """Item lists of some users: users[i] has items[indptr[i]:indptr[i+1]], distinct and ascending."""
 
     users: jax.Array  # i32[B]
     indptr: jax.Array  # i32[B + 1]
@@ -34,146 +37,173 @@ class RaggedItems(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What may be known at the cut between training and validation of one segment, and the parts held back."""
+    """What is known at the cut between training and validation of one segment, and the held-out parts."""
 
-    index: jax.Array  # i32[]
-    users: jax.Array  # i32[], users seen by the end of the training part
-    items: jax.Array  # i32[]
-    users_before: jax.Array  # i32[], users seen before this segment; those from here to `users` are new
-    items_before: jax.Array  # i32[]
-    interactions: jax.Array  # i32[], rows of the segment, all parts, replay apart
-    graph: Graph  # all interactions before the segment and its training part
-    positives: RaggedItems  # segment's training part and replayed rows
+    index: jax.Array  # i32[], number of the segment, from 0
+    users: jax.Array  # i32[], users known at the cut
+    items: jax.Array  # i32[], items known at the cut
+    users_before: jax.Array  # i32[], users known before this segment; those from here to `users` are new
+    items_before: jax.Array  # i32[], items known before this segment
+    interactions: jax.Array  # i32[], rows of all parts of the segment, without replayed ones
+    graph: Graph  # all interactions before the cut
+    positives: RaggedItems  # the segment's training part and replayed rows
     valid: RaggedItems  # relevant items by user: known at the cut and not among the user's training items
-    test: RaggedItems
+    test: RaggedItems  # as `valid`
     dropped: jax.Array  # i32[2], rows of valid and test whose user or item is not known at the cut
     frequency: jax.Array  # i32[N], rows of the training part and of the replay
     total: jax.Array  # i32[N], rows before the cut
-    recency: jax.Array  # i32[N], 1 + position of the last row before the cut, 0 if none
-    popularity: jax.Array  # f32[H, V]: all-time, segment, then decayed counts by half-life
+    recency: jax.Array  # i32[N], 1 + position of the last row before the cut, 0 if there is none
+    popularity: jax.Array  # f32[H, V], all-time, segment, then decayed counts by half-life
 
 
-HALF_LIVES = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
-"""Half-lives of the decayed counts, in interactions."""
+class GraphCapacity(NamedTuple):
+    """Static sizes of a graph."""
 
-POPULARITY = ("all", "segment", *(f"decayed-{h}" for h in HALF_LIVES))
-"""Names of the rows of `Segment.popularity`."""
-
-
-CHUNK = 2**16
-"""Rows worked on at once where numpy needs 64-bit copies of them."""
+    users: int
+    """Nodes of the user side, where the items' nodes begin."""
+    items: int
+    """Nodes of the item side."""
+    edges: int
+    """Entries, two for each pair."""
 
 
 class Capacity(NamedTuple):
     """Static sizes shared by all segments of a stream."""
 
     users: int
+    """Users known at the last cut, U."""
     items: int
+    """Items known at the last cut, V."""
     edges: int
+    """Entries of the last segment's graph, E."""
     positives: int
+    """Most training and replayed rows of a segment, R."""
     valid: int
+    """Most validation rows of a segment."""
     test: int
-    positive_users: int  # distinct users of the positives of one segment, at most
+    """Most test rows of a segment."""
+    positive_users: int
+    """Most distinct users of a segment's positives, B."""
     valid_users: int
+    """Most distinct users of a segment's validation part."""
     test_users: int
+    """Most distinct users of a segment's test part."""
 
     @property
     def nodes(self) -> int:
-        """Users and items."""
+        """Users and items, N."""
         return self.users + self.items
 
-
-def pad(values: np.ndarray, length: int, fill=0) -> np.ndarray:
-    """The vector extended to `length`."""
-    out = np.full(length, fill, values.dtype)
-    out[: len(values)] = values
-    return out
+    @property
+    def graph(self) -> GraphCapacity:
+        """Sizes of the graph."""
+        return GraphCapacity(self.users, self.items, self.edges)
 
 
-def counts(values: np.ndarray, length: int) -> np.ndarray:
-    """How often each of 0, ..., length - 1 occurs; i32[length]."""
-    total = np.zeros(length, np.int32)
-    for start in range(0, len(values), CHUNK):
-        total += np.bincount(values[start : start + CHUNK], minlength=length).astype(np.int32)
-    return total
+def host_leaf(values: Any) -> jax.Array:
+    """A numpy array or scalar with the type that it has inside programs.
 
+    Segments are built on the host from numpy arrays; as arguments of a program they become `jax.Array`.
 
-def sorted_rows(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
-    """Positions in the order of (major, minor, position), all of them not negative; i32[rows]."""
-    rows = len(major)
-    bits, minor_bits = max(rows - 1, 0).bit_length(), int(minor.max(initial=0)).bit_length()
-    if int(major.max(initial=0)).bit_length() + minor_bits + bits > 63:
-        return np.lexsort((minor, major)).astype(np.int32)
-    # sorted in place, in one number each: no second array, and faster than an indirect sort
-    key = major.astype(np.int64)
-    for shift, low in ((minor_bits, minor), (bits, np.arange(rows, dtype=np.int32))):
-        key <<= shift
-        key |= low
-    key.sort()
-    key &= (1 << bits) - 1
-    return key.astype(np.int32)
+    Args:
+      values: numpy array or scalar; returned unchanged.
+    """
+    return cast("jax.Array", values)
 
 
 def make_ragged_items(
     user: np.ndarray, item: np.ndarray, capacity: int, most_users: int, rng: np.random.Generator | None = None
 ) -> RaggedItems:
-    """Distinct pairs grouped by user, padded to `capacity` pairs and `most_users` users.
+    """Distinct pairs grouped by user.
 
-    Users ascend, or are in random order if `rng` is given.
+    Args:
+      user: i32[rows], users of the pairs.
+      item: i32[rows], items of the pairs.
+      capacity: length of the padded list of items.
+      most_users: length of the padded list of users.
+      rng: source of a random order of users; None for ascending ones.
+
+    Returns:
+      Numpy arrays, padded to the given lengths.
     """
+    chex.assert_rank([user, item], 1)
+    chex.assert_equal_shape([user, item])
+    chex.assert_type([user, item], int)
     keys = np.unique(user.astype(np.int64) << 32 | item.astype(np.int64))
     user, item = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
-    users, starts, counts = np.unique(user, return_index=True, return_counts=True)
+    users, starts, lengths = np.unique(user, return_index=True, return_counts=True)
     if rng is not None:
         shuffled = rng.permutation(len(users))
-        users, starts, counts = users[shuffled], starts[shuffled], counts[shuffled]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        item = item[np.repeat(starts, counts) + within]
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        users, starts, lengths = users[shuffled], starts[shuffled], lengths[shuffled]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        item = item[np.repeat(starts, lengths) + within]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return RaggedItems(
-        users=pad(users, most_users),
-        indptr=pad(indptr, most_users + 1, indptr[-1]),
-        items=pad(item, capacity),
-        count=np.int32(len(users)),
+        users=host_leaf(pad(users, most_users)),
+        indptr=host_leaf(pad(indptr, most_users + 1, indptr[-1])),
+        items=host_leaf(pad(item, capacity)),
+        count=host_leaf(np.int32(len(users))),
     )
 
 
 def make_graph(
-    user: np.ndarray, item: np.ndarray, by_user: np.ndarray, by_item: np.ndarray, users: int, nodes: int, edges: int
+    user: np.ndarray, item: np.ndarray, by_user: np.ndarray, by_item: np.ndarray, *sizes: int | GraphCapacity
 ) -> Graph:
-    """Symmetric normalised graph.
+    """Symmetric normalised graph of the distinct pairs.
 
     Args:
-      user, item: of all rows.
-      by_user: rows of the distinct pairs, sorted by user, then item.
-      by_item: the same rows sorted by item, then user.
-      users: capacity of the user side, where the items' nodes begin.
-      nodes, edges: capacities.
+      user: i32[rows], users of all rows.
+      item: i32[rows], items of all rows.
+      by_user: i32[pairs], rows of the distinct pairs, sorted by user, then item.
+      by_item: i32[pairs], the same rows sorted by item, then user.
+      capacity: sizes of the result.
+
+    Returns:
+      Numpy arrays, padded to the capacity.
     """
-    pairs = len(by_user)
-    parts = [slice(start, min(start + CHUNK, pairs)) for start in range(0, pairs, CHUNK)]
-    degree = np.zeros(nodes, np.int64)
-    for part in parts:
+    chex.assert_rank([user, item, by_user, by_item], 1)
+    chex.assert_equal_shape([user, item])
+    chex.assert_equal_shape([by_user, by_item])
+    chex.assert_type([user, item, by_user, by_item], int)
+    capacity = sizes[0] if len(sizes) == 1 else GraphCapacity(sizes[0], sizes[1] - sizes[0], sizes[2])
+    pairs, users = len(by_user), capacity.users
+    degree = np.zeros(users + capacity.items, np.int64)
+    for part in chunks(0, pairs):
         degree[:users] += counts(user[by_user[part]], users)
-        degree[users:] += counts(item[by_user[part]], nodes - users)
+        degree[users:] += counts(item[by_user[part]], capacity.items)
     indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)
     scale = 1.0 / np.sqrt(np.maximum(degree, 1))
-    indices, values = np.zeros(edges, np.int32), np.zeros(edges, np.float32)
-    for part in parts:
+    indices, values = np.zeros(capacity.edges, np.int32), np.zeros(capacity.edges, np.float32)
+    for part in chunks(0, pairs):
         other = slice(part.start + pairs, part.stop + pairs)
         indices[part], indices[other] = item[by_user[part]] + users, user[by_item[part]]
         values[part] = scale[user[by_user[part]]] * scale[indices[part]]
         values[other] = scale[item[by_item[part]] + users] * scale[indices[other]]
-    return Graph(indptr, indices, values)
+    return Graph(host_leaf(indptr), host_leaf(indices), host_leaf(values))
 
 
 def sides(segment: Segment) -> tuple[int, int]:
-    """Capacities of users and items."""
+    """Capacities of the user side and the item side.
+
+    Args:
+      segment: one segment, or several with leading axes.
+
+    Returns:
+      (U, V).
+    """
     items = segment.popularity.shape[-1]
     return segment.frequency.shape[-1] - items, items
 
 
 def active_mask(segment: Segment) -> jax.Array:
-    """bool[N], nodes that exist at the segment's cut."""
+    """Mask of the nodes that exist at a segment's cut.
+
+    Args:
+      segment: one segment.
+
+    Returns:
+      bool[N], users first.
+    """
+    chex.assert_rank([segment.users, segment.items, segment.frequency, segment.popularity], [0, 0, 1, 2])
     users, items = sides(segment)
     return jnp.concatenate([jnp.arange(users) < segment.users, jnp.arange(items) < segment.items])

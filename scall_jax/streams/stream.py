@@ -9,18 +9,9 @@ import jax
 import numpy as np
 import polars as pl
 
-from scall_jax.streams.segments import (
-    CHUNK,
-    HALF_LIVES,
-    Capacity,
-    Graph,
-    RaggedItems,
-    Segment,
-    counts,
-    make_graph,
-    make_ragged_items,
-    sorted_rows,
-)
+from scall_jax.streams import statistics
+from scall_jax.streams.numpy_ops import counts, sorted_rows
+from scall_jax.streams.segments import Capacity, Graph, RaggedItems, Segment, host_leaf, make_graph, make_ragged_items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,36 +19,47 @@ class Bounds:
     """Rows of one segment: train is [start, train), valid [train, valid), test [valid, end)."""
 
     start: int
+    """First row of the segment."""
     train: int
+    """End of the training part, the segment's cut."""
     valid: int
+    """End of the validation part."""
     end: int
+    """End of the test part."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """A stream cut into segments.
+    """A stream cut into segments; `len` counts them and iteration yields them.
 
-    Attributes:
-      user, item: i32[rows], ids by first appearance, in the order of time.
-      time: i64[rows], milliseconds since 1970.
-      user_ids, item_ids: raw id by id.
-      bounds: rows of every segment.
-      replay: for every segment the earlier rows that are trained on again, i64[...].
-      select_on_test: the published protocol, in which valid is test.
-      seed: of the order of evaluated users.
-      source: name used in messages.
+    >>> import jax
+    >>> from scall_jax import streams
+    >>> rows = streams.synthetic(jax.random.key(0), users=100, items=50, interactions=1000)
+    >>> stream = streams.cut(rows, segments=4)
+    >>> [int(segment.users) for segment in stream] == [stream.known(b.train)[0] for b in stream.bounds]
+    True
     """
 
     user: np.ndarray
+    """i32[rows], users by first appearance, in the order of time."""
     item: np.ndarray
+    """i32[rows], items by first appearance."""
     time: np.ndarray
+    """i64[rows], milliseconds since 1970-01-01 UTC."""
     user_ids: pl.Series
+    """Raw id of each user."""
     item_ids: pl.Series
+    """Raw id of each item."""
     bounds: tuple[Bounds, ...]
+    """Rows of every segment."""
     replay: tuple[np.ndarray, ...]
+    """For every segment the earlier rows that are trained on again, i64[...]."""
     select_on_test: bool
+    """The published protocol, in which valid is test."""
     seed: int
+    """Of the order of evaluated users."""
     source: str
+    """Name used in messages."""
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -65,16 +67,12 @@ class Stream:
     def __iter__(self) -> Iterator[Segment]:
         return (self.segment(t) for t in range(len(self)))
 
-    def user_index(self) -> dict:
-        """Raw user id to id."""
-        return {raw: index for index, raw in enumerate(self.user_ids.to_list())}
-
-    def item_index(self) -> dict:
-        """Raw item id to id."""
-        return {raw: index for index, raw in enumerate(self.item_ids.to_list())}
-
     def known(self, row: int) -> tuple[int, int]:
-        """Users and items that appear before `row`."""
+        """Numbers of users and of items that appear before a row.
+
+        Args:
+          row: position in the stream.
+        """
         if row == 0:
             return 0, 0
         users, items = (np.searchsorted(first, row) for first in self._arrivals)
@@ -83,32 +81,33 @@ class Stream:
     @functools.cached_property
     def _arrivals(self) -> tuple[np.ndarray, np.ndarray]:
         """Row of every user's and every item's first appearance; ascending."""
-        return tuple(
-            np.flatnonzero(np.diff(np.maximum.accumulate(ids), prepend=ids.dtype.type(-1)))
-            for ids in (self.user, self.item)
-        )
+        return _arrivals(self.user), _arrivals(self.item)
 
     @functools.cached_property
     def capacity(self) -> Capacity:
         """Static sizes that hold every segment."""
         users, items = self.known(self.bounds[-1].train)
-        distinct = lambda rows: len(np.unique(self.user[rows]))  # noqa: E731
-        test_users = max(distinct(slice(b.valid, b.end)) for b in self.bounds)
+        test = max(b.end - b.valid for b in self.bounds)
+        test_users = max(self._distinct_users(slice(b.valid, b.end)) for b in self.bounds)
+        if self.select_on_test:
+            valid, valid_users = test, test_users
+        else:
+            valid = max(1, *(b.valid - b.train for b in self.bounds))
+            valid_users = max(1, *(self._distinct_users(slice(b.train, b.valid)) for b in self.bounds))
         return Capacity(
             users=users,
             items=items,
             edges=2 * int((self._by_user < self.bounds[-1].train).sum()),
             positives=max(b.train - b.start + len(r) for b, r in zip(self.bounds, self.replay, strict=True)),
-            valid=max(1, *(b.valid - b.train for b in self.bounds))
-            if not self.select_on_test
-            else max(b.end - b.valid for b in self.bounds),
-            test=max(b.end - b.valid for b in self.bounds),
-            positive_users=max(distinct(self._trained(t)) for t in range(len(self))),
-            valid_users=test_users
-            if self.select_on_test
-            else max(1, *(distinct(slice(b.train, b.valid)) for b in self.bounds)),
+            valid=valid,
+            test=test,
+            positive_users=max(self._distinct_users(self._trained(t)) for t in range(len(self))),
+            valid_users=valid_users,
             test_users=test_users,
         )
+
+    def _distinct_users(self, rows: slice | np.ndarray) -> int:
+        return len(np.unique(self.user[rows]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -142,11 +141,16 @@ class Stream:
 
     @functools.cached_property
     def _by_item(self) -> np.ndarray:
+        """First rows of the distinct pairs, sorted by item, then user."""
         rows = self._distinct
         return rows[sorted_rows(self.item[rows], self.user[rows])]
 
     def segment(self, t: int) -> Segment:
-        """Segment t as numpy arrays of the stream's capacities."""
+        """One segment as numpy arrays of the stream's capacities.
+
+        Args:
+          t: number of the segment, from 0.
+        """
         bounds, capacity = self.bounds[t], self.capacity
         users, items = self.known(bounds.train)
         users_before, items_before = self.known(bounds.start)
@@ -156,32 +160,41 @@ class Stream:
         test, dropped_test = self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)
         if self.select_on_test:
             valid, dropped_valid = test, dropped_test
+        user, item = self.user[: bounds.train], self.item[: bounds.train]
         return Segment(
-            index=np.int32(t),
-            users=np.int32(users),
-            items=np.int32(items),
-            users_before=np.int32(users_before),
-            items_before=np.int32(items_before),
-            interactions=np.int32(bounds.end - bounds.start),
+            index=host_leaf(np.int32(t)),
+            users=host_leaf(np.int32(users)),
+            items=host_leaf(np.int32(items)),
+            users_before=host_leaf(np.int32(users_before)),
+            items_before=host_leaf(np.int32(items_before)),
+            interactions=host_leaf(np.int32(bounds.end - bounds.start)),
             graph=self._graph(bounds.train),
             positives=make_ragged_items(
                 self.user[trained], self.item[trained], capacity.positives, capacity.positive_users
             ),
             valid=valid,
             test=test,
-            dropped=np.array([dropped_valid, dropped_test], np.int32),
-            frequency=self._count(trained),
-            total=total,
-            recency=self._recency(bounds.train),
-            popularity=self._popularity(slice(bounds.start, bounds.train), total[capacity.users :], bounds.train),
+            dropped=host_leaf(np.array([dropped_valid, dropped_test], np.int32)),
+            frequency=host_leaf(self._count(trained)),
+            total=host_leaf(total),
+            recency=host_leaf(statistics.recency(user, item, capacity.users, capacity.items)),
+            popularity=host_leaf(statistics.popularity(item, bounds.start, total[capacity.users :])),
         )
 
     def replay_bytes(self, t: int) -> int:
-        """Bytes of the rows that segment t is trained on again: two 32-bit ids each."""
+        """Bytes of the rows that a segment is trained on again: two 32-bit ids each.
+
+        Args:
+          t: number of the segment, from 0.
+        """
         return 8 * len(self.replay[t])
 
     def test(self, t: int) -> RaggedItems:
-        """The test part of segment t alone."""
+        """The test part of a segment alone, cheaper than the whole segment.
+
+        Args:
+          t: number of the segment, from 0.
+        """
         bounds, capacity = self.bounds[t], self.capacity
         return self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)[0]
 
@@ -190,9 +203,8 @@ class Stream:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *self)
 
     def _graph(self, cut: int) -> Graph:
-        capacity, orders = self.capacity, (self._by_user, self._by_item)
-        rows = [order[order < cut] for order in orders]
-        return make_graph(self.user, self.item, *rows, capacity.users, capacity.nodes, capacity.edges)
+        by_user, by_item = (order[order < cut] for order in (self._by_user, self._by_item))
+        return make_graph(self.user, self.item, by_user, by_item, self.capacity.graph)
 
     def _trained(self, t: int) -> np.ndarray:
         """Rows that segment t is trained on; i64[...]."""
@@ -209,30 +221,12 @@ class Stream:
         rng = np.random.default_rng((self.seed, t))
         return make_ragged_items(user[relevant], item[relevant], capacity, most_users, rng), int((~known).sum())
 
-    def _count(self, rows) -> np.ndarray:
+    def _count(self, rows: slice | np.ndarray) -> np.ndarray:
+        """How often each node appears in some rows; i32[N]."""
         capacity = self.capacity
         return np.concatenate([counts(self.user[rows], capacity.users), counts(self.item[rows], capacity.items)])
 
-    def _recency(self, cut: int) -> np.ndarray:
-        capacity = self.capacity
-        last = np.zeros(capacity.nodes, np.int32)
-        users, items = last[: capacity.users], last[capacity.users :]
-        for start in range(0, cut, CHUNK):
-            rows = slice(start, min(start + CHUNK, cut))
-            position = np.arange(rows.start + 1, rows.stop + 1, dtype=np.int32)
-            users[self.user[rows]] = position  # of repeated indices the last one stays
-            items[self.item[rows]] = position
-        return last
 
-    def _popularity(self, own: slice, total: np.ndarray, cut: int) -> np.ndarray:
-        items = self.capacity.items
-        popularity = [total, counts(self.item[own], items)]
-        for half_life in HALF_LIVES:
-            start = max(0, cut - 40 * half_life)  # what lies further back weighs less than 2^-40
-            decayed = np.zeros(items)
-            for first in range(start, cut, CHUNK):
-                last = min(first + CHUNK, cut)
-                weight = np.exp2(np.arange(first - cut + 1, last - cut + 1) / half_life)
-                np.add.at(decayed, self.item[first:last], weight)  # in turn, as one pass would
-            popularity.append(decayed)
-        return np.stack([row.astype(np.float32) for row in popularity])
+def _arrivals(ids: np.ndarray) -> np.ndarray:
+    """Row of each id's first appearance, for ids numbered by first appearance; i64[ids]."""
+    return np.flatnonzero(np.diff(np.maximum.accumulate(ids), prepend=ids.dtype.type(-1)))

@@ -1,4 +1,10 @@
-"""Embedding storage behind one interface."""
+"""Embedding storage behind one interface.
+
+`storage.Storage` is that interface; to add a storage, read `scall_jax/tables/storage.py` first. `table.Table` is the
+part of it that lets training work a block of columns at a time.
+"""
+
+from typing import Protocol
 
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16, PACKED_INT8
@@ -9,12 +15,13 @@ from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
-from scall_jax.tables.resize import principal_axes, resize
+from scall_jax.tables.resize import ResizeScales, principal_axes, resize
 from scall_jax.tables.sized import MASKED, PACKED, sized
-from scall_jax.tables.storage import Storage, StorageFactory, charged
+from scall_jax.tables.storage import Previous, Storage, StorageFactory, WarmStartOptions, charged
 from scall_jax.tables.table import Table
 
 TABLES = {"packed": packed, "masked": masked}
+"""Tables by name: functions of (parameters, users, items, maximum)."""
 
 SIZED: dict[str, StorageFactory] = {
     "packed": PACKED,
@@ -22,7 +29,7 @@ SIZED: dict[str, StorageFactory] = {
     "packed_int8": PACKED_INT8,
     "masked": MASKED,
 }
-"""Storages whose plan is the size of every vector, for methods that choose sizes."""
+"""Storages whose plan is the size of every vector, for methods that plan sizes."""
 
 STORAGES: dict[str, StorageFactory] = SIZED | {
     "binary_hash": BINARY_HASH,
@@ -32,13 +39,34 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
 }
-"""Ways of storing by name."""
+"""Ways of storing by the name that `Config.table` gives them."""
 
 
-def storage_factory(config, name: str | None = None) -> StorageFactory:
-    """The kind called `name` (None: the config's own `table`) with the options that the config has for it."""
-    kind = STORAGES[name or config.table]
-    return kind if kind.configure is None else kind.configure(config)
+class HasTable(Protocol):
+    """A configuration that names a storage, and has the options of storages that have any."""
+
+    @property
+    def table(self) -> str:
+        """Name in `STORAGES`."""
+        ...
+
+
+def storage_factory(config: HasTable) -> StorageFactory:
+    """The factory that a run's configuration names, with the options that the configuration has for it.
+
+    Args:
+      config: the run's `Config`.
+
+    Returns:
+      StorageFactory.
+
+    >>> from scall_jax import Config
+    >>> factory = storage_factory(Config(table="packed_bfloat16"))
+    >>> factory.budget_units(1000, (30, 18), 64, False)
+    500
+    """
+    factory = STORAGES[config.table]
+    return factory if factory.configure is None else factory.configure(config)
 
 
 __all__ = [
@@ -47,13 +75,15 @@ __all__ = [
     "TABLES",
     "Layout",
     "MixedPrecisionConfig",
+    "Previous",
     "PrunedConfig",
+    "ResizeScales",
     "SharedMemoryConfig",
     "Storage",
     "StorageFactory",
     "Table",
+    "WarmStartOptions",
     "charged",
-    "kind_of",
     "make_layout",
     "masked",
     "mean_vectors",
@@ -61,4 +91,5 @@ __all__ = [
     "principal_axes",
     "resize",
     "sized",
+    "storage_factory",
 ]

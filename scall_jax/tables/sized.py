@@ -1,6 +1,7 @@
-"""Storage over tables that are read and written in strips of columns: packed and masked."""
+"""Storage over tables that are read and written a block of columns at a time: packed and masked."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +10,45 @@ import numpy as np
 from scall_jax.tables.column_blocks import used_columns
 from scall_jax.tables.masked import masked
 from scall_jax.tables.packed import packed
-from scall_jax.tables.resize import init, principal_axes, resize
-from scall_jax.tables.storage import Exported, Storage, StorageFactory, size_bytes
+from scall_jax.tables.resize import ResizeScales, init, principal_axes, resize
+from scall_jax.tables.storage import (
+    Exported,
+    Previous,
+    Sides,
+    Storage,
+    StorageFactory,
+    WarmStartOptions,
+    most_spent,
+    size_bytes,
+)
 from scall_jax.tables.table import Table
 
 
 def sized(table: Table, users: int, maximum: int) -> Storage:
-    """Storage whose plan is the size of every vector, i32[N + 2], and whose parameters are the table's own, f32."""
+    """Storage whose plan is the size of every vector, i32[N + 2].
 
-    def resized(key, stored, old, new, known, weight, carry):
-        old, new = table.layout(old), table.layout(new)
-        axes = principal_axes(table, stored, old, weight) if carry.rotate else None
-        options = {"shrink": carry.shrink, "axes": axes, "std": carry.init_std, "grow_std": carry.grow_std}
-        return resize(table, key, stored, old, new, known, **options)
+    Args:
+      table: the table; its parameters are what is stored, f32.
+      users: capacity of the users' side.
+      maximum: the largest size of an entity.
 
+    Returns:
+      Storage; a budget unit is a parameter.
+
+    >>> storage = sized(packed(6, users=2, items=1, maximum=3), users=2, maximum=3)
+    >>> plan = jnp.array([3, 0, 2, 1, 0])
+    >>> layout = storage.layout(plan)
+    >>> int(storage.allocated(plan)), storage.vectors(jnp.ones(6), layout).tolist()
+    (6, [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    >>> {name: array.nbytes for name, array in storage.export(jnp.ones(6), plan, (2, 1)).items()}
+    {'parameters': 24, 'metadata_sizes': 5}
+    """
     return Storage(
         plan=lambda: jnp.zeros(table.nodes + 2, jnp.int32),
         empty=table.zeros,
         layout=table.layout,
         fresh=lambda key, layout, std: init(table, key, layout, std),
-        resize=resized,
+        warm_start=functools.partial(_warm_start, table),
         vectors=lambda params, layout: table.lookup(params, layout, jnp.arange(table.nodes)),
         store=lambda params, layout: params,
         load=lambda stored, layout: stored,
@@ -43,21 +63,56 @@ def sized(table: Table, users: int, maximum: int) -> Storage:
     )
 
 
-def sizes_in_use(sizes: jax.Array, users: int, maximum: int, known: tuple[int, int]) -> np.ndarray:
-    """Sizes of the known users and items and of the two shared vectors, in the smallest integers for `maximum`."""
-    sizes = np.asarray(sizes)
-    in_use = np.concatenate([sizes[: known[0]], sizes[users : users + known[1]], sizes[-2:]])
+def _warm_start(table: Table, key, previous: Previous, plan, options: WarmStartOptions):
+    old, new = table.layout(previous.plan), table.layout(plan)
+    axes = principal_axes(table, previous.stored, old, previous.weight) if options.rotate else None
+    scales = ResizeScales(options.shrink, options.init_std, options.grow_std)
+    return resize(table, key, previous.stored, old, new, previous.known, axes=axes, scales=scales)
+
+
+def sizes_in_use(sizes: jax.Array | np.ndarray, users: int, maximum: int, known: Sides) -> np.ndarray:
+    """Sizes of the known entities and of the two shared vectors, as they go to disk.
+
+    Args:
+      sizes: i32[N + 2], coordinates of each vector.
+      users: capacity of the users' side.
+      maximum: the largest size, which the smallest sufficient unsigned integers are chosen for.
+      known: users and items whose sizes are kept, the first of each side.
+
+    Returns:
+      u8, u16 or u32 [known users + known items + 2].
+
+    >>> sizes_in_use(np.array([3, 0, 7, 2, 0, 1, 0]), users=3, maximum=8, known=(2, 1))
+    array([3, 0, 2, 1, 0], dtype=uint8)
+    """
+    every = np.asarray(sizes)
+    in_use = np.concatenate([every[: known[0]], every[users : users + known[1]], every[-2:]])
     return in_use.astype(f"uint{8 * size_bytes(maximum)}")
 
 
-def all_sizes(in_use: np.ndarray, users: int, nodes: int, known: tuple[int, int]) -> np.ndarray:
-    """The inverse of `sizes_in_use`; i32[nodes + 2].
+def all_sizes(in_use: np.ndarray, users: int, nodes: int, known: Sides) -> np.ndarray:
+    """The inverse of `sizes_in_use`.
+
+    Args:
+      in_use: integers [known users + known items + 2].
+      users: capacity of the users' side.
+      nodes: N, capacity of both sides.
+      known: users and items whose sizes these are.
+
+    Returns:
+      i32[N + 2]; entities that are not known have size 0.
 
     Raises:
-      ValueError: not as many sizes as known entities.
+      ValueError: there are not as many sizes as known entities, or more entities than capacity.
+
+    >>> all_sizes(np.array([3, 0, 2, 1, 0], np.uint8), users=3, nodes=5, known=(2, 1))
+    array([3, 0, 0, 2, 0, 1, 0], dtype=int32)
     """
     if len(in_use) != sum(known) + 2 or known[0] > users or known[1] > nodes - users:
-        raise ValueError(f"{len(in_use)} sizes for {known[0]} users and {known[1]} items: another stream's?")
+        raise ValueError(
+            f"{len(in_use)} sizes for {known[0]} users and {known[1]} items of {users} and {nodes - users}:"
+            " restore with the stream that the run was started with"
+        )
     sizes = np.zeros(nodes + 2, np.int32)
     sizes[: known[0]] = in_use[: known[0]]
     sizes[users : users + known[1]] = in_use[known[0] : -2]
@@ -67,7 +122,7 @@ def all_sizes(in_use: np.ndarray, users: int, nodes: int, known: tuple[int, int]
 
 def _export(users, maximum, stored, plan, known) -> Exported:
     params = np.asarray(stored)
-    # a packed pool is written as far as it is in use; a masked table has rows and is written whole
+    # A packed pool is written as far as it is in use; a masked table has rows and is written whole.
     params = params[: np.asarray(plan).sum()] if params.ndim == 1 else params
     return {"parameters": params, "metadata_sizes": sizes_in_use(plan, users, maximum, known)}
 
@@ -76,28 +131,41 @@ def _restore(table, users, exported, known):
     template = jax.eval_shape(table.zeros)
     written = exported.get("parameters", np.zeros(0, np.float32))
     if written.shape[0] > template.shape[0] or written.shape[1:] not in (template.shape[1:], ()):
-        raise ValueError(f"parameters of shape {written.shape} do not fit {template.shape}: another budget's?")
+        raise ValueError(
+            f"parameters of shape {written.shape} do not fit {template.shape}:"
+            " restore with the budget that the run was started with"
+        )
     params = np.zeros(template.shape, np.float32)
     params[: len(written)] = written
     sizes = all_sizes(exported["metadata_sizes"], users, table.nodes, known)
     return jnp.asarray(params), jnp.asarray(sizes)
 
 
-def _budget_units(nbytes, entities, maximum, metadata):
+def sized_units(nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
+    """Float32 parameters that bytes pay for: `StorageFactory.budget_units` of tables in float32.
+
+    Args:
+      nbytes: bytes of the budget.
+      entities: known users and items.
+      maximum: the largest size of an entity.
+      metadata: whether the sizes of all entities and of the two shared vectors are paid for too.
+
+    >>> sized_units(1000, (30, 18), 64, metadata=False), sized_units(1000, (30, 18), 64, metadata=True)
+    (250, 237)
+    """
     spent = size_bytes(maximum) * (sum(entities) + 2) if metadata else 0
     return (nbytes - spent) // 4
 
 
-def _capacity(budget_units, entities, maximum):
-    return max(min(u, sum(n) * maximum) for u, n in zip(budget_units, entities, strict=True))
+def _sized_factory(make_table: Callable[[int, int, int, int], Table]) -> StorageFactory:
+    def build(capacity, users, items, maximum):
+        return sized(make_table(capacity, users, items, maximum), users, maximum)
+
+    return StorageFactory(budget_units=sized_units, capacity=most_spent, build=build)
 
 
-def _kind(make):
-    return StorageFactory(
-        budget_units=_budget_units,
-        capacity=_capacity,
-        build=lambda capacity, users, items, maximum: sized(make(capacity, users, items, maximum), users, maximum),
-    )
+PACKED = _sized_factory(packed)
+"""One pool of as many float32 parameters as the budget has."""
 
-
-PACKED, MASKED = _kind(packed), _kind(masked)
+MASKED = _sized_factory(masked)
+"""A full table under a mask; the reference for `PACKED`."""

@@ -1,1 +1,1 @@
-"""Methods to set beside SCALL at the same bytes."""
+"""Methods to compare SCALL with at the same bytes, each after the paper that its module names."""

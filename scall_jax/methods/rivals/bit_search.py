@@ -1,20 +1,22 @@
-"""MPE over a stream: at every segment bits are searched for afresh, chosen within the budget, and trained with.
+"""MPE (arXiv 2409.20305) over a stream: every segment searches for bits, picks them within the budget, and trains.
 
-The paper gives a group the most bits whose probability is at least 1/14; here the bits of all groups are chosen
+The paper gives a group the most bits whose probability is at least 1/14. Here the bits of all groups are picked
 together, for the largest sum of log-probabilities within the bytes.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax.config import Config
-from scall_jax.methods.allocators import entities_order
-from scall_jax.methods.planner import SizePlanner, no_action
+from scall_jax.methods.allocators import entities_order, ranking_frequency
+from scall_jax.methods.context import SegmentContext
+from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import no_search
+from scall_jax.methods.state import RunState
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.compressed.lsq import MOST_BITS
@@ -22,55 +24,77 @@ from scall_jax.tables.compressed.mixed_precision import Bits, searching
 
 
 class Groups(NamedTuple):
-    """Groups of the entities of a segment by frequency."""
+    """Groups of the entities of a segment by frequency, G a side. Sides are users, items."""
 
-    groups: jax.Array  # u8[N], within the side; G for entities that do not exist
+    groups: jax.Array  # u8[N], number of the group within the side; G for entities that do not exist
     count: jax.Array  # i32[2, G], entities
     frequency: jax.Array  # f32[2, G], interactions of all of them
 
 
 def by_frequency(config: Config, segment: Segment) -> Groups:
-    """Groups of equal size, within one, from the most frequent to the least, on each side."""
+    """Group each side from the most to the least frequent entity; groups differ by one entity at most.
+
+    Args:
+      config: `mixed_precision.groups` is G, and `sizes.ranking` says which frequency counts.
+      segment: data of the segment.
+
+    Returns:
+      Groups.
+    """
     groups = config.mixed_precision.groups
     users, items = sides(segment)
-    count_of = segment.frequency if config.sizes.ranking == "segment" else segment.total
-    found = []
+    count_of = ranking_frequency(config.sizes, segment)
+    by_side = []
     for part, num_active in ((slice(0, users), segment.users), (slice(users, users + items), segment.items)):
         order = entities_order(config.sizes, segment, part)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
-        # rank x groups may exceed 32 bits
+        # The direct formula, rank x groups // num_active, may exceed 32 bits.
         size, larger = num_active // groups, num_active % groups
         ahead = larger * (size + 1)
         group = jnp.where(rank < ahead, rank // (size + 1), larger + (rank - ahead) // jnp.maximum(size, 1))
         group = jnp.where(rank < num_active, group, groups)
         members = jnp.zeros(groups, jnp.int32).at[group].add(1, mode="drop")
         frequency = jnp.zeros(groups).at[group].add(count_of[part].astype(jnp.float32), mode="drop")
-        found.append((group.astype(jnp.uint8), members, frequency))
-    group, members, frequency = zip(*found, strict=True)
+        by_side.append((group.astype(jnp.uint8), members, frequency))
+    group, members, frequency = zip(*by_side, strict=True)
     return Groups(jnp.concatenate(group), jnp.stack(members), jnp.stack(frequency))
 
 
 def prices(grouped: Groups) -> jax.Array:
-    """1 / (interactions of the group / interactions of the side's rarest group), at most 1; f32[2, G].
+    """The price of a bit of each group: interactions of the side's rarest group / interactions of the group.
 
-    Groups without interactions count as having one.
+    Args:
+      grouped: groups; those without interactions count as having one.
+
+    Returns:
+      f32[2, G], at most 1; 0 for groups without entities.
+
+    >>> count, frequency = jnp.array([[3, 2], [3, 0]]), jnp.array([[8.0, 2.0], [5.0, 0.0]])
+    >>> prices(Groups(jnp.zeros(8, jnp.uint8), count, frequency)).tolist()
+    [[0.25, 1.0], [1.0, 0.0]]
     """
+    chex.assert_equal_shape([grouped.count, grouped.frequency])
     frequency = jnp.maximum(grouped.frequency, 1.0)
     rarest = jnp.where(grouped.count > 0, frequency, jnp.inf).min(1, keepdims=True)
     return jnp.where(grouped.count > 0, rarest / frequency, 0.0)
 
 
 def most_likely(log_p: jax.Array, count: jax.Array, total: jax.Array) -> jax.Array:
-    """Bits i32[K] with the largest sum of log_p[k, bits[k]] for what they cost, sum count x bits <= total.
-
-    Args:
-      log_p: f32[K, 7].
-      count: i32[K], cost of a bit.
-      total: i32[], allowed.
+    """The likeliest bits for what they cost, within a total.
 
     A multiplier on the cost, found by bisection, decides; it is negative where the likeliest bits cost less than is
     allowed. So these are the likeliest ones among all that cost the same; a part of `total` may be left.
+
+    Args:
+      log_p: f32[K, 7], log-probability of 0 to 6 bits for each of K groups.
+      count: i32[K], cost of a bit of each group.
+      total: i32[], the cost allowed.
+
+    Returns:
+      i32[K] with the largest sum of log_p[k, bits[k]] for sum(count x bits) <= total.
     """
+    chex.assert_rank([log_p, count, total], [2, 1, 0])
+    chex.assert_equal_shape_prefix([log_p, count], 1)
     widths = jnp.arange(log_p.shape[1], dtype=jnp.int32)
     relative = count / jnp.maximum(count.max(), 1).astype(jnp.float32)
     least = jnp.where(count > 0, relative, jnp.inf).min()
@@ -92,7 +116,22 @@ def most_likely(log_p: jax.Array, count: jax.Array, total: jax.Array) -> jax.Arr
 
 
 def filled(bits: jax.Array, count: jax.Array, total: jax.Array, order: jax.Array) -> jax.Array:
-    """What is left of `total` as further bits, one each in `order` i32[K] and round again; i32[K] up to 6."""
+    """Spend what is left of a total on further bits, one per group in turn, as often as it goes round.
+
+    Args:
+      bits: i32[K], bits so far.
+      count: i32[K], cost of a bit of each group.
+      total: i32[], the cost allowed.
+      order: i32[K], the groups in the order of their turns.
+
+    Returns:
+      i32[K], at most 6.
+
+    >>> filled(jnp.array([1, 0]), jnp.array([2, 3]), jnp.int32(9), jnp.array([1, 0])).tolist()
+    [3, 1]
+    """
+    chex.assert_rank([bits, count, order, total], [1, 1, 1, 0])
+    chex.assert_equal_shape([bits, count, order])
     left = total - (count * bits).sum()
 
     def give(i, carry):
@@ -105,26 +144,45 @@ def filled(bits: jax.Array, count: jax.Array, total: jax.Array, order: jax.Array
 
 
 def choose_bits(log_p: jax.Array, grouped: Groups, total: jax.Array) -> jax.Array:
-    """Bits u8[2, G] within `total` planes, by log_p f32[2, G, 7]; what is left goes to the most frequent first."""
+    """Bits of all groups within a total; what the likeliest ones leave goes to the most frequent groups first.
+
+    Args:
+      log_p: f32[2, G, 7], log-probability of 0 to 6 bits.
+      grouped: the groups.
+      total: i32[], budget units allowed: a unit is one bit of every coordinate of one entity.
+
+    Returns:
+      u8[2, G].
+    """
+    chex.assert_rank([log_p, total], [3, 0])
+    chex.assert_equal_shape_prefix([log_p, grouped.count], 2)
     count = grouped.count.ravel()
     bits = most_likely(log_p.reshape(len(count), -1), count, total)
     order = jnp.argsort(-grouped.frequency.ravel() / jnp.maximum(count, 1))
     return filled(bits, count, total, order).astype(jnp.uint8).reshape(grouped.count.shape)
 
 
-def bit_search_planner(config: Config, progress: Callable | None = None) -> SizePlanner:
-    """Bits by a training of at most `search.probes` x `search.probe_steps` steps, as many as SCALL's search makes.
+def bit_search_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner of MPE, for the storage `mixed_precision`.
 
-    It starts from the vectors that the segment's own training then starts from again; steps and offsets of the
-    quantiser are kept (arXiv 2409.20305), of the evaluation that is best on valid. What is remembered is the plan
-    found, until the segment is planned.
+    Bits come from a training of at most `search.probes` x `search.probe_steps` steps, as many as SCALL's search makes.
+    It starts from the vectors that the segment's own training then starts from again. Steps and offsets of the
+    quantiser are kept, as in the paper, from the evaluation that is best on valid. The planner's state is the plan
+    found, which the segment then takes.
+
+    Args:
+      config: configuration of the run.
+      on_probes: never called, because nothing is probed.
+
+    Returns:
+      SizePlanner whose state is a `Bits`.
     """
-    del progress
+    del on_probes
     options = config.mixed_precision
     steps = config.search.probes * config.search.probe_steps
     fit_config = dataclasses.replace(config.fit, steps=steps)
 
-    def search(context):
+    def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         storage, segment = context.storage, context.segment
         wide = searching(storage, sides(segment)[0], options)
         grouped = by_frequency(config, segment)
@@ -135,10 +193,10 @@ def bit_search_planner(config: Config, progress: Callable | None = None) -> Size
         params = run_fit(context.search_key(), params, (plan, prices(grouped)), segment, bias).params
         log_p = jax.nn.log_softmax(params["logits"] / options.temperature)
         bits = choose_bits(log_p, grouped, context.budget_total())
-        found = Bits(grouped.groups, bits, params["steps"], params["offsets"])
-        return context.state._replace(planner=found), no_search(config)
+        new_plan = Bits(grouped.groups, bits, params["steps"], params["offsets"])
+        return context.state._replace(planner=new_plan), no_search(config)
 
-    def plan(context, key) -> tuple[Any, jax.Array]:
+    def plan(context: SegmentContext, key: jax.Array) -> tuple[Bits, jax.Array]:
         del key
         return context.state.planner, no_action(config)
 

@@ -5,46 +5,48 @@ its frequency, its size and how well it is served; the reward is the last of the
 square of its size. The actor's size is the start of a random walk on the sizes, of which the critic takes the best
 place. The best probed sizes are trained once more, and the winner sizes the segment.
 
-The paper serves no budget: here all sizes are scaled by one factor to fill it exactly within their bounds, and what the
-agents learn from is what was given out. It measures how well an entity is served relative to a table of full size,
-which is not within the budget: here it is relative to the mean of users under the reference of the probes, and at 20
-alone, not at 5, 10 and 20. And it makes 300 short trainings with an update each; at the probes of SCALL there are
-several updates to a probe.
+Differences from the paper. It serves no budget: here all sizes are scaled by one factor to fill it exactly within their
+bounds, and the agents learn from what was given out. It measures how well an entity is served relative to a table of
+full size, which is not within the budget: here it is relative to the mean of users under the reference of the probes,
+and at 20 alone, not at 5, 10 and 20. It makes 300 short trainings with an update each: here there are fewer probes, as
+many as SCALL makes, and several updates after each.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from scall_jax.config import Config
 from scall_jax.methods.context import SEARCH_KEY, SegmentContext
-from scall_jax.methods.planner import SizePlanner, no_action
+from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
 from scall_jax.methods.probe import most_probes
-from scall_jax.methods.rivals.entity_features import by_entity, fill, scaled_frequency
-from scall_jax.methods.rivals.probe_loop import Search, probing_planner, retrained
+from scall_jax.methods.rivals.entity_features import EntityValues, by_entity, fill, scaled_frequency
+from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner, retrained
 from scall_jax.policies.networks import Actor, TwinCritic
-from scall_jax.streams.segments import active_mask, sides
+from scall_jax.streams import Segment, active_mask, sides
 
 _WIDTHS = (256, 256)
 _GAMMA, _TAU = 0.99, 0.005
-_DELAY = 2  # updates of the critic to one of the actor
-_NOISE, _MOST_NOISE = 2.0, 5.0  # on the target's action, in coordinates
+_DELAY = 2  # updates of the critic for one of the actor
+_NOISE, _MOST_NOISE = 2.0, 5.0  # noise on the target's action and its bound, in coordinates
 _ACTOR_RATE, _CRITIC_RATE, _CLIP = 1e-3, 3e-3, 0.01
 _BATCH = 4096
-_PRICE = 0.2  # of the squared part of the largest size; 0.4 on MovieLens-1M as published, 0.2 on Yelp2018
-_STEPS, _REACH = 5, 5  # of the random walk, and how far one of them goes
-_SHIFT = 6.0  # standard deviation of the noise on all sizes of a probe
-_UPDATES = 8  # after each probe
+_PRICE = 0.2  # price of (size / largest size)^2; published: 0.4 on MovieLens-1M, 0.2 on Yelp2018
+_STEPS, _REACH = 5, 5  # steps of the random walk, and the longest of them in coordinates
+_SHIFT = 6.0  # standard deviation of the shift of all sizes of a probe, in coordinates
+_UPDATES = 8  # updates after each probe
 _MOST_QUALITY = 1.0  # as published
 
 ACTOR, CRITIC = Actor(1, _WIDTHS), TwinCritic(_WIDTHS)
 
 
-class Agent(NamedTuple):
-    """Networks of a side, their targets and optimisers."""
+class ActorCritic(NamedTuple):
+    """The agent of a side: networks, their targets and optimisers."""
 
     actor: Any
     critic: Any
@@ -52,16 +54,36 @@ class Agent(NamedTuple):
     target_critic: Any
     actor_opt_state: optax.OptState
     critic_opt_state: optax.OptState
-    updates: jax.Array  # i32[], of the critic so far
+    updates: jax.Array  # i32[], updates of the critic so far
 
 
 class CiessState(NamedTuple):
-    """Agents and the sizes found."""
+    """State of the planner: the agents and the best sizes."""
 
-    users: Agent
-    items: Agent
-    sizes: jax.Array  # i32[N], -1 for who did not exist: 0 is a size
+    users: ActorCritic
+    items: ActorCritic
+    sizes: jax.Array  # i32[N], -1 for entities that did not exist, since 0 is a size
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
+
+
+class SizeBounds(NamedTuple):
+    """Bounds of sizes in coordinates, static."""
+
+    low: int
+    high: int
+
+    @property
+    def span(self) -> int:
+        """The distance between the bounds, at least 1."""
+        return max(self.high - self.low, 1)
+
+    def place(self, size: jax.Array) -> jax.Array:
+        """Where sizes f32[...] lie between the bounds, in [0, 1]."""
+        return jnp.clip((size - self.low) / self.span, 0.0, 1.0)
+
+    def size(self, place: jax.Array) -> jax.Array:
+        """The inverse of `place`, not rounded."""
+        return self.low + place * (self.high - self.low)
 
 
 class Batch(NamedTuple):
@@ -70,42 +92,83 @@ class Batch(NamedTuple):
     state: jax.Array  # f32[n, 3]
     action: jax.Array  # f32[n, 1], place of the size between the bounds
     reward: jax.Array  # f32[n]
-    ahead: jax.Array  # f32[n, 3], the state after
+    next_state: jax.Array  # f32[n, 3]
 
 
 def _adam(rate):
     return optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
 
 
-def new_agent(key: jax.Array) -> Agent:
-    """An agent that knows nothing; its targets are copies."""
+def _act(actor: Any, state: jax.Array) -> jax.Array:
+    return cast(jax.Array, ACTOR.apply(actor, state))
+
+
+def _value(critic: Any, state: jax.Array, action: jax.Array) -> jax.Array:
+    return cast(jax.Array, CRITIC.apply(critic, state, action))
+
+
+def new_agent(key: jax.Array) -> ActorCritic:
+    """An agent with random networks, whose targets are copies of them.
+
+    Args:
+      key: typed PRNG key.
+
+    Returns:
+      ActorCritic.
+    """
     actor_key, critic_key = jax.random.split(key)
     actor = ACTOR.init(actor_key, jnp.zeros(3))
     critic = CRITIC.init(critic_key, jnp.zeros(3), jnp.zeros(1))
     opt_state = _adam(_ACTOR_RATE).init(actor), _adam(_CRITIC_RATE).init(critic)
-    return Agent(actor, critic, actor, critic, *opt_state, jnp.int32(0))
+    return ActorCritic(actor, critic, actor, critic, *opt_state, jnp.int32(0))
 
 
-def targets(agent: Agent, reward: jax.Array, ahead: jax.Array, noise: jax.Array, span: float) -> jax.Array:
-    """r + γ min Q'(s', π'(s') + noise), f32[n]: the noise f32[n, 1] is standard normal, `span` sizes are 1."""
+def td3_targets(
+    agent: ActorCritic, reward: jax.Array, next_state: jax.Array, noise: jax.Array, span: float
+) -> jax.Array:
+    """Targets of the critic, r + γ min Q'(s', π'(s') + noise) (TD3, arXiv 1802.09477, algorithm 1).
+
+    Args:
+      agent: has the target networks.
+      reward: f32[n].
+      next_state: f32[n, 3].
+      noise: f32[n, 1], standard normal.
+      span: the distance between the bounds of sizes, which scales the noise from coordinates.
+
+    Returns:
+      f32[n].
+    """
+    chex.assert_rank([reward, next_state, noise], [1, 2, 2])
+    chex.assert_equal_shape_prefix([reward, next_state, noise], 1)
     shift = jnp.clip(_NOISE * noise, -_MOST_NOISE, _MOST_NOISE) / span
-    action = jnp.clip(ACTOR.apply(agent.target_actor, ahead) + shift, 0.0, 1.0)
-    return reward + _GAMMA * CRITIC.apply(agent.target_critic, ahead, action).min(-1)
+    action = jnp.clip(_act(agent.target_actor, next_state) + shift, 0.0, 1.0)
+    return reward + _GAMMA * _value(agent.target_critic, next_state, action).min(-1)
 
 
-def update(agent: Agent, batch: Batch, noise: jax.Array, span: float) -> Agent:
-    """One update of the critic, and at every other one of the actor and the targets (TD3, arXiv 1802.09477)."""
-    wanted = targets(agent, batch.reward, batch.ahead, noise, span)
+def update_agent(agent: ActorCritic, batch: Batch, noise: jax.Array, span: float) -> ActorCritic:
+    """Update the critic, and every other time the actor and the targets (TD3, arXiv 1802.09477, algorithm 1).
+
+    Args:
+      agent: the agent before the update.
+      batch: n transitions.
+      noise: f32[n, 1], standard normal.
+      span: the distance between the bounds of sizes.
+
+    Returns:
+      ActorCritic after the update.
+    """
+    chex.assert_rank([batch.state, batch.action], 2)
+    wanted = td3_targets(agent, batch.reward, batch.next_state, noise, span)
 
     def critic_loss(critic):
-        return ((CRITIC.apply(critic, batch.state, batch.action) - wanted[:, None]) ** 2).sum(-1).mean()
+        return ((_value(critic, batch.state, batch.action) - wanted[:, None]) ** 2).sum(-1).mean()
 
     changes, critic_opt_state = _adam(_CRITIC_RATE).update(jax.grad(critic_loss)(agent.critic), agent.critic_opt_state)
     critic = optax.apply_updates(agent.critic, changes)
     agent = agent._replace(critic=critic, critic_opt_state=critic_opt_state, updates=agent.updates + 1)
 
     def actor_loss(actor):
-        return -CRITIC.apply(critic, batch.state, ACTOR.apply(actor, batch.state))[..., 0].mean()
+        return -_value(critic, batch.state, _act(actor, batch.state))[..., 0].mean()
 
     def delayed():
         changes, actor_opt_state = _adam(_ACTOR_RATE).update(jax.grad(actor_loss)(agent.actor), agent.actor_opt_state)
@@ -120,160 +183,275 @@ def update(agent: Agent, batch: Batch, noise: jax.Array, span: float) -> Agent:
     return jax.lax.cond(agent.updates % _DELAY == 0, delayed, lambda: agent)
 
 
-def walk(key: jax.Array, start: jax.Array, low: int, high: int) -> jax.Array:
-    """Places of a random walk on the sizes, i32[_STEPS + 1, n], from i32[n] on.
+def walk(key: jax.Array, start: jax.Array, bounds: SizeBounds) -> jax.Array:
+    """Random walks on the sizes.
 
-    Sizes at most _REACH apart are neighbours; a step goes to one of them with a probability inverse to its distance.
+    Sizes at most 5 apart are neighbours; a step goes to one of them with a probability inverse to its distance.
+
+    Args:
+      key: typed PRNG key.
+      start: i32[n], the sizes to start from.
+      bounds: bounds of sizes.
+
+    Returns:
+      i32[6, n], the places of each walk, the start first.
     """
+    chex.assert_rank(start, 1)
     offset = jnp.asarray([i for i in range(-_REACH, _REACH + 1) if i], jnp.int32)
     weight = -jnp.log(jnp.abs(offset).astype(jnp.float32))[None, :]
 
     def step(at, step_key):
         ahead = at[:, None] + offset[None, :]
-        allowed = (ahead >= low) & (ahead <= high)
-        chosen = jax.random.categorical(step_key, jnp.where(allowed, weight, -jnp.inf), axis=1)
-        at = jnp.where(allowed.any(1), at + offset[chosen], at)
+        allowed = (ahead >= bounds.low) & (ahead <= bounds.high)
+        picked = jax.random.categorical(step_key, jnp.where(allowed, weight, -jnp.inf), axis=1)
+        at = jnp.where(allowed.any(1), at + offset[picked], at)
         return at, at
 
     _, places = jax.lax.scan(step, start, jax.random.split(key, _STEPS))
     return jnp.concatenate([start[None], places])
 
 
-def explored(agent: Agent, key: jax.Array, seen: jax.Array, low: int, high: int) -> jax.Array:
-    """Size of each entity of states f32[n, 3]: the critic's choice along a walk from the actor's; i32[n]."""
-    start = jnp.round(_size(ACTOR.apply(agent.actor, seen)[:, 0], low, high)).astype(jnp.int32)
-    places = walk(key, start, low, high)
-    value = jax.lax.map(
-        lambda place: CRITIC.apply(agent.critic, seen, _place(place, low, high)[:, None]).min(-1), places
-    )
+def explore_sizes(agent: ActorCritic, key: jax.Array, state: jax.Array, bounds: SizeBounds) -> jax.Array:
+    """The size of each entity: the one that the critic prefers along a random walk from the actor's size.
+
+    Args:
+      agent: the agent of the entities' side.
+      key: typed PRNG key.
+      state: f32[n, 3], as `entity_states` gives it.
+      bounds: bounds of sizes.
+
+    Returns:
+      i32[n].
+    """
+    chex.assert_shape(state, (None, 3))
+    start = jnp.round(bounds.size(_act(agent.actor, state)[:, 0])).astype(jnp.int32)
+    places = walk(key, start, bounds)
+    value = jax.lax.map(lambda place: _value(agent.critic, state, bounds.place(place)[:, None]).min(-1), places)
     return jnp.take_along_axis(places, value.argmax(0)[None], axis=0)[0]
 
 
-def _place(size, low, high):
-    return jnp.clip((size - low) / max(high - low, 1), 0.0, 1.0)
+def entity_states(frequency: jax.Array, own: jax.Array, quality: jax.Array, bounds: SizeBounds) -> jax.Array:
+    """States of entities: frequency and size, each moved to [-1, 1], and how well they are served.
+
+    Args:
+      frequency: f32[n] in [0, 1].
+      own: i32[n], sizes.
+      quality: f32[n], metrics relative to the mean of users under the reference.
+      bounds: bounds of sizes.
+
+    Returns:
+      f32[n, 3].
+
+    >>> entity_states(jnp.array([0.5]), jnp.array([6]), jnp.array([0.75]), SizeBounds(0, 8)).tolist()
+    [[0.0, 0.5, 0.75]]
+    """
+    chex.assert_rank([frequency, own, quality], 1)
+    chex.assert_equal_shape([frequency, own, quality])
+    return jnp.stack([2 * frequency - 1, 2 * bounds.place(own) - 1, quality], axis=-1)
 
 
-def _size(place, low, high):
-    return low + place * (high - low)
+class History(NamedTuple):
+    """The entities of a side over the probes of a segment, n of them; the first row is before the first probe."""
+
+    own: jax.Array  # i32[M + 1, n], sizes
+    quality: jax.Array  # f32[M + 1, n]
+    frequency: jax.Array  # f32[n] in [0, 1]
+    has_value: jax.Array  # bool[n], entities whose quality is measured
 
 
-def states(frequency: jax.Array, own: jax.Array, quality: jax.Array, low: int, high: int) -> jax.Array:
-    """Frequency and size, each within [-1, 1], and quality; f32[n, 3]."""
-    return jnp.stack([2 * frequency - 1, 2 * _place(own, low, high) - 1, quality], axis=-1)
+def draw_batch(key: jax.Array, history: History, number: jax.Array, bounds: SizeBounds) -> Batch:
+    """Draw transitions between successive rows of a history.
+
+    Args:
+      key: typed PRNG key.
+      history: sizes and quality, of which the rows up to `number` + 1 are in use.
+      number: i32[], number of the last probe.
+      bounds: bounds of sizes.
+
+    Returns:
+      4,096 transitions of entities whose quality is measured.
+    """
+    chex.assert_equal_shape([history.own, history.quality])
+    chex.assert_equal_shape([history.frequency, history.has_value])
+    row_key, entity_key = jax.random.split(key)
+    row = jax.random.randint(row_key, (_BATCH,), 0, number + 1)
+    ends = jnp.cumsum(history.has_value.astype(jnp.int32))
+    entity = jnp.searchsorted(ends, jax.random.randint(entity_key, (_BATCH,), 0, ends[-1]), side="right")
+
+    def state_after(probes: int) -> jax.Array:
+        frequency = history.frequency[entity]
+        own, quality = history.own[row + probes, entity], history.quality[row + probes, entity]
+        return entity_states(frequency, own, quality, bounds)
+
+    state, next_state = state_after(0), state_after(1)
+    given = history.own[row + 1, entity]
+    reward = history.quality[row + 1, entity] - _PRICE * ((given - bounds.low) / bounds.high) ** 2
+    return Batch(state, bounds.place(given)[:, None], reward, next_state)
 
 
 class _CiessCarry(NamedTuple):
-    users: Agent
-    items: Agent
+    users: ActorCritic
+    items: ActorCritic
     own: jax.Array  # i32[M + 1, N], sizes before the first probe, then those of each
     quality: jax.Array  # f32[M + 1, N]
-    ratio: jax.Array  # f32[M], -inf from the probes made on
-    scale: jax.Array  # f32[]
+    ratio: jax.Array  # f32[M], -inf for probes that have not been made
+    scale: jax.Array  # f32[], fitness of the reference
 
 
-def ciess_search(context: SegmentContext) -> Search:
-    """The search of a segment."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _CiessSetting:
+    """What all probes of a segment share."""
+
+    config: Config
+    segment: Segment
+    total: jax.Array  # i32[], coordinates to give out
+    frequency: jax.Array  # f32[N]
+    explored: jax.Array  # bool[M], probes of new sizes; the others repeat the best of these
+
+    @property
+    def bounds(self) -> SizeBounds:
+        """Bounds of sizes."""
+        return SizeBounds(self.config.sizes.minimum, self.config.sizes.maximum)
+
+    @property
+    def parts(self) -> tuple[slice, slice]:
+        """Nodes of the users and of the items."""
+        capacity, _ = sides(self.segment)
+        return slice(None, capacity), slice(capacity, None)
+
+    @property
+    def most(self) -> int:
+        """Probes of the segment."""
+        return most_probes(self.config.search)
+
+    @property
+    def explored_count(self) -> int:
+        """Probes of new sizes, which come first."""
+        return self.most - retrained(self.config.search)
+
+
+def ciess_search(context: SegmentContext) -> ProbeSearch:
+    """The search of a segment, for `probe_loop.probe_in_turn`.
+
+    Args:
+      context: the segment.
+
+    Returns:
+      ProbeSearch whose carry has sizes and quality of all probes, 8 bytes an entity and probe.
+    """
     config, segment = context.config, context.segment
-    capacity, _ = sides(segment)
     most, again = most_probes(config.search), retrained(config.search)
-    low, high = config.sizes.minimum, config.sizes.maximum
     total, _ = context.budget()
     frequency = scaled_frequency(config.sizes, segment)
-    parts = (slice(None, capacity), slice(capacity, None))
-    first = jnp.arange(most) < most - again
-
-    def quality_of(by_user, scale):
-        value, seen = by_entity(segment, by_user.mean(1))
-        return jnp.where(seen, jnp.clip(value / scale, 0.0, _MOST_QUALITY), 1.0), seen
-
-    def begin(kept, reference):
-        scale = jnp.where(reference.fitness > 0, reference.fitness, 1.0)
-        own = jnp.zeros((most + 1, capacity + segment.popularity.shape[1]), jnp.int32).at[0].set(reference.sizes)
-        quality = jnp.ones(own.shape).at[0].set(quality_of(reference.by_user, scale)[0])
-        return _CiessCarry(kept.users, kept.items, own, quality, jnp.full(most, -jnp.inf), scale)
-
-    def moved(carry, number, key):
-        walk_key, shift_key = jax.random.split(key)
-        seen = states(frequency, carry.own[number], carry.quality[number], low, high)
-        wanted = [
-            explored(agent, jax.random.fold_in(walk_key, i), seen[part], low, high)
-            for i, (agent, part) in enumerate(zip((carry.users, carry.items), parts, strict=True))
-        ]
-        shift = _SHIFT * jax.random.normal(shift_key)
-        return jnp.clip(jnp.round(jnp.concatenate(wanted) + shift), low, high)
-
-    def repeated(carry, number, key):
-        del key
-        order = jnp.argsort(jnp.where(first, -carry.ratio, jnp.inf))
-        return carry.own[1 + order[jnp.maximum(number - (most - again), 0)]].astype(jnp.float32)
-
-    def propose(carry, number, key):
-        wanted = jax.lax.cond(number < most - again, moved, repeated, carry, number, key)
-        return fill(config.sizes, segment, total, wanted), no_action(config)
-
-    def learn(carry, number, key, trial):
-        quality, seen = quality_of(trial.by_user, carry.scale)
-        carry = carry._replace(
-            own=carry.own.at[number + 1].set(trial.sizes),
-            quality=carry.quality.at[number + 1].set(quality),
-            ratio=carry.ratio.at[number].set(trial.ratio),
-        )
-
-        def side(agent, part, key):
-            kept = carry.own[:, part], carry.quality[:, part]
-
-            def one(i, agent):
-                draw_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
-                batch = draw(draw_key, *kept, frequency[part], seen[part], number, low, high)
-                return update(agent, batch, jax.random.normal(noise_key, (_BATCH, 1)), max(high - low, 1))
-
-            return jax.lax.cond(seen[part].any(), lambda: jax.lax.fori_loop(0, _UPDATES, one, agent), lambda: agent)
-
-        keys = jax.random.split(key)
-        return carry._replace(users=side(carry.users, parts[0], keys[0]), items=side(carry.items, parts[1], keys[1]))
-
-    def end(kept, carry):
-        counted = ~first if again else first
-        best = jnp.argmax(jnp.where(counted, carry.ratio, -jnp.inf))
-        found = jnp.where(active_mask(segment), carry.own[1 + best], -1)
-        return kept._replace(users=carry.users, items=carry.items, sizes=found)
-
-    return Search(begin, propose, learn, end)
-
-
-def draw(key, own, quality, frequency, seen, number, low: int, high: int) -> Batch:
-    """_BATCH transitions of entities of `seen` between successive rows of sizes and quality, up to row `number` + 1."""
-    row_key, entity_key = jax.random.split(key)
-    row = jax.random.randint(row_key, (_BATCH,), 0, number + 1)
-    ends = jnp.cumsum(seen.astype(jnp.int32))
-    entity = jnp.searchsorted(ends, jax.random.randint(entity_key, (_BATCH,), 0, ends[-1]), side="right")
-    now, after = (
-        states(frequency[entity], own[row + i, entity], quality[row + i, entity], low, high) for i in range(2)
+    setting = _CiessSetting(config, segment, total, frequency, jnp.arange(most) < most - again)
+    return ProbeSearch(
+        start=functools.partial(_start, setting),
+        propose=functools.partial(_propose, setting),
+        update=functools.partial(_update, setting),
+        finish=functools.partial(_finish, setting),
+        repeats=again,
     )
-    given = own[row + 1, entity]
-    reward = quality[row + 1, entity] - _PRICE * ((given - low) / high) ** 2
-    return Batch(now, _place(given, low, high)[:, None], reward, after)
 
 
-def ciess_planner(config: Config, progress: Callable | None = None) -> SizePlanner:
-    """The chooser; during its search it holds sizes and quality of all probes, 8 bytes an entity and probe."""
-    low, high = config.sizes.minimum, config.sizes.maximum
+def _quality_of(setting: _CiessSetting, by_user: jax.Array, scale: jax.Array) -> EntityValues:
+    value, has_value = by_entity(setting.segment, by_user.mean(1))
+    return EntityValues(jnp.where(has_value, jnp.clip(value / scale, 0.0, _MOST_QUALITY), 1.0), has_value)
+
+
+def _start(setting: _CiessSetting, planner_state: CiessState, reference: ReferenceProbe) -> _CiessCarry:
+    most, nodes = setting.most, setting.segment.frequency.shape[0]
+    scale = jnp.where(reference.fitness > 0, reference.fitness, 1.0)
+    own = jnp.zeros((most + 1, nodes), jnp.int32).at[0].set(reference.sizes)
+    quality = jnp.ones(own.shape).at[0].set(_quality_of(setting, reference.by_user, scale).value)
+    return _CiessCarry(planner_state.users, planner_state.items, own, quality, jnp.full(most, -jnp.inf), scale)
+
+
+def _propose(
+    setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    moved, repeated = functools.partial(_moved, setting), functools.partial(_repeated, setting)
+    wanted = jax.lax.cond(number < setting.explored_count, moved, repeated, carry, number, key)
+    return fill(setting.config.sizes, setting.segment, setting.total, wanted), no_action(setting.config)
+
+
+def _moved(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array) -> jax.Array:
+    bounds = setting.bounds
+    walk_key, shift_key = jax.random.split(key)
+    state = entity_states(setting.frequency, carry.own[number], carry.quality[number], bounds)
+    wanted = [
+        explore_sizes(agent, jax.random.fold_in(walk_key, i), state[part], bounds)
+        for i, (agent, part) in enumerate(zip((carry.users, carry.items), setting.parts, strict=True))
+    ]
+    shift = _SHIFT * jax.random.normal(shift_key)
+    return jnp.clip(jnp.round(jnp.concatenate(wanted) + shift), bounds.low, bounds.high)
+
+
+def _repeated(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    order = jnp.argsort(jnp.where(setting.explored, -carry.ratio, jnp.inf))
+    return carry.own[1 + order[jnp.maximum(number - setting.explored_count, 0)]].astype(jnp.float32)
+
+
+def _update(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array, trial: Trial) -> _CiessCarry:
+    quality, has_value = _quality_of(setting, trial.by_user, carry.scale)
+    carry = carry._replace(
+        own=carry.own.at[number + 1].set(trial.sizes),
+        quality=carry.quality.at[number + 1].set(quality),
+        ratio=carry.ratio.at[number].set(trial.ratio),
+    )
+
+    def side(agent: ActorCritic, part: slice, key: jax.Array) -> ActorCritic:
+        own, quality = carry.own[:, part], carry.quality[:, part]
+
+        def one(i, agent):
+            draw_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
+            history = History(own, quality, setting.frequency[part], has_value[part])
+            batch = draw_batch(draw_key, history, number, setting.bounds)
+            return update_agent(agent, batch, jax.random.normal(noise_key, (_BATCH, 1)), setting.bounds.span)
+
+        updated = functools.partial(jax.lax.fori_loop, 0, _UPDATES, one, agent)
+        return jax.lax.cond(has_value[part].any(), updated, lambda: agent)
+
+    keys = jax.random.split(key)
+    users, items = setting.parts
+    return carry._replace(users=side(carry.users, users, keys[0]), items=side(carry.items, items, keys[1]))
+
+
+def _finish(setting: _CiessSetting, planner_state: CiessState, carry: _CiessCarry) -> CiessState:
+    # Where sizes are trained once more, the best of these trainings wins.
+    counted = ~setting.explored if retrained(setting.config.search) else setting.explored
+    best = jnp.argmax(jnp.where(counted, carry.ratio, -jnp.inf))
+    sizes = jnp.where(active_mask(setting.segment), carry.own[1 + best], -1)
+    return planner_state._replace(users=carry.users, items=carry.items, sizes=sizes)
+
+
+def ciess_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner of CIESS; its search needs sizes and quality of all probes, 8 bytes an entity and probe.
+
+    Args:
+      config: configuration of the run.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each probe.
+
+    Returns:
+      SizePlanner whose state is a `CiessState`.
+    """
+    bounds = SizeBounds(config.sizes.minimum, config.sizes.maximum)
 
     def init(key, storage):
         users, items = (new_agent(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
         return CiessState(users, items, jnp.full(storage.nodes, -1, jnp.int32), jnp.float32(0))
 
-    def sizes_of(context):
+    def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:
         segment = context.segment
         capacity, _ = sides(segment)
         total, _ = context.budget()
-        kept, frequency = context.state.planner, scaled_frequency(config.sizes, segment)
-        # who has come since the search gets what the actor says of the smallest size served as the mean is
-        new = states(frequency, jnp.full(frequency.shape, low), jnp.ones(frequency.shape), low, high)
+        planner_state, frequency = context.state.planner, scaled_frequency(config.sizes, segment)
+        # For entities that arrived after the search, query the actor at the smallest size and average service.
+        new = entity_states(frequency, jnp.full(frequency.shape, bounds.low), jnp.ones(frequency.shape), bounds)
         place = jnp.concatenate(
-            [ACTOR.apply(kept.users.actor, new[:capacity]), ACTOR.apply(kept.items.actor, new[capacity:])]
+            [_act(planner_state.users.actor, new[:capacity]), _act(planner_state.items.actor, new[capacity:])]
         )[:, 0]
-        wanted = jnp.where(kept.sizes >= 0, kept.sizes, _size(place, low, high))
+        wanted = jnp.where(planner_state.sizes >= 0, planner_state.sizes, bounds.size(place))
         return fill(config.sizes, segment, total, wanted), no_action(config)
 
-    return probing_planner(init, ciess_search, sizes_of, config, progress, retrained(config.search))
+    return probing_planner(init, ciess_search, sizes_of, config, on_probes)

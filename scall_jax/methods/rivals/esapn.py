@@ -1,49 +1,52 @@
-"""Sizes that only grow: ESAPN (Liu et al., SIGIR 2020), a policy a side that says who takes the next larger size.
+"""Sizes that only grow: ESAPN (Liu et al., SIGIR 2020), a policy per side that says which entities grow.
 
-Everybody starts at the smallest candidate, `sizes.minimum` (2 in the paper), and stays there through the first segment,
-which is not searched. A policy sees how popular an entity is and its size, and says how likely it is to grow; it learns
-by REINFORCE from growth that is drawn at random, and sizes follow its likelier choice. The paper does both at every
-batch and takes the loss of the entity's own samples for the reward; here both happen at every probe, and the reward is
-how well the entity is served after it, less the mean of that over the segment's probes before. Batch normalisation over
-a batch of samples has become normalisation of each entity's own features, and a probe has as many updates a side as it
-has parts of its entities.
+An entity starts at the smallest candidate size, `sizes.minimum` (2 in the paper), and keeps it through the first
+segment, which is not searched. A policy observes how popular an entity is and its size, and says how likely it is to
+take the next larger size. It learns by REINFORCE from growth that is drawn at random, and sizes follow its likelier
+choice. The paper does both at every batch and takes the loss of the entity's own samples for the reward. Here both
+happen at every probe, and the reward is how well the entity is served after it, less the mean of that over the
+segment's probes before. Batch normalisation over a batch of samples has become normalisation of each entity's own
+features, and a probe has as many updates a side as it has parts of its entities.
 
 The paper serves no budget: here growth is admitted from the likeliest on as long as it fits, so that sizes stay at the
-budget or below. Where the smallest sizes of the new fit no more beside what the others hold, or the budget falls below
-that, all sizes shrink in proportion.
+budget or below. Where the smallest sizes of the new entities no longer fit beside the sizes of the others, or the
+budget falls below them, all sizes shrink in proportion.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from scall_jax.config import Config
+from scall_jax.config import Config, SizesConfig
 from scall_jax.methods.context import SEARCH_KEY, SegmentContext
-from scall_jax.methods.planner import SizePlanner, no_action
+from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
 from scall_jax.methods.rivals.ducb import candidate_sizes
 from scall_jax.methods.rivals.entity_features import by_entity, fill
-from scall_jax.methods.rivals.probe_loop import Search, probing_planner
-from scall_jax.streams.segments import active_mask, sides
+from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner
+from scall_jax.streams import Segment, active_mask, sides
 
 _BUCKETS, _EMBEDDED, _HIDDEN = 32, 32, 512
 _RATE = 1e-3  # 1e-4 in the paper, which makes an update every 500 samples
-_DRAW_KEY = 0xE5A9  # folded into the search's key
-_PARTS = 8  # of the entities that a probe tells of, an update each
+_DRAW_KEY = 0xE5A9  # folded into the search's key for the draws of the first probe
+_PARTS = 8  # parts that the entities are split into after a probe, with an update each
 _MOST_REWARD = 4.0
 
 
 class Growth(nn.Module):
-    """Logit of growing, f32[n], by popularity i32[n] in buckets and size i32[n] in places among the candidates."""
+    """Network of a policy: the logit of growing, f32[n], by popularity and size."""
 
     sizes: int
+    """Number of candidate sizes."""
 
     @nn.compact
-    def __call__(self, bucket, place):
-        """The logit."""
+    def __call__(self, bucket: jax.Array, place: jax.Array) -> jax.Array:
+        """The logit of i32[n] buckets of popularity and i32[n] places of sizes among the candidates."""
         popularity = nn.LayerNorm()(nn.Embed(_BUCKETS, _EMBEDDED)(bucket))
         x = jnp.concatenate([popularity, jax.nn.one_hot(place, self.sizes)], axis=-1)
         x = jnp.tanh(nn.LayerNorm()(nn.Dense(_HIDDEN)(x)))
@@ -51,7 +54,11 @@ class Growth(nn.Module):
         return logits[..., 1] - logits[..., 0]
 
 
-class Agent(NamedTuple):
+def _logit(net: Growth, params: Any, bucket: jax.Array, place: jax.Array) -> jax.Array:
+    return cast(jax.Array, net.apply(params, bucket, place))
+
+
+class GrowthPolicy(NamedTuple):
     """The policy of a side and its optimiser."""
 
     params: Any
@@ -59,151 +66,301 @@ class Agent(NamedTuple):
 
 
 class EsapnState(NamedTuple):
-    """Policies and sizes."""
+    """State of the planner: policies and sizes."""
 
-    users: Agent
-    items: Agent
-    sizes: jax.Array  # i32[N], 0 for who did not exist
+    users: GrowthPolicy
+    items: GrowthPolicy
+    sizes: jax.Array  # i32[N], 0 for entities that did not exist
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
 
 
 def buckets(count: jax.Array) -> jax.Array:
-    """Popularity i32[n] in quarters of powers of two; i32[n]."""
+    """Buckets of popularity: four to each power of two, at most 32.
+
+    Args:
+      count: i32[n], interactions.
+
+    Returns:
+      i32[n].
+
+    >>> buckets(jnp.array([0, 1, 3, 10**9])).tolist()
+    [0, 4, 8, 31]
+    """
+    chex.assert_rank(count, 1)
     return jnp.minimum(4 * jnp.log2(1 + count.astype(jnp.float32)), _BUCKETS - 1).astype(jnp.int32)
 
 
 def next_size(own: jax.Array, choices: tuple[int, ...]) -> jax.Array:
-    """The candidate above i32[n], or what it is where there is none."""
+    """The candidate above each size, or the size itself where there is none.
+
+    Args:
+      own: i32[n], sizes.
+      choices: candidate sizes, ascending, static.
+
+    Returns:
+      i32[n].
+
+    >>> next_size(jnp.array([1, 3, 8]), (1, 2, 4, 8)).tolist()
+    [2, 4, 8]
+    """
+    chex.assert_rank(own, 1)
     place = jnp.searchsorted(jnp.asarray(choices), own, side="right")
     return jnp.where(place < len(choices), jnp.asarray(choices, jnp.int32)[jnp.minimum(place, len(choices) - 1)], own)
 
 
 def place_of(own: jax.Array, choices: tuple[int, ...]) -> jax.Array:
-    """Place of the largest candidate that is not above i32[n]."""
+    """Place of the largest candidate that is not above each size; 0 where all are.
+
+    Args:
+      own: i32[n], sizes.
+      choices: candidate sizes, ascending, static.
+
+    Returns:
+      i32[n].
+
+    >>> place_of(jnp.array([1, 3, 8]), (1, 2, 4, 8)).tolist()
+    [0, 1, 3]
+    """
+    chex.assert_rank(own, 1)
     return jnp.clip(jnp.searchsorted(jnp.asarray(choices), own, side="right") - 1, 0, len(choices) - 1)
 
 
 def admitted(wish: jax.Array, likely: jax.Array, cost: jax.Array, room: jax.Array) -> jax.Array:
-    """Who of those with a wish, bool[n], grows: the likeliest as long as their costs i32[n] fit; bool[n]."""
+    """Admit growth from the likeliest entity on, until the first that does not fit.
+
+    Args:
+      wish: bool[n], entities that want to grow.
+      likely: f32[n], how likely each is to grow; of equal ones the first comes first.
+      cost: i32[n], coordinates that its growth takes.
+      room: i32[], coordinates that are left.
+
+    Returns:
+      bool[n], entities that grow.
+
+    >>> likely, cost = jnp.array([0.1, 0.9, 0.5]), jnp.array([1, 2, 2])
+    >>> admitted(jnp.ones(3, bool), likely, cost, jnp.int32(4)).tolist()
+    [False, True, True]
+    """
+    chex.assert_rank([wish, likely, cost, room], [1, 1, 1, 0])
+    chex.assert_equal_shape([wish, likely, cost])
     index = jnp.arange(wish.shape[0], dtype=jnp.int32)
     _, order = jax.lax.sort((jnp.where(wish, -likely, jnp.inf), index), num_keys=2)
     spent = jnp.cumsum(jnp.where(wish, cost, 0)[order])
     return jnp.zeros_like(wish).at[order].set(spent <= room) & wish
 
 
-def loss(net: Growth, params, bucket, place, grew, advantage, weight) -> jax.Array:
-    """REINFORCE: minus the mean of log-likelihood of what was drawn x advantage, over entities of weight 1; f32[]."""
-    logit = net.apply(params, bucket, place)
-    likelihood = jax.nn.log_sigmoid(jnp.where(grew, logit, -logit))
-    return -(weight * advantage * likelihood).sum() / jnp.maximum(weight.sum(), 1.0)
+class Decisions(NamedTuple):
+    """Decisions of a policy on n entities, and what came of them."""
+
+    bucket: jax.Array  # i32[n], popularity
+    place: jax.Array  # i32[n], size as a place among the candidates
+    grew: jax.Array  # bool[n]
+    advantage: jax.Array  # f32[n], reward less what was usual
+    weight: jax.Array  # f32[n], 1 for the entities to learn from, else 0
 
 
-def starting_sizes(config: Config, segment, total, kept: jax.Array) -> jax.Array:
-    """What entities have before any growth: kept sizes i32[N], the smallest for the new; scaled to fit if need be."""
-    start = jnp.where(active_mask(segment), jnp.maximum(kept, candidate_sizes(config)[0]), 0)
+def reinforce_loss(net: Growth, params: Any, decisions: Decisions) -> jax.Array:
+    """Loss of REINFORCE: minus the mean of log-likelihood x advantage over the entities of weight 1.
+
+    Args:
+      net: the network.
+      params: its parameters.
+      decisions: what was drawn, and what came of it.
+
+    Returns:
+      f32[].
+    """
+    chex.assert_rank(list(decisions), 1)
+    chex.assert_equal_shape(list(decisions))
+    logit = _logit(net, params, decisions.bucket, decisions.place)
+    likelihood = jax.nn.log_sigmoid(jnp.where(decisions.grew, logit, -logit))
+    weight = decisions.weight
+    return -(weight * decisions.advantage * likelihood).sum() / jnp.maximum(weight.sum(), 1.0)
+
+
+def starting_sizes(config: SizesConfig, segment: Segment, total: jax.Array, previous_sizes: jax.Array) -> jax.Array:
+    """Sizes before any growth: those of the segment before, and the smallest candidate for new entities.
+
+    Args:
+      config: has the bounds and the ranking.
+      segment: data of the segment.
+      total: i32[], coordinates to give out; where the sizes exceed it, all shrink in proportion.
+      previous_sizes: i32[N], sizes of the segment before, 0 for new entities.
+
+    Returns:
+      i32[N], sizes of the nodes' own vectors.
+    """
+    chex.assert_rank(total, 0)
+    chex.assert_equal_shape([previous_sizes, segment.frequency])
+    start = jnp.where(active_mask(segment), jnp.maximum(previous_sizes, candidate_sizes(config)[0]), 0)
     return jax.lax.cond(
         start.sum() <= total,
         lambda: start,
-        lambda: fill(config.sizes, segment, total, start.astype(jnp.float32)),
+        lambda: fill(config, segment, total, start.astype(jnp.float32)),
     )
 
 
 class _EsapnCarry(NamedTuple):
-    users: Agent
-    items: Agent
+    users: GrowthPolicy
+    items: GrowthPolicy
     own: jax.Array  # i32[N]
-    served: jax.Array  # f32[N], sum over the reference, where it tells, and probes
-    count: jax.Array  # f32[], of them
-    scale: jax.Array  # f32[]
-    draw: jax.Array  # key of the next probe's draws
+    served: jax.Array  # f32[N], sum of how well entities are served over the probes, and the reference if it is one
+    count: jax.Array  # f32[], addends of `served`
+    scale: jax.Array  # f32[], fitness of the reference
+    draw: jax.Array  # typed PRNG key of the next probe's draws
 
 
-def esapn_search(context: SegmentContext) -> Search:
-    """The search of a segment."""
-    config, segment = context.config, context.segment
-    capacity, _ = sides(segment)
-    choices, adam = candidate_sizes(config), optax.adam(_RATE)
-    net, total = Growth(len(choices)), context.budget()[0]
-    parts = (slice(None, capacity), slice(capacity, None))
-    bucket = buckets(segment.total)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EsapnSetting:
+    """What all probes of a segment share."""
 
-    def logits(agents, own):
-        place = place_of(own, choices)
-        by_side = [net.apply(a.params, bucket[p], place[p]) for a, p in zip(agents, parts, strict=True)]
-        return jnp.concatenate(by_side)
+    context: SegmentContext
+    total: jax.Array  # i32[], coordinates to give out
+    bucket: jax.Array  # i32[N], popularity
 
-    def grown(own, wish, likely):
-        larger = next_size(own, choices)
-        grows = admitted(wish & active_mask(segment) & (larger > own), likely, larger - own, total - own.sum())
-        return jnp.where(grows, larger, own)
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Candidate sizes."""
+        return candidate_sizes(self.context.config.sizes)
 
-    def begin(kept, reference):
-        scale = jnp.where(reference.fitness > 0, reference.fitness, 1.0)
-        value, seen = by_entity(segment, reference.by_user.mean(1) / scale)
-        count = jnp.float32(config.search.reference == "uniform")
-        own = starting_sizes(config, segment, total, kept.sizes)
-        draw = jax.random.fold_in(context.search_key(), _DRAW_KEY)
-        return _EsapnCarry(kept.users, kept.items, own, count * jnp.where(seen, value, 0.0), count, scale, draw)
+    @property
+    def net(self) -> Growth:
+        """The network of both sides' policies."""
+        return Growth(len(self.choices))
 
-    def drawn(carry):
-        logit = logits((carry.users, carry.items), carry.own)
-        return logit, jax.random.uniform(carry.draw, logit.shape) < jax.nn.sigmoid(logit)
-
-    def propose(carry, number, key):
-        del number, key
-        logit, wish = drawn(carry)
-        return grown(carry.own, wish, logit), no_action(config)
-
-    def learn(carry, number, key, trial):
-        del number
-        value, seen = by_entity(segment, trial.by_user.mean(1) / carry.scale)
-        mean = jnp.where(seen, value, 0.0).sum() / jnp.maximum(seen.sum(), 1)
-        usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
-        advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
-        place, grew = place_of(carry.own, choices), trial.sizes > carry.own
-        draw, part_key = jax.random.split(key)
-        part_of = jax.random.randint(part_key, seen.shape, 0, _PARTS)
-        # who could not grow has decided nothing, and what was refused for want of room has not been tried
-        _, wish = drawn(carry)
-        told = seen & (next_size(carry.own, choices) > carry.own) & (grew | ~wish)
-
-        def side(agent, part):
-            def one(i, agent):
-                weight = (told[part] & (part_of[part] == i)).astype(jnp.float32)
-                seen_now = bucket[part], place[part], grew[part], advantage[part], weight
-                gradient = jax.grad(lambda params: loss(net, params, *seen_now))(agent.params)
-                changes, opt_state = adam.update(gradient, agent.opt_state)
-                return Agent(optax.apply_updates(agent.params, changes), opt_state)
-
-            return jax.lax.fori_loop(0, _PARTS, one, agent)
-
-        agents = side(carry.users, parts[0]), side(carry.items, parts[1])
-        logit = logits(agents, carry.own)
-        own = grown(carry.own, logit > 0, logit)
-        served = carry.served + jnp.where(seen, value, 0.0)
-        carry = carry._replace(users=agents[0], items=agents[1], own=own, draw=draw)
-        return carry._replace(served=served, count=carry.count + 1)
-
-    def end(kept, carry):
-        return kept._replace(users=carry.users, items=carry.items, sizes=carry.own)
-
-    return Search(begin, propose, learn, end, fills=False)
+    @property
+    def parts(self) -> tuple[slice, slice]:
+        """Nodes of the users and of the items."""
+        capacity, _ = sides(self.context.segment)
+        return slice(None, capacity), slice(capacity, None)
 
 
-def esapn_planner(config: Config, progress: Callable | None = None) -> SizePlanner:
-    """The chooser."""
-    choices, adam = candidate_sizes(config), optax.adam(_RATE)
+def esapn_search(context: SegmentContext) -> ProbeSearch:
+    """The search of a segment, for `probe_loop.probe_in_turn`.
 
-    def new_agent(key):
+    Args:
+      context: the segment.
+
+    Returns:
+      ProbeSearch whose probes may give out less than the budget.
+    """
+    total, _ = context.budget()
+    setting = _EsapnSetting(context, total, buckets(context.segment.total))
+    return ProbeSearch(
+        start=functools.partial(_start, setting),
+        propose=functools.partial(_propose, setting),
+        update=functools.partial(_update, setting),
+        finish=_finish,
+        fills_budget=False,
+    )
+
+
+def _start(setting: _EsapnSetting, planner_state: EsapnState, reference: ReferenceProbe) -> _EsapnCarry:
+    config, segment = setting.context.config, setting.context.segment
+    scale = jnp.where(reference.fitness > 0, reference.fitness, 1.0)
+    value, has_value = by_entity(segment, reference.by_user.mean(1) / scale)
+    count = jnp.float32(config.search.reference == "uniform")
+    own = starting_sizes(config.sizes, segment, setting.total, planner_state.sizes)
+    draw = jax.random.fold_in(setting.context.search_key(), _DRAW_KEY)
+    served = count * jnp.where(has_value, value, 0.0)
+    return _EsapnCarry(planner_state.users, planner_state.items, own, served, count, scale, draw)
+
+
+def _logits(setting: _EsapnSetting, users: GrowthPolicy, items: GrowthPolicy, own: jax.Array) -> jax.Array:
+    """Logits of growing of all nodes at sizes i32[N], f32[N]."""
+    place = place_of(own, setting.choices)
+    by_side = [
+        _logit(setting.net, policy.params, setting.bucket[part], place[part])
+        for policy, part in zip((users, items), setting.parts, strict=True)
+    ]
+    return jnp.concatenate(by_side)
+
+
+def _grown(setting: _EsapnSetting, own: jax.Array, wish: jax.Array, likely: jax.Array) -> jax.Array:
+    """Sizes i32[N] after the growth that is admitted."""
+    larger = next_size(own, setting.choices)
+    can_grow = wish & active_mask(setting.context.segment) & (larger > own)
+    grows = admitted(can_grow, likely, larger - own, setting.total - own.sum())
+    return jnp.where(grows, larger, own)
+
+
+def _drawn(setting: _EsapnSetting, carry: _EsapnCarry) -> tuple[jax.Array, jax.Array]:
+    """Logits f32[N], and which nodes are drawn to grow, bool[N]."""
+    logit = _logits(setting, carry.users, carry.items, carry.own)
+    return logit, jax.random.uniform(carry.draw, logit.shape) < jax.nn.sigmoid(logit)
+
+
+def _propose(
+    setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del number, key
+    logit, wish = _drawn(setting, carry)
+    return _grown(setting, carry.own, wish, logit), no_action(setting.context.config)
+
+
+def _update(setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: jax.Array, trial: Trial) -> _EsapnCarry:
+    del number
+    value, has_value = by_entity(setting.context.segment, trial.by_user.mean(1) / carry.scale)
+    mean = jnp.where(has_value, value, 0.0).sum() / jnp.maximum(has_value.sum(), 1)
+    usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
+    advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
+    place, grew = place_of(carry.own, setting.choices), trial.sizes > carry.own
+    draw, part_key = jax.random.split(key)
+    part_of = jax.random.randint(part_key, has_value.shape, 0, _PARTS)
+    # Learn only from entities that could grow and whose sampled decision was carried out.
+    _, wish = _drawn(setting, carry)
+    carried_out = has_value & (next_size(carry.own, setting.choices) > carry.own) & (grew | ~wish)
+
+    def side(policy: GrowthPolicy, part: slice) -> GrowthPolicy:
+        def one(i, policy):
+            weight = (carried_out[part] & (part_of[part] == i)).astype(jnp.float32)
+            decisions = Decisions(setting.bucket[part], place[part], grew[part], advantage[part], weight)
+            return _updated_policy(setting.net, policy, decisions)
+
+        return jax.lax.fori_loop(0, _PARTS, one, policy)
+
+    users, items = setting.parts
+    users, items = side(carry.users, users), side(carry.items, items)
+    logit = _logits(setting, users, items, carry.own)
+    own = _grown(setting, carry.own, logit > 0, logit)
+    served = carry.served + jnp.where(has_value, value, 0.0)
+    carry = carry._replace(users=users, items=items, own=own, draw=draw)
+    return carry._replace(served=served, count=carry.count + 1)
+
+
+def _updated_policy(net: Growth, policy: GrowthPolicy, decisions: Decisions) -> GrowthPolicy:
+    gradient = jax.grad(lambda params: reinforce_loss(net, params, decisions))(policy.params)
+    changes, opt_state = optax.adam(_RATE).update(gradient, policy.opt_state)
+    return GrowthPolicy(optax.apply_updates(policy.params, changes), opt_state)
+
+
+def _finish(planner_state: EsapnState, carry: _EsapnCarry) -> EsapnState:
+    return planner_state._replace(users=carry.users, items=carry.items, sizes=carry.own)
+
+
+def esapn_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner of ESAPN.
+
+    Args:
+      config: configuration of the run.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each probe.
+
+    Returns:
+      SizePlanner whose state is an `EsapnState`.
+    """
+    choices, adam = candidate_sizes(config.sizes), optax.adam(_RATE)
+
+    def new_policy(key):
         params = Growth(len(choices)).init(key, jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-        return Agent(params, adam.init(params))
+        return GrowthPolicy(params, adam.init(params))
 
     def init(key, storage):
-        users, items = (new_agent(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
+        users, items = (new_policy(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
         return EsapnState(users, items, jnp.zeros(storage.nodes, jnp.int32), jnp.float32(0))
 
-    def sizes_of(context):
+    def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:
         total, _ = context.budget()
-        return starting_sizes(config, context.segment, total, context.state.planner.sizes), no_action(config)
+        own = starting_sizes(config.sizes, context.segment, total, context.state.planner.sizes)
+        return own, no_action(config)
 
-    return probing_planner(init, esapn_search, sizes_of, config, progress, uniform_start=False)
+    return probing_planner(init, esapn_search, sizes_of, config, on_probes, uniform_start=False)

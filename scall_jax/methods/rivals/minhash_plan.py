@@ -1,36 +1,44 @@
 """SCMA/LMA over a stream: all cells that the budget pays for, signatures from the interactions known at the cut."""
 
-from collections.abc import Callable
-
+import jax
 import jax.numpy as jnp
 
 from scall_jax.config import Config
-from scall_jax.methods.planner import SizePlanner, no_action
+from scall_jax.methods.context import SegmentContext
+from scall_jax.methods.planner import OnProbes, Outcome, SizePlanner, no_action
 from scall_jax.tables.compressed.minhash import own_signatures, signatures
 from scall_jax.tables.compressed.shared_memory import Cells
 
 
-def minhash_planner(config: Config, progress: Callable | None = None) -> SizePlanner:
-    """Signatures are random without interactions, follow them while they are few, and are frozen then.
+def minhash_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner of the storage `shared_memory`.
 
-    Remembered is who is frozen, bool[N].
+    An entity's signature is random as long as it has no interactions, follows them while they are fewer than
+    `SharedMemoryConfig.least`, and is frozen from then on. The planner's state is which nodes are frozen, bool[N].
+
+    Args:
+      config: configuration of the run.
+      on_probes: never called, because nothing is probed.
+
+    Returns:
+      SizePlanner whose plan is a `Cells`.
     """
-    del progress
+    del on_probes
     options = config.shared_memory
 
-    def plan(context, key):
+    def plan(context: SegmentContext, key: jax.Array) -> tuple[Cells, jax.Array]:
         del key
         storage, segment = context.storage, context.segment
         degree = jnp.diff(segment.graph.indptr)
-        found = signatures(segment.graph, storage.nodes, options.keys)
+        by_interactions = signatures(segment.graph, storage.nodes, options.keys)
         own = own_signatures(storage.nodes, options.keys)
-        moving = jnp.where((degree > 0)[:, None], found, own)
-        kept = jnp.where(context.state.planner[:, None], context.state.plan.signatures, moving)
+        moving = jnp.where((degree > 0)[:, None], by_interactions, own)
+        current = jnp.where(context.state.planner[:, None], context.state.plan.signatures, moving)
         coordinates = context.active_mask().sum() * storage.width
         count = jnp.minimum(context.budget_total(), coordinates).astype(jnp.int32)
-        return Cells(count, kept), no_action(config)
+        return Cells(count, current), no_action(config)
 
-    def update(context, outcome):
+    def update(context: SegmentContext, outcome: Outcome) -> jax.Array:
         del outcome
         return context.state.planner | (jnp.diff(context.segment.graph.indptr) >= options.least)
 

@@ -4,19 +4,22 @@ They are charged what SCALL is charged: as many probes of as many steps, each wi
 (`esapn`: at most that), and the same reference. What stops SCALL's search early (`search.converge`) does not apply.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import SegmentContext
-from scall_jax.methods.planner import SearchRecord, SizePlanner, no_action
+from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import (
     HasReference,
     Probe,
+    Prober,
     expected_budget_units,
     make_prober,
     most_probes,
@@ -25,60 +28,73 @@ from scall_jax.methods.probe import (
     reward_of,
     searching_planner,
 )
+from scall_jax.methods.state import RunState
+from scall_jax.tables import Storage
 
-_RETRAINED = 5  # sizes trained once more, as in BET's paper, where the probes allow it
+_RETRAINED = 5  # sizes that are trained once more, as in BET's paper, where the probes allow it
 
 
 class Trial(NamedTuple):
-    """A probe and what it found."""
+    """A probe of sizes and its result."""
 
     sizes: jax.Array  # i32[N], of the nodes' own vectors
-    action: jax.Array  # f32[A], what the record keeps of how they were chosen
-    ratio: jax.Array  # f32[], fitness by the reference
+    action: jax.Array  # f32[A], what the record says of how they were chosen
+    ratio: jax.Array  # f32[], fitness relative to the reference
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of the first Q users of valid
 
 
 class ReferenceProbe(NamedTuple):
-    """What probes are compared with: a probe of uniform sizes, or the last fit, which leaves nothing by user."""
+    """What probes are compared with: a probe of uniform sizes, or the last fit, of which only the fitness is known."""
 
     sizes: jax.Array  # i32[N], 0 for the last fit
     fitness: jax.Array  # f32[]
     by_user: jax.Array  # f32[Q, 2], 0 for the last fit
 
 
-class Search(NamedTuple):
-    """A search as pure functions of what it carries within a segment (C) and from segment to segment (S)."""
+class ProbeSearch(NamedTuple):
+    """A segment's search as pure functions of a carry C within the segment and the planner's state S across segments.
 
-    begin: Callable[[Any, ReferenceProbe], Any]  # S, reference -> C
-    propose: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # C, number, key -> sizes, action
-    learn: Callable[[Any, jax.Array, jax.Array, Trial], Any]  # C, number, key, what was found -> C
-    end: Callable[[Any, Any], Any]  # S, C -> S
-    fills: bool = True  # a probe gives out the whole budget, not at most that
+    Number is i32[], the number of the probe in the segment, from 0.
+    """
+
+    start: Callable[[Any, ReferenceProbe], Any]
+    """(S, reference) -> C before the first probe."""
+    propose: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    """(C, number, key) -> own sizes i32[N] to probe, and an action f32[A] for the record."""
+    update: Callable[[Any, jax.Array, jax.Array, Trial], Any]
+    """(C, number, key, result of the probe) -> C."""
+    finish: Callable[[Any, Any], Any]
+    """(S, C after the last probe) -> S."""
+    repeats: int = 0
+    """How many of the last probes repeat earlier ones. Their random numbers are their own even where
+    `SearchConfig.common` says that probes share them."""
+    fills_budget: bool = True
+    """A probe gives out the whole budget; False if it may give out less."""
 
 
 def probing_planner(
-    init: Callable[..., HasReference],
-    make: Callable[[SegmentContext], Search],
+    init: Callable[[jax.Array, Storage], HasReference],
+    make_search: Callable[[SegmentContext], ProbeSearch],
     sizes_of: Callable[[SegmentContext], tuple[jax.Array, jax.Array]],
     config: Config,
-    progress: Callable | None = None,
-    again: int = 0,
+    on_probes: OnProbes | None = None,
     uniform_start: bool = True,
 ) -> SizePlanner:
-    """A planner that searches by probes.
+    """Build a planner that searches by probes in turn.
 
     Args:
-      init: (key, storage) -> S.
-      make: the search of a segment.
-      sizes_of: own sizes and action of a segment by what was found.
-      config: of the run.
-      progress: called on the host as progress(segment, probes, best ratio) after each probe.
-      again: the last probes of a segment, which repeat earlier ones: their random numbers are their own even where
-        `search.common` says that probes share them.
-      uniform_start: segment 0, before any search, is uniform; else `sizes_of` says its sizes too.
+      init: (key, storage) -> S, the planner's state.
+      make_search: context -> the search of a segment.
+      sizes_of: context -> own sizes i32[N] and action f32[A] of a segment, by what the planner's state has found.
+      config: configuration of the run.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each probe.
+      uniform_start: segment 0, which comes before any search, has uniform sizes; otherwise `sizes_of` says its sizes.
+
+    Returns:
+      SizePlanner.
     """
 
-    def plan(context, key):
+    def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         total, shared = context.budget()
         none = no_action(config)
         own, action = jax.lax.cond(
@@ -88,88 +104,144 @@ def probing_planner(
         )
         return jnp.concatenate([own, shared]), action
 
-    def search(context):
+    def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         probe = make_prober(context)
-        kept, record = probe_in_turn(context, make(context), probe, progress, again)
-        return context.state._replace(planner=kept), record
+        planner_state, record = probe_in_turn(context, make_search(context), probe, on_probes)
+        return context.state._replace(planner=planner_state), record
 
     return searching_planner(config, init, plan, search)
 
 
 def retrained(config: SearchConfig) -> int:
-    """Probes of a segment that train the best sizes once more: a quarter of them at most."""
+    """How many of a segment's probes train the best sizes once more: five, but at most a quarter of the probes.
+
+    >>> retrained(SearchConfig(probes=12)), retrained(SearchConfig(probes=50))
+    (3, 5)
+    """
     return min(_RETRAINED, most_probes(config) // 4)
 
 
 def probe_in_turn(
-    context: SegmentContext,
-    search: Search,
-    probe: Callable[..., Probe],
-    progress: Callable | None = None,
-    again: int = 0,
+    context: SegmentContext, search: ProbeSearch, probe: Prober, on_probes: OnProbes | None = None
 ) -> tuple[Any, SearchRecord]:
-    """What is carried to the next segment, and the record; `probe` as `make_prober` returns it."""
-    config, segment = context.config, context.segment
-    options, most = config.search, most_probes(config.search)
-    key, kept = context.search_key(), context.state.planner
+    """Make the probes of a segment, one after the other.
+
+    Args:
+      context: the segment.
+      search: says what to probe, and learns from it.
+      probe: as `probe.make_prober` returns it.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each probe.
+
+    Returns:
+      The planner's state after the segment, and the record of the probes.
+    """
+    key = context.search_key()
     total, _ = context.budget()
-    uniform = ALLOCATORS["uniform"](config.sizes)
-    nodes = segment.frequency.shape
+    turns = _Turns(context, search, probe, on_probes, key, total)
+    count = turns.first + most_probes(context.config.search)
+    end = jax.lax.fori_loop(0, count, turns.one, turns.start())
+    return search.finish(context.state.planner, end.inner), end.record._replace(reference=end.reference.fitness)
 
-    def probe_sizes(probe_key, own):
-        return probe(probe_key, lambda _: own)
 
-    def proposed(inner, number):
-        own, action = search.propose(inner, number, jax.random.fold_in(key, 3 * number + 1))
-        # common random numbers: what differs between probes is the sizes alone
-        shared = jnp.bool_(options.common) & (number < most - again)
-        own_key = jax.random.key_data(jax.random.fold_in(key, 3 * number + 2))
-        return own, action, jnp.where(shared, jax.random.key_data(key), own_key)
+class _TurnCarry(NamedTuple):
+    inner: Any  # the carry of the search
+    reference: ReferenceProbe
+    record: SearchRecord
+    best: jax.Array  # f32[], the largest ratio so far
 
-    def one(step, carry):
-        inner, reference, record, best = carry
-        number = step - first
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Turns:
+    """The probes of a segment, as pure functions of what one passes to the next."""
+
+    context: SegmentContext
+    search: ProbeSearch
+    probe: Prober
+    on_probes: OnProbes | None
+    key: jax.Array
+    total: jax.Array
+
+    @property
+    def first(self) -> int:
+        """The turns before the first probe: 1 where a reference is probed, else 0."""
+        return int(self.context.config.search.reference == "uniform")
+
+    def start(self) -> _TurnCarry:
+        """What the first turn is given."""
+        config, planner_state = self.context.config, self.context.state.planner
+        nodes = self.context.segment.frequency.shape
+        rows = jax.eval_shape(self.probe_sizes, self.key, jnp.zeros(nodes, jnp.int32)).by_user
+        reference = ReferenceProbe(jnp.zeros(nodes, jnp.int32), planner_state.reference, jnp.zeros(rows.shape))
+        expected = expected_budget_units(self.context)
+        least = expected if self.search.fills_budget else jnp.int32(0)
+        record = no_search(config)._replace(expected=expected, least=least)
+        return _TurnCarry(self.search.start(planner_state, reference), reference, record, jnp.float32(0))
+
+    def one(self, turn: jax.Array, carry: _TurnCarry) -> _TurnCarry:
+        """Probe sizes, or the reference in the first turn, and let the search learn from them.
+
+        Both go through one probe of the program, which halves the time to compile.
+        """
+        search, planner_state = self.search, self.context.state.planner
+        number = turn - self.first
         is_reference = number < 0
         own, action, key_data = jax.lax.cond(
             is_reference,
-            lambda: (uniform(key, segment, total), jnp.zeros(record.action.shape[1]), jax.random.key_data(key)),
-            lambda: proposed(inner, number),
+            lambda: self.uniform(carry.record.action.shape[1]),
+            lambda: self.proposed(carry.inner, number),
         )
-        made = probe_sizes(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key)), own)
-        # one probe in the program serves both, at half the compilation
+        result = self.probe_sizes(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(self.key)), own)
         reference = jax.tree.map(
             lambda new, old: jnp.where(is_reference, new, old),
-            ReferenceProbe(own, made.fitness, made.by_user),
-            reference,
+            ReferenceProbe(own, result.fitness, result.by_user),
+            carry.reference,
         )
-        ratio = ratio_of(made.fitness, reference.fitness)
-        trial = Trial(own, action, ratio, made.by_user)
+        ratio = ratio_of(result.fitness, reference.fitness)
+        trial = Trial(own, action, ratio, result.by_user)
         inner = jax.lax.cond(
             is_reference,
-            lambda: search.begin(kept, reference),
-            lambda: search.learn(inner, number, jax.random.fold_in(key, 3 * number + 3), trial),
+            lambda: search.start(planner_state, reference),
+            lambda: search.update(carry.inner, number, jax.random.fold_in(self.key, 3 * number + 3), trial),
         )
+        record = self.with_probe(carry.record, number, is_reference, result, trial)
+        best = jnp.where(is_reference, carry.best, jnp.maximum(carry.best, ratio))
+        if self.on_probes is not None:
+            on_probes = cast(Callable[..., None], self.on_probes)
+            jax.debug.callback(on_probes, self.context.segment.index, record.count, best, ordered=False)
+        return _TurnCarry(inner, reference, record, best)
+
+    def probe_sizes(self, key: jax.Array, own: jax.Array) -> Probe:
+        """Probe own sizes i32[N]."""
+        chex.assert_shape(own, self.context.segment.frequency.shape)
+        return self.probe(key, lambda _: own)
+
+    def uniform(self, actions: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Sizes, action f32[actions] and data of the training's key of the reference."""
+        own = ALLOCATORS["uniform"](self.context.config.sizes)(self.key, self.context.segment, self.total)
+        return own, jnp.zeros(actions), jax.random.key_data(self.key)
+
+    def proposed(self, inner: Any, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Sizes, action and data of the training's key of a probe."""
+        options, key = self.context.config.search, self.key
+        own, action = self.search.propose(inner, number, jax.random.fold_in(key, 3 * number + 1))
+        # With common random numbers, probes differ in nothing but their sizes.
+        shared = jnp.bool_(options.common) & (number < most_probes(options) - self.search.repeats)
+        own_key = jax.random.key_data(jax.random.fold_in(key, 3 * number + 2))
+        return own, action, jnp.where(shared, jax.random.key_data(key), own_key)
+
+    def with_probe(
+        self, record: SearchRecord, number: jax.Array, is_reference: jax.Array, result: Probe, trial: Trial
+    ) -> SearchRecord:
+        """The record with a probe in row `number`; the reference leaves no row."""
+        options = self.context.config.search
         row = {
-            "action": action,
-            "fitness": made.fitness,
-            "reward": reward_of(options, ratio),
-            "allocated": made.allocated,
+            "action": trial.action,
+            "fitness": result.fitness,
+            "reward": reward_of(options, trial.ratio),
+            "allocated": result.allocated,
         }
-        at = jnp.where(is_reference, most, number)
-        record = record._replace(
+        at = jnp.where(is_reference, most_probes(options), number)
+        return record._replace(
             count=jnp.maximum(number + 1, 0),
             **{name: getattr(record, name).at[at].set(value, mode="drop") for name, value in row.items()},
         )
-        best = jnp.where(is_reference, best, jnp.maximum(best, ratio))
-        if progress is not None:
-            jax.debug.callback(progress, segment.index, record.count, best, ordered=False)
-        return inner, reference, record, best
-
-    first = int(options.reference == "uniform")
-    rows = jax.eval_shape(probe_sizes, key, jnp.zeros(nodes, jnp.int32)).by_user
-    reference = ReferenceProbe(jnp.zeros(nodes, jnp.int32), kept.reference, jnp.zeros(rows.shape))
-    expected = expected_budget_units(context)
-    record = no_search(config)._replace(expected=expected, least=expected if search.fills else jnp.int32(0))
-    start = (search.begin(kept, reference), reference, record, jnp.float32(0))
-    inner, reference, record, _ = jax.lax.fori_loop(0, first + most, one, start)
-    return search.end(kept, inner), record._replace(reference=reference.fitness)

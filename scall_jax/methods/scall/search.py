@@ -1,12 +1,13 @@
-"""The search of SCALL: probe actions by short trainings, learn from their rewards, size the segment by the best.
+"""The search of SCALL (arXiv 2407.15411): probe actions, learn from their rewards, size the segment by the best.
 
-An action is rho (users' share of the budget), one shape per side, and optionally the concentration of the sampler, each
-in (0, 1). A probe gives out the whole budget by it, trains for a few steps and evaluates on valid.
+An action is rho (the users' share of the budget), one shape per side, and optionally the concentration of the sampler,
+each in (0, 1). A probe gives out the whole budget by an action, trains for a few steps, and is evaluated on valid.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from scall_jax import policies
 from scall_jax.config import Config
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import SEARCH_KEY, SegmentContext
-from scall_jax.methods.planner import SearchRecord, SizePlanner, action_length
+from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, action_length
 from scall_jax.methods.probe import (
     Probe,
+    Prober,
     expected_budget_units,
     make_prober,
     most_rounds,
@@ -28,20 +30,27 @@ from scall_jax.methods.probe import (
     searching_planner,
 )
 from scall_jax.methods.scall.actions import sizes_by_action
+from scall_jax.methods.state import RunState
 
 
 class SearchState(NamedTuple):
-    """What the search carries from segment to segment."""
+    """State of the planner of SCALL, which passes from segment to segment."""
 
-    policy: Any
-    ratio: jax.Array  # f32[], fitness of the last probe by the reference
+    policy: Any  # state of the policy
+    ratio: jax.Array  # f32[], the last probe's fitness relative to the reference
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
 
 
-def scall_planner(name: str, config: Config, progress: Callable | None = None) -> SizePlanner:
-    """The planner that searches by the policy `name` of `policies.POLICIES`.
+def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner that searches with a policy.
 
-    `progress(segment, probes, best ratio)` is called on the host after each round of probes.
+    Args:
+      name: name of the policy in `policies.POLICIES`.
+      config: configuration of the run.
+      on_probes: called on the host as on_probes(segment, probes, best ratio) after each round of probes.
+
+    Returns:
+      SizePlanner whose state is a `SearchState`.
     """
     length = action_length(config.search)
 
@@ -54,7 +63,7 @@ def scall_planner(name: str, config: Config, progress: Callable | None = None) -
         policy_state = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
         return SearchState(policy_state, jnp.float32(1), jnp.float32(0))
 
-    def plan(context, key):
+    def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Nothing has been searched before segment 0: its sizes are uniform, as published.
         state, segment, storage = context.state, context.segment, context.storage
         observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
@@ -67,118 +76,155 @@ def scall_planner(name: str, config: Config, progress: Callable | None = None) -
         )
         return jnp.concatenate([own, shared]), action
 
-    def search(context):
-        return _search(context, policy_for(context.storage.width), progress)
+    def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
+        return _search(context, policy_for(context.storage.width), on_probes)
 
     return searching_planner(config, init, plan, search)
 
 
 class _SearchCarry(NamedTuple):
-    round: jax.Array  # -1 while the reference is probed
-    policy: Any
-    observation: jax.Array
-    ratio: jax.Array
-    best: jax.Array
-    rho: jax.Array  # greedy share of the users
-    still: jax.Array  # rounds in a row in which it hardly moved
+    round: jax.Array  # i32[], -1 while the reference is probed
+    policy: Any  # state of the policy
+    observation: jax.Array  # f32[O], after the last probe
+    ratio: jax.Array  # f32[], of the last probe
+    best: jax.Array  # f32[], the largest ratio so far
+    rho: jax.Array  # f32[], the users' share of the greedy action
+    still: jax.Array  # i32[], rounds in a row in which rho hardly moved
     reference: jax.Array  # f32[], fitness that rewards are relative to
     record: SearchRecord
 
 
-def _search(context: SegmentContext, policy: policies.Policy, progress: Callable | None):
-    config, state, segment = context.config, context.state, context.segment
-    options, at_once = config.search, config.search.probes_at_once
+def _search(
+    context: SegmentContext, policy: policies.Policy, on_probes: OnProbes | None
+) -> tuple[RunState, SearchRecord]:
     key = context.search_key()
-    probe = make_prober(context)
-    uniform = ALLOCATORS["uniform"](config.sizes)
-    size_key = jax.random.fold_in(key, 0)
-    relative = options.reference == "uniform"
-    # one probe at a time, the reference is the first round: a training that is compiled once serves for all
-    folded = relative and at_once == 1
+    rounds = _Rounds(context, policy, on_probes, key, make_prober(context), jax.random.fold_in(key, 0))
+    end = jax.lax.while_loop(rounds.unfinished, rounds.one_round, rounds.start())
+    state = context.state
+    planner_state = state.planner._replace(policy=end.policy, ratio=end.ratio)
+    return state._replace(planner=planner_state), end.record._replace(reference=end.reference)
 
-    def uniform_sizes(total):
-        return uniform(size_key, segment, total)
 
-    def make(number, probe_key, sample_key, action):
-        def allocate(total):
-            return sizes_by_action(config, sample_key, segment, total, action)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rounds:
+    """The rounds of a segment's search, as pure functions of what a round carries."""
 
-        def either(total):
-            return jax.lax.cond(number < 0, uniform_sizes, allocate, total)
+    context: SegmentContext
+    policy: policies.Policy
+    on_probes: OnProbes | None
+    key: jax.Array
+    probe: Prober
+    uniform_key: jax.Array
 
-        return probe(probe_key, either if folded else allocate)
+    @property
+    def reference_is_round(self) -> bool:
+        """Whether the reference is probed as the first round.
 
-    def one_round(carry: _SearchCarry) -> _SearchCarry:
-        lanes = jax.random.split(jax.random.fold_in(key, 1 + carry.round), at_once + 1)
-        actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes[:-1])
-        sample_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(lanes[:-1])
-        # common random numbers: what differs between probes is the sizes alone
-        probe_keys = jnp.broadcast_to(key, (at_once,)) if options.common else lanes[:-1]
-        if at_once == 1:
-            made = make(carry.round, probe_keys[0], sample_keys[0], actions[0])
-            made = jax.tree.map(lambda x: x[None], made)
-        else:
-            made = jax.vmap(make, (None, 0, 0, 0))(carry.round, probe_keys, sample_keys, actions)
-        learned = functools.partial(_learned, config, policy, progress, segment, carry, lanes[-1], actions, made)
-        if not folded:
-            return learned()
-        refer = carry._replace(round=carry.round + 1, reference=made.fitness[0])
-        return jax.lax.cond(carry.round < 0, lambda: refer, learned)
+        With one probe at a time it is, so that one compiled training serves for all probes.
+        """
+        options = self.context.config.search
+        return options.reference == "uniform" and options.probes_at_once == 1
 
-    def goes_on(carry: _SearchCarry):
+    def start(self) -> _SearchCarry:
+        """What the first round is given."""
+        context, policy, state = self.context, self.policy, self.context.state
+        config = context.config
+        policy_state = policy.start_segment(state.planner.policy)
+        observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
+        expected = expected_budget_units(context)
+        probe_reference = config.search.reference == "uniform" and not self.reference_is_round
+        return _SearchCarry(
+            round=jnp.int32(-1 if self.reference_is_round else 0),
+            policy=policy_state,
+            observation=observation,
+            ratio=state.planner.ratio,
+            best=jnp.float32(0),
+            rho=policy.greedy(policy_state, observation)[0],
+            still=jnp.int32(0),
+            reference=self.probe(self.key, self.uniform).fitness if probe_reference else state.planner.reference,
+            record=no_search(config)._replace(expected=expected, least=expected),
+        )
+
+    def unfinished(self, carry: _SearchCarry) -> jax.Array:
+        """Whether another round follows, bool[]."""
+        options = self.context.config.search
         more = carry.round < most_rounds(options)
         if not options.converge:
             return more
         return more & ~((carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes))
 
-    begun = policy.start_segment(state.planner.policy)
-    observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
-    expected = expected_budget_units(context)
-    start = _SearchCarry(
-        round=jnp.int32(-1 if folded else 0),
-        policy=begun,
-        observation=observation,
-        ratio=state.planner.ratio,
-        best=jnp.float32(0),
-        rho=policy.greedy(begun, observation)[0],
-        still=jnp.int32(0),
-        reference=probe(key, uniform_sizes).fitness if relative and not folded else state.planner.reference,
-        record=no_search(config)._replace(expected=expected, least=expected),
-    )
-    end = jax.lax.while_loop(goes_on, one_round, start)
-    planner = state.planner._replace(policy=end.policy, ratio=end.ratio)
-    return state._replace(planner=planner), end.record._replace(reference=end.reference)
+    def one_round(self, carry: _SearchCarry) -> _SearchCarry:
+        """Probe the actions that the policy wants to try, and let it learn from their rewards."""
+        options, policy = self.context.config.search, self.policy
+        at_once = options.probes_at_once
+        lanes = jax.random.split(jax.random.fold_in(self.key, 1 + carry.round), at_once + 1)
+        actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes[:-1])
+        sample_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(lanes[:-1])
+        # With common random numbers, probes differ in nothing but their sizes.
+        probe_keys = jnp.broadcast_to(self.key, (at_once,)) if options.common else lanes[:-1]
+        if at_once == 1:
+            probes = self.probe_action(carry.round, probe_keys[0], sample_keys[0], actions[0])
+            probes = jax.tree.map(lambda x: x[None], probes)
+        else:
+            probes = jax.vmap(self.probe_action, (None, 0, 0, 0))(carry.round, probe_keys, sample_keys, actions)
+        after_probes = functools.partial(self.learned, carry, lanes[-1], actions, probes)
+        if not self.reference_is_round:
+            return after_probes()
+        after_reference = carry._replace(round=carry.round + 1, reference=probes.fitness[0])
+        return jax.lax.cond(carry.round < 0, lambda: after_reference, after_probes)
+
+    def uniform(self, total: jax.Array) -> jax.Array:
+        """Sizes i32[N] of the reference."""
+        return ALLOCATORS["uniform"](self.context.config.sizes)(self.uniform_key, self.context.segment, total)
+
+    def probe_action(self, number: jax.Array, probe_key: jax.Array, sample_key: jax.Array, action: jax.Array) -> Probe:
+        """Probe an action f32[A], or the reference in round -1."""
+        config, segment = self.context.config, self.context.segment
+
+        def by_action(total):
+            return sizes_by_action(config, sample_key, segment, total, action)
+
+        def by_round(total):
+            return jax.lax.cond(number < 0, self.uniform, by_action, total)
+
+        return self.probe(probe_key, by_round if self.reference_is_round else by_action)
+
+    def learned(self, carry: _SearchCarry, key: jax.Array, actions: jax.Array, probes: Probe) -> _SearchCarry:
+        """The carry after a round of probes of actions f32[K, A], with what the policy learns from them."""
+        config, policy = self.context.config, self.policy
+        options = config.search
+        ratio = ratio_of(probes.fitness, carry.reference)
+        reward = reward_of(options, ratio)
+        after = policies.with_ratio(config.observe, probes.observation, ratio)
+        before = jnp.broadcast_to(carry.observation, after.shape)
+        policy_state = policy.update(carry.policy, key, policies.Transition(before, actions, reward, after))
+        rho = policy.greedy(policy_state, after[-1])[0]
+        record = _with_probes(carry.record, carry.round * actions.shape[0], actions, probes, reward)
+        best = jnp.maximum(carry.best, ratio.max())
+        if self.on_probes is not None:
+            on_probes = cast(Callable[..., None], self.on_probes)
+            jax.debug.callback(on_probes, self.context.segment.index, record.count, best, ordered=False)
+        return _SearchCarry(
+            round=carry.round + 1,
+            policy=policy_state,
+            observation=after[-1],
+            ratio=ratio[-1],
+            best=best,
+            rho=rho,
+            still=jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0),
+            reference=carry.reference,
+            record=record,
+        )
 
 
-def _learned(config, policy, progress, segment, carry: _SearchCarry, key, actions, made: Probe) -> _SearchCarry:
-    """The carry after a round of probes and what the policy learns from it."""
-    options = config.search
-    ratio = ratio_of(made.fitness, carry.reference)
-    reward = reward_of(options, ratio)
-    after = policies.with_ratio(config.observe, made.observation, ratio)
-    before = jnp.broadcast_to(carry.observation, after.shape)
-    updated = policy.update(carry.policy, key, policies.Transition(before, actions, reward, after))
-    rho = policy.greedy(updated, after[-1])[0]
-    first = carry.round * actions.shape[0]
-    record = carry.record
-    record = record._replace(
+def _with_probes(
+    record: SearchRecord, first: jax.Array, actions: jax.Array, probes: Probe, reward: jax.Array
+) -> SearchRecord:
+    """The record with a round of probes in its rows from `first` on."""
+    return record._replace(
         count=record.count + actions.shape[0],
         action=jax.lax.dynamic_update_slice(record.action, actions, (first, 0)),
-        fitness=jax.lax.dynamic_update_slice(record.fitness, made.fitness, (first,)),
+        fitness=jax.lax.dynamic_update_slice(record.fitness, probes.fitness, (first,)),
         reward=jax.lax.dynamic_update_slice(record.reward, reward, (first,)),
-        allocated=jax.lax.dynamic_update_slice(record.allocated, made.allocated, (first,)),
-    )
-    best = jnp.maximum(carry.best, ratio.max())
-    if progress is not None:
-        jax.debug.callback(progress, segment.index, record.count, best, ordered=False)
-    return _SearchCarry(
-        round=carry.round + 1,
-        policy=updated,
-        observation=after[-1],
-        ratio=ratio[-1],
-        best=best,
-        rho=rho,
-        still=jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0),
-        reference=carry.reference,
-        record=record,
+        allocated=jax.lax.dynamic_update_slice(record.allocated, probes.allocated, (first,)),
     )

@@ -1,1 +1,1 @@
-"""Storages that share, round or prune coordinates."""
+"""Storages whose entities share coordinates, round them or prune them."""

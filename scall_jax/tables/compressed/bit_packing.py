@@ -1,5 +1,6 @@
 """Codes of few bits packed bit by bit: plane k of an entity holds bit k of all its coordinates, eight to a byte."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +8,27 @@ from scall_jax.tables.compressed.lsq import MOST_BITS
 
 
 def pack(codes: jax.Array, bits: jax.Array, starts: jax.Array, planes: int) -> jax.Array:
-    """Codes i32[N, width], 0 <= code < 2^bits, to planes u8[planes, width / 8]; unused planes are 0."""
+    """Pack the codes of all nodes into bit planes.
+
+    Args:
+      codes: i32[N, width], 0 <= code < 2^bits; the width is a multiple of 8.
+      bits: i32[N], bit width of each node, 0 to `MOST_BITS`.
+      starts: i32[N], first plane of each node; it has planes starts, ..., starts + bits - 1.
+      planes: planes of the result; static.
+
+    Returns:
+      u8[planes, width / 8], lowest bits first; planes of no node are 0.
+
+    One node of two bits and codes 0, 1, 2, 3, 0, 0, 0, 3, so that its planes are 01010001 and 00110001:
+
+    >>> codes, bits, starts = jnp.array([[0, 1, 2, 3, 0, 0, 0, 3]]), jnp.array([2]), jnp.array([0])
+    >>> packed = pack(codes, bits, starts, planes=3)
+    >>> packed.tolist(), unpack(packed, bits, starts).tolist()
+    ([[138], [140], [0]], [[0, 1, 2, 3, 0, 0, 0, 3]])
+    """
+    chex.assert_rank(codes, 2)
+    chex.assert_shape([bits, starts], (codes.shape[0],))
+    chex.assert_type([codes, bits, starts], int)
     nodes, width = codes.shape
     number = jnp.arange(MOST_BITS, dtype=jnp.int32)
     planar = (codes[:, None, :] >> number[None, :, None]) & 1
@@ -17,7 +38,19 @@ def pack(codes: jax.Array, bits: jax.Array, starts: jax.Array, planes: int) -> j
 
 
 def unpack(packed: jax.Array, bits: jax.Array, starts: jax.Array) -> jax.Array:
-    """The codes that `pack` packed; i32[N, width]."""
+    """The inverse of `pack`.
+
+    Args:
+      packed: u8[planes, width / 8].
+      bits: i32[N], as in `pack`.
+      starts: i32[N], as in `pack`.
+
+    Returns:
+      i32[N, width], the codes; 0 for nodes of 0 bits.
+    """
+    chex.assert_rank([packed, bits], [2, 1])
+    chex.assert_equal_shape([bits, starts])
+    chex.assert_type([packed, bits, starts], [jnp.uint8, int, int])
     planes, octets = packed.shape
     number = jnp.arange(MOST_BITS, dtype=jnp.int32)
     rows = jnp.where(number[None, :] < bits[:, None], starts[:, None] + number[None, :], planes)

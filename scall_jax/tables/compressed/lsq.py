@@ -3,6 +3,9 @@
 A side, users or items, has one step for every bit width and one offset for every coordinate.
 """
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,31 +15,56 @@ MOST_BITS = 6
 """Largest bit width; the others are all whole numbers from 0, which stands for the zero vector."""
 
 _LEAST_STEP = 1e-8
-_BLOCK = 512  # rows of `mixture` at once: six bit widths of 64 coordinates are 0.8 MB
+_BLOCK = 512
+"""Rows of `mixture` that a CPU works on at once: six bit widths of 64 coordinates are 0.8 MB."""
 
 
 def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1; f32 like `bits` i32, which is at least 1."""
+    """Least and largest code of a bit width, -2^(b-1) and 2^(b-1) - 1.
+
+    Args:
+      bits: i32[...], at least 1.
+
+    Returns:
+      (f32[...], f32[...]).
+
+    >>> low, high = bounds(jnp.array([1, 2, 6]))
+    >>> low.tolist(), high.tolist()
+    ([-1.0, -2.0, -32.0], [0.0, 1.0, 31.0])
+    """
+    chex.assert_type(bits, int)
     half = (1 << (bits - 1)).astype(jnp.float32)  # exp2 need not be exact on every device
     return -half, half - 1
 
 
 @jax.custom_vjp
-def quantise(w: jax.Array, step: jax.Array, offset: jax.Array, bits: jax.Array, scale: jax.Array) -> jax.Array:
-    """LSQ+: clip(round((w - offset) / step), -2^(b-1), 2^(b-1) - 1) x step + offset, f32[N, width].
-
-    Args:
-      w, offset: f32[N, width].
-      step, scale: f32[N]; steps greater than 0, `scale` of the gradients of step and offset.
-      bits: i32[N], at least 1.
+def fake_quantise(w: jax.Array, step: jax.Array, offset: jax.Array, bits: jax.Array, scale: jax.Array) -> jax.Array:
+    """LSQ+: clip(round((w - offset) / step), -2^(b-1), 2^(b-1) - 1) x step + offset.
 
     The gradient passes to `w` where nothing is clipped and to `offset` where something is; that of `step` is the bound
     where clipped, and round(v) - v elsewhere, v = (w - offset) / step.
+
+    Args:
+      w: f32[N, width], values.
+      step: f32[N], greater than 0.
+      offset: f32[N, width].
+      bits: i32[N], at least 1.
+      scale: f32[N], factor on the gradients of step and offset; has no gradient itself.
+
+    Returns:
+      f32[N, width].
+
+    >>> w, step, offset = jnp.array([[0.4, -0.9, 5.0]]), jnp.array([0.5]), jnp.zeros((1, 3))
+    >>> fake_quantise(w, step, offset, jnp.array([2]), jnp.ones(1)).tolist()
+    [[0.5, -1.0, 0.5]]
     """
-    return _quantise_fwd(w, step, offset, bits, scale)[0]
+    return _fake_quantise_fwd(w, step, offset, bits, scale)[0]
 
 
-def _quantise_fwd(w, step, offset, bits, scale):
+def _fake_quantise_fwd(w, step, offset, bits, scale):
+    chex.assert_rank(w, 2)
+    chex.assert_equal_shape([w, offset])
+    chex.assert_shape([step, bits, scale], (w.shape[0],))
     low, high = (bound[:, None] for bound in bounds(bits))
     v = (w - offset) / step[:, None]
     code = jnp.clip(jnp.round(v), low, high)
@@ -44,7 +72,7 @@ def _quantise_fwd(w, step, offset, bits, scale):
     return code * step[:, None] + offset, (code - jnp.where(inside, v, 0.0), inside, scale)
 
 
-def _quantise_bwd(residuals, g):
+def _fake_quantise_bwd(residuals, g):
     by_step, inside, scale = residuals
     return (
         jnp.where(inside, g, 0.0),
@@ -55,27 +83,31 @@ def _quantise_bwd(residuals, g):
     )
 
 
-quantise.defvjp(_quantise_fwd, _quantise_bwd)
+fake_quantise.defvjp(_fake_quantise_fwd, _fake_quantise_bwd)
 
 
 @jax.custom_vjp
 def mixture(w: jax.Array, steps: jax.Array, offset: jax.Array, shares: jax.Array, scales: jax.Array) -> jax.Array:
-    """Sum over bit widths b of shares[:, b - 1] x LSQ+ of `w` in b bits, of nodes of one side; f32[n, width].
+    """Sum over bit widths b of shares[:, b - 1] x LSQ+ of `w` in b bits, for nodes of one side.
+
+    The gradients are those of `fake_quantise`. The backward pass quantises anew in all widths, on a CPU a block of rows
+    after the other, so that what six widths make stays in its cache.
 
     Args:
-      w: f32[n, width].
-      steps, scales: f32[6], those of 1 to 6 bits; see `quantise`.
+      w: f32[n, width], values.
+      steps: f32[6], of 1 to 6 bits, greater than 0.
       offset: f32[width].
-      shares: f32[n, 6].
+      shares: f32[n, 6], weight of each bit width.
+      scales: f32[6], factor on the gradients of step and offset at each width; has no gradient itself.
 
-    The gradients are those of `quantise`. Going back all widths are quantised anew, on a CPU a block of rows after the
-    other, so that what six of them make stays in its cache.
+    Returns:
+      f32[n, width].
     """
     return _mixture_fwd(w, steps, offset, shares, scales)[0]
 
 
 def _all_codes(w, steps, offset):
-    """Clipped codes, unclipped ones, and where these are the same but for rounding; of each bit width."""
+    """For each bit width: the codes, the values before rounding and clipping, and where nothing is clipped."""
     for b in range(1, MOST_BITS + 1):
         low, high = -(2.0 ** (b - 1)), 2.0 ** (b - 1) - 1
         v = (w - offset[None, :]) / steps[b - 1]
@@ -83,6 +115,8 @@ def _all_codes(w, steps, offset):
 
 
 def _mixture_fwd(w, steps, offset, shares, scales):
+    chex.assert_shape([steps, scales], (MOST_BITS,))
+    chex.assert_shape([w, shares], [(None, offset.shape[0]), (w.shape[0], MOST_BITS)])
     mixed = jnp.zeros_like(w)
     for b, (code, _, _) in enumerate(_all_codes(w, steps, offset)):
         mixed += shares[:, b, None] * (code * steps[b] + offset[None, :])
@@ -113,74 +147,122 @@ mixture.defvjp(_mixture_fwd, _mixture_bwd)
 
 
 def _in_blocks(x):
-    """Rows by blocks, f32[blocks, rows, C], of zeros after the last one."""
+    """Rows by blocks, f32[blocks, rows, C]; the last block is filled with zeros."""
     size = by_backend(min(_BLOCK, len(x)), len(x))
     return jnp.pad(x, ((0, -len(x) % size), (0, 0))).reshape(-1, size, x.shape[1])
 
 
-def first_quantiser(vectors: jax.Array, num_active: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
-    """Steps f32[2, 6] = 2 mean|w| / sqrt(2^(b-1)) of each side's live vectors, `live` bool[N], and offsets of 0."""
-    size = jnp.where(num_active[:, None], jnp.abs(vectors), 0.0).sum(1)
-    mean = jnp.stack([size[part].sum() / jnp.maximum(num_active[part].sum(), 1) for part in parts(users)])
+def first_quantiser(vectors: jax.Array, active_mask: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
+    """Steps and offsets that training starts from: 2 mean|w| / sqrt(2^(b-1)) and 0.
+
+    Args:
+      vectors: f32[N, width].
+      active_mask: bool[N], nodes that exist; the mean is over those of a side.
+      users: capacity of the users' side; static.
+
+    Returns:
+      (steps f32[2, 6], of users and of items at 1 to 6 bits; offsets f32[2, width]).
+    """
+    chex.assert_rank(vectors, 2)
+    chex.assert_shape(active_mask, (vectors.shape[0],))
+    chex.assert_type(active_mask, bool)
+    size = jnp.where(active_mask[:, None], jnp.abs(vectors), 0.0).sum(1)
+    mean = jnp.stack([size[part].sum() / jnp.maximum(active_mask[part].sum(), 1) for part in side_slices(users)])
     mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
     steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
     return steps, jnp.zeros((2, vectors.shape[1]))
 
 
-def parts(users: int) -> tuple[slice, slice]:
-    """Nodes of the users and of the items."""
+def side_slices(users: int) -> tuple[slice, slice]:
+    """Nodes of the users and of the items, where `users` is the capacity of the users' side."""
     return slice(0, users), slice(users, None)
 
 
 def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
-    """What belongs to a side, [2, C], for each of its nodes, [N, C]."""
+    """Repeat what belongs to a side for each of its nodes.
+
+    Args:
+      of_side: [2, C], of users and of items.
+      users: capacity of the users' side; static.
+      items: capacity of the items' side; static.
+
+    Returns:
+      [users + items, C].
+    """
+    chex.assert_shape(of_side, (2, None))
     counts = (users, items)
     return jnp.concatenate([jnp.broadcast_to(of_side[s], (counts[s], of_side.shape[1])) for s in range(2)])
 
 
+@dataclasses.dataclass(frozen=True)
 class Quantiser:
-    """What quantises N nodes: functions of `vectors` f32[N, width], `steps` f32[2, 6] and `offsets` f32[2, width].
+    """Quantises the vectors of N nodes; pure functions of a side's steps and offsets.
 
-    `bits` i32[N] are the nodes', `live` i32[2] says how many nodes of a side count in the scale of gradients.
+    Throughout, `params` is a dict of `vectors` f32[N, width], `steps` f32[2, 6] and `offsets` f32[2, width], `bits` is
+    i32[N], 0 to `MOST_BITS`, and `num_active` is i32[2], entities of each side, by which gradients are scaled.
     """
 
-    def __init__(self, users: int, items: int, width: int):
-        self.users, self.items, self.width = users, items, width
+    users: int
+    """Capacity of the users' side."""
+    items: int
+    """Capacity of the items' side."""
+    width: int
+    """Coordinates of a vector."""
 
-    def of(self, params, bits, num_active):
-        """Step f32[N], offset f32[N, width] and scale of gradients f32[N] of bit widths i32[N], at least 1."""
+    def at_bits(
+        self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Step f32[N], offset f32[N, width] and scale of gradients f32[N] of each node at `bits`, at least 1."""
+        self._check(params, num_active, bits)
         positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
-        step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(parts(self.users))])
+        step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(side_slices(self.users))])
         entries = by_node(jnp.maximum(num_active, 1)[:, None] * self.width, self.users, self.items)[:, 0]
         scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
         return step, by_node(params["offsets"], self.users, self.items), scale
 
-    def vectors(self, params, bits, num_active):
-        """Quantised to `bits` i32[N]; zero vectors where they are 0."""
-        some = jnp.maximum(bits, 1)
-        step, offset, scale = self.of(params, some, num_active)
-        return jnp.where(bits[:, None] > 0, quantise(params["vectors"], step, offset, some, scale), 0.0)
+    def vectors(self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array) -> jax.Array:
+        """Vectors quantised to `bits`, f32[N, width], differentiable in `params`; zero vectors where bits are 0."""
+        positive_bits = jnp.maximum(bits, 1)
+        step, offset, scale = self.at_bits(params, positive_bits, num_active)
+        has_bits = bits[:, None] > 0
+        return jnp.where(has_bits, fake_quantise(params["vectors"], step, offset, positive_bits, scale), 0.0)
 
-    def mixed(self, params, shares, num_active):
-        """The sum over bit widths b of `shares` f32[N, 7] [:, b] x vectors quantised to b bits; f32[N, width]."""
+    def mixed(self, params: dict[str, jax.Array], shares: jax.Array, num_active: jax.Array) -> jax.Array:
+        """The sum over bit widths b of shares[:, b] x vectors quantised to b bits, f32[N, width].
+
+        `shares` is f32[N, 7], of 0 to 6 bits; differentiable in it and in `params`.
+        """
+        self._check(params, num_active)
+        chex.assert_shape(shares, (self.users + self.items, MOST_BITS + 1))
         widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
         found = []
-        for s, part in enumerate(parts(self.users)):
+        for s, part in enumerate(side_slices(self.users)):
             scales = 1 / jnp.sqrt(jnp.exp2(widths - 1.0) * (jnp.maximum(num_active[s], 1) * self.width))
             steps = jnp.maximum(jnp.abs(params["steps"][s]), _LEAST_STEP)
             found.append(mixture(params["vectors"][part], steps, params["offsets"][s], shares[part, 1:], scales))
         return jnp.concatenate(found)
 
-    def codes(self, params, bits, num_active):
-        """Integer codes from 0, i32[N, width]."""
-        some = jnp.maximum(bits, 1)
-        step, offset, _ = self.of(params, some, num_active)
-        low, high = (bound[:, None] for bound in bounds(some))
+    def codes(self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array) -> jax.Array:
+        """Integer codes of the vectors, 0 to 2^bits - 1; i32[N, width]."""
+        positive_bits = jnp.maximum(bits, 1)
+        step, offset, _ = self.at_bits(params, positive_bits, num_active)
+        low, high = (bound[:, None] for bound in bounds(positive_bits))
         return (jnp.clip(jnp.round((params["vectors"] - offset) / step[:, None]), low, high) - low).astype(jnp.int32)
 
-    def decoded(self, stored, codes, bits, num_active):
-        """The vectors of such codes; f32[N, width]."""
-        some = jnp.maximum(bits, 1)
-        step, offset, _ = self.of(stored, some, num_active)
-        values = (codes.astype(jnp.float32) + bounds(some)[0][:, None]) * step[:, None] + offset
+    def decoded(
+        self, stored: dict[str, jax.Array], codes: jax.Array, bits: jax.Array, num_active: jax.Array
+    ) -> jax.Array:
+        """The vectors of codes i32[N, width], f32[N, width]; `stored` has `steps` and `offsets` as `params` do."""
+        chex.assert_shape(codes, (self.users + self.items, self.width))
+        positive_bits = jnp.maximum(bits, 1)
+        step, offset, _ = self.at_bits(stored, positive_bits, num_active)
+        values = (codes.astype(jnp.float32) + bounds(positive_bits)[0][:, None]) * step[:, None] + offset
         return jnp.where(bits[:, None] > 0, values, 0.0)
+
+    def _check(self, params, num_active, bits=None):
+        chex.assert_shape([params["steps"], params["offsets"]], [(2, MOST_BITS), (2, self.width)])
+        chex.assert_shape(num_active, (2,))
+        if "vectors" in params:
+            chex.assert_shape(params["vectors"], (self.users + self.items, self.width))
+        if bits is not None:
+            chex.assert_shape(bits, (self.users + self.items,))

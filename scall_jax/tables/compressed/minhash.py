@@ -4,6 +4,9 @@ Entities with similar sets share many keys of their signatures, hence many cells
 sets are of samples, here of the other side's entities). All arithmetic is modulo 2^32.
 """
 
+from typing import TypeVar
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +16,20 @@ from scall_jax.streams import Graph
 KEY_BITS = 8
 """Bits kept of a minimum: two different minima have equal keys with probability 1/256."""
 
-_ELEMENT, _OWN, _CELL, _DRAW = 0x9E3779B9, 0x7F4A7C15, 0x94D049BB, 0x632BE5AB  # set uses of `mix32` apart
+_ELEMENT, _OWN, _CELL, _DRAW = 0x9E3779B9, 0x7F4A7C15, 0x94D049BB, 0x632BE5AB
+"""Salts, so that the four uses of `mix32` have nothing in common."""
 _MOST_DRAWS = 64
 
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray, np.uint32)
 
-def mix32(x):
-    """A fixed bijection of u32 whose output bits all depend on all input bits: MurmurHash3's finaliser."""
+
+def mix32(x: AnyArray) -> AnyArray:
+    """A fixed bijection of u32 whose output bits all depend on all input bits: MurmurHash3's finaliser.
+
+    >>> mix32(np.array([0, 1, 2], np.uint32))
+    array([         0, 1364076727,  821347078], dtype=uint32)
+    """
+    chex.assert_type(x, jnp.uint32)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))
@@ -37,17 +48,20 @@ def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
 
     Args:
       graph: of the interactions known; a user's neighbours are item nodes and the other way round.
-      nodes: N.
-      keys: hash functions K.
+      nodes: N; static.
+      keys: K, number of hash functions; static.
 
     Returns:
-      u8[N, K]: for each function the hashed minimum, over the neighbours, of a bijection of the node number: equal for
-      two nodes where the same neighbour attains it, which has the Jaccard similarity as its probability. Nodes without
-      neighbours have no meaning here.
+      u8[N, K]: for each function the hashed minimum, over the neighbours, of a bijection of the node number. Two nodes
+      have equal keys where the same neighbour attains it, which has their Jaccard similarity as its probability. Nodes
+      without neighbours have keys without meaning.
     """
+    chex.assert_shape(graph.indptr, (nodes + 1,))
+    chex.assert_rank(graph.indices, 1)
+    chex.assert_type([graph.indptr, graph.indices], int)
     edges = graph.indices.shape[0]
     row = jnp.repeat(jnp.arange(nodes), jnp.diff(graph.indptr), total_repeat_length=edges)
-    # padding belongs to nobody
+    # Padded entries get a row past the end, which the minimum drops.
     row = jnp.where(jnp.arange(edges) < graph.indptr[-1], row, nodes)
     element = graph.indices.astype(jnp.uint32)
 
@@ -59,30 +73,52 @@ def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
 
 
 def own_signatures(nodes: int, keys: int) -> jax.Array:
-    """Signatures by the nodes' own numbers, as good as random; u8[N, K]."""
+    """Signatures by the nodes' own numbers, as good as random, for nodes without interactions.
+
+    Args:
+      nodes: N; static.
+      keys: K; static.
+
+    Returns:
+      u8[N, K].
+    """
     number = jnp.arange(nodes, dtype=jnp.uint32)
     return jnp.stack([_key(mix32(number ^ _salt(_OWN, k)) + _salt(_OWN, k)) for k in range(keys)], axis=1)
 
 
 def chosen_keys(width: int, keys: int, hashes: int) -> np.ndarray:
-    """Which `hashes` distinct keys each coordinate uses, ascending; i32[width, hashes], fixed."""
+    """Which keys of a signature each coordinate uses.
+
+    Args:
+      width: coordinates.
+      keys: K, keys of a signature.
+      hashes: distinct keys of a coordinate, at most K.
+
+    Returns:
+      i32[width, hashes], ascending in each row; the same at every call.
+    """
     rng = np.random.default_rng(keys)
     return np.stack([np.sort(rng.permutation(keys)[:hashes]) for _ in range(width)]).astype(np.int32)
 
 
 def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array, capacity: int) -> jax.Array:
-    """Cell of every coordinate of every node, uniform over the cells; i32[N, width].
-
-    Args:
-      signature: u8[N, K].
-      chosen: of `chosen_keys`; coordinate i lies where a hash of i and its keys says.
-      cells: i32[], cells in use, at least 1.
-      capacity: static upper bound of `cells`.
+    """Cell of every coordinate of every node, uniform over the cells.
 
     A cell is the first of a sequence of uniform draws below a power of two >= capacity that lies below `cells`: when
     cells are added, only coordinates that are drawn into new ones move, and when some are taken away, only those that
-    were there. (After 64 draws, all beyond, the last one modulo `cells` decides.)
+    were there. (If 64 draws all lie beyond, the last one modulo `cells` decides.)
+
+    Args:
+      signature: u8[N, K].
+      chosen: i32[width, hashes] of `chosen_keys`, static; coordinate i lies where a hash of i and its keys says.
+      cells: i32[], cells in use, at least 1.
+      capacity: upper bound of `cells`; static.
+
+    Returns:
+      i32[N, width].
     """
+    chex.assert_rank([signature, chosen, cells], [2, 2, 0])
+    chex.assert_type([signature, chosen, cells], [jnp.uint8, int, int])
     width, hashes = chosen.shape
     code = jnp.broadcast_to(jnp.array([_salt(_CELL, i) for i in range(width)], jnp.uint32), (len(signature), width))
     for k in range(hashes):
@@ -93,13 +129,13 @@ def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array, capaci
     def draw(number):
         return mix32(code + number.astype(jnp.uint32) * np.uint32(_DRAW)) >> np.uint32(32 - bits)
 
-    def again(carry):
+    def draw_again(carry):
         number, cell = carry
         return number + 1, jnp.where(cell < limit, cell, draw(number))
 
-    def goes_on(carry):
+    def some_beyond(carry):
         number, cell = carry
         return (number < _MOST_DRAWS) & (cell >= limit).any()
 
-    _, cell = jax.lax.while_loop(goes_on, again, (jnp.int32(1), draw(jnp.int32(0))))
+    _, cell = jax.lax.while_loop(some_beyond, draw_again, (jnp.int32(1), draw(jnp.int32(0))))
     return jnp.where(cell < limit, cell, cell % limit).astype(jnp.int32)

@@ -1,21 +1,30 @@
 """Embeddings in 0 to 6 bits (MPE, arXiv 2409.20305): entities of a group of like frequency share a bit width.
 
-Training works on f32 vectors that are quantised on the way in by LSQ+ (`tables.lsq`), with
-learned steps and offsets. Between segments, on disk and when serving there are only the integer codes, bit by bit:
-an entity of b bits has b planes of width / 8 bytes, plane k holding bit k of all its coordinates.
+Training works on f32 vectors that LSQ+ quantises in the forward pass (`lsq`), with learned steps and offsets. Between
+segments, on disk and when serving there are only the integer codes, bit by bit: an entity of b bits has b planes of
+width / 8 bytes, and plane k holds bit k of all its coordinates.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.tables.compressed.bit_packing import pack, unpack
-from scall_jax.tables.compressed.lsq import MOST_BITS, Quantiser, first_quantiser, parts
-from scall_jax.tables.storage import Exported, Storage, StorageFactory
+from scall_jax.tables.compressed.lsq import MOST_BITS, Quantiser, first_quantiser, side_slices
+from scall_jax.tables.storage import (
+    Exported,
+    Previous,
+    Sides,
+    Storage,
+    StorageFactory,
+    WarmStartOptions,
+    most_spent,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,8 @@ class MixedPrecisionConfig:
     groups: int = 64
     """Groups of a side by frequency, each with a bit width of its own (published: 128)."""
     temperature: float = 0.06
-    """Of the softmax over bit widths (published: 0.003 at a learning rate of 0.001; here the rate is 20 times that)."""
+    """Temperature of the softmax over bit widths (published: 0.003 at a learning rate of 0.001; the rate here is 20
+    times that)."""
     price: float = 1e-4
     """Weight of the expected bits in the loss of the search (published: 2e-6 to 3e-4)."""
 
@@ -43,29 +53,41 @@ class MixedPrecisionConfig:
 
 
 class Bits(NamedTuple):
-    """Plan: who is in which group and what a group gets. Sides are users, items."""
+    """Plan: the group of each entity and the bit width of each group."""
 
-    groups: jax.Array  # u8[N], within the side; G for entities that do not exist
-    bits: jax.Array  # u8[2, G]
-    steps: jax.Array  # f32[2, 6], of 1 to 6 bits: where training starts
-    offsets: jax.Array  # f32[2, width]
+    groups: jax.Array
+    """u8[N], group of each entity within its side; G for entities that do not exist."""
+    bits: jax.Array
+    """u8[2, G], bit width of each group of the users and of the items."""
+    steps: jax.Array
+    """f32[2, 6], steps of 1 to 6 bits of each side that training starts from."""
+    offsets: jax.Array
+    """f32[2, width], offsets of each side that training starts from."""
 
 
-class Codes(NamedTuple):
+class CodeLayout(NamedTuple):
     """Layout: planes of every entity, and where training of the quantiser starts."""
 
-    bits: jax.Array  # i32[N]
-    starts: jax.Array  # i32[N], first plane
-    num_active: jax.Array  # i32[2], entities of a side
-    steps: jax.Array  # f32[2, 6]
-    offsets: jax.Array  # f32[2, width]
+    bits: jax.Array
+    """i32[N], bit width of each entity."""
+    starts: jax.Array
+    """i32[N], first plane of each entity."""
+    num_active: jax.Array
+    """i32[2], entities of each side."""
+    steps: jax.Array
+    """f32[2, 6], as in `Bits`."""
+    offsets: jax.Array
+    """f32[2, width], as in `Bits`."""
 
 
 def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
     """Coordinates of an entity: the options', at most `maximum`, in whole bytes of planes.
 
     Raises:
-      ValueError: fewer than 8.
+      ValueError: there are fewer than 8.
+
+    >>> width_within(MixedPrecisionConfig(width=64), maximum=20)
+    16
     """
     width = min(options.width, maximum) // 8 * 8
     if not width:
@@ -74,76 +96,128 @@ def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
 
 
 def mixed_precision(capacity: int, users: int, items: int, maximum: int, options: MixedPrecisionConfig) -> Storage:
-    """Storage of codes u8[held, width / 8]; the plan is `Bits`."""
+    """Storage of codes u8[capacity, width / 8] in bit planes; the plan is `Bits`, the layout `CodeLayout`.
+
+    Args:
+      capacity: planes.
+      users: capacity of the users' side.
+      items: capacity of the items' side.
+      maximum: the largest size of an entity.
+      options: width and number of groups.
+
+    Returns:
+      Storage; a budget unit is a plane. Parameters are `vectors` f32[N, width], `steps` and `offsets`.
+
+    Raises:
+      ValueError: `maximum` is below 8.
+    """
     nodes, width, groups = users + items, width_within(options, maximum), options.groups
     quantiser = Quantiser(users, items, width)
+    layout = functools.partial(_layout, users, groups)
 
-    def bits_of(plan: Bits):
-        by_side = [
-            plan.bits[s].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0)
-            for s, part in enumerate(parts(users))
-        ]
-        return jnp.concatenate(by_side).astype(jnp.int32)
+    def fresh(key, codes: CodeLayout, std):
+        return _trainable(std * jax.random.normal(key, (nodes, width)), codes)
 
-    def layout(plan: Bits) -> Codes:
-        bits = bits_of(plan)
-        num_active = jnp.stack([(plan.groups[part] < groups).sum() for part in parts(users)])
-        return Codes(bits, jnp.cumsum(bits) - bits, num_active, plan.steps, plan.offsets)
-
-    def begun(vectors, codes: Codes):
-        return {"vectors": vectors, "steps": codes.steps, "offsets": codes.offsets}
-
-    def store(params, codes: Codes):
-        packed = pack(quantiser.codes(params, codes.bits, codes.num_active), codes.bits, codes.starts, capacity)
-        return {"codes": packed, "steps": params["steps"], "offsets": params["offsets"]}
-
-    def load(stored, codes: Codes):
-        numbers = unpack(stored["codes"], codes.bits, codes.starts)
-        vectors = quantiser.decoded(stored, numbers, codes.bits, codes.num_active)
-        return {"vectors": vectors, "steps": stored["steps"], "offsets": stored["offsets"]}
-
-    def resize(key, stored, old, new, known, weight, carry):
-        before = layout(old)
-        # vectors of 0 bits were never kept
-        kept = (known & (before.bits > 0))[:, None]
-        noise = carry.init_std * jax.random.normal(key, (nodes, width))
-        return begun(jnp.where(kept, carry.shrink * load(stored, before)["vectors"], noise), layout(new))
+    def warm_start(key, previous: Previous, plan: Bits, options: WarmStartOptions):
+        before = layout(previous.plan)
+        # Nothing was stored of vectors of 0 bits.
+        kept = (previous.known & (before.bits > 0))[:, None]
+        noise = options.init_std * jax.random.normal(key, (nodes, width))
+        carried = options.shrink * _load(quantiser, previous.stored, before)["vectors"]
+        return _trainable(jnp.where(kept, carried, noise), layout(plan))
 
     def sizes(plan):
-        return jnp.concatenate([jnp.where(bits_of(plan) > 0, width, 0), jnp.zeros(2, jnp.int32)])
+        return jnp.concatenate([jnp.where(_bits_of(users, plan) > 0, width, 0), jnp.zeros(2, jnp.int32)])
 
     return Storage(
-        plan=lambda: Bits(
-            jnp.full(nodes, groups, jnp.uint8),
-            jnp.zeros((2, groups), jnp.uint8),
-            jnp.zeros((2, MOST_BITS)),
-            jnp.zeros((2, width)),
-        ),
-        empty=lambda: {
-            "codes": jnp.zeros((capacity, width // 8), jnp.uint8),
-            "steps": jnp.zeros((2, MOST_BITS)),
-            "offsets": jnp.zeros((2, width)),
-        },
+        plan=functools.partial(_empty_plan, nodes, groups, width),
+        empty=functools.partial(_empty, capacity, width),
         layout=layout,
-        fresh=lambda key, codes, std: begun(std * jax.random.normal(key, (nodes, width)), codes),
-        resize=resize,
+        fresh=fresh,
+        warm_start=warm_start,
         vectors=lambda params, codes: quantiser.vectors(params, codes.bits, codes.num_active),
-        store=store,
-        load=load,
+        store=functools.partial(_store, quantiser, capacity),
+        load=functools.partial(_load, quantiser),
         sizes=sizes,
-        allocated=lambda plan: bits_of(plan).sum(),
+        allocated=lambda plan: _bits_of(users, plan).sum(),
         used=lambda codes: jnp.int32(width),
-        export=functools.partial(_export, users, bits_of),
-        restore=functools.partial(_restore, capacity, users, items, groups, width),
+        export=functools.partial(_export, users),
+        restore=functools.partial(_restore, _Shapes(capacity, users, items, groups, width)),
         nodes=nodes,
         width=width,
     )
 
 
-def _export(users, bits_of, stored, plan: Bits, known) -> Exported:
+def _empty_plan(nodes, groups, width) -> Bits:
+    return Bits(
+        jnp.full(nodes, groups, jnp.uint8),
+        jnp.zeros((2, groups), jnp.uint8),
+        jnp.zeros((2, MOST_BITS)),
+        jnp.zeros((2, width)),
+    )
+
+
+def _empty(capacity, width):
+    return {
+        "codes": jnp.zeros((capacity, width // 8), jnp.uint8),
+        "steps": jnp.zeros((2, MOST_BITS)),
+        "offsets": jnp.zeros((2, width)),
+    }
+
+
+def _trainable(vectors, codes: CodeLayout) -> dict[str, jax.Array]:
+    """Parameters of `mixed_precision`, with the quantiser at its start."""
+    return {"vectors": vectors, "steps": codes.steps, "offsets": codes.offsets}
+
+
+def _store(quantiser: Quantiser, capacity: int, params, codes: CodeLayout):
+    packed = pack(quantiser.codes(params, codes.bits, codes.num_active), codes.bits, codes.starts, capacity)
+    return {"codes": packed, "steps": params["steps"], "offsets": params["offsets"]}
+
+
+def _load(quantiser: Quantiser, stored, codes: CodeLayout):
+    numbers = unpack(stored["codes"], codes.bits, codes.starts)
+    vectors = quantiser.decoded(stored, numbers, codes.bits, codes.num_active)
+    return {"vectors": vectors, "steps": stored["steps"], "offsets": stored["offsets"]}
+
+
+def _layout(users, groups, plan: Bits) -> CodeLayout:
+    bits, num_active = _bits_of(users, plan), _num_active(users, groups, plan)
+    return CodeLayout(bits, jnp.cumsum(bits) - bits, num_active, plan.steps, plan.offsets)
+
+
+def _bits_of(users, plan: Bits) -> jax.Array:
+    """Bit width of each node, i32[N]."""
+    return jnp.concatenate(_of_group(users, plan.groups, plan.bits)).astype(jnp.int32)
+
+
+def _of_group(users, groups, values) -> list[jax.Array]:
+    """Each node's entry of values [2, G, ...] by its group, 0 without a group; [nodes of a side, ...] for each side."""
+    return [
+        values[s].at[groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0)
+        for s, part in enumerate(side_slices(users))
+    ]
+
+
+def _num_active(users, groups, plan: Bits) -> jax.Array:
+    """Entities of each side, i32[2]."""
+    return jnp.stack([(plan.groups[part] < groups).sum() for part in side_slices(users)])
+
+
+class _Shapes(NamedTuple):
+    """Static numbers that exported arrays must agree with."""
+
+    capacity: int
+    users: int
+    items: int
+    groups: int
+    width: int
+
+
+def _export(users, stored, plan: Bits, known: Sides) -> Exported:
     groups = np.asarray(plan.groups)
     return {
-        "codes": np.asarray(stored["codes"])[: int(bits_of(plan).sum())],
+        "codes": np.asarray(stored["codes"])[: int(_bits_of(users, plan).sum())],
         "parameters_steps": np.asarray(stored["steps"]),
         "parameters_offsets": np.asarray(stored["offsets"]),
         "metadata_groups": np.concatenate([groups[: known[0]], groups[users : users + known[1]]]),
@@ -151,48 +225,62 @@ def _export(users, bits_of, stored, plan: Bits, known) -> Exported:
     }
 
 
-def _restore(capacity, users, items, groups, width, exported, known):
-    """The plan's quantiser, where the training that is over began, is set to what came of it: nobody reads it again."""
-    written = exported.get("codes", np.zeros((0, width // 8), np.uint8))
+def _restore(shapes: _Shapes, exported: Exported, known: Sides) -> tuple[dict[str, jax.Array], Bits]:
+    """Stored codes and their plan.
+
+    The plan's steps and offsets, which training started from, are set to the trained ones: nothing reads them again.
+    """
+    users, octets = shapes.users, shapes.width // 8
+    written = exported.get("codes", np.zeros((0, octets), np.uint8))
     in_use, steps, offsets = (exported[x] for x in ("metadata_groups", "parameters_steps", "parameters_offsets"))
-    if written.shape[0] > capacity or written.shape[1] != width // 8 or exported["metadata_bits"].shape != (2, groups):
-        raise ValueError(f"codes of shape {written.shape} do not fit {(capacity, width // 8)}: other options?")
-    if len(in_use) != sum(known) or known[0] > users or known[1] > items:
-        raise ValueError(f"{len(in_use)} groups for {known[0]} users and {known[1]} items: another stream's?")
-    codes, group = np.zeros((capacity, width // 8), np.uint8), np.full(users + items, groups, np.uint8)
+    of_groups = exported["metadata_bits"].shape
+    if written.shape[0] > shapes.capacity or written.shape[1] != octets or of_groups != (2, shapes.groups):
+        raise ValueError(
+            f"codes of shape {written.shape} and bits of shape {of_groups} do not fit {(shapes.capacity, octets)} and"
+            f" {(2, shapes.groups)}: restore with the budget and the options that the run was started with"
+        )
+    if len(in_use) != sum(known) or known[0] > users or known[1] > shapes.items:
+        raise ValueError(
+            f"{len(in_use)} groups for {known[0]} users and {known[1]} items of {users} and {shapes.items}:"
+            " restore with the stream that the run was started with"
+        )
+    codes = np.zeros((shapes.capacity, octets), np.uint8)
+    group = np.full(users + shapes.items, shapes.groups, np.uint8)
     codes[: len(written)] = written
     group[: known[0]] = in_use[: known[0]]
     group[users : users + known[1]] = in_use[known[0] :]
-    stored = {"codes": codes, "steps": steps, "offsets": offsets}
-    plan = Bits(group, exported["metadata_bits"], steps, offsets)
-    return jax.tree.map(jnp.asarray, (stored, plan))
+    stored = {"codes": jnp.asarray(codes), "steps": jnp.asarray(steps), "offsets": jnp.asarray(offsets)}
+    # Stored and plan have arrays of their own, because a run donates both to the program of its next segment.
+    plan = Bits(jnp.asarray(group), jnp.asarray(exported["metadata_bits"]), jnp.asarray(steps), jnp.asarray(offsets))
+    return stored, plan
 
 
 def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> Storage:
-    """Storage for the search of bits: parameters have logits f32[2, G, 7] too, and nothing is ever stored.
+    """Storage for the search of bits, which trains logits f32[2, G, 7] too; nothing of it is ever stored.
 
-    Its layout is (`Bits`, price f32[2, G] of a bit in each group). Vectors are the mean of all quantised ones, weighted
-    by the softmax of the group's logits; a bit width's expected price is added to the loss.
+    Vectors are the mean of the vectors quantised in all bit widths, weighted by the softmax of their group's logits.
+    The expected price of the bits is added to the loss.
+
+    Args:
+      storage: of `mixed_precision` with the same options.
+      users: capacity of the users' side.
+      options: groups, temperature and price.
+
+    Returns:
+      Storage whose layout is (`Bits`, price f32[2, G] of a bit in each group). Its plan's bits are not read.
     """
     quantiser = Quantiser(users, storage.nodes - users, storage.width)
 
-    def begun(params, layout):
-        plan, _ = layout
-        num_active = plan.groups < options.groups
-        steps, offsets = first_quantiser(params["vectors"], num_active, users)
+    def trainable(params, plan: Bits):
+        active_mask = plan.groups < options.groups
+        steps, offsets = first_quantiser(params["vectors"], active_mask, users)
         logits = jnp.zeros((2, options.groups, MOST_BITS + 1))
         return {"vectors": params["vectors"], "steps": steps, "offsets": offsets, "logits": logits}
 
     def vectors(params, layout):
         plan, _ = layout
-        num_active = jnp.stack([(plan.groups[part] < options.groups).sum() for part in parts(users)])
-        p = probabilities(params["logits"], options)
-        shares = jnp.concatenate(
-            [
-                p[s].at[plan.groups[part].astype(jnp.int32)].get(mode="fill", fill_value=0.0)
-                for s, part in enumerate(parts(users))
-            ]
-        )
+        num_active = _num_active(users, options.groups, plan)
+        shares = jnp.concatenate(_of_group(users, plan.groups, probabilities(params["logits"], options)))
         return quantiser.mixed(params, shares, num_active)
 
     def penalty(params, layout):
@@ -201,9 +289,9 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
 
     return storage._replace(
         layout=lambda plan: (plan, jnp.zeros((2, options.groups))),
-        fresh=lambda key, layout, std: begun(storage.fresh(key, storage.layout(layout[0]), std), layout),
-        resize=lambda key, stored, old, new, known, weight, carry: begun(
-            storage.resize(key, stored, old, new, known, weight, carry), (new, None)
+        fresh=lambda key, layout, std: trainable(storage.fresh(key, storage.layout(layout[0]), std), layout[0]),
+        warm_start=lambda key, previous, plan, options: trainable(
+            storage.warm_start(key, previous, plan, options), plan
         ),
         vectors=vectors,
         used=lambda layout: jnp.int32(storage.width),
@@ -212,11 +300,20 @@ def searching(storage: Storage, users: int, options: MixedPrecisionConfig) -> St
 
 
 def probabilities(logits: jax.Array, options: MixedPrecisionConfig) -> jax.Array:
-    """Softmax over bit widths, the last axis."""
+    """Probabilities of bit widths.
+
+    Args:
+      logits: f32[..., 7], of 0 to 6 bits.
+      options: temperature.
+
+    Returns:
+      f32[..., 7], the softmax of logits / temperature.
+    """
+    chex.assert_axis_dimension(logits, -1, MOST_BITS + 1)
     return jax.nn.softmax(logits / options.temperature, axis=-1)
 
 
-def _kind(options: MixedPrecisionConfig) -> StorageFactory:
+def _mixed_precision_factory(options: MixedPrecisionConfig) -> StorageFactory:
     def budget_units(nbytes, entities, maximum, metadata):
         width = width_within(options, maximum)
         spent = 4 * 2 * (MOST_BITS + width)
@@ -224,17 +321,17 @@ def _kind(options: MixedPrecisionConfig) -> StorageFactory:
             spent += sum(entities) + 2 * options.groups
         return (nbytes - spent) // (width // 8)
 
-    def capacity(budget_units, entities, maximum):
-        return max(min(u, sum(n) * MOST_BITS) for u, n in zip(budget_units, entities, strict=True))
+    def configure(config: Any) -> StorageFactory:
+        return _mixed_precision_factory(config.mixed_precision)
 
     return StorageFactory(
         budget_units=budget_units,
-        capacity=capacity,
+        capacity=lambda budget_units, entities, maximum: most_spent(budget_units, entities, MOST_BITS),
         build=functools.partial(mixed_precision, options=options),
-        configure=lambda config: _kind(config.mixed_precision),
+        configure=configure,
     )
 
 
-MIXED_PRECISION = _kind(MixedPrecisionConfig())
+MIXED_PRECISION = _mixed_precision_factory(MixedPrecisionConfig())
 """Units are planes: a bit of each of an entity's coordinates, width / 8 bytes. Steps and offsets are always paid for,
 groups and their bits where metadata is."""

@@ -6,10 +6,10 @@ import pytest
 
 from scall_jax.run import process_memory
 
-# in a process of its own: what others have freed in this one would be used first
+# This runs in a new process, because in this one memory that others have freed would be used first. It loads the file
+# alone, without the package and JAX.
 SCRIPT = """
-import ctypes
-from scall_jax import heap
+import ctypes, runpy, sys
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -21,25 +21,28 @@ before = resident()
 blocks = [c.malloc(ctypes.c_size_t(size)) for _ in range(count)]
 for block in blocks:
     ctypes.memset(block, 1, size)
-c.malloc(ctypes.c_size_t(size))  # or the end of the heap goes back by itself
+c.malloc(ctypes.c_size_t(size))  # without it, glibc returns the end of the heap by default
 for block in blocks:
     c.free(ctypes.c_void_p(block))
-held = resident() - before
-process_memory.give_back()
-print(held / (size * count), (before + held - resident()) / (size * count))
+allocated = resident() - before
+runpy.run_path(sys.argv[1])["trim_heap"]()
+print(allocated / (size * count), (before + allocated - resident()) / (size * count))
 """
+
+
+def _output(script: str) -> str:
+    command = [sys.executable, "-c", script, process_memory.__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc"
 )
-def test_what_is_free_goes_back():
-    said = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
-    held, freed = map(float, said.split())
-    assert held > 0.8 and freed > 0.7
+def test_free_memory_is_returned_to_the_system():
+    allocated, freed = map(float, _output(SCRIPT).split())
+    assert allocated > 0.8 and freed > 0.7
 
 
-# of a process that starts from nothing: the file alone, without the package and JAX
 PEAK = """
 import runpy, sys
 peak = runpy.run_path(sys.argv[1])["peak_rss_bytes"]
@@ -50,14 +53,11 @@ print(before, peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells less")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not report the peak of one process")
 def test_the_peak_is_that_of_the_process_itself():
-    command = [sys.executable, "-c", PEAK, process_memory.__file__]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    before, more = map(int, said.split())
-    assert (
-        before < process_memory.peak_rss_bytes() / 2
-    )  # this process holds JAX, which the one that it starts does not inherit
+    before, more = map(int, _output(PEAK).split())
+    # This process has JAX in memory, and the new one does not inherit its peak.
+    assert before < process_memory.peak_rss_bytes() / 2
     assert 0.9 * 2**26 < more < 1.5 * 2**26
 
 
@@ -68,7 +68,8 @@ def test_other_systems_are_left_alone(monkeypatch):
     process_memory.trim_heap()
     process_memory.limit_heap()
     assert not called
-    monkeypatch.setattr(sys, "platform", "linux")  # a C library without these functions
+    # A C library without these functions.
+    monkeypatch.setattr(sys, "platform", "linux")
     process_memory.trim_heap()
     process_memory.limit_heap()
     assert called == [None, None]

@@ -1,0 +1,127 @@
+"""Where segments begin, and where each segment's training, validation and test parts do."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from scall_jax.streams.stream import Bounds
+from scall_jax.streams.times import milliseconds
+
+_NEW_ENTITIES = 15000  # of the SCALL paper
+
+
+def edges_by_time(time: np.ndarray, at: Sequence[Any], source: str) -> list[int]:
+    """First rows of segments that start at given times, and the end.
+
+    Args:
+      time: i64[rows], milliseconds since 1970, ascending.
+      at: timestamps, as `read` takes them.
+      source: name used in messages.
+
+    Raises:
+      ValueError: something that is no timestamp, or a time outside the stream.
+    """
+    values = pl.Series(at)
+
+    def refuse(bad: pl.Series, problem: str) -> None:
+        bad = bad.fill_null(True)
+        if bad.any():
+            raise ValueError(f"at: {values[bad.arg_true()[0]]!r} {problem}")
+
+    starts = milliseconds(values, "auto", refuse)
+    first, last = time[[0, -1]]
+    if not ((starts > first) & (starts <= last)).all():
+        shown = " to ".join(str(np.datetime64(int(x), "ms")) for x in (first, last))
+        raise ValueError(f"at={list(at)}: a time lies outside {source}, which goes from {shown}")
+    inner = np.searchsorted(time, starts, side="left")
+    return sorted({0, len(time), *inner.tolist()})
+
+
+def edges_of_equal_parts(rows: int, segments: int, source: str) -> list[int]:
+    """First rows of segments of equally many rows, and the end.
+
+    Args:
+      rows: number of rows.
+      segments: number of segments.
+      source: name used in messages.
+
+    Raises:
+      ValueError: fewer rows than segments, or no segment.
+    """
+    if not 1 <= segments <= rows:
+        raise ValueError(f"{source}: {rows} rows do not make {segments} segments")
+    return np.linspace(0, rows, segments + 1).astype(int).tolist()
+
+
+def edges_by_arrivals(user: np.ndarray, item: np.ndarray, new_entities: int | None) -> list[int]:
+    """First rows of segments with at most so many new users and items, and the end.
+
+    Args:
+      user: i32[rows], users by first appearance.
+      item: i32[rows], items by first appearance.
+      new_entities: users and items that may be new in a segment; None for the number of the SCALL paper. A last segment
+        with fewer than a tenth of them joins the one before it.
+
+    Raises:
+      ValueError: fewer than two new entities.
+    """
+    limit = _NEW_ENTITIES if new_entities is None else new_entities
+    if limit < 2:
+        raise ValueError(f"new_entities={limit}: must be at least 2, a user and an item")
+    known = np.maximum.accumulate(user) + np.maximum.accumulate(item) + 2  # entities known after each row
+    edges, before = [0], 0
+    while True:
+        edge = int(np.searchsorted(known, before + limit, side="right"))
+        if edge >= len(user):
+            break
+        before = int(known[edge - 1])
+        edges.append(edge)
+    if len(edges) > 1 and known[-1] - before < limit / 10:
+        edges.pop()
+    return [*edges, len(user)]
+
+
+def parts_of_segments(
+    edges: list[int], time: np.ndarray, split: tuple[float, float, float], align: bool, source: str
+) -> tuple[Bounds, ...]:
+    """Training, validation and test part of each segment.
+
+    Args:
+      edges: first rows of the segments, and the end.
+      time: i64[rows], milliseconds since 1970, ascending.
+      split: parts of train, valid and test, which add up to 1.
+      align: move boundaries back so that no two rows of equal time lie on both sides, unless that would empty a part.
+      source: name used in messages.
+
+    Raises:
+      ValueError: a split that makes no sense, or a segment with too few rows.
+    """
+    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0 or split[2] == 0:
+        raise ValueError(f"split={split}: three parts that add up to 1, train and test above 0")
+    bounds: list[Bounds] = []
+    for t, (start, end) in enumerate(itertools.pairwise(edges)):
+        length = end - start
+        part = Bounds(start, start + round(split[0] * length), start + round((split[0] + split[1]) * length), end)
+        if align and start < part.train <= part.valid < end:
+            part = _aligned(time, part)
+        ordered = start < part.train < end and part.train <= part.valid < end
+        if not ordered or (split[1] > 0 and part.train == part.valid):
+            raise ValueError(
+                f"{source}: segment {t} has {length} rows, too few for train, valid and test parts:"
+                " the stream is too short to cut, use fewer segments or a larger new_entities"
+            )
+        bounds.append(part)
+    return tuple(bounds)
+
+
+def _aligned(time: np.ndarray, part: Bounds) -> Bounds:
+    """The boundaries moved back to the first rows of equal time, or unchanged if a part would be empty."""
+    inside = time[part.start : part.end]
+    train = int(np.searchsorted(inside, time[part.train], side="left")) + part.start
+    valid = int(np.searchsorted(inside, time[min(part.valid, part.end - 1)], side="left")) + part.start
+    if part.start < train < valid < part.end:
+        return Bounds(part.start, train, valid, part.end)
+    return part
