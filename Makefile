@@ -31,7 +31,7 @@ lint: install
 	$(PY) -m pyright
 
 docs: $(VENV)/installed-docs
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 check-all: lint docs
 	$(PYTEST) -m "slow or not slow"

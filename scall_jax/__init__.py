@@ -1,4 +1,10 @@
-"""Streaming recommendation under an exact memory budget: dynamic embedding sizes in JAX."""
+"""Streaming recommendation under an exact memory budget: dynamic embedding sizes in JAX.
+
+Read a stream with `streams`, describe a run with `Config` and `Budget`, and run it with `run_segments` (on the host,
+with a folder that can be continued), `scan` (one compiled program) or `sweep` (one program for several budgets and
+seeds). A new method is an allocator or a `SizePlanner`, which `embedding_method` turns into a `Method` for
+`run_segments`.
+"""
 
 from scall_jax import sizes, streams
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig

@@ -26,25 +26,21 @@ class SizesConfig:
     """
 
     minimum: int = 1
-    """Smallest size (d_min), in coordinates, as long as the budget has room for it for all entities. With 0, entities
-    whose share is too small have no parameters of their own at any budget."""
+    """Smallest size (d_min), in coordinates, unless the budget is too small; 0 allows entities without any."""
     maximum: int = 128
     """Largest size (d_max), in coordinates."""
     rho: float | None = 0.35
-    """Methods fixed and shuffled: the users' share of the budget, between 0 and 1. None: their share of the
-    entities."""
+    """Methods fixed and shuffled: users' share of the budget, 0 to 1; None is their share of the entities."""
     user_shape: float = 0.5
-    """Methods fixed and shuffled: shape of the distribution of the users' sizes, above 0. For powerlaw, smaller is more
-    skewed."""
+    """Methods fixed and shuffled: shape of the users' sizes, above 0; smaller is more skewed for powerlaw."""
     item_shape: float = 0.5
-    """Methods fixed and shuffled: shape of the distribution of the items' sizes, above 0."""
+    """Methods fixed and shuffled: shape of the items' sizes, above 0."""
     family: str = "powerlaw"
-    """Methods fixed and shuffled: family of both distributions, one of powerlaw, pareto, truncnorm, truncexp and
-    lognormal."""
+    """Methods fixed and shuffled: family of sizes, powerlaw, pareto, truncnorm, truncexp or lognormal."""
     power: float = 0.5
     """Method frequency: sizes are proportional to the frequency to this power, above 0."""
     ranking: str = "segment"
-    """Frequency that sizes follow: interactions in the current segment (published), or in total."""
+    """Frequency that sizes follow: segment, interactions in the current segment (published); or total, all so far."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum or self.maximum < 1:
@@ -105,14 +101,11 @@ class SearchConfig:
     probe_steps: int = 50
     """Training steps of a probe (published: 200)."""
     start: str = "warm"
-    """Parameters that a probe starts from: warm, those of the segment before, resized; or fresh, random ones
-    (published)."""
+    """Parameters that a probe starts from: warm, those of the segment before; or fresh ones (published)."""
     on: str = "current"
-    """Segment whose train and valid parts a probe uses: the current one, which is sized next, or the previous one
-    (published)."""
+    """Segment that probes train on: the current one, which is to be sized, or the previous one (published)."""
     reference: str = "uniform"
-    """Fitness that rewards are relative to: uniform, that of a probe with uniform sizes; or last_fit, that of the last
-    training at its first evaluation (published)."""
+    """What rewards are relative to: a uniform probe, or the last_fit at its first evaluation (published)."""
     common: bool = True
     """Probes of a segment share their random numbers, so that they differ in nothing but their sizes."""
     low: float = 0.7
@@ -122,14 +115,13 @@ class SearchConfig:
     map: str = "log"
     """Scale on which an action's numbers mean shapes within the family's range: log, or linear (published)."""
     family: str = "powerlaw"
-    """Family of the distributions of sizes, one of powerlaw, pareto, truncnorm, truncexp and lognormal."""
+    """Family of sizes: powerlaw, pareto, truncnorm, truncexp or lognormal."""
     concentration: float | None = None
-    """Concentration, above 0, with which sizes are drawn around the expected ones; larger is closer. None: the expected
-    sizes themselves."""
+    """How closely drawn sizes follow the expected ones, above 0; None takes the expected ones themselves."""
     learn_concentration: bool = False
     """Learn the concentration, as the fourth number of an action."""
     converge: bool = False
-    """Stop a search early once the users' share of the budget in the policy's best action has settled (published)."""
+    """Stop a search once the users' share in the policy's best action has settled (published)."""
     tolerance: float = 0.01
     """With converge: a round is settled if it moves that share by less than this."""
     settled_rounds: int = 5

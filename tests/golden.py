@@ -1,7 +1,7 @@
 """Small runs whose records are kept in `golden.json`: integers exact, floats to 1e-5.
 
-    python -m tests.golden        # compares and names what differs
-    python -m tests.golden --write  # writes the file anew, after a change that is meant to change results
+python -m tests.golden        # compares and names what differs
+python -m tests.golden --write  # writes the file anew, after a change that is meant to change results
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ import numpy as np
 from scall_jax import Config, FitConfig, run_segments, streams
 from scall_jax.config import SizesConfig
 from scall_jax.run import records
-from scall_jax.streams.segments import make_graph
+from scall_jax.streams.segments import GraphCapacity, make_graph
 
 
 def small_stream(segments: int = 4, **options) -> streams.Stream:
@@ -55,7 +55,7 @@ def random_graph(rng, users: int, items: int, pairs: int, padding: int = 13):
     by_item = np.lexsort((user, item))
     nodes = users + items
     edges = 2 * len(keys) + padding
-    graph = make_graph(user, item, np.arange(len(user)), by_item, users, nodes, edges)
+    graph = make_graph(user, item, np.arange(len(user)), by_item, GraphCapacity(users, items, edges))
     dense = np.zeros((nodes, nodes))
     dense[user, item + users] = 1
     dense += dense.T

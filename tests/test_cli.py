@@ -228,7 +228,7 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path, capsys, content, fla
     ],
 )
 def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, flags, message):
-    job = sys.modules[experiment.__module__].main
+    job = commands.run_job if experiment is run_flags.Main else sys.modules[experiment.__module__].main
     with pytest.raises(SystemExit) as stop:
         cli(experiment, job, arguments=tiny_arguments(data, tmp_path / "out", *flags))
     assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -356,8 +356,8 @@ def test_the_short_help_has_text_and_default_for_each_flag_and_the_names_to_choo
     assert flags == usual and 15 <= len(usual) <= 25
     words = " ".join(text.split())
     assert "usage: scall-jax run [flags]" in words
-    assert "Largest size (d_max). (default: 128)" in words and "(default: runs/demo)" in words
-    assert "in 10^6 bytes, instead of a mean size. (default: none)" in words and "(default: no)" in words
+    assert "--sizes.maximum N " in words and "(default: 128)" in words and "--resume Continue" in words
+    assert "Constant size of the table in 10^6 bytes, instead of a mean size. (default: none)" in words
     for names in (METHODS, FORMATS, FAMILIES, run_flags.GROUPS):
         assert all(name in words for name in names)
 

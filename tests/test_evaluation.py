@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from scall_jax.evaluation import ranking as evaluation
-from scall_jax.streams.segments import make_graph, make_ragged_items
+from scall_jax.streams.segments import GraphCapacity, make_graph, make_ragged_items
 
 
 def _case(seed, users=23, items=150, known_items=140, width=20):
@@ -23,7 +23,7 @@ def _case(seed, users=23, items=150, known_items=140, width=20):
     relevant[::5] = False
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
-    graph = make_graph(user, item, np.arange(len(user)), by_item, users, users + items, 2 * len(user) + 9)
+    graph = make_graph(user, item, np.arange(len(user)), by_item, GraphCapacity(users, items, 2 * len(user) + 9))
     rows = make_ragged_items(*np.nonzero(relevant), 400, 400, rng)
     return vectors, bias, met, relevant, graph, rows
 
@@ -119,6 +119,16 @@ def test_many_blocks_of_users_count_everyone_once(monkeypatch):
     monkeypatch.setattr(evaluation, "_at_once", lambda: most)
     for one, many in zip(whole, evaluation.evaluate(*args), strict=True):
         np.testing.assert_allclose(one, many, atol=1e-6)
+
+
+def test_vectors_that_do_not_fit_are_refused_while_tracing():
+    (_, item_vectors), bias, *_, graph, rows = _case(1)
+    for users, width, items in ((399, 20, 150), (400, 19, 150), (400, 20, 149)):
+        with pytest.raises(AssertionError):
+            vectors = jnp.zeros((users, width)), item_vectors[:items]
+            jax.eval_shape(lambda u, i: evaluation.evaluate(u, i, bias, rows, _known(graph)), *vectors)
+    with pytest.raises(ValueError, match="30 columns"):
+        evaluation.top_k(jnp.zeros((2, 30)))
 
 
 def test_no_users_gives_zeros():

@@ -1,12 +1,15 @@
 """The experiments at tiny size: what they run and what they write."""
 
+import importlib
 import json
+import pkgutil
 
 import jax
 import numpy as np
 import polars as pl
 import pytest
 
+import experiments
 from experiments import ablate_policy, ablate_state, budget_cut, official_ml1m, sweep_budgets
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
@@ -37,6 +40,16 @@ def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, caps
     assert len(uniform["seconds_separate"]) == len(uniform["seconds_separate_compile"]) == 4
     assert min(uniform["seconds"], uniform["seconds_compile"], *uniform["seconds_separate"]) > 0
     assert (tmp_path / "sweep.png").exists()
+    frame = pl.read_parquet(tmp_path / "sweep.parquet")
+    assert frame.group_by("method", maintain_order=True).agg(pl.col("run").n_unique()).rows() == [
+        ("uniform", 4),
+        ("popularity-all", 1),
+        ("full", 1),
+    ]
+    last = frame.filter(method="uniform", segment=3)
+    assert (last["allocated_parameters"] / (last["users"] + last["items"])).to_list() == [1, 1, 4, 4]
+    table = (tmp_path / "table.md").read_text()
+    assert "| uniform, sum " in table and "| uniform, mapped " in table and f"{popular['recall@20']:.4f}" in table
     alone = tiny_arguments(data, tmp_path / "alone", "--method", "uniform", "--budget.mean-size", "4", "--seed", "1")
     run_command(arguments=alone)
     summary = json.loads((tmp_path / "alone" / "uniform" / "summary.json").read_text())
@@ -107,6 +120,7 @@ def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
     cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| published uniform R@20" in text and "| clean uniform N@20" in text and "0.1931" in text
+    assert "compilation, first seed" in text and "mean of t > 1" in text
     summary = json.loads((tmp_path / "out" / "clean" / "uniform-seed1" / "summary.json").read_text())
     assert summary["mean_test_recall@20"] is None or 0 <= summary["mean_test_recall@20"] <= 1
 
@@ -114,3 +128,13 @@ def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli(official_ml1m.Official, official_ml1m.main, arguments=arguments)
     assert "replays rows that no earlier segment has" in capsys.readouterr().err
+
+
+def test_every_experiment_says_its_command_its_cost_and_what_to_expect():
+    names = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+    assert {"run", "compare", "arena", "benchmark", "probes"} <= set(names)
+    for name in names:
+        module = f"experiments.{name}" + (".__main__" if name == "benchmark" else "")
+        text = importlib.import_module(module).__doc__
+        assert f"    python -m experiments.{name}" in text, name
+        assert "Cost: " in text and "Expect " in text, name

@@ -119,7 +119,7 @@ def test_discounted_regression_is_its_weighted_sums():
     drawn = jax.vmap(lambda z: discounted.thompson(state, z))(jax.random.normal(jax.random.key(0), (40_000, features)))
     np.testing.assert_allclose(drawn.mean(0), inverse @ moment, atol=0.01)
     np.testing.assert_allclose(np.cov(drawn.T), inverse @ squared @ inverse, atol=0.01)
-    # with one observation a round the radius is that of the paper
+    # With one observation a round the radius is that of the paper.
     state = discounted.empty(features, ridge)
     for _ in range(7):
         state = discounted.add_round(state, jnp.ones((1, features)), jnp.ones(1), jnp.ones(1, bool), gamma, ridge)
@@ -257,7 +257,7 @@ def test_observation_has_its_length_and_parts(config):
 
 
 def test_published_sac_has_the_published_number_of_weights():
-    # state of 1028 numbers: 792,582 for the actor and 1,583,106 for the twin critic
+    # The published networks for a state of 1028 numbers have 792,582 weights (actor) and 1,583,106 (twin critic).
     policy = POLICIES["sac"](PolicyConfig.published(), 1028, 3)
     state = jax.eval_shape(policy.init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(state.actor)) == 792_582
@@ -292,3 +292,20 @@ def test_targets_start_as_copies_only_where_asked():
 def test_bad_policy_parameters(change):
     with pytest.raises(ValueError, match=str(next(iter(change)))):
         PolicyConfig(**change)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_arrays_of_other_shapes_or_dtypes_are_refused_while_tracing(name):
+    policy, key = POLICIES[name](PolicyConfig(widths=(8,)), 6, 3), jax.random.key(0)
+    state = jax.eval_shape(policy.init, key)
+    good = Transition(OBSERVATION[None], jnp.ones((1, 3)), jnp.ones(1), OBSERVATION[None])
+    jax.eval_shape(policy.update, state, key, good)
+    for bad in (
+        good._replace(action=jnp.ones((1, 4))),
+        good._replace(reward=jnp.ones(2)),
+        good._replace(reward=jnp.array([1])),
+    ):
+        with pytest.raises(AssertionError):
+            jax.eval_shape(policy.update, state, key, bad)
+    with pytest.raises(AssertionError):
+        jax.eval_shape(policy.act, state, key, jnp.ones(5))

@@ -155,7 +155,9 @@ def crowded():
     met[:, 0] = True
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
-    graph = streams.segments.make_graph(user, item, np.arange(len(user)), by_item, 40, 70, 2 * len(user) + 5)
+    graph = streams.segments.make_graph(
+        user, item, np.arange(len(user)), by_item, streams.segments.GraphCapacity(40, 30, 2 * len(user) + 5)
+    )
     positives = make_ragged_items(user, item, len(user) + 3, 45)
     return met, jax.tree.map(jnp.asarray, graph), jax.tree.map(jnp.asarray, positives)
 
@@ -220,7 +222,7 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     (again,) = evaluate_params(model, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
     assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
 
-    # parts ranked together are ranked as each by itself
+    # Parts that are ranked together get the same metrics as each by itself.
     together = evaluate_params(
         model, fit_result.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items)
     )

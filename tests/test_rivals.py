@@ -143,13 +143,13 @@ def test_areas_and_values_per_megabyte():
 
 def test_areas_are_of_methods_with_both_ends():
     found = {
-        "all": {"megabytes": [1.0, 2.0, 4.0], "mean": [0.1, 0.3, 0.2], "last": [0.1, 0.1, 0.1]},
-        "two": {"megabytes": [1.0, 4.0], "mean": [0.2, 0.4], "last": [0.1, 0.3]},
-        "late": {"megabytes": [2.0, 4.0], "mean": [0.9, 0.9], "last": [0.9, 0.9]},
+        "all": arena.Curve([1.0, 2.0, 4.0], mean=[0.1, 0.3, 0.2], spread=[0.0] * 3, last=[0.1, 0.1, 0.1]),
+        "two": arena.Curve([1.0, 4.0], mean=[0.2, 0.4], spread=[0.0] * 2, last=[0.1, 0.3]),
+        "late": arena.Curve([2.0, 4.0], mean=[0.9, 0.9], spread=[0.0] * 2, last=[0.9, 0.9]),
     }
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in arena.areas(found, "r").splitlines()[2:]]
     assert [row[:2] for row in rows] == [["two", "0.3000"], ["all", "0.2333"]]
-    assert arena.areas({"two": {"megabytes": [1.0], "mean": [0.2], "last": [0.1]}}, "r") == ""
+    assert arena.areas({"two": arena.Curve([1.0], mean=[0.2], spread=[0.0], last=[0.1])}, "r") == ""
 
 
 def test_holm_is_the_least_level_at_which_the_steps_reject():

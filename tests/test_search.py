@@ -88,7 +88,7 @@ def test_search_reads_nothing_from_test(stream):
     segment = jax.tree.map(jnp.asarray, stream.segment(1))
     state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(0)))
     emptied = segment._replace(test=jax.tree.map(jnp.zeros_like, segment.test))
-    searched = jax.jit(run.search)
+    searched = jax.jit(run.search_before)
     a, b = (searched(state, s)[1] for s in (segment, emptied))
     np.testing.assert_array_equal(a.fitness, b.fitness)
     assert (a.fitness[:3] > 0).all()

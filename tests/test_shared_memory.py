@@ -6,7 +6,7 @@ import pytest
 from scall_jax import make_run, tables
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
-from scall_jax.streams.segments import make_graph
+from scall_jax.streams.segments import GraphCapacity, make_graph
 from scall_jax.tables import SharedMemoryConfig
 from scall_jax.tables.compressed import minhash
 from scall_jax.tables.compressed.shared_memory import Cells, refit_cells
@@ -25,7 +25,7 @@ def _sets(rng, users, items):
         rows[-1] |= {user % items}
     pairs = np.array([(u, i) for u, row in enumerate(rows) for i in sorted(row)])
     by_item = np.lexsort((pairs[:, 0], pairs[:, 1]))
-    graph = make_graph(*pairs.T, np.arange(len(pairs)), by_item, users, users + items, 2 * len(pairs) + 7)
+    graph = make_graph(*pairs.T, np.arange(len(pairs)), by_item, GraphCapacity(users, items, 2 * len(pairs) + 7))
     neighbours = [{users + i for i in row} for row in rows]
     neighbours += [{u for u, row in enumerate(rows) if i in row} for i in range(items)]
     return jax.tree.map(jnp.asarray, graph), neighbours

@@ -326,3 +326,20 @@ def test_shared_vectors_exist_only_while_the_minimum_does_not_fit():
 
 def test_assign_gives_sizes_in_order():
     np.testing.assert_array_equal(sizes.assign(jnp.array([9, 4, 1]), jnp.array([2, 0, 1])), [4, 1, 9])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda i, f: sizes.order_by(i, i, i[:2], i > 0),
+        lambda i, f: sizes.order_by(i, i, f, i > 0),
+        lambda i, f: sizes.assign(i, i[:2]),
+        lambda i, f: sizes.allocate(f, i),
+        lambda i, f: sizes.expected_shares("powerlaw", f, 3, 3),
+        lambda i, f: sizes.split_sides(i[0], 0.5, f[0], i[0], 1, 4),
+        lambda i, f: sizes.shared_vector_sizes(i, i[0], 1, 4),
+    ],
+)
+def test_shapes_and_dtypes_that_disagree_are_refused_when_a_program_is_traced(call):
+    with pytest.raises(AssertionError):
+        jax.eval_shape(call, jnp.arange(3), jnp.ones(3))

@@ -64,7 +64,7 @@ def test_neighbours_and_coherence_agree_with_plain_python(stream, monkeypatch, k
 
 
 def test_a_coherent_user_is_less_surprising_given_itself():
-    # two groups of users with four items each, equally popular; the last user mixes them
+    # Two groups of users have four items each, all equally popular; the last user mixes them.
     pairs = [(u, i + 4 * (u % 2)) for u in range(20) for i in range(4)] + [(20, i) for i in (0, 1, 4, 5)]
     user, item = (np.array(sorted(pairs))[:, c] for c in range(2))
     known = strata.Profiles(user, item, 21, 8)

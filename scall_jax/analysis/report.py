@@ -198,7 +198,7 @@ def plot_histories(path: Path, files: Sequence[Path], title: str) -> None:
       files: the sizes of each segment, as a run writes them (sizes/segment-NNNN.npz), in order.
       title: above the picture.
     """
-    steps = []
+    steps: list[dict[str, np.ndarray]] = []
     for file in files:
         with np.load(file) as stored:
             steps.append(dict(stored))

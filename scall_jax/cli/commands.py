@@ -59,7 +59,8 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     for config in configs.values():
         check_run(config, stream)
     _print_head(flags, stream)
-    summaries, runs = [], {}
+    summaries: list[dict[str, Any]] = []
+    runs: dict[str, Lines] = {}
     for method, config in configs.items():
         summary, lines = run_method(flags, config, stream, flags.out / method)
         summaries.append(summary)

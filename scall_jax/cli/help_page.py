@@ -46,10 +46,11 @@ def all_flags(flags: Any, prefix: str = "") -> list[Flag]:
     Returns:
       Flags in the order of the fields.
     """
-    flags = flags() if isinstance(flags, type) else flags
-    hints, texts, found = typing.get_type_hints(type(flags)), _texts(type(flags)), []
-    for field in dataclasses.fields(flags):
-        name, default = prefix + field.name.replace("_", "-"), getattr(flags, field.name)
+    values = flags() if isinstance(flags, type) else flags
+    hints, texts = typing.get_type_hints(type(values)), _texts(type(values))
+    found: list[Flag] = []
+    for field in dataclasses.fields(values):
+        name, default = prefix + field.name.replace("_", "-"), getattr(values, field.name)
         if dataclasses.is_dataclass(default):
             found += all_flags(default, f"{name}.")
         else:

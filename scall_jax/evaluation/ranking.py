@@ -99,7 +99,8 @@ def evaluate(
     >>> graph = Graph(jnp.zeros(5, jnp.int32), jnp.zeros(1, jnp.int32), jnp.zeros(1))
     >>> known = KnownGraph(graph, users=1, items=jnp.int32(3))
     >>> relevant = RaggedItems(jnp.array([0]), jnp.array([0, 1]), jnp.array([2]), jnp.int32(1))
-    >>> metrics = evaluate(jnp.ones((1, 1)), jnp.array([[1.0], [2.0], [3.0]]), jnp.zeros(3), relevant, known)
+    >>> vectors = jnp.ones((1, 1)), jnp.array([[1.0], [2.0], [3.0]])
+    >>> metrics = jax.jit(evaluate)(*vectors, jnp.zeros(3), relevant, known)
     >>> float(metrics.recall[0, 0]), float(metrics.ndcg[0, 0]), int(metrics.users[0])
     (1.0, 1.0, 1)
     """

@@ -64,7 +64,7 @@ class SizePlanner(NamedTuple):
     init: Callable[[jax.Array, Storage], Any]
     """(key of the run, storage) -> S before the first segment. It is always traced."""
     plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]]
-    """(context, key) -> the plan of the storage, and the action f32[A] for the record.
+    """(context, typed PRNG key) -> the plan of the storage, and the action f32[A] for the record.
 
     For the sized storages a plan is i32[N + 2]: the size of every node's own vector, then those of the two shared ones
     (`SegmentContext.budget` says both totals). A planner without actions returns `no_action(config)`.

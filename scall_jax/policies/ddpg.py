@@ -56,10 +56,10 @@ def ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
       Policy.
 
     >>> policy = ddpg(PolicyConfig(widths=(4,)), observation_length=2)
-    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.zeros(2)).round(1).tolist()
-    [0.5, 0.5, 0.5]
+    >>> jax.eval_shape(policy.init, jax.random.key(0)).actor.shape  # (2 + 1) x 4 and (4 + 1) x 3
+    (27,)
     """
-    # numpy: a policy may be built while one program is traced and serve in another.
+    # Use numpy, because a policy may be built while one program is traced and serve in another.
     observation, action = np.zeros(observation_length, np.float32), np.zeros(actions, np.float32)
     agent = _Ddpg(
         config,

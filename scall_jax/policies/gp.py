@@ -41,12 +41,12 @@ def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Polic
       Policy.
 
     >>> policy = gp(PolicyConfig(), observation_length=2)
-    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.ones(2)).tolist()
-    [0.5, 0.5, 0.5]
+    >>> policy.init(jax.random.key(0)).action.shape
+    (96, 3)
     """
     points = 11 if actions <= 3 else 6
     axis = (np.arange(points) + 0.5) / points
-    # numpy: a policy may be built while one program is traced and serve in another.
+    # Use numpy, because a policy may be built while one program is traced and serve in another.
     choices = np.stack(np.meshgrid(*[axis] * actions), -1).reshape(-1, actions).astype(np.float32)
 
     def init(key):

@@ -63,7 +63,7 @@ def observe(config: ObserveConfig, users: Side, items: Side, ratio: jax.Array, m
 
     >>> side = Side(jnp.array([1, 5]), jnp.array([2, 4]), jnp.ones(2, bool), jnp.int32(2), jnp.zeros(1))
     >>> config = ObserveConfig(groups=2, embedding=False, spread=False)
-    >>> observe(config, side, side, ratio=jnp.float32(1.5), maximum=8).tolist()
+    >>> jax.jit(observe, static_argnums=(0, 4))(config, side, side, jnp.float32(1.5), 8).tolist()
     [1.0, 0.0, 1.0, 0.0, 1.5, 0.5]
     """
     for side in (users, items):

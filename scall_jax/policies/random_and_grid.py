@@ -29,8 +29,12 @@ def random(config: PolicyConfig, observation_length: int, actions: int = 3) -> P
       Policy.
 
     >>> policy = random(PolicyConfig(), observation_length=2)
-    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.ones(2)).tolist()
-    [0.5, 0.5, 0.5]
+    >>> key, observation = jax.random.key(0), jnp.ones((1, 2))
+    >>> state = policy.start_segment(policy.init(key))
+    >>> action = policy.act(state, key, observation[0])
+    >>> state = policy.update(state, key, Transition(observation, action[None], jnp.array([2.0]), observation))
+    >>> policy.greedy(state, observation[0]).tolist() == action.tolist()
+    True
     """
     del config
 

@@ -80,15 +80,11 @@ def draw(replay: Replay, key: jax.Array, count: int, newer: bool) -> Transition:
 
     Returns:
       K transitions.
-
-    >>> new = Transition(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.array([5.0]), jnp.ones((1, 1)))
-    >>> draw(add(empty(4, 1, 1), new), jax.random.key(0), 2, newer=True).reward.tolist()
-    [5.0, 5.0]
     """
     chex.assert_rank(replay.inserted, 0)
     filled = replay.count.astype(jnp.float32)
     u = jax.random.uniform(key, (count,))
-    # newer: the inverse of P(place < i) = i (i + 1) / (n (n + 1)).
+    # If newer, this is the inverse of P(place < i) = i (i + 1) / (n (n + 1)).
     place = jnp.ceil((jnp.sqrt(1 + 4 * u * filled * (filled + 1)) - 1) / 2) - 1 if newer else jnp.floor(u * filled)
     place = jnp.clip(place, 0, filled - 1).astype(jnp.int32)
     at = rem(replay.inserted - replay.count + place, replay.transitions.reward.shape[0])

@@ -67,10 +67,10 @@ def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Poli
       Policy.
 
     >>> policy = sac(PolicyConfig(widths=(4,)), observation_length=2)
-    >>> policy.greedy(policy.init(jax.random.key(0)), jnp.zeros(2)).shape
-    (3,)
+    >>> jax.eval_shape(policy.init, jax.random.key(0)).actor.shape  # (2 + 1) x 4 and (4 + 1) x 6
+    (42,)
     """
-    # numpy: a policy may be built while one program is traced and serve in another.
+    # Use numpy, because a policy may be built while one program is traced and serve in another.
     observation, action = np.zeros(observation_length, np.float32), np.zeros(actions, np.float32)
     agent = _Sac(
         config,

@@ -42,7 +42,8 @@ def sample(key: jax.Array, positives: RaggedItems, known: KnownGraph, batch: int
     >>> from scall_jax.streams import Graph
     >>> graph = Graph(jnp.array([0, 2, 3, 4, 4]), jnp.array([1, 2, 0, 0]), jnp.ones(4))
     >>> positives = RaggedItems(jnp.array([0]), jnp.array([0, 2]), jnp.array([0, 1]), jnp.int32(1))
-    >>> sample(jax.random.key(0), positives, KnownGraph(graph, 1, jnp.int32(3)), batch=4).negative.tolist()
+    >>> known = KnownGraph(graph, users=1, items=jnp.int32(3))
+    >>> jax.jit(sample, static_argnums=3)(jax.random.key(0), positives, known, 4).negative.tolist()
     [2, 2, 2, 2]
     """
     if source not in ("segment", "all"):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.evaluation import ranking as evaluation
+from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
 from scall_jax.streams import RaggedItems, Segment, sides

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scall_jax.evaluation import ranking as evaluation
+from scall_jax import evaluation
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.graph import with_chunks
 from scall_jax.recommenders.lightgcn import LightGcn, embed
@@ -111,7 +111,6 @@ class Step(Protocol):
     def __call__(
         self,
         key: jax.Array,
-        number: jax.Array,
         state: TrainState,
         layout: StorageLayout,
         segment: Segment,
@@ -122,8 +121,7 @@ class Step(Protocol):
         """Draw a batch and descend by its gradient.
 
         Args:
-          key: typed PRNG key of the fit.
-          number: i32[], steps made; it gives each step random numbers of its own.
+          key: typed PRNG key of the step.
           state: parameters and the state of the optimiser.
           layout: of the storage.
           segment: the data.
@@ -257,9 +255,8 @@ def make_step(storage: Storage, config: FitConfig) -> Step:
     model, rate, adam = LightGcn(storage, config.layers), learning_rate(config), optimiser(config)
     settings = StepSettings(model, rate, config.l2)
 
-    def step(key, number, state, layout, segment, item_bias, scratch=()):
+    def step(key, state, layout, segment, item_bias, scratch=()):
         users, graph = storage.nodes - item_bias.shape[0], segment.graph
-        key = jax.random.fold_in(key, number)
         known = evaluation.KnownGraph(graph, users, segment.items)
         triples = bpr.sample(key, segment.positives, known, config.batch, config.positives)
         if storage.table is not None:
@@ -385,7 +382,8 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
 
     def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
         step = carry.start + i
-        made = trainer.step(data.key, step, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
+        key = jax.random.fold_in(data.key, step)
+        made = trainer.step(key, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
         bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
         return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)
 

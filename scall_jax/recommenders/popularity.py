@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.evaluation import ranking as evaluation
+from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
 from scall_jax.streams import POPULARITY, RaggedItems, Segment, sides

@@ -171,7 +171,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Returns:
       The complete lines; a last line that was cut off while it was written is left out.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))

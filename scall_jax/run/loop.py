@@ -50,7 +50,7 @@ def run_segments(
     folder = None if folder is None else Path(folder)
     run = make_run(config, progress, on_probes, method)
 
-    def init(key):
+    def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
 
     shapes = jax.eval_shape(init, key)

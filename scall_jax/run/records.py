@@ -107,7 +107,7 @@ def frame(record: Record, budgets: Sequence[Budget]) -> pl.DataFrame:
     if len(budgets) != record.segment.shape[0]:
         raise ValueError(f"{len(budgets)} budgets of {record.segment.shape[0]} runs: give one for each")
     record = jax.tree.map(np.asarray, record)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run, budget in enumerate(budgets):
         for t in range(record.segment.shape[1]):
             line = as_dict(jax.tree.map(lambda x, run=run, t=t: x[run, t], record))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.config import Config
-from scall_jax.evaluation import Metrics
+from scall_jax.evaluation import Metrics, RankingOptions
 from scall_jax.methods.phases import Callbacks, Method, MethodPhases, Prepared
 from scall_jax.methods.planner import Outcome, SearchRecord
 from scall_jax.methods.probe import no_search
@@ -91,11 +91,14 @@ def make_run(
     method = method or method_of(config.method)
     phases = method.phases(config, Callbacks(progress, on_probes))
 
+    def call(name: str, *arguments: Any) -> Any:
+        return getattr(run, name)(*arguments)
+
     def step(state: RunState, segment: Segment) -> tuple[RunState, Record]:
         chex.assert_rank([segment.index, segment.users, segment.frequency, state.totals], [0, 0, 1, 1])
         chex.assert_shape(state.known, (2,))
         nothing = no_search(config)
-        state, record, found = in_order(run, lambda name, *rest: getattr(run, name)(*rest), state, segment)
+        state, record, found = in_order(run, call, state, segment)
         return state, record._replace(search=nothing if found is None else found)
 
     run = Run(
@@ -144,8 +147,9 @@ def _evaluate(
     prepared: Prepared,
     fit_result: FitResult,
 ) -> tuple[RunState, Record]:
-    before = {"users_before": segment.users_before, "items_before": segment.items_before}
-    options = before | {"candidates": config.candidates}
+    options = RankingOptions(
+        users_before=segment.users_before, items_before=segment.items_before, candidates=config.candidates
+    )
     ranked = phases.rank(state, segment, prepared, fit_result, options)
     exists = active_mask(segment)
     record = Record(

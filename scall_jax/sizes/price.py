@@ -47,7 +47,7 @@ def by_price(
       ValueError: candidates out of order or out of bounds.
 
     >>> import jax.numpy as jnp
-    >>> worth = jnp.array([[0.1, 0.9], [0.2, 0.3], [0.5, 0.6]])
+    >>> worth = jnp.array([[0.1, 0.9], [0.2, 0.7], [0.5, 0.6]])
     >>> by_price(worth, (1, 4), 9, 1, 4, jnp.ones(3, bool), jnp.arange(3))
     Array([4, 4, 1], dtype=int32)
     """

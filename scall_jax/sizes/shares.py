@@ -43,8 +43,8 @@ def expected_shares(family: str, shape: chex.Numeric, n: chex.Numeric, capacity:
     Raises:
       ValueError: unknown family, or a concrete shape or n out of range.
 
-    >>> expected_shares("powerlaw", 1.0, n=3, capacity=4).round(3)
-    Array([0.5  , 0.333, 0.167, 0.   ], dtype=float32)
+    >>> print((6 * expected_shares("powerlaw", 1.0, n=3, capacity=4)).round())
+    [3. 2. 1. 0.]
     """
     length = _check(family, shape, n, capacity)
     chex.assert_rank([shape, n], 0)

@@ -10,7 +10,7 @@ import polars as pl
 from scall_jax.streams.stream import Bounds
 from scall_jax.streams.times import milliseconds
 
-_NEW_ENTITIES = 15000  # of the SCALL paper
+_NEW_ENTITIES = 15000  # the number in the SCALL paper
 
 
 def edges_by_time(time: np.ndarray, at: Sequence[Any], source: str) -> list[int]:

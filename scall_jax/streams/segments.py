@@ -147,7 +147,7 @@ def make_ragged_items(
 
 
 def make_graph(
-    user: np.ndarray, item: np.ndarray, by_user: np.ndarray, by_item: np.ndarray, *sizes: int | GraphCapacity
+    user: np.ndarray, item: np.ndarray, by_user: np.ndarray, by_item: np.ndarray, capacity: GraphCapacity
 ) -> Graph:
     """Symmetric normalised graph of the distinct pairs.
 
@@ -165,7 +165,6 @@ def make_graph(
     chex.assert_equal_shape([user, item])
     chex.assert_equal_shape([by_user, by_item])
     chex.assert_type([user, item, by_user, by_item], int)
-    capacity = sizes[0] if len(sizes) == 1 else GraphCapacity(sizes[0], sizes[1] - sizes[0], sizes[2])
     pairs, users = len(by_user), capacity.users
     degree = np.zeros(users + capacity.items, np.int64)
     for part in chunks(0, pairs):

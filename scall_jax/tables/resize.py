@@ -41,6 +41,7 @@ def init(table: Table, key: jax.Array, layout: Layout, std: float) -> jax.Array:
     Returns:
       Parameters of the table, independent and normal wherever a vector has a coordinate, 0 elsewhere.
     """
+    chex.assert_shape(layout.sizes, (table.nodes + 2,))
     return _fill(table, layout, lambda first, count: std * _noise(table, key, first, count))
 
 

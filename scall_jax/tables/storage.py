@@ -89,7 +89,7 @@ class Storage(NamedTuple):
     """Embeddings of N nodes as functions. All are pure and traced, but for `export` and `restore`, on the host."""
 
     plan: Callable[[], Plan]
-    """The plan before the first segment, which spends nothing. Planners of a new kind start from its structure."""
+    """The plan before the first segment, which spends nothing. A planner of the storage fills in its structure."""
     empty: Callable[[], Stored]
     """What is stored before the first segment: zeros in the shapes and dtypes that `store` returns."""
     layout: Callable[[Plan], StorageLayout]
@@ -117,9 +117,9 @@ class Storage(NamedTuple):
     """(stored, plan, known users and items) -> numpy arrays for the checkpoint, trimmed to what is in use. Host. Their
     bytes must be within the budget's for whatever is charged."""
     restore: Callable[[Exported, Sides], tuple[Stored, Plan]]
-    """(exported, known users and items) -> (stored, plan), bit for bit what was exported. Host. An array of no bytes
-    may be missing. No jax array may be in both, because a run donates them. Raises ValueError if shapes do not fit,
-    naming them and the way out."""
+    """(exported, known users and items) -> (stored, plan): bit for bit what was exported, and a plan of the same layout
+    in what serving reads. Host. An array of no bytes may be missing. No jax array may be in both, because a run donates
+    them. Raises ValueError if shapes do not fit, naming them and the way out."""
     nodes: int
     """N, capacity of both sides."""
     width: int

@@ -89,7 +89,8 @@ def pep_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
         segment = segment._replace(graph=with_chunks(segment.graph))
 
         def step(number, params, opt_state):
-            return train(key, number, TrainState(params, opt_state), context.state.plan, segment, bias).state
+            step_key = jax.random.fold_in(key, number)
+            return train(step_key, TrainState(params, opt_state), context.state.plan, segment, bias).state
 
         active_mask = context.active_mask()
         count = jnp.minimum(context.budget_total(), active_mask.sum() * storage.width).astype(jnp.int32)

@@ -223,6 +223,7 @@ def _hashed(rows: _Rows, capacity: int, users: int, items: int, maximum: int, mu
         return jnp.where(_is_quotient(rows)[:, None], 1 + 0.1 * noise, std * noise)
 
     def vectors(params, columns):
+        chex.assert_shape([params, columns], [(rows.count, width), ()])
         read = jnp.where(column < columns, params, 0.0).at[rows.index].get(mode="fill", fill_value=0.0)
         return read.prod(1) if multiply else read.sum(1)
 

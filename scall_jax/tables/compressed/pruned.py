@@ -148,6 +148,7 @@ def pruned(capacity: int, users: int, items: int, maximum: int, options: PrunedC
     nodes, width = users + items, min(options.width, maximum)
 
     def layout(plan: PruningMask) -> Entries:
+        chex.assert_shape(list(plan), [(nodes + 2,), (capacity,)])
         own = plan.sizes[:nodes]
         node = jnp.repeat(jnp.arange(nodes, dtype=jnp.int32), own, total_repeat_length=capacity)
         in_use = jnp.arange(capacity) < own.sum()
@@ -157,6 +158,7 @@ def pruned(capacity: int, users: int, items: int, maximum: int, options: PrunedC
         return full.at[entries.node, entries.position].get(mode="fill", fill_value=0.0)
 
     def vectors(params, entries: Entries):
+        chex.assert_shape([params, *entries], (capacity,))
         empty = jnp.zeros((nodes, width))
         return empty.at[entries.node, entries.position].set(params, mode="drop")
 

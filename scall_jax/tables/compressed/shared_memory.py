@@ -121,6 +121,10 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
     def fresh(key, cells: CellLayout, std):
         return in_use(std * jax.random.normal(key, (capacity,)), cells.count)
 
+    def vectors(params, cells: CellLayout):
+        chex.assert_shape([params, cells.cell], [(capacity,), (nodes, width)])
+        return params[cells.cell]
+
     def warm_start(key, previous: Previous, plan: Cells, options: WarmStartOptions):
         cells = layout(plan)
         before = options.shrink * previous.stored[layout(previous.plan).cell]
@@ -134,7 +138,7 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
         layout=layout,
         fresh=fresh,
         warm_start=warm_start,
-        vectors=lambda params, cells: params[cells.cell],
+        vectors=vectors,
         store=lambda params, cells: params,
         load=lambda stored, cells: stored,
         sizes=lambda plan: jnp.concatenate([jnp.full(nodes, width), jnp.zeros(2, jnp.int32)]),
