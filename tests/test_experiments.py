@@ -137,4 +137,4 @@ def test_every_experiment_says_its_command_its_cost_and_what_to_expect():
         module = f"experiments.{name}" + (".__main__" if name == "benchmark" else "")
         text = importlib.import_module(module).__doc__
         assert f"    python -m experiments.{name}" in text, name
-        assert "Cost: " in text and "Expect " in text, name
+        assert "Cost:" in text and "Expect" in text, name

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scall_jax import sizes
 from scall_jax.sizes.variates import log_gamma_variates, multinomial, poisson
 
-_sample = jax.jit(sizes.sample, static_argnames=("minimum", "maximum"))
+_sample = jax.jit(sizes.sample, static_argnames="bounds")
 
 
 @given(
@@ -25,7 +25,7 @@ _sample = jax.jit(sizes.sample, static_argnames=("minimum", "maximum"))
 def test_sum_and_bounds_hold_for_every_draw(n, mean, concentration, skew, minimum, seed):
     shares = np.random.default_rng(seed).random(n) ** skew
     total, maximum = int(mean * n), 40
-    drawn = np.asarray(_sample(jax.random.key(seed), shares, total, concentration, minimum, maximum))
+    drawn = np.asarray(_sample(jax.random.key(seed), shares, total, concentration, (minimum, maximum)))
     assert drawn.sum() == min(total, n * maximum)
     assert drawn.max() <= maximum
     if total >= n * minimum:
@@ -71,7 +71,7 @@ def test_moments_are_those_of_the_dirichlet_multinomial(concentration):
     shares = np.array([0.4, 0.3, 0.2, 0.1])
     n, total, minimum = 4, 84, 1
     keys = jax.random.split(jax.random.key(1), 20_000)
-    draw = jax.vmap(lambda key: sizes.sample(key, shares, total, concentration, minimum, total))
+    draw = jax.vmap(lambda key: sizes.sample(key, shares, total, concentration, (minimum, total)))
     counts = np.asarray(draw(keys)) - minimum
     trials = total - n * minimum
     inflation = 1.0 if np.isinf(concentration) else (trials + n * concentration) / (1 + n * concentration)
@@ -81,11 +81,11 @@ def test_moments_are_those_of_the_dirichlet_multinomial(concentration):
 
 
 def test_excess_goes_to_those_below_the_cap():
-    drawn = np.asarray(sizes.sample(jax.random.key(0), [1000.0, 1.0, 1.0, 1.0], 31, np.inf, 1, 10))
+    drawn = np.asarray(sizes.sample(jax.random.key(0), [1000.0, 1.0, 1.0, 1.0], 31, np.inf, (1, 10)))
     assert drawn[0] == 10 and drawn.sum() == 31
     # The first wins all 30 draws beyond the minimum and keeps 21; the other 9 are a multinomial over the rest.
     keys = jax.random.split(jax.random.key(0), 1000)
-    many = np.asarray(jax.vmap(lambda key: sizes.sample(key, [1e9, 3.0, 2.0, 1.0], 34, np.inf, 1, 22))(keys))
+    many = np.asarray(jax.vmap(lambda key: sizes.sample(key, [1e9, 3.0, 2.0, 1.0], 34, np.inf, (1, 22)))(keys))
     assert (many[:, 0] == 22).all() and (many.sum(1) == 34).all()
     p, trials = np.array([3, 2, 1]) / 6, 34 - 4 - 21
     np.testing.assert_allclose(many[:, 1:].mean(0) - 1, trials * p, atol=5 * np.sqrt(trials / 4 / 1000))
@@ -103,7 +103,7 @@ def test_a_draw_that_rounding_puts_on_an_entity_that_does_not_exist_is_made_agai
         return made.at[jnp.argmax(made)].add(-one).at[-1].add(one)
 
     monkeypatch.setattr(module, "multinomial", misplaced)
-    drawn = np.asarray(sizes.sample(jax.random.key(0), np.ones(40), 100, np.inf, 0, 20, num_active=30))
+    drawn = np.asarray(sizes.sample(jax.random.key(0), np.ones(40), 100, np.inf, (0, 20), num_active=30))
     assert drawn.sum() == 100 and (drawn[30:] == 0).all()
 
 
@@ -111,11 +111,11 @@ def test_maps_over_keys_concentrations_and_totals():
     keys = jax.random.split(jax.random.key(0), 3)
     totals, concentrations = jnp.array([40, 90, 900]), jnp.array([0.5, 4.0, jnp.inf])
     shares = jnp.linspace(1, 2, 20)
-    together = jax.vmap(lambda *a: sizes.sample(a[0], shares, a[1], a[2], 1, 30, num_active=15))(
+    together = jax.vmap(lambda *a: sizes.sample(a[0], shares, a[1], a[2], (1, 30), num_active=15))(
         keys, totals, concentrations
     )
     for i in range(3):
-        alone = sizes.sample(keys[i], shares, totals[i], concentrations[i], 1, 30, num_active=15)
+        alone = sizes.sample(keys[i], shares, totals[i], concentrations[i], (1, 30), num_active=15)
         np.testing.assert_array_equal(together[i], alone)
     np.testing.assert_array_equal(together.sum(1), [40, 90, 450])
     assert (together[:, 15:] == 0).all()
@@ -126,6 +126,6 @@ def test_maps_over_keys_concentrations_and_totals():
     [({"concentration": 0.0}, "concentration=0.0"), ({"shares": [1.0, -1.0]}, "shares"), ({"total": -1}, "total=-1")],
 )
 def test_bad_arguments(change, message):
-    given = {"shares": [1.0, 2.0], "total": 5, "concentration": 1.0, "minimum": 1, "maximum": 4} | change
+    given = {"shares": [1.0, 2.0], "total": 5, "concentration": 1.0, "bounds": (1, 4)} | change
     with pytest.raises(ValueError, match=message):
         sizes.sample(jax.random.key(0), **given)

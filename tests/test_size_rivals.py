@@ -156,7 +156,7 @@ def test_a_price_gives_the_most_worth_that_fits(total):
     worth = rng.normal(size=(6, 4)).cumsum(1)
     active_mask, order = jnp.ones(6, bool), jnp.asarray(rng.permutation(6))
     got = np.asarray(
-        sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), 1, 10, active_mask, order)
+        sizes.by_price(jnp.asarray(worth, jnp.float32), choices, jnp.int32(total), (1, 10), active_mask, order)
     )
     assert got.sum() == total and got.min() >= 1 and got.max() <= 10
     every = np.array(list(itertools.product(range(4), repeat=6)))
@@ -174,14 +174,14 @@ def test_a_price_gives_the_most_worth_that_fits(total):
 
 def test_prices_meet_every_total_exactly_where_all_tie():
     active_mask, order = jnp.arange(20) < 18, jnp.concatenate([jnp.arange(18)[::-1], jnp.array([18, 19])])
-    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, 1, 16, active_mask, order))
+    give = jax.jit(lambda worth, total: sizes.by_price(worth, (1, 2, 4, 8), total, (1, 16), active_mask, order))
     for worth in (jnp.zeros((20, 4)), jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0, -1.0]), (20, 4))):
         for total in (0, 5, 18, 19, 50, 100, 144, 200, 288, 400):
             got = np.asarray(give(worth, jnp.int32(total)))
             assert got.sum() == min(total, 18 * 16) and (got[18:] == 0).all() and got.max() <= 16
             assert got.min(where=np.asarray(active_mask), initial=9) >= (total >= 18)
     with pytest.raises(ValueError, match="candidates"):
-        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), 1, 16, active_mask, order)
+        sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), (1, 16), active_mask, order)
 
 
 def test_entities_are_described_and_served_as_their_interactions_say(stream):

@@ -127,7 +127,7 @@ def sampler(count: str) -> Work:
     """Dirichlet and multinomial sizes of many entities."""
     n = int(float(count))
     shares = sizes.expected_shares("powerlaw", 0.5, n)
-    draw = lambda key: sizes.sample(key, shares, 16 * n, 5.0, 1, 128)  # noqa: E731
+    draw = lambda key: sizes.sample(key, shares, 16 * n, 5.0, (1, 128))  # noqa: E731
     return jitted(draw, jax.random.key(0), bytes=4.0 * n * 4)
 
 

@@ -19,8 +19,7 @@ def by_price(
     worth: jax.Array,
     candidates: tuple[int, ...],
     total: chex.Numeric,
-    minimum: int,
-    maximum: int,
+    bounds: tuple[int, int],
     active_mask: jax.Array,
     order: jax.Array,
 ) -> jax.Array:
@@ -35,8 +34,7 @@ def by_price(
       worth: f32[N, K], finite worth of each candidate to each entity.
       candidates: K static sizes, ascending, within the bounds.
       total: i32[] >= 0, parameters to give out.
-      minimum: static lower bound of a size, in parameters.
-      maximum: static upper bound of a size, in parameters.
+      bounds: static (minimum, maximum) of a size, in parameters.
       active_mask: bool[N], entities that exist; the others get 0.
       order: i32[N], a permutation in which the entities that exist come first.
 
@@ -48,9 +46,10 @@ def by_price(
 
     >>> import jax.numpy as jnp
     >>> worth = jnp.array([[0.1, 0.9], [0.2, 0.7], [0.5, 0.6]])
-    >>> by_price(worth, (1, 4), 9, 1, 4, jnp.ones(3, bool), jnp.arange(3))
+    >>> by_price(worth, (1, 4), 9, (1, 4), jnp.ones(3, bool), jnp.arange(3))
     Array([4, 4, 1], dtype=int32)
     """
+    minimum, maximum = bounds
     if list(candidates) != sorted(set(candidates)) or not minimum <= candidates[0] <= candidates[-1] <= maximum:
         raise ValueError(f"candidates={candidates}: must ascend within {minimum} and {maximum}")
     chex.assert_shape([worth, active_mask, order], [(None, len(candidates)), worth.shape[:1], worth.shape[:1]])

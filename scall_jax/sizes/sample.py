@@ -20,8 +20,7 @@ def sample(
     shares: chex.Array | Sequence[float],
     total: chex.Numeric,
     concentration: chex.Numeric,
-    minimum: int = 1,
-    maximum: int = 256,
+    bounds: tuple[int, int] = (1, 256),
     num_active: chex.Numeric | None = None,
 ) -> jax.Array:
     """Random integer sizes that add up to min(total, n x maximum) exactly.
@@ -35,8 +34,7 @@ def sample(
       total: i32[] >= 0, parameters to give out; may be traced.
       concentration: f32[], mean parameter of the Dirichlet per entity: the larger, the closer p is to the shares; `inf`
         gives p = shares. May be traced. The Dirichlet's parameters are clipped to [1e-4, 1e7].
-      minimum: static lower bound of a size, in parameters.
-      maximum: static upper bound of a size, in parameters.
+      bounds: static (minimum, maximum) of a size, in parameters.
       num_active: i32[], entities that exist out of the capacity n, None for all; those beyond get 0. May be traced.
 
     Returns:
@@ -47,10 +45,11 @@ def sample(
       ValueError: as `allocate`; a concrete concentration that is not positive; more than 2^31 - 1 parameters.
 
     >>> import jax
-    >>> drawn = sample(jax.random.key(0), [0.5, 0.3, 0.2], total=100, concentration=5.0, minimum=1, maximum=64)
+    >>> drawn = sample(jax.random.key(0), [0.5, 0.3, 0.2], total=100, concentration=5.0, bounds=(1, 64))
     >>> int(drawn.sum()), drawn.shape
     (100, (3,))
     """
+    minimum, maximum = bounds
     check_arguments(shares, total, minimum, maximum, num_active)
     n = np.shape(shares)[0]
     if n * maximum > 2**32 - 1 or (not is_traced(total) and int(total) > DEVICE_LIMIT):
@@ -61,7 +60,7 @@ def sample(
     total = jnp.asarray(total, jnp.int32)
     chex.assert_rank([total, concentration, num_active], 0)
     shares = jnp.asarray(shares, jnp.float32)
-    return _sample(key, shares, total, jnp.asarray(concentration, jnp.float32), num_active, (minimum, maximum))
+    return _sample(key, shares, total, jnp.asarray(concentration, jnp.float32), num_active, bounds)
 
 
 def _sample(

@@ -136,7 +136,7 @@ def sizes_by_worth(
     )
     bounds = (config.minimum, config.maximum)
     exists, order = active_mask(segment), entities_order(config, segment)
-    return sizes.by_price(value, candidate_sizes(config), total, *bounds, exists, order)
+    return sizes.by_price(value, candidate_sizes(config), total, bounds, exists, order)
 
 
 class _DucbCarry(NamedTuple):

@@ -80,7 +80,7 @@ def sizes_by_action(config: Config, key: jax.Array, segment: Segment, total: jax
         if concentration is None:
             return allocate_by_order(config.sizes, shares, totals[number], num_active, order)
         side_key = jax.random.fold_in(key, number)
-        drawn = sizes.sample(side_key, shares, totals[number], concentration, *bounds, num_active=num_active)
+        drawn = sizes.sample(side_key, shares, totals[number], concentration, bounds, num_active=num_active)
         return sizes.assign(-jnp.sort(-drawn), order)
 
     return split_by_side(config.sizes, segment, one_side)

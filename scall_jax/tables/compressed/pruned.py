@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.sizes.allocate import largest
+from scall_jax.ops.selection import largest
 from scall_jax.tables.sized import all_sizes, sizes_in_use
 from scall_jax.tables.storage import (
     Exported,
