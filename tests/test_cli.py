@@ -123,6 +123,7 @@ def test_compare_has_one_cell_for_what_a_flag_does_not_change():
     assert unbound(others) == unbound(compare.cells(flags))
 
 
+@pytest.mark.slow
 def test_scall_chooses_on_valid_by_its_first_seed(data, tmp_path, capsys):
     more = "--choose --ours uniform --method uniform --mean-sizes 2 --seeds 0 1 --powers 0.25 1 --shares .5 --shapes .5"
     before = jax.config.jax_compilation_cache_dir
@@ -254,6 +255,7 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path):
     assert one == other and len(one) == 4
 
 
+@pytest.mark.slow
 def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     methods = ["--method", "uniform", "binary_hash", "full", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
     arguments = tiny_arguments(data, tmp_path, *methods, "--seeds", "0", "1")
@@ -325,6 +327,7 @@ def _check_strata(data, out, capsys):
     assert "give the stream, cut and seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_benchmark_measures_compares_and_keeps_what_it_has(tmp_path, capsys):
     more = ["--only", "policy grid", "state", "--repeats", "2", "--prepare", "2"]
     cli(benchmark.Benchmark, benchmark.main, arguments=["--out", str(tmp_path / "a"), *more])

@@ -27,6 +27,7 @@ def _cache_as_before(quick_compilation):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, capsys):
     more = ["--method", "uniform", "popularity-all", "--mean-sizes", "1", "4", "--seeds", "0", "1", "--separate"]
     cli(sweep_budgets.Sweep, sweep_budgets.main, arguments=tiny_arguments(data, tmp_path, *more))
@@ -56,6 +57,7 @@ def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, caps
     assert uniform["recall@20"][1][1] == pytest.approx(summary["mean_test_recall@20"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_ablations_change_what_they_say(data, tmp_path, capsys):
     arguments = tiny_arguments(data, tmp_path / "policy", *SHORT, "--only", "map linear")
     cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=arguments)
@@ -98,6 +100,7 @@ def _official_rows(replayed_time):
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+@pytest.mark.slow
 def test_official_segments_are_taken_as_they_are(data, tmp_path, capsys):
     frame = _official_rows(replayed_time=0)
     path = tmp_path / "rows.parquet"

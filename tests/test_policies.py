@@ -39,6 +39,7 @@ def _distances(name, config, interactions=200, seeds=5, flip=False):
     return np.sort(jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(1), seeds)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"),
     [

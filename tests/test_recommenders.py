@@ -85,6 +85,7 @@ def test_propagation_under_vmap_over_embeddings_and_over_graphs(monkeypatch):
         propagate(graphs[0], x[0], "csr")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
 @pytest.mark.parametrize("most", [(70, 70), (9, 70), (70, 20)])
@@ -270,6 +271,7 @@ def test_the_decay_that_ranks_best_on_valid_is_chosen():
     np.testing.assert_allclose(bias, np.log1p(segment.popularity[found]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs of a CPU run there alone")
 def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
     """Sizes whose largest differ by side: half products, in training and in ranking."""
@@ -289,6 +291,7 @@ def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
         assert one["test_recall@20"] == pytest.approx(other["test_recall@20"], abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs of a CPU run there alone")
 def test_sweeps_agree_by_the_programs_of_either_backend(monkeypatch):
     """Products, changes of the table and ranking under `vmap`; what axes a rotation finds depends on rounding."""

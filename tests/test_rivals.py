@@ -110,6 +110,7 @@ def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
         np.testing.assert_allclose(storage.load(twice, layout), storage.load(stored, layout), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["packed_int8", "packed_bfloat16"])
 def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_path, table):
     config = small_config("uniform", table=table, budget=Budget.mean_size(5), charge="all")
@@ -125,6 +126,7 @@ def test_low_precision_runs_hold_more_coordinates_in_the_same_bytes(stream, tmp_
     assert lines[-1]["test_recall@20"] > 0.8 * plain[-1]["test_recall@20"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean_size", [0.5, 1.0, 1.2, 4.0])
 def test_int8_spends_small_budgets_too(stream, mean_size):
     """Where not every vector gets a coordinate, not every vector needs a step."""

@@ -121,6 +121,7 @@ BUDGETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "minimum"), [*((name, 1) for name in ALLOCATORS), ("fixed", 3), ("fixed", 0), ("random", 0)]
 )

@@ -32,6 +32,7 @@ def test_sum_and_bounds_hold_for_every_draw(n, mean, concentration, skew, minimu
         assert drawn.min() >= minimum
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [3, 40, 3000, 400_000])
 def test_multinomial_draws_as_numpy_does(total):
     p = np.array([0.5, 0.2, 0.15, 0.1, 0.04, 0.01])
@@ -66,6 +67,7 @@ def test_gamma_matches_its_distribution(shape):
     assert scipy.stats.kstest(drawn, scipy.stats.gamma(shape).cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concentration", [0.3, 5.0, np.inf])
 def test_moments_are_those_of_the_dirichlet_multinomial(concentration):
     shares = np.array([0.4, 0.3, 0.2, 0.1])

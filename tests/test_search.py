@@ -45,6 +45,7 @@ def _assert_same(ours, theirs, tolerance=1e-5):
                 assert a[name] == b[name], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -162,6 +163,7 @@ def test_the_reference_is_the_last_fit_at_its_first_evaluation(stream):
     assert ours["probe_reference"] == pytest.approx((theirs["valid_recall@20"] + theirs["valid_ndcg@20"]) / 2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_published_search_stops_where_it_has_settled(stream):
     rows = streams.synthetic(jax.random.key(7), users=120, items=80, interactions=4000)
     published = streams.cut(rows, segments=3, published=True)
@@ -251,6 +253,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "on", "where"), [("scall-sac", "previous", "search"), ("scall-gp", "current", "segment")]
 )

@@ -432,6 +432,7 @@ def test_esapn_only_grows_and_stops_at_the_budget(stream):
     np.testing.assert_array_equal(plan(state)[0][:-2], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bet", "ciess", "ducb", "esapn"])
 def test_runs_stay_within_the_budget_and_continue_and_scan(stream, tmp_path, monkeypatch, quick_compilation, method):
     """By real probes: the records of the host loop, of the same cut off after segment 1, and of one program."""

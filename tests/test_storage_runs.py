@@ -40,6 +40,7 @@ def _bytes_of_arrays(folder, segment):
     return sum(np.asarray(x).nbytes for name, x in tree.items() if name not in ("format", "key", "known"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_hold_their_bytes_and_continue_and_scan(stream, tmp_path, quick_compilation, name):
     config, key = _config(name), jax.random.key(0)

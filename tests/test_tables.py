@@ -133,6 +133,7 @@ def test_mapped_column_blocks_are_common_to_all_lanes():
         np.testing.assert_array_equal(mapped[lane], read(pool, layout))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("maximum", "zeros", "seed"), CASES)
 def test_both_tables_give_the_same_loss_and_gradient(maximum, zeros, seed):
