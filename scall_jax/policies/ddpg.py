@@ -16,7 +16,7 @@ from scall_jax.policies import replay_buffer
 from scall_jax.policies.networks import Actor, Critic, Flat, decayed_adam, flat
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
-_DAMPING = 0.15  # of the Ornstein-Uhlenbeck process, as in the paper
+_DAMPING = 0.15  # The Ornstein-Uhlenbeck process has this damping in the paper.
 
 
 class DdpgState(NamedTuple):

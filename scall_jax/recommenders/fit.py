@@ -349,7 +349,7 @@ class _FitData(NamedTuple):
     layout: StorageLayout
     segment: Segment
     item_bias: jax.Array  # f32[V]
-    sampled: RaggedItems  # of the users that early stopping looks at
+    sampled: RaggedItems  # The items of the users that early stopping looks at.
 
 
 class _IntervalCarry(NamedTuple):

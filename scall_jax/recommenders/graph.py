@@ -156,7 +156,7 @@ def _chunks(graph: Graph) -> Chunks:
     """
     begin, end = graph.indptr[:-1], graph.indptr[1:]
     nodes, total = begin.shape[0], graph.indices.shape[0]
-    most, levels = min(nodes, total), []  # no row is longer, because neighbours are distinct
+    most, levels = min(nodes, total), []  # Neighbours are distinct, so no row is longer.
     while most > _CHUNK:
         counts = -(-(end - begin) // _CHUNK)
         ends = jnp.cumsum(counts)

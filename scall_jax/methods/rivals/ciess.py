@@ -40,7 +40,7 @@ _PRICE = 0.2  # price of (size / largest size)^2; published: 0.4 on MovieLens-1M
 _STEPS, _REACH = 5, 5  # steps of the random walk, and the longest of them in coordinates
 _SHIFT = 6.0  # standard deviation of the shift of all sizes of a probe, in coordinates
 _UPDATES = 8  # updates after each probe
-_MOST_QUALITY = 1.0  # as published
+_MOST_QUALITY = 1.0  # This is the published bound.
 
 ACTOR, CRITIC = Actor(1, _WIDTHS), TwinCritic(_WIDTHS)
 

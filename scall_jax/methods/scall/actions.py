@@ -10,9 +10,9 @@ from scall_jax.methods.allocators import allocate_by_order, split_by_side
 from scall_jax.streams import Segment
 
 SHAPES = {
-    "powerlaw": (0.1, 30.0),  # as published
+    "powerlaw": (0.1, 30.0),  # This is the published range.
     "pareto": (1.05, 100.0),  # published from 30
-    "truncnorm": (1e-6, 1e-5),  # as published
+    "truncnorm": (1e-6, 1e-5),  # This is the published range.
     "truncexp": (0.1, 100.0),
     "lognormal": (0.01, 2.0),
 }
