@@ -4,19 +4,20 @@
     python -m experiments.arena --data clicks.parquet --mean-sizes .5 2 8 32 --seeds 0 1 2 --fit.steps 1000
     python -m experiments.arena --method uniform frequency --mean-sizes 2 8 --replays 0 .1 .2 .5   # rows against width
 
-Every method gets the same constant number of bytes, and pays for everything that serving needs: parameters, codes,
-sizes, scales. `--mean-sizes` are float32 parameters per entity at the end of the stream. A cell is a run folder;
-finished cells are kept, an interrupted one continues. Writes the table of `experiments.compare`, arena.parquet (a row
-per run and segment, bytes by charge included), arena.png (Recall@20 by megabytes, the best outside the budget as a
-line) and below the table areas under the curves of Recall@20 and NDCG@20 over memory and tests of the method that valid
-prefers against every other, those over users corrected by Holm's rule. Baselines (popularity, ease) and `full` are
-outside the budget; the bytes that they take are listed. With `--replays` the rows that a segment trains on again are
-paid for too, 8 bytes each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Methods
-that cannot use a budget are listed with the reason and left out there. Cost: the sum of the runs, 20 minutes by default
-on one core. Expect `frequency` ahead or level from mean size 2 on, and `mixed_precision` beside it in the middle; on a
-stream like Yelp SCALL's searches are ahead at half a parameter an entity and level or a little behind elsewhere;
-methods that decide entity by entity or share rows are level with uniform sizes or behind
-(experiments/results/yelp2019-arena.md and online-retail-arena.md).
+Every method gets the same constant number of bytes, and pays for everything that it stores: table, sizes, scales,
+codes; with `--charge serving` for LightGCN's graph or final vectors too, with `--charge table` for the table alone. All
+columns, axes and figures per MB say which of these their bytes are. `--mean-sizes` are float32 parameters per entity at
+the end of the stream. A cell is a run folder; finished cells are kept, an interrupted one continues. Writes the table
+of `experiments.compare`, arena.parquet (a row per run and segment, bytes by charge included), arena.png (Recall@20 by
+megabytes, the best outside the budget as a line) and below the table areas under the curves of Recall@20 and NDCG@20
+over memory and tests of the method that valid prefers against every other, with the variance over users and over seeds
+(two seeds at least; a claim takes 8), corrected by Holm's rule. Baselines (popularity, ease) and `full` are outside the
+budget; the bytes that they take are listed. With `--replays` the rows that a segment trains on again are paid for too,
+8 bytes each, and cost embedding width: the rows themselves, not a reservoir to draw them from. Methods that cannot use
+a budget are listed with the reason and left out there. Cost: the sum of the runs, 20 minutes by default on one core.
+Expect `frequency` ahead or level from mean size 2 on, and `mixed_precision` beside it in the middle; on a stream like
+Yelp SCALL's searches are ahead at half a parameter an entity and level or a little behind elsewhere; methods that
+decide entity by entity or share rows are level with uniform sizes or behind.
 """
 
 import dataclasses
@@ -78,8 +79,8 @@ class Arena(compare.Compare):
     """Seeds of the runs; a run for each."""
     fit: FitConfig = FitConfig(steps=200)
     """Training of a segment."""
-    charge: str = "all"
-    """What the budget pays for: parameters, all that serving needs, or replay too."""
+    charge: str = "stored"
+    """What the budget pays for: table, stored, replay or serving, as in `experiments.run`."""
     replays: tuple[float, ...] = ()
     """Values of --cut.replay to compare; each is a cell of its own, and the budget pays 8 bytes for each replayed row
     before it pays for the table."""
@@ -203,13 +204,14 @@ def curves(groups: compare.Groups, metric: str) -> dict[str, Curve]:
     return {m: Curve(*(list(x) for x in zip(*sorted(points), strict=True))) for m, points in found.items()}
 
 
-def areas(found: dict[str, Curve], metric: str) -> str:
+def areas(found: dict[str, Curve], metric: str, charge: str) -> str:
     """Areas under curves over memory.
 
     Args:
       found: curves by method. Methods without the least or the largest budget have no area; a budget between them that
         a method lacks is left out of its area.
       metric: its name, for the header.
+      charge: what the budgets pay for, for the header.
 
     Returns:
       Markdown table, best first; empty where there is one budget only.
@@ -226,7 +228,8 @@ def areas(found: dict[str, Curve], metric: str) -> str:
             for logarithmic in (False, True)
         ]
         rows.append([method, *(f"{v:.4f}" for v in values), f"{start:.3g}", f"{end:.3g}"])
-    header = [f"{metric} over MB", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log", "per MB, least", "per MB, most"]
+    header = [f"{metric} over MB ({charge})", "AUC-A", "AUC-A log", "AUC-L", "AUC-L log"]
+    header += [f"per MB ({charge}), {end}" for end in ("least", "most")]
     return report.markdown(header, sorted(rows, key=lambda row: row[2], reverse=True)) if rows else ""
 
 
@@ -235,28 +238,16 @@ def outside(groups: compare.Groups) -> list[str]:
     found = []
     for key, folders in groups.items():
         if dict(key)["MB"] == "-":
-            megabytes = 1e-6 * _lines(folders[0])[-1]["bytes_at_rest"]
-            found.append(f"- {dict(key)['method']} is outside the budget: {megabytes:.4g} MB at rest")
-    return found
-
-
-def unspent(groups: compare.Groups) -> list[str]:
-    """A Markdown line for each method and budget that leaves more than a twentieth of the bytes at the end."""
-    found = []
-    for key, folders in groups.items():
-        shown = dict(key)
-        if shown["MB"] != "-":
             last = _lines(folders[0])[-1]
-            charge = json.loads((folders[0] / "config.json").read_text())["config"]["charge"]
-            spent = last["bytes_at_rest"] + (last["bytes_replay"] if charge == "replay" else 0)
-            spent *= 1e-6 / float(shown["MB"])
-            if spent < 0.95:
-                found.append(f"- {label(shown)} takes {spent:.0%} of {shown['MB']} MB")
+            table, serving = (1e-6 * last[name] for name in ("bytes_table", "bytes_serving"))
+            sizes = f"table {table:.4g} MB, serving {serving:.4g} MB"
+            found.append(f"- {dict(key)['method']} is outside the budget: {sizes}")
     return found
 
 
-def ceiling(groups: compare.Groups) -> dict[str, float]:
-    """Mean test Recall@20 of the best method outside the budget by its name and bytes; empty without any."""
+def ceiling(groups: compare.Groups, charge: str) -> dict[str, float]:
+    """Mean test Recall@20 of the best method outside the budget by its name and the bytes that a budget would pay for;
+    empty without any."""
     found = []
     for key, folders in groups.items():
         if dict(key)["MB"] != "-":
@@ -264,7 +255,8 @@ def ceiling(groups: compare.Groups) -> dict[str, float]:
         lines = [_lines(folder) for folder in folders]
         means = [records.summarise(x)["mean_test_recall@20"] for x in lines]
         if not any(mean is None for mean in means):
-            found.append((float(np.mean(means)), f"{label(dict(key))}, {1e-6 * lines[0][-1]['bytes_at_rest']:.3g} MB"))
+            megabytes = 1e-6 * records.paid_bytes(lines[0][-1], charge)
+            found.append((float(np.mean(means)), f"{label(dict(key))}, {megabytes:.3g} MB"))
     if not found:
         return {}
     best, name = max(found)
@@ -273,22 +265,17 @@ def ceiling(groups: compare.Groups) -> dict[str, float]:
 
 def tests(groups: compare.Groups) -> list[str]:
     """Markdown lines of the tests: per budget the method within it that valid prefers, against every other method."""
-    lines = []
+    lines: list[str] = []
     for budget in sorted({dict(key)["MB"] for key in groups} - {"-"}, key=float):
         here = {label(dict(key)): folders for key, folders in groups.items() if dict(key)["MB"] in (budget, "-")}
         within = {label(dict(key)) for key in groups if dict(key)["MB"] == budget}
         valid = {m: _valid(folders) for m, folders in here.items() if m in within}
         best = max(valid, key=valid.__getitem__)
-        others = [m for m in here if m != best]
-        results = [significance.compare_runs(here[best], here[m]) for m in others]
-        corrected = significance.holm([r["users"] for r in results])
-        for m, r, p in zip(others, results, corrected, strict=True):
-            seeds = "" if r["seeds"] is None else f", over seeds {r['seeds']:.2g}"
-            gain = f"Recall@20 {r['difference']:+.4f}, p over {r['count']} users {p:.2g}{seeds}"
-            lines.append(f"- {budget} MB: {best} - {m}: {gain}")
+        pairs = {f"{budget} MB: {best} - {m}": (here[best], here[m]) for m in here if m != best}
+        lines += compare.tested(pairs)
     note = (
-        "Per budget the method that valid prefers against every other, by users' means over all segments but the "
-        "first. p over users is corrected by Holm's rule for the tests of the budget, p over seeds is not."
+        f"Per budget the method that valid prefers against every other. {significance.READING} p-values are corrected "
+        "by Holm's rule for the tests of a budget."
     )
     return [note, "", *lines] if lines else []
 
@@ -311,15 +298,16 @@ def main(flags: Arena) -> list[dict[str, str]]:
             strata.write(flags.out, named, run_flags.load_stream(flags), flags.strata)
         by_metric = {metric: curves(groups, metric) for metric in ("recall@20", "ndcg@20")}
         series = {m: (x.megabytes, x.mean, x.spread) for m, x in by_metric["recall@20"].items()}
-        labels = Path(flags.data).name, "budget (10^6 bytes at rest)", "test Recall@20"
-        report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups))
-        parts = [areas(found, metric) for metric, found in by_metric.items()]
+        charge = "replay" if flags.replays else flags.charge
+        labels = Path(flags.data).name, f"budget (10^6 bytes, {charge})", "test Recall@20"
+        report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups, charge))
+        parts = [areas(found, metric, charge) for metric, found in by_metric.items()]
         if any(parts):
             parts.append(
                 "AUC-A: area under the mean over segments, AUC-L: under the last segment, each divided by the range of "
                 "(log) memory. Methods without the least or the largest budget have none."
             )
-        parts += ["\n".join(x) for x in (tests(groups), unspent(groups), outside(groups), refused)]
+        parts += ["\n".join(x) for x in (tests(groups), outside(groups), refused)]
         return "\n\n".join(part for part in parts if part)
 
     return compare.run_cells(flags, found, below)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from scall_jax import Config
-from scall_jax.analysis import report
+from scall_jax.analysis import report, significance
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
@@ -33,6 +33,8 @@ QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", 
 """Keys of a summary that the table shows."""
 REFUSED = ("budget.mean-size", "budget.megabytes", "budget.schedule", "bias", "overwrite", "method")
 """Flags of `experiments.run` that `-h` does not show under its titles: refused, or shown as flags of the comparison."""
+
+_P_VALUES = ("p_value", "p_equal")
 
 Groups = dict[tuple[tuple[str, str], ...], list[Path]]
 """Run folders, one for each seed, by the columns and values of their row of the table."""
@@ -173,18 +175,25 @@ def run_cells(
     """
     configs, streams = refuse(flags, found)
     stream, groups = streams[flags.cut], {}
+    warnings: dict[str, list[str]] = {}
     flags.out.mkdir(parents=True, exist_ok=True)
     # Runs that differ in nothing but the seed share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     for (shown, cell), config in zip(found, configs, strict=True):
-        summary, _ = commands.run_method(cell, config, streams[cell.cut], cell.out)
+        summary, lines = commands.run_method(cell, config, streams[cell.cut], cell.out)
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
+        own = warnings.setdefault(" ".join(value for value in shown.values() if value not in ("-", "none")), [])
+        own += [text for text in report.warnings(lines, config) if text not in own]
     rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])
     counted = f"segments after the first with at least {records.LEAST_USERS} test users"
-    note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds."
+    note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds; "
+    note += f"{report.COLUMNS_NOTE}."
     if flags.cut.published:
         note += " Models and rewards are selected on the test part, as published: figures are optimistic."
+    if flags.protocol == "published":
+        note += f" What differs from the official code: {'; '.join(run_flags.PUBLISHED_DIFFERS)}."
+    note = "\n\n".join(filter(None, [note, report.warning_lines(warnings)]))
     if below is not None:
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
         note += "\n\n" + below(folders)
@@ -195,11 +204,39 @@ def run_cells(
     return rows
 
 
+def tested(pairs: Mapping[str, tuple[Sequence[Path], Sequence[Path]]]) -> list[str]:
+    """Markdown lines of the tests between pairs of methods, corrected together for their number by Holm's rule.
+
+    Args:
+      pairs: run folders of the one method and of the other by the words that name the pair.
+
+    Returns:
+      A line for each pair: what the test found, or why there is none.
+    """
+    found: dict[str, significance.Comparison] = {}
+    lines = {}
+    for name, (ours, theirs) in pairs.items():
+        try:
+            found[name] = significance.compare_runs(ours, theirs)
+        except ValueError as error:
+            lines[name] = f"- {name}: {error}"
+    differences = [comparison.difference for comparison in found.values()]
+    corrected = zip(*(significance.holm([getattr(x, p) for x in differences]) for p in _P_VALUES), strict=True)
+    for (name, comparison), p_values in zip(found.items(), corrected, strict=True):
+        lines[name] = f"- {name}: {significance.sentence(comparison, *p_values)}"
+    return [lines[name] for name in pairs]
+
+
 def _row(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     row = {"seeds": str(len(summaries))}
     titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
     for title, metric in zip(titles, QUALITY, strict=True):
         row[title] = report.mean_and_spread([summary[metric] for summary in summaries])
+    row["table MB"], row["serving MB"] = (
+        report.cell(summaries[0], (f"{x}_mb",), "{:.3f}") for x in ("table", "serving")
+    )
+    row["test users"] = report.cell(summaries[0], ("least_test_users", "most_test_users"), "{}-{}")
+    row["dropped"] = report.cell(summaries[0], ("dropped_share",), "{:.0%}")
     for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
         row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
     return row

@@ -168,6 +168,7 @@ def main(flags: Official) -> str:
     rows += _official_rows(range(1, flags.segments))
     header = ["test", *(f"t={t}" for t in range(1, flags.segments)), "mean", "mean of t > 1"]
     note = "Mean ± standard deviation over seeds. published: model and reward selected on test, as the official code."
+    note += f" What still differs from it: {'; '.join(run_flags.PUBLISHED_DIFFERS)}."
     cost_header = ["seconds, mean over seeds", "fit", "search", "compilation, first seed", "compilation, others"]
     parts = [report.markdown(header, rows), note, report.markdown([*cost_header, "peak MB"], costs)]
     text = "\n\n".join([*parts, "Peak MB: largest resident memory of the process up to the end of these runs."])

@@ -1,16 +1,20 @@
 """How much of a probe's fitness its action explains, from finished searched runs: is there something to find?
 
-    python -m experiments.probes --out runs/scall        # after python -m experiments.scall or compare
+    python -m experiments.probes --out runs/compare      # after python -m experiments.compare with searches
 
-A probe's gain is its fitness on valid over that of the uniform probe of its segment, minus one. Pooled over the runs of
-one budget, whatever their policy: the spread of gains within a search; how much of it a quadratic function of the three
-numbers, fitted on the other runs, explains (at most 0: nothing that carries over from run to run); the mean gain ± its
-standard error by fifths of the users' share. Writes probes.md into --out and prints it. Cost: seconds, nothing is
-trained. Expect the quadratic to explain little where a segment has few valid users.
+A probe's gain is its fitness on valid over that of the uniform probe of its segment, minus one. All probes of a search
+share that one uniform probe and with it its noise, so that gains are comparable within a search and not between
+searches. Pooled over the runs of one budget, whatever their policy: what all probes together gain over all uniform
+ones; the spread of gains within a search; how much of that a quadratic function of the three numbers, fitted on the
+other runs, explains (0 or less: nothing that carries over from run to run); how much better probes of each fifth of the
+users' share are than the mean one of their search. ± is the standard error over searches, by which these differ as
+wholes. Writes probes.md into --out and prints it. Cost: seconds, nothing is trained. Expect the quadratic to explain
+little where a segment has few valid users.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +24,7 @@ import numpy as np
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli, command
 from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest
 
 
 class Gain(NamedTuple):
@@ -33,6 +38,8 @@ class Gain(NamedTuple):
     """Its action, 3 numbers."""
     gain: float
     """Its fitness by that of the uniform probe, minus one."""
+    reference: float
+    """Fitness of the uniform probe of its search."""
     valid_users: int
     """Valid users of its segment."""
 
@@ -41,7 +48,7 @@ class Gain(NamedTuple):
 class Probes:
     """Flags of the report on probes."""
 
-    out: Path = Path("runs/scall")
+    out: Path = Path("runs/compare")
     """Folder with finished runs at any depth."""
     first: int = 2
     """First segment that counts; before it the embeddings are hardly trained."""
@@ -65,6 +72,7 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, list[Gain]] = {}
     runs = searches = 0
     for path in sorted(out.rglob("summary.json")):
+        manifest.check(path.parent)
         budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
         runs += 1
         for line in run_folder.read_lines(path.parent / "metrics.jsonl"):
@@ -74,7 +82,7 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
             searches += 1
             for action, fitness in zip(line["probe_actions"], line["probe_fitness"], strict=True):
                 gain = fitness / line["probe_reference"] - 1
-                row = Gain(runs, searches, action, gain, line["valid_users"])
+                row = Gain(runs, searches, action, gain, line["probe_reference"], line["valid_users"])
                 found.setdefault(budget, []).append(row)
     if not found:
         raise ValueError(f"{out} holds no finished run of SCALL's search with --search.reference uniform")
@@ -85,40 +93,64 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def quadratic(actions: np.ndarray) -> np.ndarray:
-    """Monomials up to the second degree.
+    """Monomials of the first and the second degree.
 
     Args:
       actions: f64[n, 3].
 
     Returns:
-      f64[n, 10].
+      f64[n, 9].
     """
     chex.assert_shape(actions, (None, 3))
     pairs = [actions[:, i] * actions[:, j] for i in range(3) for j in range(i, 3)]
-    return np.column_stack([np.ones(len(actions)), actions, *pairs])
+    return np.column_stack([actions, *pairs])
 
 
-def explained(action: np.ndarray, gain: np.ndarray, run_number: np.ndarray) -> float:
-    """Part of the gains' variance that a quadratic function of the action explains, fitted on the other runs.
+def centred(values: np.ndarray, search: np.ndarray) -> np.ndarray:
+    """Values less the mean of their search, which is what they tell apart from what a search's probes share.
 
     Args:
-      action: f64[n, 3], of each probe.
-      gain: f64[n], of each probe.
-      run_number: i64[n], the run of each probe.
+      values: f64[n] or f64[n, k], of each probe.
+      search: i64[n], the search of each probe.
 
     Returns:
-      At most 1, negative where predicting the mean would be better; nan for one run.
+      An array of the same shape.
+
+    >>> centred(np.array([1.0, 3.0, 8.0]), np.array([5, 5, 2])).tolist()
+    [-1.0, 1.0, 0.0]
     """
-    chex.assert_shape(action, (len(gain), 3))
-    chex.assert_equal_shape([gain, run_number])
-    if len(np.unique(run_number)) < 2:
+    chex.assert_equal_shape_prefix([values, search], 1)
+    _, number, count = np.unique(search, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(count), *values.shape[1:]))
+    np.add.at(sums, number, values)
+    return values - (sums.T / count).T[number]
+
+
+def explained(found: Mapping[str, np.ndarray]) -> float:
+    """Part of the gains' variance within searches that a quadratic function of the action explains.
+
+    Gains and monomials are centred within each search, as for a model with a constant of its own for each search: the
+    noise of the reference is the same for all probes of a search and does not count as unexplained. The function is
+    fitted on the other runs.
+
+    Args:
+      found: fields of `Gain`, of which run, search, action and gain count.
+
+    Returns:
+      At most 1, negative where no function at all would be better; nan for one run.
+    """
+    gain, run = found["gain"], found["run"]
+    chex.assert_shape(found["action"], (len(gain), 3))
+    chex.assert_equal_shape([gain, run, found["search"]])
+    if len(np.unique(run)) < 2:
         return float("nan")
-    features, error = quadratic(action), np.zeros(len(gain))
-    for left_out in np.unique(run_number):
-        own = run_number == left_out
+    features, gain = centred(quadratic(found["action"]), found["search"]), centred(gain, found["search"])
+    error = np.zeros(len(gain))
+    for left_out in np.unique(run):
+        own = run == left_out
         weights, *_ = np.linalg.lstsq(features[~own], gain[~own], rcond=None)
         error[own] = gain[own] - features[own] @ weights
-    return float(1 - (error**2).sum() / ((gain - gain.mean()) ** 2).sum())
+    return float(1 - (error**2).sum() / (gain**2).sum())
 
 
 def spread_within(gain: np.ndarray, search: np.ndarray) -> float:
@@ -132,29 +164,74 @@ def spread_within(gain: np.ndarray, search: np.ndarray) -> float:
       The pooled standard deviation, in the unit of `gain`.
     """
     chex.assert_equal_shape([gain, search])
-    number = np.unique(search, return_inverse=True)[1]
-    mean = np.bincount(number, gain) / np.bincount(number)
-    return float(np.sqrt(((gain - mean[number]) ** 2).sum() / (len(gain) - len(mean))))
+    return float(np.sqrt((centred(gain, search) ** 2).sum() / (len(gain) - len(np.unique(search)))))
 
 
-def by_share(share: np.ndarray, gain: np.ndarray, parts: int) -> list[str]:
-    """Mean gains by the users' share of the budget.
+def over_uniform(found: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Fitness of all searches' mean probes relative to that of their uniform probes together, minus one.
+
+    A mean of ratios would be too large by the variance of the references' noise, a ratio of sums is not.
+
+    Args:
+      found: fields of `Gain`, of which search, gain and reference count.
+
+    Returns:
+      The gain, and its standard error over searches; nan for one search.
+    """
+    _, first, number = np.unique(found["search"], return_index=True, return_inverse=True)
+    reference = found["reference"][first]
+    fitness = reference * (1 + np.bincount(number, found["gain"]) / np.bincount(number))
+    ratio, count = fitness.sum() / reference.sum(), len(first)
+    error = np.std(fitness - ratio * reference, ddof=1) / np.sqrt(count) / reference.mean() if count > 1 else np.nan
+    return float(ratio - 1), float(error)
+
+
+def by_share(share: np.ndarray, gain: np.ndarray, search: np.ndarray, parts: int) -> list[str]:
+    """How much better probes of each part of the range of the users' share are than the mean probe of their search.
 
     Args:
       share: f64[n], users' share of each probe, in (0, 1).
       gain: f64[n], of each probe.
+      search: i64[n], the search of each probe.
       parts: equal parts of (0, 1).
 
     Returns:
-      A cell for each part: mean ± standard error in percent, a dash where no probe lies there.
+      A cell for each part: gain ± standard error in percent, a dash where no probe lies there.
     """
-    chex.assert_equal_shape([share, gain])
-    part, cells = np.minimum((share * parts).astype(int), parts - 1), []
-    for i in range(parts):
-        own = gain[part == i]
-        spread = np.std(own, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
-        cells.append(f"{100 * own.mean():+.1f} ± {100 * spread:.1f}" if len(own) else "-")
-    return cells
+    chex.assert_equal_shape([share, gain, search])
+    part = np.minimum((share * parts).astype(int), parts - 1)
+    effects, errors = part_effects(part, gain, search, parts)
+    cells = [f"{100 * effect:+.1f} ± {100 * error:.1f}" for effect, error in zip(effects, errors, strict=True)]
+    return [cell if (part == number).any() else "-" for number, cell in enumerate(cells)]
+
+
+def part_effects(part: np.ndarray, gain: np.ndarray, search: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Constants of parts in a model of gains with a constant for each search and one for each part.
+
+    Args:
+      part: i64[n], the part of each probe, below `parts`.
+      gain: f64[n], of each probe.
+      search: i64[n], the search of each probe.
+      parts: number of parts.
+
+    Returns:
+      f64[parts], the constants by least squares, which average 0 over all probes, and f64[parts], their standard errors
+      where searches are independent (the sandwich of Liang and Zeger, 1986).
+
+    >>> effects, _ = part_effects(np.array([0, 1, 0, 1]), np.array([1.0, 3.0, 9.0, 11.0]), np.array([0, 0, 1, 1]), 2)
+    >>> effects.round(6).tolist()
+    [-1.0, 1.0]
+    """
+    chex.assert_equal_shape([part, gain, search])
+    inside = np.eye(parts)[part]
+    design, gain = centred(inside, search), centred(gain, search)
+    to_average_zero = np.eye(parts) - inside.mean(0)
+    linear = to_average_zero @ np.linalg.pinv(design.T @ design) @ design.T  # gains to constants
+    effects = linear @ gain
+    influence = linear * (gain - design @ effects)
+    by_search = np.zeros((len(np.unique(search)), parts))
+    np.add.at(by_search, np.unique(search, return_inverse=True)[1], influence.T)
+    return effects, np.sqrt((by_search**2).sum(0))
 
 
 def main(flags: Probes) -> str:
@@ -167,14 +244,18 @@ def main(flags: Probes) -> str:
             str(len(np.unique(found["run"]))),
             str(len(found["gain"])),
             f"{np.median(found['valid_users']):.0f}",
+            "{:+.1f} ± {:.1f}".format(*(100 * x for x in over_uniform(found))),
             f"{100 * spread_within(found['gain'], found['search']):.1f}",
-            f"{100 * explained(found['action'], found['gain'], found['run']):.1f}",
+            f"{100 * explained(found):.1f}",
         ]
-        rows.append([*cells, *by_share(found["action"][:, 0], found["gain"], flags.parts)])
+        rows.append([*cells, *by_share(found["action"][:, 0], found["gain"], found["search"], flags.parts)])
     edges = [f"{i / flags.parts:g} to {(i + 1) / flags.parts:g}" for i in range(flags.parts)]
-    header = ["budget", "runs", "probes", "valid users", "spread %", "explained %", *(f"rho {edge}" for edge in edges)]
-    text = report.markdown(header, rows)
-    note = "Gains in percent of the uniform probe's fitness; valid users: the median segment's."
+    header = ["budget", "runs", "probes", "valid users", "over uniform %", "spread %", "explained %"]
+    text = report.markdown([*header, *(f"rho {edge} %" for edge in edges)], rows)
+    note = (
+        "Percent of the uniform probe's fitness, ± standard error over searches; valid users: the median segment's. "
+        "Explained: part of the variance within searches. rho: against the mean probe of the same search."
+    )
     run_folder.write_atomically(flags.out / "probes.md", f"`{command()}`\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text

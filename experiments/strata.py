@@ -30,6 +30,7 @@ from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.evaluation.user_strata import StrataConfig
 from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest
 from scall_jax.run.folder import read_identity
 from scall_jax.streams import Stream
 
@@ -58,6 +59,7 @@ def finished(out: Path) -> dict[str, list[Path]]:
     """
     groups: dict[str, dict[str, Path]] = {}
     for path in sorted(out.rglob("summary.json")):
+        manifest.check(path.parent)
         identity = read_identity(path.parent / "config.json")
         cell = json.dumps([identity["config"], identity["stream"]["fingerprint"]], sort_keys=True)
         groups.setdefault(cell, {}).setdefault(json.dumps(identity["key"]), path.parent)

@@ -85,7 +85,9 @@ def main(flags: Sweep) -> list[dict[str, Any]]:
         run_folder.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     pl.concat(frames, how="diagonal_relaxed").write_parquet(flags.out / "sweep.parquet")
     title = f"{stream.source}, last segment's memory"
-    report.plot_lines(flags.out / "sweep.png", series, title, "table, MB (10^6 bytes)", "test Recall@20", levels)
+    report.plot_lines(
+        flags.out / "sweep.png", series, title, f"budget (10^6 bytes, {flags.charge})", "test Recall@20", levels
+    )
     head = f"# {stream.source}: {len(stream)} segments, mapped over budgets and seeds\n\n`{command()}`"
     run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{to_markdown(rows)}\n")
     return rows
@@ -149,7 +151,7 @@ def _level_name(config: Config, stream: Stream) -> str:
     if config.method != "full":
         return config.method
     megabytes = 4e-6 * sum(stream.known(stream.bounds[-1].train)) * config.sizes.maximum
-    return f"full, {megabytes:.3g} MB"
+    return f"full, table {megabytes:.3g} MB"
 
 
 def timed(program: ScanProgram) -> tuple[Record, dict[str, float]]:
@@ -217,7 +219,7 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
             body.append([f"{row['method']}, sum", "", "", "", f"{separate.sum():.1f}", f"{compilation.sum():.1f}"])
         mapped = f"{row['seconds']:.1f}", f"{row['seconds_compile']:.1f}"
         body.append([f"{row['method']}, mapped", "", "", "", *mapped])
-    return report.markdown(["method", "mean size", "MB", "Recall@20", "run s", "compilation s"], body)
+    return report.markdown(["method", "mean size", "budget MB", "Recall@20", "run s", "compilation s"], body)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from collections.abc import Iterable
 
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
-from scall_jax.sizes import FAMILIES
+from scall_jax.sizes import FAMILIES, MOST_POWER
 from scall_jax.sizes.budget import Budget
-from scall_jax.tables import STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import ROTATIONS, STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+
+CHARGES = ("table", "stored", "replay", "serving")
+"""What a budget may pay for; see `Config.charge`."""
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -38,7 +41,7 @@ class SizesConfig:
     family: str = "powerlaw"
     """Methods fixed and shuffled: family of sizes, powerlaw, pareto, truncnorm, truncexp or lognormal."""
     power: float = 0.5
-    """Method frequency: sizes are proportional to the frequency to this power, above 0."""
+    """Method frequency: sizes are proportional to the frequency to this power, 0 to 64."""
     ranking: str = "segment"
     """Frequency that sizes follow: segment, interactions in the current segment (published); or total, all so far."""
 
@@ -48,9 +51,11 @@ class SizesConfig:
             raise ValueError(f"minimum={self.minimum}, maximum={self.maximum}: {reason}")
         if self.rho is not None and not 0 <= self.rho <= 1:
             raise ValueError(f"rho={self.rho}: a share lies between 0 and 1")
-        for name in ("user_shape", "item_shape", "power"):
+        for name in ("user_shape", "item_shape"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be greater than 0")
+        if not 0 <= self.power <= MOST_POWER:
+            raise ValueError(f"power={self.power}: must lie between 0 and {MOST_POWER:g}")
         _check_choice("family", self.family, FAMILIES)
         _check_choice("ranking", self.ranking, ("segment", "total"))
 
@@ -60,15 +65,16 @@ class WarmStartConfig:
     """The embeddings that a segment starts from.
 
     Raises:
-      ValueError: a negative factor or standard deviation.
+      ValueError: a negative factor or standard deviation, or an unknown rotation.
     """
 
     enabled: bool = True
     """Start from the embeddings of the segment before; otherwise from random ones."""
     shrink: float = 0.3
     """Factor on the embeddings that are carried over; 1 keeps their length."""
-    rotate: bool = True
-    """Turn embeddings to their principal axes before sizes change, so that smaller sizes keep the most of them."""
+    rotation: str = "none"
+    """Turn embeddings to principal axes before sizes change: none; blocks, within the coordinates between the sizes in
+    use, so that what keeps its size keeps its vector; or full, so that smaller sizes keep the most of long vectors."""
     init_std: float = 0.1
     """Standard deviation of the coordinates of new embeddings."""
     grow_std: float = 0.01
@@ -78,6 +84,7 @@ class WarmStartConfig:
         for name in ("shrink", "init_std", "grow_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        _check_choice("rotation", self.rotation, ROTATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +119,9 @@ class SearchConfig:
     """Fitness relative to the reference that earns reward 0 (published: 0.7 or 0.9)."""
     high: float = 1.2
     """Fitness relative to the reference that earns reward 10 (published: 1.2 or 1.1)."""
+    most_ratio: float | None = 4.0
+    """Fitness relative to the reference is capped here, since an early reference may be close to 0; None: it is not
+    (published)."""
     map: str = "log"
     """Scale on which an action's numbers mean shapes within the family's range: log, or linear (published)."""
     family: str = "powerlaw"
@@ -124,8 +134,8 @@ class SearchConfig:
     """Stop a search once the users' share in the policy's best action has settled (published)."""
     tolerance: float = 0.01
     """With converge: a round is settled if it moves that share by less than this."""
-    settled_rounds: int = 5
-    """With converge: settled rounds in a row after which a search stops."""
+    settled_rounds: int = 4
+    """With converge: settled rounds in a row, the last one not counted, after which a search stops."""
     least_probes: int = 10
     """With converge: probes that a search must exceed before it stops."""
 
@@ -135,6 +145,8 @@ class SearchConfig:
                 raise ValueError(f"search {name}={getattr(self, name)}: must be at least 1")
         if not self.low < self.high:
             raise ValueError(f"search low={self.low}, high={self.high}: need low < high")
+        if self.most_ratio is not None and not self.most_ratio > 0:
+            raise ValueError(f"search most_ratio={self.most_ratio}: must be greater than 0, or None")
         if self.concentration is not None and not self.concentration > 0:
             raise ValueError(f"search concentration={self.concentration}: must be greater than 0")
         _check_choice("search start", self.start, ("fresh", "warm"))
@@ -156,6 +168,7 @@ class SearchConfig:
             on="previous",
             reference="last_fit",
             common=False,
+            most_ratio=None,
             map="linear",
             converge=True,
         )
@@ -205,17 +218,18 @@ class Config:
     """Methods scall, scall-* and dlints: what the policy observes."""
     table: str = "packed"
     """Storage of methods that choose sizes: packed spends the budget on float32 coordinates, packed_bfloat16 and
-    packed_int8 hold more coordinates in the same bytes, and masked is the full-width array that they are tested
-    against. Methods with a storage of their own replace it."""
+    packed_int8, 4, 3, 2 and 1 (bits a coordinate) hold more coordinates in the same bytes, and masked is the full-width
+    array that they are tested against. Methods with a storage of their own replace it."""
     shared_memory: SharedMemoryConfig = SharedMemoryConfig()
     """Method shared_memory: width, hashes and signatures."""
     mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
     """Method mixed_precision: width, groups and the search for their bits."""
     pruned: PrunedConfig = PrunedConfig()
     """Method pep: width and thresholds."""
-    charge: str = "parameters"
-    """What the budget pays for: parameters alone; all that serving needs, with sizes, codes and the items' bias; or
-    replay: that, and 8 bytes for each row of the segment's replay."""
+    charge: str = "table"
+    """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
+    what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or
+    its final vectors, whichever is smaller."""
     bias: str = "none"
     """What is added to every item's score: none, or decayed: the log of its decayed count of interactions, with the
     half-life that ranks best on valid."""
@@ -226,4 +240,4 @@ class Config:
         _check_choice("bias", self.bias, ("none", "decayed"))
         _check_choice("candidates", self.candidates, ("all", "segment"))
         _check_choice("table", self.table, STORAGES)
-        _check_choice("charge", self.charge, ("parameters", "all", "replay"))
+        _check_choice("charge", self.charge, CHARGES)

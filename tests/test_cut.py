@@ -151,13 +151,18 @@ def test_replay_rows_are_earlier_rows_of_training_users_each_once(stream):
             assert np.isin(stream.user[drawn], stream.user[bounds.start : bounds.train]).all()
 
 
-def test_published_protocol_compounds_replay_and_selects_on_test(rows):
+def test_published_protocol_splits_replayed_and_new_rows_together_and_selects_on_test(rows):
     published = streams.cut(rows, new_entities=80, published=True)
     assert published.select_on_test
     repeats = 0
     for t, bounds in enumerate(published.bounds):
         assert bounds.train == bounds.valid
-        assert bounds.train - bounds.start == round(0.8 * (bounds.end - bounds.start))
+        # As the official code does it: replayed rows first, and the first 80% of all are for training.
+        own, replayed = list(range(bounds.start, bounds.end)), published.replay[t].tolist()
+        both = replayed + own
+        assert both[round(0.8 * len(both)) :] == own[bounds.train - bounds.start :]
+        if t > 1:
+            assert (bounds.end - bounds.train) / len(own) == pytest.approx(1.2 * 0.2, abs=0.01)
         segment = published.segment(t)
         assert _lists(segment.valid) == _lists(segment.test)
         repeats += len(published.replay[t]) - len(np.unique(published.replay[t]))
@@ -239,6 +244,7 @@ def test_core_is_what_repeated_removal_leaves(k):
         ({"at": ["1971-01-01"]}, "outside"),
         ({"max_segments": 0}, "max_segments=0"),
         ({"replay": float("inf")}, "finite"),
+        ({"replay": 4.0, "published": True}, "below 4 with published"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

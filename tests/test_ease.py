@@ -80,7 +80,7 @@ def test_a_run_ranks_by_the_weights_beats_popularity_and_says_its_bytes(stream, 
         with np.load(folder / "users" / f"segment-{t:04d}.npz") as stored:
             agree = np.isclose(stored["metrics"][:, 0], expected, atol=1e-6)
         assert agree.mean() > 0.98  # float32 may swap neighbours in a list
-        assert line["bytes_parameters"] == 4 * known**2 and line["budget_bytes"] == 0
+        assert line["bytes_parameters"] == 4 * (known**2 + 1) and line["budget_bytes"] == 0
         assert line["disk_bytes"] > line["bytes_parameters"]
     assert report.describe("ease", lines)["table_mb"] == pytest.approx(4e-6 * (known**2 + 1))
     assert lines[-1]["test_recall@20"] > 1.15 * floors[-1]["test_recall@20"]

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 import experiments
-from experiments import ablate_policy, ablate_state, budget_cut, official_ml1m, sweep_budgets
+from experiments import ablate_policy, ablate_state, budget_cut, claims, official_ml1m, rotation, sweep_budgets
+from scall_jax import tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
 from scall_jax.run import folder as run_folder
@@ -55,6 +56,54 @@ def test_a_sweep_has_a_line_for_each_method_and_the_ceiling(data, tmp_path, caps
     run_command(arguments=alone)
     summary = json.loads((tmp_path / "alone" / "uniform" / "summary.json").read_text())
     assert uniform["recall@20"][1][1] == pytest.approx(summary["mean_test_recall@20"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_rotations_are_compared_cell_by_cell_in_one_file(data, tmp_path, capsys):
+    results = tmp_path / "results" / "rotation.parquet"
+    tiny = ["--method", "uniform", "frequency", "--mean-sizes", "3", "--results", str(results), "--seeds"]
+
+    def run(*seeds):
+        cli(rotation.Rotation, rotation.main, arguments=tiny_arguments(data, tmp_path / "runs", *tiny, *seeds))
+        return pl.read_parquet(results)
+
+    first, both = run("0"), run("0", "1")
+    # Finished cells are kept as they are, and their run folders are gone.
+    assert len(first) == 6 and len(both) == 12 and both.head(6).equals(first)
+    assert [path.name for path in (tmp_path / "runs").iterdir() if any(path.rglob("metrics.jsonl"))] == []
+    assert both["seed"].to_list() == [0] * 6 + [1] * 6 and both["rotation"].head(3).to_list() == list(tables.ROTATIONS)
+    assert len(set(both["cell"])) == 12 and both["by_user"].list.len().n_unique() == 1
+    recall = dict(zip(both.select("method", "rotation", "seed").rows(), both["recall@20"], strict=True))
+    assert recall["frequency", "none", 0] != recall["frequency", "full", 0]
+    text = results.with_suffix(".md").read_text()
+    assert capsys.readouterr().out.count("by user R@20 less that of none") == 2
+    assert f"{np.mean([recall['frequency', 'blocks', seed] for seed in (0, 1)]):.4f} ±" in text
+    with pytest.raises(SystemExit):
+        run("0", "--rotations", "full")
+    assert "none has to be among them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_claims_choose_fixed_on_valid_and_go_on_where_they_stopped(data, tmp_path, capsys):
+    results = tmp_path / "results" / "claims.parquet"
+    tiny = ["--method", "uniform", "frequency", "--few", "shuffled", "--few-seeds", "1", "--shapes", "0.5"]
+    tiny += ["--mean-sizes", "3", "--results", str(results), "--seeds"]
+
+    def run(*seeds):
+        cli(claims.Claims, claims.main, arguments=tiny_arguments(data, tmp_path / "runs", *tiny, *seeds))
+        return pl.read_parquet(results)
+
+    first, both = run("0"), run("0", "1")
+    # Two tries of fixed, of which one goes on, then two methods and, by the first seed alone, shuffled.
+    assert len(first) == 5 and len(both) == 8 and both.head(5).equals(first)
+    tried = first.filter(pl.col("method").str.starts_with("fixed"))
+    best = tried.sort("valid recall@20")["method"][-1]
+    assert both.filter(pl.col("seed") == 1)["method"].to_list() == ["uniform", "frequency", best]
+    text = results.with_suffix(".md").read_text()
+    assert text.count("fixed on valid") == 2 and best in text
+    recall = both.filter(pl.col("method") == best)["recall@20"].to_list()
+    assert f"{np.mean(recall):.4f} ±" in text
+    assert "Beside frequency" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -138,6 +187,9 @@ def test_every_experiment_says_its_command_its_cost_and_what_to_expect():
     assert {"run", "compare", "arena", "benchmark", "probes"} <= set(names)
     for name in names:
         module = f"experiments.{name}" + (".__main__" if name == "benchmark" else "")
-        text = importlib.import_module(module).__doc__
+        imported = importlib.import_module(module)
+        if not hasattr(imported, "main"):
+            continue  # A part that experiments share.
+        text = imported.__doc__
         assert f"    python -m experiments.{name}" in text, name
         assert "Cost:" in text and "Expect" in text, name

@@ -119,9 +119,12 @@ def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
     bits = np.stack([np.arange(7), np.arange(7)[::-1]]).astype(np.uint8)
     plan = _plan(users, items, groups, 24, known, bits)
     of_group = [bits[s][np.arange(n) % groups].sum() for s, n in enumerate(known)]
-    storage = table.mixed_precision(int(sum(of_group)) + 9, users, items, 40, options)
+    # 24 coordinates are planes of 3 bytes; steps and offsets of both sides are float32 numbers.
+    spent_by_table = 3 * int(sum(of_group)) + 4 * 2 * (6 + 24)
+    storage = table.mixed_precision(spent_by_table + 27, users, items, 40, options)
     layout = storage.layout(plan)
-    assert storage.allocated(plan) == sum(of_group)
+    assert storage.allocated(plan) == spent_by_table
+    assert table.planes_within(storage, jnp.int32(spent_by_table + 2)) == sum(of_group)
     params = storage.fresh(jax.random.key(0), layout, 0.4)
     trained = np.asarray(storage.vectors(params, layout))
     stored = storage.store(params, layout)
@@ -143,13 +146,12 @@ def test_what_is_kept_is_what_was_trained_rounded_and_goes_to_disk_and_back():
     jax.tree.map(np.testing.assert_array_equal, storage.layout(plan_again)[:3], layout[:3])
     budget_units = tables.storage_factory(small_config(table="mixed_precision", mixed_precision=options)).budget_units
     spent = sum(tables.charged(exported).values())
-    assert budget_units(spent, known, 40, True) == sum(of_group) == budget_units(spent + 2, known, 40, True)
-    assert budget_units(spent - 1, known, 40, True) == sum(of_group) - 1
+    assert budget_units(spent, known, 40, True) == spent_by_table == budget_units(spent_by_table, known, 40, False)
 
 
 def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
     options = MixedPrecisionConfig(width=16, groups=2)
-    storage = table.mixed_precision(200, 6, 4, 16, options)
+    storage = table.mixed_precision(600, 6, 4, 16, options)
     old = _plan(6, 4, 2, 16, (6, 4), np.array([[0, 4], [6, 2]], np.uint8))
     new = _plan(6, 4, 2, 16, (6, 4), np.array([[3, 3], [3, 3]], np.uint8))
     layout = storage.layout(old)
@@ -169,7 +171,7 @@ def test_carried_vectors_are_decoded_ones_and_those_without_bits_begin_anew():
 
 def test_the_search_mixes_all_widths_and_pays_for_them():
     options = MixedPrecisionConfig(width=8, groups=3, temperature=0.7, price=0.01)
-    storage = table.mixed_precision(100, 5, 4, 8, options)
+    storage = table.mixed_precision(300, 5, 4, 8, options)
     wide = table.searching(storage, 5, options)
     plan = _plan(5, 4, 3, 8, (5, 4), np.zeros((2, 3), np.uint8))
     price = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (2, 3)), jnp.float32)
@@ -236,6 +238,38 @@ def test_bits_are_the_likeliest_of_their_cost_and_spend_the_budget():
         left = total - full.astype(int) @ count
         assert left >= 0 and (full <= 6).all()
         assert all(c == 0 or c > left or b == 6 for c, b in zip(count, full, strict=True))
+
+
+@pytest.mark.parametrize("mean_size", [0.5, 2, 8, 16, 32])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_width_that_is_not_fixed_spends_the_budget(mean_size, metadata):
+    """By the most bits of all entities of the last segment; what no width within the sizes can spend is refused."""
+    factory = tables.storage_factory(small_config(table="mixed_precision"))
+    entities = [(500, 300), (1800, 1200)]
+    totals = [factory.budget_units(int(4 * mean_size * sum(known)), known, 128, metadata) for known in entities]
+    if mean_size == 32:  # 128 bytes an entity; 128 coordinates of 6 bits are 96
+        with pytest.raises(ValueError, match=r"spends 289072 of .* raise sizes.maximum to 176"):
+            factory.capacity(totals, entities, 128)
+        assert factory.capacity(totals, entities, 176) == totals[-1]
+        return
+    storage = factory.build(factory.capacity(totals, entities, 128), *entities[-1], 128)
+    assert storage.width == (88 if mean_size == 16 else 64)
+    group = jnp.zeros(3000, jnp.uint8)
+    most = storage.plan()._replace(groups=group, bits=jnp.full((2, 64), 6, jnp.uint8))
+    assert storage.allocated(most) >= totals[-1]
+    octets, planes = storage.width // 8, int(table.planes_within(storage, jnp.int32(totals[-1])))
+    assert totals[-1] - octets < planes * octets + 4 * 2 * (6 + storage.width) <= totals[-1]
+    assert jax.eval_shape(storage.empty)["codes"].shape[0] == planes
+
+
+def test_a_fixed_width_that_cannot_spend_the_budget_is_refused():
+    options = MixedPrecisionConfig(width=16)
+    factory = tables.storage_factory(small_config(table="mixed_precision", mixed_precision=options))
+    assert factory.capacity([1600, 1600], [(10, 10), (60, 60)], 128) == 1600
+    with pytest.raises(ValueError, match=r"mixed_precision.width to 24"):
+        factory.capacity([1600, 1800], [(10, 10), (60, 60)], 128)
+    with pytest.raises(ValueError, match="176 bytes for steps and offsets"):
+        factory.capacity([100, 1600], [(10, 10), (60, 60)], 128)
 
 
 def test_options_out_of_range_are_refused():

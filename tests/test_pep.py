@@ -63,7 +63,7 @@ def test_kept_values_are_looked_up_go_to_disk_and_back_and_cost_five_bytes():
     g = jnp.asarray(rng.normal(size=(14, 10)), jnp.float32)
     np.testing.assert_array_equal(back(g)[0], np.concatenate([np.asarray(g)[mask], np.zeros(10)]).astype(np.float32))
     exported = storage.export(params, plan, known)
-    assert tables.charged(exported) == {"parameters": 4 * 50, "codes": 0, "metadata": 50 + 12 + 2}
+    assert tables.charged(exported) == {"parameters": 4 * 50, "codes": 50, "metadata": 12 + 2}
     again, plan_again = storage.restore(exported, known)
     np.testing.assert_array_equal(again, params)
     jax.tree.map(np.testing.assert_array_equal, plan_again, plan)
@@ -79,7 +79,7 @@ def test_training_under_the_mask_starts_where_the_search_did():
     users, items = 5, 4
     options = PrunedConfig(width=6, thresholds="entity", start=-7.0, decay=0.01)
     storage = pruned(40, users, items, 6, options)
-    full = thresholded(storage, options)
+    full = thresholded(storage, users, options)
     rng = np.random.default_rng(2)
     active_mask, key, warm = jnp.ones(9, bool), jax.random.key(3), small_config().warm_start
     old, new = (

@@ -137,7 +137,8 @@ def test_contexts_of_arms_are_products_projected_by_one_matrix():
     observation = rng.normal(size=(4, OBSERVATION.shape[0]))
     new = [jnp.asarray(x, jnp.float32) for x in (observation, action, reward, observation)]
     state = policy.update(state, jax.random.key(0), Transition(*new))
-    matrix = np.asarray(jax.random.normal(jax.random.key(5), (70, 7)), np.float64) / np.sqrt(70)
+    projection = jax.random.wrap_key_data(state.seed, impl="threefry2x32")
+    matrix = np.asarray(jax.random.normal(projection, (70, 7)), np.float64) / np.sqrt(70)
     gram, squared, moment = np.eye(7), np.eye(7), np.zeros(7)
     for s, a, r in zip(observation, 2 * action - 1, reward, strict=True):
         context = np.concatenate([[1], s])
@@ -203,6 +204,53 @@ def test_replay_keeps_the_newest_and_draws_newer_ones_more_often():
         np.testing.assert_array_equal(drawn.reward, drawn.observation[:, 0])
 
 
+@pytest.mark.parametrize("newer", [True, False])
+def test_distinct_draws_are_those_of_one_after_the_other_without_replacement(newer):
+    """Against the probability of every ordered pair, with a ring that has begun anew."""
+    replay = replay_buffer.empty(4, 1, 1)
+    for i in range(6):
+        value = jnp.array([[float(i)]])
+        replay = replay_buffer.add(replay, Transition(value, value, value[:, 0], value))
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    drawn = jax.vmap(lambda key: replay_buffer.draw_distinct(replay, key, 2, newer).reward)(keys)
+    pairs = np.asarray(drawn).astype(int) - 2
+    weight = np.arange(1, 5) if newer else np.ones(4)
+    expected = np.outer(weight, weight) / weight.sum() / (weight.sum() - weight)[:, None]
+    np.fill_diagonal(expected, 0)
+    found = np.zeros((4, 4))
+    np.add.at(found, tuple(pairs.T), 1 / 40_000)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_with_fewer_transitions_than_a_batch_each_counts_once():
+    """An update of the critic by distinct draws is that by the same transitions in a batch of their number."""
+    new = Transition(
+        jax.random.normal(jax.random.key(1), (3, 2)), jnp.full((3, 3), 0.4), jnp.arange(3.0), jnp.zeros((3, 2))
+    )
+    shared = {"widths": (8,), "gamma": 0.0, "replay": 16, "updates": 1, "entropy": 1e-9, "distinct": True}
+    states = []
+    for batch in (8, 3):
+        policy = POLICIES["sac"](PolicyConfig(batch=batch, first_batch=batch, **shared), 2, 3)
+        states.append(policy.update(policy.init(jax.random.key(0)), jax.random.key(2), new))
+    assert np.isfinite(states[0].critic).all()
+    np.testing.assert_allclose(states[0].critic, states[1].critic, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="at most replay=4 transitions are distinct"):
+        PolicyConfig(batch=8, replay=4, distinct=True)
+
+
+def test_published_networks_start_uniform_by_the_rule_of_glorot():
+    for network, inputs in ((GaussianActor(3, (64, 48), True), [6]), (TwinCritic((64, 48), True), [6, 3])):
+        params = network.init(jax.random.key(0), *(np.zeros(n, np.float32) for n in inputs))
+        kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2]
+        assert len(kernels) == (4 if len(inputs) == 1 else 6)
+        for kernel in kernels:
+            bound = np.sqrt(6 / sum(kernel.shape))
+            assert 0.9 * bound < np.abs(kernel).max() <= bound
+            if kernel.size > 1000:
+                assert np.std(kernel) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    assert PolicyConfig.published().xavier and PolicyConfig.published().distinct
+
+
 def test_density_of_the_squashed_normal():
     mean, log_std = jnp.array([0.3]), jnp.array([-0.4])
     noise = jnp.linspace(-3, 3, 4001)
@@ -231,6 +279,12 @@ def test_pooling_is_a_plain_mean_of_windows_whatever_the_padding_and_the_order(n
     shuffled = rng.permutation(n + 37)
     other = pooled(jnp.asarray(padded[shuffled]), jnp.asarray(active_mask[shuffled]), jnp.int32(n), groups)
     np.testing.assert_allclose(other, plain, atol=1e-6)
+
+
+def test_equal_frequencies_are_pooled_to_ones():
+    found = pooled(jnp.full(6, 3), jnp.arange(6) < 4, jnp.int32(4), 3)
+    np.testing.assert_array_equal(found, [1, 1, 0])
+    np.testing.assert_array_equal(pooled(jnp.zeros(6, jnp.int32), jnp.zeros(6, bool), jnp.int32(0), 2), [0, 0])
 
 
 def test_gini_is_the_mean_difference_of_all_pairs():

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 
 from scall_jax import Budget, make_run, run_segments, streams, sweep, tables
-from scall_jax.config import SizesConfig, WarmStartConfig
+from scall_jax.config import SizesConfig
 from scall_jax.evaluation import KnownGraph
 from scall_jax.methods.context import item_bias
 from scall_jax.recommenders import FitConfig, LightGcn, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
@@ -294,9 +294,9 @@ def test_runs_agree_by_the_programs_of_either_backend(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs of a CPU run there alone")
 def test_sweeps_agree_by_the_programs_of_either_backend(monkeypatch):
-    """Products, changes of the table and ranking under `vmap`; what axes a rotation finds depends on rounding."""
+    """Products, changes of the table and ranking under `vmap`."""
     stream = small_stream(segments=2)
-    config = small_config("frequency", warm_start=WarmStartConfig(rotate=False))
+    config = small_config("frequency")
     keys, budgets = [jax.random.key(seed) for seed in (0, 1)], [Budget.mean_size(size) for size in (2, 5)]
     found = []
     for backend in ("cpu", "gpu"):

@@ -9,9 +9,10 @@ from scall_jax import Budget, FitConfig, make_run, run_segments, scan, sizes, st
 from scall_jax.config import SearchConfig, SizesConfig
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import segment_context
-from scall_jax.methods.probe import make_prober
+from scall_jax.methods.probe import make_prober, ratio_of
 from scall_jax.methods.scall.actions import SHAPES, sizes_by_action, to_shape
-from scall_jax.policies import PolicyConfig
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.policies import POLICIES, PolicyConfig
 from scall_jax.run import records
 from tests.helpers import small_config, small_stream
 
@@ -65,7 +66,10 @@ def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
 
 @pytest.mark.parametrize(
     ("budget", "options"),
-    [(Budget.mean_size(0.4), {"learn_concentration": True, "probes_at_once": 3}), (Budget.mean_size(1.3), {})],
+    [
+        pytest.param(Budget.mean_size(0.4), {"learn_concentration": True, "probes_at_once": 3}, marks=pytest.mark.slow),
+        (Budget.mean_size(1.3), {}),
+    ],
 )
 def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
     lines = run_segments(_config("scall-random", options, budget=budget), stream, jax.random.key(0))
@@ -132,6 +136,7 @@ def test_probes_at_once_are_the_probes_in_turn(stream):
     np.testing.assert_allclose(together.observation, np.stack([x.observation for x in alone]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rewards_are_relative_to_the_reference(stream):
     for reference in ("uniform", "last_fit"):
         options = {"reference": reference, "low": 0.5, "high": 1.5}
@@ -141,7 +146,7 @@ def test_rewards_are_relative_to_the_reference(stream):
         np.testing.assert_allclose(line["probe_rewards"], 10 * (ratio - 0.5), rtol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
     config = _config("scall-random", {"probes": 2, "probes_at_once": at_once})
     record = run_segments(config, stream, jax.random.key(0))[1]
@@ -149,7 +154,7 @@ def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
     state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), stream.segment(0))
     segment = jax.tree.map(jnp.asarray, stream.segment(1))
     context = segment_context(config, state, segment)
-    probe, key = make_prober(context), context.search_key()
+    probe, key = make_prober(context), derive(context.search_key(), Purpose.COMMON_PROBE)
     uniform = ALLOCATORS["uniform"](config.sizes)
     made = jax.jit(lambda: probe(key, lambda total: uniform(key, segment, total)))()
     assert record["probe_reference"] == pytest.approx(float(made.fitness), abs=1e-5)
@@ -173,6 +178,42 @@ def test_the_published_search_stops_where_it_has_settled(stream):
     lines = run_segments(config, published, jax.random.key(0))
     assert [line["probes"] for line in lines if line.get("probes")] == [3] * 2
     assert all(np.isfinite(line["probe_rewards"]).all() for line in lines if line.get("probes"))
+
+
+def _official_number_of_probes(rho, tolerance, most):
+    """Probes that the official code makes where the actor's share before probe k is rho[k]."""
+    for made in range(1, most + 1):
+        moves = np.abs(np.diff(rho[max(0, made - 5) : made]))
+        if made > 10 and len(moves) == 4 and (moves <= tolerance).all():
+            return made
+    return most
+
+
+@pytest.mark.parametrize(("still", "probes"), [(3, 40), (4, 15), (6, 12)])
+def test_the_published_search_makes_as_many_probes_as_the_official_code(stream, monkeypatch, still, probes):
+    """With a policy whose best action follows a script: so many small moves, then a large one, and so on."""
+    steps = np.where(np.arange(1, 61) % (still + 1) > 0, 0.002, 0.02)
+    rho = np.concatenate([[0.1], 0.1 + np.cumsum(steps)]).astype(np.float32)
+    policy = POLICIES["random"](PolicyConfig(), 1, 3)
+    scripted = policy._replace(
+        init=lambda key: jnp.int32(0),
+        start_segment=lambda state: jnp.int32(0),
+        act=lambda state, key, observation: jnp.full(3, 0.5),
+        greedy=lambda state, observation: jnp.array([0.0, 0.5, 0.5]).at[0].set(jnp.asarray(rho)[state]),
+        update=lambda state, key, new: state + 1,
+    )
+    monkeypatch.setitem(POLICIES, "random", lambda *_: scripted)
+    options = dataclasses.replace(SearchConfig.published(), probes=40, probe_steps=1)
+    lines = run_segments(small_config("scall-random", search=options), stream, jax.random.key(0))
+    assert [line["probes"] for line in lines if line.get("probes")] == [probes] * (len(lines) - 1)
+    assert probes == _official_number_of_probes(rho, 0.01, 40)
+
+
+def test_ratios_have_the_bound_of_the_search():
+    fitness, reference = jnp.array([0.0, 0.1, 9.0]), jnp.float32(0.1)
+    np.testing.assert_allclose(ratio_of(SearchConfig(), fitness, reference), [0, 1, 4])
+    np.testing.assert_allclose(ratio_of(SearchConfig.published(), fitness, reference), [0, 1, 90], rtol=1e-6)
+    np.testing.assert_array_equal(ratio_of(SearchConfig.published(), fitness, jnp.float32(0)), 1)
 
 
 @pytest.mark.parametrize("family", list(SHAPES))
@@ -204,6 +245,7 @@ def test_drawn_sizes_follow_frequency_too(stream):
     assert (np.diff(np.asarray(drawn)[:users][order]) <= 0).all()
 
 
+@pytest.mark.slow
 def test_sweep_gives_the_records_of_separate_runs_in_one_trace(stream):
     config = _config("scall-grid", sizes=SizesConfig(maximum=40))
     budgets = [Budget.mean_size(size) for size in (1.5, 20.0)]

@@ -19,6 +19,7 @@ from scall_jax.methods.rivals import bet, ciess, ducb, esapn
 from scall_jax.methods.rivals import entity_features as entities
 from scall_jax.methods.rivals.probe_loop import ReferenceProbe, Trial, probe_in_turn
 from scall_jax.run import records
+from scall_jax.streams import active_mask
 from tests.helpers import small_config, small_stream
 
 
@@ -36,8 +37,8 @@ PLANNERS = {
 SEARCHES = {bet: bet.bet_search, ciess: ciess.ciess_search, ducb: ducb.ducb_search, esapn: esapn.esapn_search}
 
 
-def _setting(stream, method, size=4.0, t=2, **search):
-    given = {"budget": Budget.mean_size(size), "sizes": SizesConfig(maximum=40)}
+def _setting(stream, method, size=4.0, t=2, minimum=1, **search):
+    given = {"budget": Budget.mean_size(size), "sizes": SizesConfig(minimum=minimum, maximum=40)}
     config = small_config(method, search=SearchConfig(**({"probes": 8} | search)), **given)
     segment = jax.tree.map(jnp.asarray, stream.segment(t))
     planner = PLANNERS[method](config, None)
@@ -123,6 +124,7 @@ def _assert_exact(state, record, segment):
     assert record.expected == state.totals[segment.index]
 
 
+@pytest.mark.slow
 def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(stream, monkeypatch):
     monkeypatch.setattr(bet, "SAMPLED_ACTIONS", 10)
     config, plan, state, segment = _setting(stream, "bet", 6.0, probes=10)
@@ -243,9 +245,10 @@ def _sizes_where_it_pays(module, stream, method, rounds, probes):
     return means, own, now
 
 
+@pytest.mark.slow
 def test_ducb_gives_size_to_those_for_whom_it_pays(stream):
     means, own, state = _sizes_where_it_pays(ducb, stream, "ducb", rounds=4, probes=8)
-    assert all(a > 1.3 * b for a, b in means), means
+    assert all(a > 1.15 * b for a, b in means), means
     # One entity takes what is left.
     assert len(set(own[own > 0]) - {1, 2, 4, 8, 16}) <= 1
     assert state.planner.users.gram.shape == (18, 18)
@@ -304,6 +307,7 @@ def test_ciess_learns_which_entities_want_which_size():
     assert agent.updates == 400
 
 
+@pytest.mark.slow
 def test_ciess_fills_budgets_with_the_best_of_its_probes(stream, monkeypatch):
     monkeypatch.setattr(ciess, "_BATCH", 32)
     config, plan, state, segment = _setting(stream, "ciess", 4.0, probes=4)
@@ -407,8 +411,23 @@ def test_esapn_learns_nothing_from_growth_that_was_refused(stream):
         chex.assert_trees_all_equal(after.users.params, carry.users.params)
 
 
-def test_esapn_only_grows_and_stops_at_the_budget(stream):
-    config, plan, state, segment = _setting(stream, "esapn", 4.0, probes=6)
+@pytest.mark.parametrize("minimum", [0, 1, 2, 4])
+def test_esapn_starts_at_two_whatever_the_smallest_size(stream, minimum):
+    config, _, _, segment = _setting(stream, "esapn", 8.0, minimum=minimum)
+    exists = np.asarray(active_mask(segment))
+    count, nothing = int(exists.sum()), jnp.full_like(segment.frequency, -1)
+    start = max(minimum, 2)
+    for total in (8 * count, start * count, start * count - 1, minimum * count, count // 2):
+        own = np.asarray(jax.jit(lambda n: esapn.starting_sizes(config.sizes, segment, n, nothing))(total))
+        assert own[~exists].max(initial=0) == 0 and own.sum() == min(total, start * count)
+        if total >= start * count:
+            assert (own[exists] == start).all()
+    assert esapn.growing_sizes(config.sizes)[0] == start
+
+
+@pytest.mark.parametrize("minimum", [0, 1])
+def test_esapn_only_grows_and_stops_at_the_budget(stream, minimum):
+    config, plan, state, segment = _setting(stream, "esapn", 4.0, minimum=minimum, probes=6)
     users = stream.capacity.users
     chosen = jnp.asarray(_halves(segment, users)[0])
     search = jax.jit(_searching(esapn, config, segment, _pays_for(segment, chosen)))
@@ -420,7 +439,7 @@ def test_esapn_only_grows_and_stops_at_the_budget(stream):
         state, record = search(state._replace(totals=totals))
         made = np.asarray(record.allocated[: int(record.count)])
         assert record.count == 6 and (made <= totals[2]).all() and record.least == 0
-        own = np.asarray(state.planner.sizes)
+        own = np.maximum(state.planner.sizes, 0)
         assert own.sum() <= totals[2]
         if factor == 0.5:
             assert before.sum() > totals[2] and own.sum() > totals[2] - 16

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scall_jax import sizes
+from scall_jax import sizes, streams
+from scall_jax.config import SizesConfig
+from scall_jax.methods import allocators
 from scall_jax.sizes.allocate_host import allocate_host
 
 
@@ -191,6 +193,88 @@ def test_allocate_traces_once_over_totals_and_active_counts():
 def test_bad_sizes_arguments(call):
     with pytest.raises(ValueError):
         call()
+
+
+def _by_power(counts, power, total, minimum, maximum):
+    """Webster's method for counts^power in float64 logarithms, by bisection of the multiplier's logarithm."""
+    with np.errstate(divide="ignore"):
+        exponent = np.where(counts > 0, power * np.log2(np.maximum(counts, 1).astype(np.float64)), -np.inf)
+
+    def sizes_at(log):
+        with np.errstate(over="ignore", invalid="ignore"):
+            real = np.floor(np.exp2(np.minimum(exponent + log, 60.0)) + 0.5)
+        return np.clip(real, minimum, maximum).astype(np.int64)
+
+    low, high = -4000.0, 4000.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sizes_at(middle).sum() <= total else (low, middle)
+    result = sizes_at(low)
+    # What the next step would give too many, and, if every count is served, entities without one: in order.
+    for room in (sizes_at(high) - result, maximum - result):
+        left = total - result.sum()
+        for at in np.flatnonzero(room > 0):
+            given = min(left, room[at])
+            result[at] += given
+            left -= given
+    return result
+
+
+_POWER_CAPACITY = 400
+
+
+@given(
+    power=st.one_of(st.sampled_from([0.0, 0.5, 1.0, 15.0, 16.0, 30.0, 64.0]), st.floats(0, 64)),
+    largest=st.sampled_from([1, 2, 30, 424, 10**4, 10**6]),
+    kind=st.sampled_from(["flat", "zipf", "spread", "zeros", "neighbours"]),
+    n=st.integers(1, _POWER_CAPACITY),
+    mean=st.floats(0, 70),
+    bounds=st.sampled_from([(0, 64), (1, 64), (2, 64), (1, 128), (0, 1)]),
+    seed=st.integers(0, 3),
+)
+@example(power=15.0, largest=424, kind="zipf", n=300, mean=8.0, bounds=(1, 128), seed=0)
+@example(power=30.0, largest=30, kind="flat", n=300, mean=8.0, bounds=(1, 128), seed=0)
+@example(power=64.0, largest=10**6, kind="spread", n=400, mean=60.0, bounds=(0, 64), seed=0)
+def test_sizes_by_any_power_of_the_frequency(power, largest, kind, n, mean, bounds, seed):
+    rng = np.random.default_rng(seed)
+    counts = {
+        "flat": lambda: np.full(n, largest),
+        "zipf": lambda: np.maximum(largest // np.arange(1, n + 1), 1),
+        "spread": lambda: np.exp(rng.uniform(0, np.log(largest + 1), n)).astype(int),
+        "zeros": lambda: largest * rng.integers(0, 2, n),
+        "neighbours": lambda: np.maximum(largest - np.arange(n) // 3, 1),
+    }[kind]()
+    counts = -np.sort(-counts)
+    padded = np.pad(counts, (0, _POWER_CAPACITY - n)).astype(np.int32)
+    minimum, maximum = bounds
+    total = min(int(mean * n), n * maximum)
+    shares = sizes.power_shares(padded, power, jnp.int32(total), bounds, n)
+    assert bool(jnp.isfinite(shares).all())
+    result = np.asarray(sizes.allocate(shares, total, minimum, maximum, num_active=n))[:n]
+    assert result.sum() == total
+    assert (np.diff(result) <= 0).all()
+    if total < n * minimum:
+        return
+    assert minimum <= result.min() and result.max() <= maximum
+    expected = _by_power(counts, power, total, minimum, maximum)
+    # float32 may round a few entities to the other side of a half.
+    assert np.abs(result - expected).max() <= 1
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_method_frequency_keeps_budget_and_minimum_at_large_powers(flat):
+    rows = streams.synthetic(jax.random.key(0), users=300, items=80, interactions=20000)
+    segment = streams.cut(rows, segments=2).segment(1)
+    counts = np.where(segment.frequency > 0, 30, 0).astype(np.int32) if flat else segment.frequency
+    segment = segment._replace(frequency=counts)
+    known = np.asarray(streams.active_mask(segment))
+    for power in (0.0, 15.0, 30.0, 64.0):
+        allocator = jax.jit(allocators.frequency(SizesConfig(power=power)))
+        own = np.asarray(allocator(jax.random.key(0), segment, 8 * known.sum()))
+        assert own.sum() == 8 * known.sum() and own[known].min() >= 1
+        assert (np.diff(own[known][np.lexsort((own[known], counts[known]))]) >= 0).all()
+    with pytest.raises(ValueError, match="between 0 and 64"):
+        SizesConfig(power=65)
 
 
 def _draws(family, shape, n, rng):

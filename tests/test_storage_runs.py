@@ -25,7 +25,7 @@ def stream():
 def _config(name, **options):
     fit = FitConfig(layers=1, batch=256, steps=60, eval_every=20, learning_rate=0.05, valid_users=64)
     search = SearchConfig(probes=2, probe_steps=30)
-    given = {"fit": fit, "search": search, "budget": BUDGET, "charge": "all", "sizes": SIZES}
+    given = {"fit": fit, "search": search, "budget": BUDGET, "charge": "stored", "sizes": SIZES}
     return small_config(name, **(given | options))
 
 

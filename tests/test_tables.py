@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,12 @@ import optax
 import pytest
 
 from scall_jax import tables
+from scall_jax.config import WarmStartConfig
 from scall_jax.recommenders import LightGcn, bpr
 from scall_jax.recommenders.train_step import StepSettings, TrainState, empty_opt_state, train_step
+from scall_jax.sizes import allocate
 from scall_jax.tables.column_blocks import block_counts, gather, over_column_blocks, over_sided_column_blocks, write
-from scall_jax.tables.resize import init
+from scall_jax.tables.resize import axes_by_block, init, size_blocks
 from scall_jax.tables.table import nbytes
 from tests.helpers import random_graph, random_sizes
 
@@ -218,9 +222,9 @@ def test_packed_table_and_its_optimiser_state_hold_the_budget_and_nothing_else()
 
 
 @pytest.mark.parametrize("name", ["packed", "masked"])
-@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("rotation", tables.ROTATIONS)
 @pytest.mark.parametrize("zeros", [False, True])
-def test_resize_keeps_leading_coordinates(name, rotate, zeros):
+def test_resize_keeps_leading_coordinates(name, rotation, zeros):
     rng = np.random.default_rng(3)
     maximum, shrink = 37, 0.5
     before, after = (random_sizes(rng, NODES, maximum, zeros) for _ in range(2))
@@ -228,11 +232,12 @@ def test_resize_keeps_leading_coordinates(name, rotate, zeros):
     table = tables.TABLES[name](int(max(before.sum(), after.sum())), USERS, ITEMS, maximum)
     old, new = table.layout(before), table.layout(after)
     params = init(table, jax.random.key(1), old, 1.0)
-    axes = tables.principal_axes(table, params, old, known.astype(jnp.float32)) if rotate else None
+    weight = known.astype(jnp.float32)
+    axes = None if rotation == "none" else tables.principal_axes(table, params, old, weight, rotation)
     scales = tables.ResizeScales(shrink=shrink, grow_std=0.0)
     resized = tables.resize(table, jax.random.key(2), params, old, new, known, axes=axes, scales=scales)
     was = np.asarray(table.lookup(params, old, jnp.arange(NODES)))
-    was = was @ np.asarray(axes) if rotate else was
+    was = was if axes is None else was @ np.asarray(axes)
     now = np.asarray(table.lookup(resized, new, jnp.arange(NODES)))
     for n in range(NODES):
         if known[n] and after[n] > 0:
@@ -241,7 +246,7 @@ def test_resize_keeps_leading_coordinates(name, rotate, zeros):
             assert np.abs(now[n, : after[n]]).min() > 0 and 0.0 < np.abs(now[n, : after[n]]).max() < 1
         assert after[n] == 0 or (now[n, int(after[n]) :] == 0).all()
     shared = [_shared(table, p, layout) for p, layout in ((params, old), (resized, new))]
-    turned = shared[0] @ np.asarray(axes) if rotate else shared[0]
+    turned = shared[0] if axes is None else shared[0] @ np.asarray(axes)
     for side, size in enumerate(after[-2:].tolist()):
         np.testing.assert_allclose(shared[1][side, :size], shrink * turned[side, :size], atol=1e-5)
         assert size == 0 or np.abs(shared[1][side, :size]).max() > 0
@@ -265,6 +270,92 @@ def test_principal_axes_keep_scores_and_order_the_energy():
     energy = weight @ turned**2 / weight.sum()
     expected = np.linalg.eigvalsh((plain.T * weight) @ plain / weight.sum())[::-1]
     np.testing.assert_allclose(energy, expected, atol=1e-5)
+
+
+def _blocks(sizes, width):
+    """Ranges of coordinates between the sizes in use."""
+    ends = sorted({0, width, *(int(size) for size in sizes)})
+    return [slice(low, high) for low, high in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "zero"])
+def test_axes_by_block_are_those_of_each_block_alone(kind):
+    rng, width = np.random.default_rng(0), 37
+    layout = tables.packed(100, USERS, ITEMS, width).layout(
+        jnp.asarray(np.concatenate([rng.choice([1, 2, 9, 20], NODES), [0, 30]]), jnp.int32)
+    )
+    block = np.asarray(size_blocks(layout))
+    assert np.flatnonzero(np.diff(block, prepend=0)).tolist() == [1, 2, 9, 20, 30]
+    padded = len(block)
+    # The blocks' energies lie 12 orders of magnitude apart; or all eigenvalues are the same; or there are none.
+    root = rng.normal(size=(200, padded)) * 10.0 ** np.where(block % 2, -3, 3)
+    moment = {"random": root.T @ root, "equal": np.eye(padded), "zero": np.zeros((padded, padded))}[kind]
+    axes = np.asarray(axes_by_block(jnp.asarray(moment, jnp.float32), jnp.asarray(block)), np.float64)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(padded), atol=3e-6)
+    assert (axes[block[:, None] != block[None, :]] == 0).all()
+    for part in _blocks(layout.sizes, padded):
+        expected = np.linalg.eigvalsh(moment[part, part])[::-1]
+        found = np.diag(axes[:, part].T @ moment @ axes[:, part])
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(expected.max(), 1e-30))
+
+
+def _skewed(rng, nodes, mean, maximum):
+    """Sizes in proportion to the roots of counts that fall as 1 / rank, in random order, and no shared vectors."""
+    counts = np.maximum(1000 // np.arange(1, nodes + 1), 1)
+    by_rank = allocate(np.sqrt(counts), mean * nodes, 1, maximum)
+    return jnp.asarray(np.append(rng.permutation(np.asarray(by_rank)), [0, 0]), jnp.int32)
+
+
+def _resized_to_the_same(rotation, sizes, name="packed", maximum=64):
+    """Embeddings f64[N, width] before and after a resize that changes no size and shrinks nothing."""
+    nodes = len(sizes) - 2
+    users = nodes // 2
+    storage = tables.SIZED[name].build(int(sizes.sum()), users, nodes - users, maximum)
+    layout = storage.layout(sizes)
+    stored = storage.store(storage.fresh(jax.random.key(1), layout, 1.0), layout)
+    # Sizes are proportional to the root of the interactions.
+    known, weight = jnp.ones(nodes, bool), sizes[:-2].astype(jnp.float32) ** 2
+    previous = tables.Previous(stored, sizes, known, weight)
+    options = WarmStartConfig(shrink=1.0, rotation=rotation)
+    carried = jax.jit(lambda key: storage.warm_start(key, previous, sizes, options))(jax.random.key(2))
+    before = storage.vectors(storage.load(stored, layout), layout)
+    return np.asarray(before, np.float64), np.asarray(storage.vectors(carried, layout), np.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, "packed") for kind in ("skewed", "uniform", "two", "any", "none left")]
+    + [("any", name) for name in tables.SIZED if name != "packed"],
+)
+@pytest.mark.parametrize("rotation", ["none", "blocks"])
+def test_with_an_unchanged_plan_resizing_loses_nothing(rotation, kind, name):
+    rng, nodes = np.random.default_rng(0), 300
+    sizes = {
+        "skewed": lambda: _skewed(rng, nodes, 8, 64),
+        "uniform": lambda: jnp.full(nodes + 2, 8, jnp.int32).at[-2:].set(0),
+        "two": lambda: jnp.asarray(np.append(rng.choice([4, 5], nodes), [0, 0]), jnp.int32),
+        "any": lambda: random_sizes(rng, nodes, 64, True),
+        "none left": lambda: jnp.asarray(np.append(rng.choice([0, 0, 6], nodes), [4, 2]), jnp.int32),
+    }[kind]()
+    before, after = _resized_to_the_same(rotation, sizes, name)
+    scale = np.sqrt((before**2).sum(1, keepdims=True))
+    assert (np.abs(after @ after.T - before @ before.T) <= 4e-6 * (scale @ scale.T)).all()
+    np.testing.assert_allclose((after**2).sum(1), (before**2).sum(1), rtol=4e-6)
+
+
+def test_full_rotation_loses_energy_of_skewed_tables_with_an_unchanged_plan():
+    """Why there are `none` and `blocks`: all but the longest vectors lose, and the shortest ones the most."""
+    sizes = _skewed(np.random.default_rng(0), 300, 8, 64)
+    before, after = _resized_to_the_same("full", sizes)
+    kept = (after**2).sum(1) / (before**2).sum(1)
+    small = np.asarray(sizes[:-2]) <= np.median(sizes[:-2])
+    total = (after**2).sum() / (before**2).sum()
+    print(f"full rotation keeps {total:.0%} of the energy, {kept[small].mean():.0%} of the smaller half's")
+    assert total < 0.8 and kept[small].mean() < 0.5
+    np.testing.assert_allclose(kept[np.asarray(sizes[:-2]) == sizes.max()], 1, rtol=1e-5)
+    uniform = jnp.full(302, 8, jnp.int32).at[-2:].set(0)
+    before, after = _resized_to_the_same("full", uniform)
+    np.testing.assert_allclose((after**2).sum(1), (before**2).sum(1), rtol=1e-5)
 
 
 def test_wrong_shapes_and_dtypes_are_refused_when_a_program_is_traced():

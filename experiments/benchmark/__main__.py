@@ -177,12 +177,35 @@ def main(flags: Benchmark) -> list[dict[str, Any]]:
     chosen = chosen_cases(flags)
     if not chosen:
         raise ValueError(f"--only {' '.join(flags.only)}: no case starts so: choose from {', '.join(CASES)}")
+    rows = measure_all(chosen, flags)
+    if not rows:
+        raise ValueError("no case could be measured: their errors stand above")
+    return rows
+
+
+def measure_all(
+    chosen: Sequence[tuple[str, tuple[str, ...]]], flags: Benchmark, seconds: float = float("inf")
+) -> list[dict[str, Any]]:
+    """Measure cases, each in a process of its own, and print their table.
+
+    Args:
+      chosen: names and arguments of the cases.
+      flags: of which only, data and shapes do not matter.
+      seconds: after these no further group of cases is begun.
+
+    Returns:
+      A row for each case that could be measured.
+    """
+    end = time.perf_counter() + seconds
     old = {row["case"]: row for row in json.loads(flags.compare.read_text())["cases"]} if flags.compare else {}
     flags.out.mkdir(parents=True, exist_ok=True)
     for folder in flags.out.glob("compiled*"):
         shutil.rmtree(folder)
     rows, text = [], ""
     for group in _groups(chosen, flags.prepare):
+        if time.perf_counter() > end:
+            print(f"out of time before {label(*group[0])}", file=sys.stderr)
+            break
         children = [_Child(*case, flags.repeats) for case in group]
         try:
             for child in children:
@@ -198,8 +221,6 @@ def main(flags: Benchmark) -> list[dict[str, Any]]:
         finally:
             for child in children:
                 child.process.kill()
-    if not rows:
-        raise ValueError("no case could be measured: their errors stand above")
     print(f"\n{text}")
     return rows
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from pathlib import Path
 
 import jax
@@ -10,7 +11,18 @@ import numpy as np
 
 from experiments import official_ml1m
 from experiments.benchmark.setting import Setting, Work, jitted, lowered, repeated, stream_of
-from scall_jax import Budget, Config, FitConfig, PolicyConfig, SearchConfig, policies, run_segments, sizes, tables
+from scall_jax import (
+    Budget,
+    Config,
+    FitConfig,
+    PolicyConfig,
+    SearchConfig,
+    make_run,
+    policies,
+    run_segments,
+    sizes,
+    tables,
+)
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.evaluation import KnownGraph
@@ -22,6 +34,7 @@ from scall_jax.recommenders import bpr, from_buffer
 from scall_jax.recommenders.fit import evaluate_params, make_fit
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.run import compilation, process_memory
+from scall_jax.run.phases import CompiledPhases
 from scall_jax.run.scan import sweep_program
 
 
@@ -286,6 +299,30 @@ def scall(data: str, at_once: str, compiled: str) -> Work:
     return Work(whole, repeats=1, note=note)
 
 
+def searched(data: str, method: str, segments: str) -> Work:
+    """Some segments of a stream with 12 probes of 50 steps each, and 200 steps of training, compiled programs."""
+    stream = run_flags.load_stream(
+        run_flags.Main(
+            data=data, cut=run_flags.Cut(new_entities=run_flags.NEW_ENTITIES[data], max_segments=int(segments))
+        )
+    )
+    config = Config(method, fit=FitConfig(steps=200))
+    start = time.perf_counter()
+    run = make_run(config)
+    state = run.init(jax.random.key(0), stream)
+    segment = jax.tree.map(jnp.asarray, stream.segment(0))
+    phases = CompiledPhases(run, state, segment)
+    seconds = time.perf_counter() - start
+
+    def whole():
+        state = run.init(jax.random.key(0), stream)
+        for segment in stream:
+            state, record = phases.run_segment(state, jax.device_put(segment))
+        return record
+
+    return Work(whole, repeats=1, compile_seconds=seconds, note=f"{segments} segments")
+
+
 def default_run(out: str) -> Work:
     """All of `make run`."""
     process_memory.limit_heap()
@@ -310,6 +347,7 @@ CASES = {
     "reading": reading,
     "memory": memory,
     "scall": scall,
+    "searched": searched,
     "run": default_run,
 }
 """The cases by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import chex
 import numpy as np
 
+from scall_jax.config import Config
+from scall_jax.evaluation.ranking import CUTOFFS
+from scall_jax.methods.registry import EMBEDDING_METHODS
+from scall_jax.run import records
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -17,18 +23,33 @@ Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
 
 _COLUMNS = (
-    ("method", "method", "{}"),
-    ("mean size", "mean_size", "{:.2f}"),
-    ("table MB", "table_mb", "{:.3f}"),
-    ("Recall@20", "mean_test_recall@20", "{:.4f}"),
-    ("NDCG@20", "mean_test_ndcg@20", "{:.4f}"),
-    ("by user R@20", "pooled_test_recall@20", "{:.4f}"),
-    ("by user N@20", "pooled_test_ndcg@20", "{:.4f}"),
-    ("valid R@20", "mean_valid_recall@20", "{:.4f}"),
-    ("fit s", "seconds_fit", "{:.1f}"),
-    ("eval s", "seconds_evaluate", "{:.1f}"),
-    ("compile s", "seconds_compile", "{:.1f}"),
+    ("method", ("method",), "{}"),
+    ("mean size", ("mean_size",), "{:.2f}"),
+    ("table MB", ("table_mb",), "{:.3f}"),
+    ("serving MB", ("serving_mb",), "{:.3f}"),
+    ("Recall@20", ("mean_test_recall@20",), "{:.4f}"),
+    ("NDCG@20", ("mean_test_ndcg@20",), "{:.4f}"),
+    ("by user R@20", ("pooled_test_recall@20",), "{:.4f}"),
+    ("by user N@20", ("pooled_test_ndcg@20",), "{:.4f}"),
+    ("valid R@20", ("mean_valid_recall@20",), "{:.4f}"),
+    ("test users", ("least_test_users", "most_test_users"), "{}-{}"),
+    ("dropped", ("dropped_share",), "{:.0%}"),
+    ("search s", ("seconds_search",), "{:.1f}"),
+    ("fit s", ("seconds_fit",), "{:.1f}"),
+    ("eval s", ("seconds_evaluate",), "{:.1f}"),
+    ("compile s", ("seconds_compile",), "{:.1f}"),
 )
+
+COLUMNS_NOTE = (
+    "table MB: parameters and codes, which budgets pay for; serving MB: all that answers a request, with sizes, the "
+    "items' bias, and LightGCN's graph or final vectors, whichever is smaller; "
+    "test users: of the segment with the least and of that with the most; dropped: part of the test rows that no "
+    "metric counts, since their user or item is not known yet or their pair is known already"
+)
+"""What some columns of `table` mean, for below it."""
+
+FEW_USERS = 100
+"""Test users below which a segment's mean is mostly noise."""
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -41,8 +62,7 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
       The table, a row per run.
     """
     header = [title for title, _, _ in _COLUMNS]
-    rows = [[_cell(summary.get(key), form) for _, key, form in _COLUMNS] for summary in summaries]
-    return markdown(header, rows)
+    return markdown(header, [[cell(summary, keys, form) for _, keys, form in _COLUMNS] for summary in summaries])
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -89,8 +109,99 @@ def mean_and_spread(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
 
 
-def _cell(value: Any, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def cell(summary: Mapping[str, Any], keys: Sequence[str], form: str) -> str:
+    """A cell of a table.
+
+    Args:
+      summary: of a run.
+      keys: of its values.
+      form: format of the values, in the order of their keys.
+
+    Returns:
+      Text, a dash where the summary lacks a value.
+
+    >>> cell({"least": 36, "most": 76}, ("least", "most"), "{}-{}"), cell({}, ("least",), "{}")
+    ('36-76', '-')
+    """
+    values = [summary.get(key) for key in keys]
+    return "-" if None in values else form.format(*values)
+
+
+def warnings(lines: Lines, config: Config) -> list[str]:
+    """What to know before the means over a run's segments are believed.
+
+    Args:
+      lines: of metrics of the run.
+      config: of the run.
+
+    Returns:
+      A sentence each, without a final full stop, on a budget that is not spent, on segments whose means few users
+      decide, and on segments with hardly more candidates than are recommended.
+    """
+    counted = records.averaged(lines)
+    few = [line for line in counted if line["test_users"] < FEW_USERS]
+    found = _unspent(lines, config)
+    if few:
+        users = ", ".join(str(line["test_users"]) for line in few)
+        found.append(f"{_segments(few, counted)}: under {FEW_USERS} test users ({users}) decide a mean")
+    certain = [line for line in counted if line.get("test_candidates", CUTOFFS[-1] + 1) <= CUTOFFS[-1]]
+    if certain:
+        items = ", ".join(str(line["test_candidates"]) for line in certain)
+        found.append(
+            f"{_segments(certain, counted)}: {CUTOFFS[-1]} candidate items or fewer ({items}), so that "
+            f"Recall@{CUTOFFS[-1]} is next to certain"
+        )
+    return found
+
+
+def _unspent(lines: Lines, config: Config) -> list[str]:
+    """Sentences on segments that spend less than 95% of their budget; by the last of them."""
+    full = [line for line in lines if 0 < _at_maximum(line, config) < line["budget_parameters"]]
+    other = [line for line in lines if line["budget_bytes"] and line not in full]
+    paid = functools.partial(records.paid_bytes, charge=config.charge)
+    other = [line for line in other if paid(line) < 0.95 * line["budget_bytes"]]
+    found = []
+    for unspent, reason in ((full, f"all sizes are at the maximum {config.sizes.maximum}"), (other, "bytes are left")):
+        if unspent:
+            spent, budget = (1e-6 * x for x in (paid(unspent[-1]), unspent[-1]["budget_bytes"]))
+            found.append(f"{_segments(unspent, lines)}: {reason}: {spent:.2g} of {budget:.3g} MB used")
+    return found
+
+
+def _at_maximum(line: Mapping[str, Any], config: Config) -> int:
+    """Budget units of a plan in which every entity has the largest size, 0 for other plans and storages."""
+    most = config.sizes.maximum * (line["users"] + line["items"])
+    method = EMBEDDING_METHODS.get(config.method)
+    return most if method is not None and method.budget_is_data and line["allocated_parameters"] == most else 0
+
+
+def _segments(some: Lines, all_lines: Lines) -> str:
+    if len(some) == len(all_lines) > 1:
+        return "every segment"
+    numbers = ", ".join(str(line["segment"]) for line in some)
+    return f"segment {numbers}" if len(some) == 1 else f"segments {numbers}"
+
+
+def warning_lines(found: Mapping[str, Sequence[str]]) -> str:
+    """Markdown list of the warnings of runs.
+
+    Args:
+      found: warnings by the run's name.
+
+    Returns:
+      A line for each distinct warning, with the names of the runs that it holds for if there are others; empty without
+      warnings.
+
+    >>> print(warning_lines({"uniform": ["few users", "bytes are left"], "ease": ["few users"]}))
+    - Warning: few users
+    - Warning, uniform: bytes are left
+    """
+    names: dict[str, list[str]] = {}
+    for name, texts in found.items():
+        for text in texts:
+            names.setdefault(text, []).append(name)
+    heads = {text: "" if len(own) == len(found) else f", {', '.join(own)}" for text, own in names.items()}
+    return "\n".join(f"- Warning{head}: {text}" for text, head in heads.items())
 
 
 def describe(method: str, lines: Lines) -> dict[str, Any]:
@@ -101,22 +212,17 @@ def describe(method: str, lines: Lines) -> dict[str, Any]:
       lines: of metrics of a run.
 
     Returns:
-      A dictionary with `method`, `mean_size` in parameters per entity and `table_mb` in 10^6 bytes, both after the last
-      segment. A baseline has no mean size, and no `table_mb` unless it stores parameters.
+      A dictionary with `method`, `mean_size` in parameters per entity, and in 10^6 bytes `table_mb` and `serving_mb`,
+      all after the last segment. A baseline has no mean size, and no `table_mb` unless it stores parameters.
     """
     last = lines[-1]
-    if last["budget_parameters"] == 0:
-        return {"method": method, "mean_size": None, "table_mb": 1e-6 * last["bytes_at_rest"] or None}
+    entities = last["users"] + last["items"]
     return {
         "method": method,
-        "mean_size": last["allocated_parameters"] / (last["users"] + last["items"]),
-        "table_mb": 1e-6 * _stored(last),
+        "mean_size": last["allocated_parameters"] / entities if last["budget_parameters"] else None,
+        "table_mb": 1e-6 * last["bytes_table"] or None,
+        "serving_mb": 1e-6 * last["bytes_serving"],
     }
-
-
-def _stored(line: Mapping[str, Any]) -> int:
-    """Bytes of parameters and codes, whatever the storage counts in its budget."""
-    return line["bytes_parameters"] + line["bytes_codes"]
 
 
 def has_matplotlib() -> bool:
@@ -150,8 +256,31 @@ def plot_quality(path: Path, runs: Mapping[str, Lines], title: str) -> None:
     _save(figure, path, title)
 
 
+def plot_budgets(path: Path, curves: Mapping[str, Mapping[float, Sequence[float]]], title: str) -> None:
+    """Plot test Recall@20 by bytes for each entity, with a line per method.
+
+    Args:
+      path: of the picture.
+      curves: by the method's name, values of several seeds by bytes.
+      title: above the picture.
+    """
+    figure, (axis,) = _figure(1, 1)
+    for name, values in curves.items():
+        at = sorted(values)
+        means = [float(np.mean(values[x])) for x in at]
+        spread = [float(np.std(values[x], ddof=1)) if len(values[x]) > 1 else 0.0 for x in at]
+        axis.errorbar(at, means, spread, label=name, marker=".", capsize=2, lw=1)
+    axis.set_xscale("log", base=2)
+    ticks = sorted({x for values in curves.values() for x in values})
+    axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axis.set(xlabel="bytes of the table for each user and item", ylabel="test recall@20")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    _save(figure, path, title)
+
+
 def plot_memory(path: Path, lines: Lines, title: str) -> None:
-    """Plot the budget, the bytes of parameters and codes, and the bytes on disk by segment.
+    """Plot the budget, the bytes of the table and of serving, and the bytes on disk by segment.
 
     Args:
       path: of the picture.
@@ -161,8 +290,9 @@ def plot_memory(path: Path, lines: Lines, title: str) -> None:
     figure, (axis,) = _figure(1, 1)
     segments = [line["segment"] for line in lines]
     axis.plot(segments, [1e-6 * x["budget_bytes"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
-    axis.plot(segments, [1e-6 * _stored(x) for x in lines], ".-", label="parameters and codes")
-    axis.plot(segments, [1e-6 * (x["disk_bytes"] or np.nan) for x in lines], "x--", label="on disk, with sizes")
+    axis.plot(segments, [1e-6 * x["bytes_table"] for x in lines], ".-", label="table")
+    axis.plot(segments, [1e-6 * x["bytes_serving"] for x in lines], "s:", label="serving")
+    axis.plot(segments, [1e-6 * (x["disk_bytes"] or np.nan) for x in lines], "x--", label="table and sizes on disk")
     axis.set(xlabel="segment", ylabel="MB (10^6 bytes)", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()

@@ -1,15 +1,19 @@
 """A command line made of a dataclass of flags and a job."""
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import tyro
 
 from scall_jax.cli import help_page
 from scall_jax.run import process_memory
+from scall_jax.streams import DataWarning
 
 F = TypeVar("F")
 
@@ -43,10 +47,36 @@ def cli(
         raise SystemExit(0)
     arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
-        job(tyro.cli(flags, args=arguments, description=description, prog=program))
+        with _plain_warnings():
+            job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        way = "lower --sizes.maximum or --fit.batch, or take fewer users and items (--cut.k-core)"
+        print(f"error: {str(error).splitlines()[0]}: {way}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within this context, warnings about the data are shown without the place in the code, each text once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", DataWarning)
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+        ) -> None:
+            if issubclass(category, DataWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _program() -> str | None:

@@ -11,12 +11,27 @@ import numpy as np
 from scall_jax import streams
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli, command
-from scall_jax.cli.flags import Main, by_protocol, check_run, check_stream, expand, load_stream, make_config
+from scall_jax.cli.flags import (
+    PUBLISHED_DIFFERS,
+    Main,
+    by_protocol,
+    check_run,
+    check_stream,
+    expand,
+    load_stream,
+    make_config,
+)
 from scall_jax.cli.progress import Progress
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
+from scall_jax.run import folder as run_folder
 from scall_jax.run import records, run_segments
 from scall_jax.run.folder import remove_run, write_atomically
+
+SUMMARY = "summary.json"
+"""Name of the file that marks a finished run."""
+
+_PLOTS = ("quality.png", "sizes.png", "memory.png", "histories.png")
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
@@ -61,17 +76,20 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     _print_head(flags, stream)
     summaries: list[dict[str, Any]] = []
     runs: dict[str, Lines] = {}
+    warnings: dict[str, list[str]] = {}
     for method, config in configs.items():
         summary, lines = run_method(flags, config, stream, flags.out / method)
         summaries.append(summary)
         runs[method] = lines
+        warnings[method] = report.warnings(lines, config)
     if report.has_matplotlib():
         report.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
     text = report.table(summaries)
     note = f"means over segments after the first with at least {records.LEAST_USERS} test users; "
-    note += "by user: over all these users"
-    _write_table(flags, stream, f"{text}\n\n{note}", summaries)
-    print(f"\n{text}\n{note}")
+    note += f"by user: over all these users; {report.COLUMNS_NOTE}"
+    warned = report.warning_lines(warnings)
+    _write_table(flags, stream, f"{text}\n\n{note}", summaries, warned)
+    print("\n".join(["", text, note, *([warned] if warned else [])]))
     print(f"plots, metrics and checkpoints: {flags.out}/")
     return summaries
 
@@ -79,19 +97,25 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
 def _print_head(flags: Main, stream: streams.Stream) -> None:
     print(
         f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
-        f"{len(stream.item_ids):,} items, {len(stream)} segments; budget {flags.budget.budget()}"
+        f"{len(stream.item_ids):,} items, {stream.span}, {len(stream)} segments; budget {flags.budget.budget()}"
     )
+    for note in stream.notes:
+        print(note)
     if stream.select_on_test:
         print("published protocol: models and rewards are selected on the test part; figures are optimistic")
+    if flags.protocol == "published":
+        print("\n".join(["it differs from the official code:", *(f"- {text}" for text in PUBLISHED_DIFFERS)]))
     if not report.has_matplotlib():
         print('matplotlib is not installed, so there will be no plots: pip install "scall_jax[plot]"')
 
 
-def _write_table(flags: Main, stream: streams.Stream, text: str, summaries: Sequence[dict[str, Any]]) -> None:
+def _write_table(
+    flags: Main, stream: streams.Stream, text: str, summaries: Sequence[dict[str, Any]], warned: str
+) -> None:
     peak = 1e-6 * max(summary["peak_rss_bytes"] for summary in summaries)
     head = f"# {stream.source}: {len(stream)} segments\n\n`{command()}`"
     foot = f"seed {flags.seed}; peak resident memory {peak:.0f} MB"
-    write_atomically(flags.out / "table.md", f"{head}\n\n{text}; {foot}\n")
+    write_atomically(flags.out / "table.md", f"{head}\n\n{text}; {foot}\n" + (f"\n{warned}\n" if warned else ""))
 
 
 def _check_folder(flags: Main, folder: Path) -> None:
@@ -119,14 +143,10 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     if flags.overwrite and not flags.resume:
         remove_run(folder)
     key = jax.random.key(flags.seed)
-    done = folder / "summary.json"
     probes = config.search.probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
 
         def on_segment(line: dict[str, Any]) -> None:
-            # The summary marks a finished run. It is deleted when a run goes on, not before: a run that is refused
-            # keeps it.
-            done.unlink(missing_ok=True)
             progress.segment(line)
 
         # A command traces each program once, so the caches of tracing can be freed after each compilation.
@@ -136,7 +156,8 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     if report.has_matplotlib():
         _plot_run(config, stream, folder, lines)
     summary = report.describe(config.method, lines) | records.summarise(lines)
-    write_atomically(done, json.dumps(summary, indent=2) + "\n")
+    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    run_folder.finish(folder, SUMMARY, *_PLOTS)
     return summary, lines
 
 

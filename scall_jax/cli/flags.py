@@ -13,6 +13,7 @@ from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.run import make_run, records
 from scall_jax.sizes.budget import Budget
+from scall_jax.streams.wording import spelled_as_flags
 from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
@@ -55,6 +56,14 @@ class Columns:
 
     format: str = "auto"
     """Format of the file; auto looks at its content."""
+    separator: str | None = None
+    """What separates the fields of text, such as ; or ::. Default: as the first lines look."""
+    encoding: str | None = None
+    """Encoding of text, such as latin-1 or utf-16; default: utf-8."""
+    folder: bool = False
+    """--data is a folder, all files of which are parts of one table, in the order of their names."""
+    parts: tuple[str, ...] = ()
+    """Further files with parts of the table that --data begins, in their order."""
     user: str | None = None
     """Name of the column of users; by default user, user_id, userId, reviewerID and the like are recognised."""
     item: str | None = None
@@ -66,7 +75,13 @@ class Columns:
     min_rating: float | None = None
     """Keep only rows with at least this rating."""
     time_unit: str = "auto"
-    """Unit of numeric timestamps: s, ms or us; auto judges by their size."""
+    """Unit of numeric timestamps: s, ms, us or ns; auto judges by their size, and refuses rows that disagree."""
+    time_format: str | None = None
+    """Form of timestamps that are dates, such as '%m/%d/%Y %H:%M' or %Y%m%d; by default ISO 8601 is read."""
+    missing: tuple[str, ...] = streams.MISSING
+    """Texts that stand for a missing value, besides the empty one."""
+    skip_incomplete: bool = False
+    """Leave rows out in which a value is missing, and say how many, instead of ending with an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +103,8 @@ class Cut:
     shuffle_ties: bool = False
     """Order rows of equal time at random, for timestamps that are whole days."""
     published: bool = False
-    """The published protocol: train on 80% of a segment, select models and test on the other 20%. For comparison
-    only."""
+    """The published protocol: train on the first 80% of replayed and new rows, select models and test on the rest. For
+    comparison only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +151,8 @@ class Main:
     """Replace runs in the folder."""
     columns: Columns = Columns()
     """How the file is read."""
+    max_memory: float | None = None
+    """Megabytes (10^6 bytes) that reading the file may take; default: half of what the machine has."""
     cut: Cut = Cut()
     """How the stream is cut."""
     sizes: SizesConfig = SizesConfig()
@@ -158,22 +175,47 @@ class Main:
     """Options of the method pep."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
-    comparison only; published replaces the flags cut.published, search (but its probes and their steps; published:
-    200 steps, probes until they settle), policy, warm-start, fit.eval-every (a probe's steps), bias (the comparisons'
-    --biases hold) and observe (but its groups, published: 256). The rest of training stays."""
+    comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
+    warm-start, fit.eval-every (a probe's steps), fit.l2, bias (the comparisons' --biases hold) and observe (but its
+    groups). What still differs from the official code is printed."""
     table: str = "packed"
-    """Storage of methods that choose sizes: packed, packed_bfloat16, packed_int8 or masked."""
-    charge: str = "parameters"
-    """What the budget pays for: parameters alone; all that serving needs, with sizes, codes and the items' bias; or
-    replay: that, and 8 bytes for each row of the segment's replay."""
+    """Storage of methods that choose sizes: packed (float32), packed_bfloat16, packed_int8, packed_int4, packed_int3,
+    packed_int2, packed_int1, or masked."""
+    charge: str = "table"
+    """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
+    what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or
+    its final vectors, whichever is smaller."""
     bias: str | None = None
     """decayed: add the log of an item's decayed count to its score; none: do not. Default: decayed for the embedded
     streams, where valid prefers it, else none."""
 
 
+PUBLISHED_DIFFERS = (
+    "sizes go up to --sizes.maximum, there to 256, and observations have --observe.groups windows, there 256",
+    "a search makes at most --search.probes probes of --search.probe-steps steps, there of 200 until it has settled",
+    "a fit has the steps, batch, learning rate and patience of --fit, there 10,000 triples a step, a rate from .03 "
+    "down to .001, and three evaluations without a gain whose loss falls by less than 5%",
+    "negatives are any known items, there items of the segment and its replay",
+    "expected sizes are exact and so is the budget, there sizes are means of 100 samples, rounded, and probes may go "
+    "over the budget",
+    "replayed rows are drawn uniformly, there by a reservoir from a sample 1.1 times as large",
+    "test pairs that were met in training are left out, there they count as missed",
+    "the policy keeps 2,048 transitions, there 10,000",
+)
+"""In what a run by the published protocol differs from the official code of SCALL (commit 15d6eb8)."""
+
+_PUBLISHED_L2 = 2e-4  # The official loss has 1e-4 of the whole squared norm, that of `FitConfig.l2` has half of it.
+
+_MOST = 0.9  # of the test rows that have one reason to be left out, so that it is named
+
+_FLAGS = {field.name: f"--columns.{field.name.replace('_', '-')}" for field in dataclasses.fields(Columns)}
+_FLAGS |= {field.name: f"--cut.{field.name.replace('_', '-')}" for field in dataclasses.fields(Cut)}
+_FLAGS |= {"max_memory": "--max-memory"}
+
 F = TypeVar("F", bound=Main)
 
-_NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
+NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
+"""New entities at which the embedded streams are cut, unless a flag says otherwise."""
 
 
 def load_stream(flags: Main) -> streams.Stream:
@@ -188,13 +230,21 @@ def load_stream(flags: Main) -> streams.Stream:
     Raises:
       ValueError: a file that cannot be read, or a stream that cannot be cut like this.
     """
-    source = streams.load if flags.data in streams.EMBEDDED else streams.read
-    rows = source(flags.data, **dataclasses.asdict(flags.columns))
+    options = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
+    parts = options.pop("parts")
+    embedded = flags.data in streams.EMBEDDED
+    if embedded and (parts or options["folder"]):
+        raise ValueError(f"--columns.parts and --columns.folder: {flags.data} is an embedded stream, not a file")
     rules = dataclasses.asdict(flags.cut)
     rules["at"] = list(rules["at"]) or None
     if rules["new_entities"] is None and rules["segments"] is None and rules["at"] is None:
-        rules["new_entities"] = _NEW_ENTITIES.get(flags.data)
-    return streams.cut(rows, seed=flags.seed, **rules)
+        rules["new_entities"] = NEW_ENTITIES.get(flags.data)
+    with spelled_as_flags(_FLAGS):
+        if embedded:
+            rows = streams.load(flags.data, **options)
+        else:
+            rows = streams.read([flags.data, *parts] if parts else flags.data, **options)
+        return streams.cut(rows, seed=flags.seed, **rules)
 
 
 def check_stream(stream: streams.Stream) -> None:
@@ -212,11 +262,32 @@ def check_stream(stream: streams.Stream) -> None:
             f"{stream.source}: {users:,} users and {items:,} items are one segment, and the first does not count: "
             "give --cut.segments or --cut.new-entities well below their sum, and --cut.max-segments above 1"
         )
-    if not any(stream.test(t).count >= records.LEAST_USERS for t in range(1, len(stream))):
-        raise ValueError(
-            f"{stream.source}: no segment after the first has {records.LEAST_USERS} test users: "
-            "cut fewer, longer segments (--cut.segments, --cut.new-entities)"
+    found = [stream.evaluated(t) for t in range(1, len(stream))]
+    if not any(part.users >= records.LEAST_USERS for part in found):
+        raise ValueError(f"{stream.source}: {_no_test_users(stream, found)}")
+
+
+def _no_test_users(stream: streams.Stream, found: list[streams.Evaluated]) -> str:
+    """Why no segment after the first can be evaluated, and what helps."""
+    rows, strangers, unknown, repeats, _ = (sum(column) for column in zip(*found, strict=True))
+    most, users = max(part.users for part in found), len(stream.user_ids)
+    text = (
+        f"no segment after the first has {records.LEAST_USERS} test users (at most {most:,}): of {rows:,} test rows there "
+        f"{strangers:,} have users who are not known at the cut, {unknown:,} have items that are not, and {repeats:,} "
+        "repeat pairs that were met before"
+    )
+    if users < records.LEAST_USERS:
+        return f"{text}. There are {users} users in all, too few for any cut"
+    if strangers > _MOST * rows:
+        return (
+            f"{text}. Users who never come back, such as sessions, cannot be evaluated by this protocol, which ranks items "
+            "for known users: name a column of lasting users (--columns.user)"
         )
+    if repeats > _MOST * rows:
+        return f"{text}. Nothing is left to recommend where users only repeat what they did: take other data"
+    if unknown > _MOST * rows:
+        return f"{text}. Items are gone before a segment ends: cut more, shorter segments (--cut.segments)"
+    return f"{text}. Cut fewer, longer segments (--cut.segments, --cut.new-entities)"
 
 
 def check_run(config: Config, stream: streams.Stream) -> None:
@@ -262,9 +333,9 @@ def by_protocol(flags: F) -> F:
         search=dataclasses.replace(SearchConfig.published(), **search),
         policy=PolicyConfig.published(),
         # A probe's reward is relative to the last fit after as many steps.
-        fit=dataclasses.replace(flags.fit, eval_every=flags.search.probe_steps),
+        fit=dataclasses.replace(flags.fit, eval_every=flags.search.probe_steps, l2=_PUBLISHED_L2),
         observe=ObserveConfig(groups=flags.observe.groups),
-        warm_start=WarmStartConfig(shrink=1.0, rotate=False, init_std=0.01, grow_std=0.0),
+        warm_start=WarmStartConfig(shrink=1.0, rotation="none", init_std=0.01, grow_std=0.0),
         bias="none",
     )
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.bisection import first_false
 from scall_jax.ops.indexing import ceil_div, div, dynamic_update_slice, rem, take
+from scall_jax.ops.sums import padded_sum
 from scall_jax.streams import Graph, RaggedItems
 
 CUTOFFS = (5, 10, 20)
@@ -37,6 +38,7 @@ class Metrics(NamedTuple):
     users: jax.Array  # i32[3], users evaluated
     coverage: jax.Array  # f32[3], by cutoff: part of the candidates that are recommended to at least one user
     by_user: jax.Array  # f32[Q, 6], `BY_USER` of each user of `relevant`; 0 beyond its count, or without such items
+    candidates: jax.Array  # i32[], items that are ranked, those that a user has met included
 
     def fitness(self) -> jax.Array:
         """Mean of Recall@20 and NDCG@20 over all users, the quantity that selection and reward use; f32[]."""
@@ -152,11 +154,9 @@ def evaluate_scores(
 
 
 class _Totals(NamedTuple):
-    """Sums over the users ranked so far."""
+    """What the users ranked so far have got."""
 
-    recall: jax.Array  # f32[3, 3], by stratum and cutoff
-    ndcg: jax.Array  # f32[3, 3]
-    users: jax.Array  # i32[3]
+    by_cutoff: jax.Array  # f32[Q, 6], Recall, then NDCG of each user at each cutoff
     best_place: jax.Array  # i32[padded items], the highest place at which an item is recommended
     by_user: jax.Array  # f32[Q, 6]
 
@@ -190,7 +190,7 @@ def _evaluate(
     block_users = max(1, min(most.users, queries, most.scores // padded_items))
     allowed = _allowed(padded_items, relevant, known, candidates)
     score = with_offset(jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf))
-    before = options.get("users_before", 0), options.get("items_before", 0)
+    items_before = options.get("items_before", 0)
 
     def rank_block(number, totals):
         # A last block that would end beyond the capacity is moved back; users ranked twice are counted once.
@@ -200,21 +200,25 @@ def _evaluate(
         scores = mask_seen_items(score(first, user), known, user, -jnp.inf)
         values, top = top_k(scores)
         counted = (row >= number * block_users) & (row < relevant.count)
-        return _add(totals, _Block(first, row, user, values, top, counted), relevant, before)
+        return _add(totals, _Block(first, row, user, values, top, counted), relevant, items_before)
 
     blocks = ceil_div(relevant.count, block_users)
     start = _Totals(
-        recall=jnp.zeros((3, 3)),
-        ndcg=jnp.zeros((3, 3)),
-        users=jnp.zeros(3, jnp.int32),
+        by_cutoff=jnp.zeros((queries, 2 * len(CUTOFFS))),
         best_place=jnp.full(padded_items, _DEPTH, jnp.int32),
         by_user=jnp.zeros((queries, len(BY_USER))),
     )
     totals = jax.lax.fori_loop(0, blocks, rank_block, start)
-    covered = jnp.stack([(totals.best_place < k).sum() for k in CUTOFFS]) / jnp.maximum(allowed.sum(), 1)
-    scale = 1.0 / jnp.maximum(totals.users, 1)[:, None]
-    means = totals.recall * scale, totals.ndcg * scale
-    return Metrics(*means, totals.users, covered.astype(jnp.float32), totals.by_user)
+    ranked = allowed.sum()
+    covered = jnp.stack([(totals.best_place < k).sum() for k in CUTOFFS]) / jnp.maximum(ranked, 1)
+    in_use = jnp.arange(queries, dtype=jnp.int32) < relevant.count
+    new = relevant.users >= options.get("users_before", 0)
+    strata = jnp.stack([in_use, in_use & new, in_use & ~new], axis=1)
+    users = strata.sum(0, dtype=jnp.int32)
+    # The sums run over all users at once, because the number of users in a block depends on the stream's largest part.
+    sums = padded_sum(jnp.where(strata[:, :, None], totals.by_cutoff[:, None, :], 0.0))
+    recall, ndcg = jnp.split(sums / jnp.maximum(users, 1)[:, None], 2, axis=1)
+    return Metrics(recall, ndcg, users, covered.astype(jnp.float32), totals.by_user, ranked)
 
 
 def _allowed(padded_items: int, relevant: RaggedItems, known: KnownGraph, candidates: str) -> jax.Array:
@@ -352,25 +356,16 @@ def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(chunk, div(at, _CHUNK), axis=1) * _CHUNK + rem(at, _CHUNK)
 
 
-def _add(totals: _Totals, block: _Block, relevant: RaggedItems, before) -> _Totals:
-    users_before, items_before = before
+def _add(totals: _Totals, block: _Block, relevant: RaggedItems, items_before: chex.Numeric) -> _Totals:
     start, end = take(relevant.indptr, block.row), take(relevant.indptr, block.row + 1)
     hits = _contains(relevant.items, start, end, block.items) & jnp.isfinite(block.values)
     size = (end - start).astype(jnp.float32)
-    new = block.user >= users_before
-    strata = jnp.stack([block.counted, block.counted & new, block.counted & ~new]).astype(jnp.float32)
     each = [_recall_and_ndcg(hits, size, k) for k in CUTOFFS]
     recall, ndcg = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
     place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], block.items.shape)
     shown = block.counted[:, None] & jnp.isfinite(block.values)
     item = jnp.where(shown, block.items, totals.best_place.shape[0])
     best_place = totals.best_place.at[item].min(place, mode="drop", wrap_negative_indices=False)
-    highest = jax.lax.Precision.HIGHEST
-    totals = totals._replace(
-        recall=totals.recall + jnp.matmul(strata, recall, precision=highest),
-        ndcg=totals.ndcg + jnp.matmul(strata, ndcg, precision=highest),
-        best_place=best_place,
-    )
     first_new = jnp.full((len(block.row), 1), items_before, jnp.int32)
     size_warm = (_lower_bound(relevant.items, start, end, first_new)[:, 0] - start).astype(jnp.float32)
     by_items = (
@@ -378,11 +373,13 @@ def _add(totals: _Totals, block: _Block, relevant: RaggedItems, before) -> _Tota
         _recall_and_ndcg(hits & (block.items < items_before), size_warm, _DEPTH),
     )
     by_user = jnp.stack([recall[:, -1], ndcg[:, -1], *by_items[0], *by_items[1]], axis=1)
-    by_user = jnp.where((block.row < relevant.count)[:, None], by_user, 0.0)
-    return totals._replace(
-        users=totals.users + strata.sum(1).astype(jnp.int32),
-        by_user=dynamic_update_slice(totals.by_user, by_user, (block.first, 0)),
-    )
+    in_use = (block.row < relevant.count)[:, None]
+
+    def with_block(rows, new):
+        return dynamic_update_slice(rows, jnp.where(in_use, new, 0.0), (block.first, 0))
+
+    by_cutoff = with_block(totals.by_cutoff, jnp.concatenate([recall, ndcg], axis=1))
+    return _Totals(by_cutoff, best_place, with_block(totals.by_user, by_user))
 
 
 def _recall_and_ndcg(hits, size, k):

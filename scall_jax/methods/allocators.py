@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from scall_jax import sizes
 from scall_jax.config import SizesConfig
+from scall_jax.ops.keys import Purpose, by_side, derive
 from scall_jax.streams import Segment, active_mask, sides
 
 Allocator = Callable[[jax.Array, Segment, jax.Array], jax.Array]
@@ -115,9 +116,9 @@ def frequency(config: SizesConfig) -> Allocator:
     def allocator(key, segment, total):
         del key
         order = entities_order(config, segment)
-        count = ranking_frequency(config, segment)
-        shares = count[order].astype(jnp.float32) ** config.power
-        return _joint(config, segment, jnp.where(count[order] > 0, shares, 0.0), order, total)
+        count, bounds = ranking_frequency(config, segment)[order], (config.minimum, config.maximum)
+        shares = sizes.power_shares(count, config.power, total, bounds, segment.users + segment.items)
+        return _joint(config, segment, shares, order, total)
 
     return allocator
 
@@ -136,7 +137,7 @@ def random(config: SizesConfig) -> Allocator:
 
     def allocator(key, segment, total):
         order = entities_order(config, segment)
-        return _joint(config, segment, jax.random.exponential(key, order.shape), order, total)
+        return _joint(config, segment, by_side(jax.random.exponential, key, *sides(segment))[order], order, total)
 
     return allocator
 
@@ -174,7 +175,7 @@ def fixed(config: SizesConfig, shuffle: bool = False) -> Allocator:
             shape = jnp.asarray(shapes)[number]
             shares = sizes.expected_shares(config.family, shape, num_active, capacity)
             by_rank = sizes.allocate(shares, jnp.stack(totals)[number], *bounds, num_active=num_active)
-            order = _shuffled(jax.random.fold_in(key, number), capacity, num_active) if shuffle else order
+            order = _shuffled(derive(key, Purpose.SIDE, number), capacity, num_active) if shuffle else order
             return sizes.assign(cast(jax.Array, by_rank), order)
 
         return split_by_side(config, segment, one_side)

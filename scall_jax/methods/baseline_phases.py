@@ -93,6 +93,7 @@ def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkee
         sizes=lambda plan: np.zeros(users + items + 2, np.int32),
         budget_bytes=lambda segment, known: 0,
         side_bytes=lambda known: 0,
-        training_bytes=lambda params: 0,
+        serves_by=lambda plan, known, graph_bytes: baseline.serves_by(known, graph_bytes),
+        training_bytes=lambda state, segment, params: 0,
         describe=baseline.describe,
     )

@@ -10,13 +10,11 @@ import jax.numpy as jnp
 from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.state import RunState
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment, active_mask, sides
 from scall_jax.tables.storage import Previous
-
-SEARCH_KEY = 0x5EA7C4
-"""Folded into a key to separate the random numbers of searches from those of the segment's other phases."""
 
 
 class SegmentKeys(NamedTuple):
@@ -50,11 +48,12 @@ class SegmentContext:
 
     def keys(self) -> SegmentKeys:
         """Random keys of the segment's phases."""
-        return SegmentKeys(*jax.random.split(jax.random.fold_in(self.state.key, self.segment.index), 3))
+        key = derive(self.state.key, Purpose.SEGMENT, self.segment.index)
+        return SegmentKeys(*(derive(key, purpose) for purpose in (Purpose.PLAN, Purpose.TABLE, Purpose.FIT)))
 
     def search_key(self) -> jax.Array:
         """Random key of the segment's search."""
-        return jax.random.fold_in(jax.random.fold_in(self.state.key, self.segment.index), SEARCH_KEY)
+        return derive(derive(self.state.key, Purpose.SEGMENT, self.segment.index), Purpose.SEARCH)
 
     def budget_total(self) -> jax.Array:
         """Budget units of the storage that the segment may spend, i32[]."""

@@ -29,13 +29,14 @@ from scall_jax.recommenders.fit import (
     FitResult,
     evaluate_params,
     from_buffer,
+    held_by_training,
     make_fit,
     to_buffer,
-    training_bytes,
 )
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.streams import Segment, Stream
+from scall_jax.tables.table import nbytes
 
 
 def embedding_method(
@@ -73,7 +74,7 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
       One number per segment.
 
     Raises:
-      ValueError: more than 2^31 - 1 budget units, or less than one.
+      ValueError: more than 2^31 - 1 budget units, or less than one; the message has the bytes of what else is paid for.
 
     >>> from scall_jax import Budget, streams
     >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
@@ -86,21 +87,49 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
     for t, bounds in enumerate(stream.bounds):
         entities = stream.known(bounds.train)
         nbytes = 4 * config.budget.parameters(t, sum(entities))
-        replayed = stream.replay_bytes(t) if config.charge == "replay" else 0
-        metadata = config.charge != "parameters"
-        beside = replayed + (bias_bytes(config, entities[1]) if metadata else 0)
+        beside, metadata = _beside_table(config, stream, t), config.charge != "table"
+        left = nbytes - sum(part for _, part in beside)
         factory = tables.storage_factory(config)
-        total = factory.budget_units(nbytes - beside, entities, config.sizes.maximum, metadata)
+        total = factory.budget_units(left, entities, config.sizes.maximum, metadata)
         if unlimited:
             total = sum(entities) * config.sizes.maximum
         if not 1 <= total <= DEVICE_LIMIT:
             raise ValueError(
                 f"budget ({config.budget}) at segment {t}: {total} budget units must lie between 1 and {DEVICE_LIMIT}"
-                + (f"; replay takes {replayed} of {nbytes} bytes: lower cut.replay" if replayed else "")
-                + ("; metadata and bias are paid for: raise it, or charge=parameters, bias=none" if metadata else "")
+                + "".join(f"; {name} takes {part} of {nbytes} bytes: {_WAYS_OUT[name]}" for name, part in beside)
+                + ("; sizes are paid for too: raise it, or charge=table" if metadata else "")
             )
         totals.append(total)
     return totals
+
+
+_WAYS_OUT = {
+    "replay": "lower cut.replay",
+    "bias": "bias=none",
+    "graph or final vectors": "charge=stored, or fit.layers=0, which needs neither",
+}
+
+
+def _beside_table(config: Config, stream: Stream, t: int) -> list[tuple[str, int]]:
+    """Names and bytes of what the budget pays for beside the table and its sizes."""
+    known = stream.known(stream.bounds[t].train)
+    found = {
+        "replay": stream.replay_bytes(t) if config.charge == "replay" else 0,
+        "bias": bias_bytes(config, known[1]) if config.charge != "table" else 0,
+    }
+    if config.charge == "serving":
+        # Sizes are not known yet, so that vectors may be as long as the largest size.
+        ways = _serves_by(config, known, stream.graph_bytes(t), config.sizes.maximum)
+        found["graph or final vectors"] = min(ways.values(), default=0)
+    return [(name, nbytes) for name, nbytes in found.items() if nbytes]
+
+
+def _serves_by(config: Config, known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
+    """What LightGCN answers requests from beside its table: its graph, or the float32 vectors that propagation makes.
+
+    Matrix factorisation, without layers, needs neither.
+    """
+    return {"graph": graph_bytes, "final_vectors": 4 * sum(known) * width} if config.fit.layers else {}
 
 
 def _embedding_phases(
@@ -112,21 +141,24 @@ def _embedding_phases(
         raise ValueError(f"table={config.table!r} has no sizes to plan: choose one of {', '.join(tables.SIZED)}")
     planner = make_planner(config, callbacks.on_probes)
 
-    def with_context(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        if function is None:
-            return None
-        return lambda state, segment, *rest: function(segment_context(config, state, segment), *rest)
+    def optional(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        return None if function is None else with_context(config, function)
 
     return MethodPhases(
         init=functools.partial(_init, config, planner, unlimited),
         prepare=functools.partial(_prepare, config, planner),
         fit=functools.partial(_fit, config, callbacks.progress),
         rank=functools.partial(_rank, config),
-        bookkeeping=functools.partial(_bookkeeping, config, unlimited),
-        search_before=with_context(planner.search_before),
-        search_after=with_context(planner.search_after),
-        update=with_context(planner.update),
+        bookkeeping=functools.partial(_bookkeeping, config, planner, unlimited),
+        search_before=optional(planner.search_before),
+        search_after=optional(planner.search_after),
+        update=optional(planner.update),
     )
+
+
+def with_context(config: Config, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (context, ...) as one of (state, segment, ...)."""
+    return lambda state, segment, *rest: function(segment_context(config, state, segment), *rest)
 
 
 def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array, stream: Stream) -> RunState:
@@ -177,7 +209,7 @@ def _rank(
     return Ranked(stored, valid, test, storage.allocated(prepared.plan))
 
 
-def _bookkeeping(config: Config, unlimited: bool, state: RunState, stream: Stream) -> Bookkeeping:
+def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: RunState, stream: Stream) -> Bookkeeping:
     users, items = stream.capacity.users, stream.capacity.items
     factory = tables.storage_factory(config)
     storage = factory.build(state.capacity.budget_units, users, items, config.sizes.maximum)
@@ -187,14 +219,27 @@ def _bookkeeping(config: Config, unlimited: bool, state: RunState, stream: Strea
             return 4 * sum(known) * config.sizes.maximum
         return 4 * config.budget.parameters(segment, sum(known))
 
+    def training_bytes(state: RunState, segment: Segment, params: Any) -> int:
+        by_fit = nbytes(held_by_training(storage, params))
+        if planner.search_holds is None:
+            return by_fit
+        found = jax.eval_shape(with_context(config, planner.search_holds), state, segment)
+        return max(by_fit, nbytes(state.params) + nbytes(found))
+
     def sizes(plan: Any) -> np.ndarray:
         return np.asarray(storage.sizes(plan))
+
+    def serves_by(plan: Any, known: tuple[int, int], graph_bytes: int) -> dict[str, int]:
+        # The layout of a table says no more than whole column blocks.
+        width = sizes(plan).max() if storage.table is not None else storage.used(storage.layout(plan))
+        return _serves_by(config, known, graph_bytes, int(width))
 
     return Bookkeeping(
         exporter=Exporter(storage.export, storage.restore),
         sizes=sizes,
         budget_bytes=budget_bytes,
         side_bytes=lambda known: bias_bytes(config, known[1]),
-        training_bytes=functools.partial(training_bytes, storage),
+        serves_by=serves_by,
+        training_bytes=training_bytes,
         describe=lambda stored: {},
     )

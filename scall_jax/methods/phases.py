@@ -73,8 +73,12 @@ class Bookkeeping(NamedTuple):
     """(segment, known users and items) -> bytes that the segment may spend; 0 for baselines."""
     side_bytes: Callable[[tuple[int, int]], int]
     """(known users and items) -> bytes of metadata that serving needs beside the exported arrays."""
-    training_bytes: Callable[[Any], int]
-    """(`Prepared.params`) -> bytes that training needs for parameters, their best so far and the optimiser's state."""
+    serves_by: Callable[[Any, tuple[int, int], int], dict[str, int]]
+    """(plan, known users and items, bytes of the compact graph) -> ways to answer a request, with the bytes that each
+    takes beside what is stored; the cheapest one counts. Empty where what is stored suffices."""
+    training_bytes: Callable[[RunState, Segment, Any], int]
+    """(state, segment, `Prepared.params`), of which only shapes matter -> the most bytes that any phase holds from step
+    to step: a search, with what is stored beside it, or the segment's training."""
     describe: Callable[[Any], dict[str, Any]]
     """(stored) -> entries that the method adds to the segment's line of metrics."""
 

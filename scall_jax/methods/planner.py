@@ -56,9 +56,10 @@ class SizePlanner(NamedTuple):
     """A method's rule for spending the budget, as pure functions that are compiled with the rest of the run.
 
     Shapes must be static, and of the segment only what is known at the cut may be used: everything in `Segment` apart
-    from `valid` (searches may use it), `test`, `interactions` and `dropped`. What a planner remembers from segment to
-    segment is a pytree S of arrays of fixed shapes, `RunState.planner`; `()` remembers nothing. A segment calls
-    `search_before`, `plan`, `update` and `search_after`, in this order. At most one of the two searches is given.
+    from `valid` (searches may use it), `test`, `interactions`, `held_out`, `unknown` and `seen`. What a planner
+    remembers from segment to segment is a pytree S of arrays of fixed shapes, `RunState.planner`; `()` remembers
+    nothing. A segment calls `search_before`, `plan`, `update` and `search_after`, in this order. At most one of the two
+    searches is given.
     """
 
     init: Callable[[jax.Array, Storage], Any]
@@ -75,6 +76,9 @@ class SizePlanner(NamedTuple):
     """Runs after the segment's evaluation, on the same segment, for the plan of the next one."""
     update: Callable[[SegmentContext, Outcome], Any] | None = None
     """(context, outcome) -> S after the segment's evaluation. The context's state is the one after the segment."""
+    search_holds: Callable[[SegmentContext], Any] | None = None
+    """(context) -> a pytree of the arrays that a search holds at once from step to step beside what is stored, those of
+    the trainings in it included. Only shapes and dtypes matter, for the account: it is traced and never run."""
 
 
 PlannerFactory = Callable[[Config, OnProbes | None], SizePlanner]

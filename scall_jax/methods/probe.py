@@ -16,11 +16,10 @@ from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import Outcome, SearchRecord, SegmentSearch, SizePlanner, action_length
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import from_buffer, make_fit, to_buffer
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.recommenders.fit import from_buffer, held_by_training, make_fit, to_buffer
 from scall_jax.streams import sides
 from scall_jax.tables import Storage
-
-_MOST_RATIO = 4.0
 
 
 class HasReference(Protocol):
@@ -59,6 +58,7 @@ def searching_planner(
     init: Callable[[jax.Array, Storage], HasReference],
     plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]],
     search: SegmentSearch,
+    search_holds: Callable[[SegmentContext], Any],
 ) -> SizePlanner:
     """A planner whose search runs on the segment that `SearchConfig.on` says.
 
@@ -70,6 +70,7 @@ def searching_planner(
       init: as `SizePlanner.init`; its state has the reference that rewards may be relative to.
       plan: as `SizePlanner.plan`.
       search: as `SizePlanner.search_before`.
+      search_holds: as `SizePlanner.search_holds`.
 
     Returns:
       SizePlanner.
@@ -85,9 +86,10 @@ def searching_planner(
         last = context.state.totals.shape[0] - 1
         return jax.lax.cond(context.segment.index < last, lambda: search(context), lambda: without_search(context))
 
+    planner = SizePlanner(init, plan, update=remember_reference, search_holds=search_holds)
     if config.search.on == "current":
-        return SizePlanner(init, plan, search_before=search_before, update=remember_reference)
-    return SizePlanner(init, plan, search_after=search_after, update=remember_reference)
+        return planner._replace(search_before=search_before)
+    return planner._replace(search_after=search_after)
 
 
 def remember_reference(context: SegmentContext, outcome: Outcome) -> HasReference:
@@ -188,7 +190,7 @@ def make_prober(context: SegmentContext) -> Prober:
     total, shared = context.budget()
 
     def probe(key: jax.Array, allocate: Allocate) -> Probe:
-        table_key, fit_key = jax.random.split(key)
+        table_key, fit_key = derive(key, Purpose.TABLE), derive(key, Purpose.FIT)
         sizes = jnp.concatenate([allocate(total), shared])
         start = context.warm_params if config.search.start == "warm" else context.fresh_params
         params = to_buffer(storage, start(sizes, table_key))
@@ -200,23 +202,39 @@ def make_prober(context: SegmentContext) -> Prober:
     return probe
 
 
-def ratio_of(fitness: jax.Array, reference: jax.Array) -> jax.Array:
-    """Fitness relative to a reference, clipped to [0, 4]; 1 where the reference is 0.
-
-    The bound is for early references, which may be close to 0.
+def held_by_probes(context: SegmentContext, at_once: int = 1) -> Any:
+    """What the trainings of probes hold from step to step, for `SizePlanner.search_holds`.
 
     Args:
+      context: the segment.
+      at_once: probes that are trained together; static.
+
+    Returns:
+      A pytree of arrays with a leading axis of probes.
+    """
+    storage = context.storage
+    params = to_buffer(storage, context.fresh_params(storage.plan(), context.search_key()))
+    held = held_by_training(storage, params)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (at_once, *x.shape)), held)
+
+
+def ratio_of(config: SearchConfig, fitness: jax.Array, reference: jax.Array) -> jax.Array:
+    """Fitness relative to a reference, from 0 to `SearchConfig.most_ratio`; 1 where the reference is 0.
+
+    Args:
+      config: has the bound.
       fitness: f32[...].
       reference: f32[] or of the same shape.
 
     Returns:
       f32[...].
 
-    >>> ratio_of(jnp.array([0.1, 0.3, 0.9]), jnp.float32(0.2)).round(2).tolist()
+    >>> ratio_of(SearchConfig(), jnp.array([0.1, 0.3, 0.9]), jnp.float32(0.2)).round(2).tolist()
     [0.5, 1.5, 4.0]
     """
     chex.assert_type([fitness, reference], float)
-    return jnp.where(reference > 0, jnp.clip(fitness / jnp.where(reference > 0, reference, 1.0), 0.0, _MOST_RATIO), 1.0)
+    ratio = jnp.clip(fitness / jnp.where(reference > 0, reference, 1.0), 0.0, config.most_ratio)
+    return jnp.where(reference > 0, ratio, 1.0)
 
 
 def reward_of(config: SearchConfig, ratio: jax.Array) -> jax.Array:

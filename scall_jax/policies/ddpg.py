@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import rlax
 
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.policies import replay_buffer
 from scall_jax.policies.networks import Actor, Critic, Flat, decayed_adam, flat
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
@@ -94,7 +95,7 @@ def ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
 
         def once(i, carry):
             state, key = carry
-            return _update_once(agent, state, jax.random.fold_in(key, i)), key
+            return _update_once(agent, state, derive(key, Purpose.UPDATE_STEP, i)), key
 
         return jax.lax.fori_loop(0, config.updates * count, once, (state, key))[0]
 
@@ -103,8 +104,7 @@ def ddpg(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
 
 def _init(agent: _Ddpg, key: jax.Array, observation_length: int) -> DdpgState:
     config = agent.config
-    actor_key, critic_key = jax.random.split(key)
-    actor, critic = agent.actor.init(actor_key), agent.critic.init(critic_key)
+    actor, critic = agent.actor.init(derive(key, Purpose.ACTOR)), agent.critic.init(derive(key, Purpose.CRITIC))
     return DdpgState(
         actor=actor,
         critic=critic,
@@ -121,7 +121,7 @@ def _init(agent: _Ddpg, key: jax.Array, observation_length: int) -> DdpgState:
 def _update_once(agent: _Ddpg, state: DdpgState, key: jax.Array) -> DdpgState:
     """One update of all networks by one batch."""
     config = agent.config
-    batch = replay_buffer.draw(state.replay, key, config.batch, config.newer)
+    batch = replay_buffer.draw(state.replay, derive(key, Purpose.REPLAY_DRAW), config.batch, config.newer)
     state = _update_critic(agent, state, batch)
     state = _update_actor(agent, state, batch)
     return state._replace(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.policies import discounted_regression as discounted
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 from scall_jax.policies.random_and_grid import lattice
@@ -63,9 +64,8 @@ def dlints(config: PolicyConfig, observation_length: int, actions: int = 3) -> P
     arms = lattice(11 if actions <= 3 else 6, actions)
 
     def init(key):
-        data = jax.random.key_data(key)
         # A checkpoint has arrays alone: store the data of a threefry key, whatever the implementation of the run's key.
-        seed = data if data.shape == (2,) else jax.random.bits(key, (2,), jnp.uint32)
+        seed = jax.random.bits(derive(key, Purpose.PROJECTION), (2,), jnp.uint32)
         return DlintsState(seed, discounted.empty(config.projected, config.ridge))
 
     def act(state, key, observation):

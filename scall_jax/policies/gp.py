@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
 _PROBES = 96  # in the model
@@ -120,13 +121,12 @@ def _posterior(config: PolicyConfig, state: GpState, at):
 
 def _thompson(config: PolicyConfig, state: GpState, key: jax.Array) -> jax.Array:
     """The best of some random actions by one draw of the posterior; f32[A]."""
-    action_key, noise_key = jax.random.split(key)
-    at = jax.random.uniform(action_key, (_SAMPLED, state.action.shape[1]), minval=np.float32(1e-6))
+    at = jax.random.uniform(derive(key, Purpose.CANDIDATES), (_SAMPLED, state.action.shape[1]), minval=np.float32(1e-6))
     mean, cross = _posterior(config, state, at)
     covariance = _kernel(config, at, at) - cross.T @ cross + _JITTER * jnp.eye(_SAMPLED)
     factor = jnp.linalg.cholesky(covariance)
     # Rounding may leave the covariance a little indefinite. Then each action is drawn by itself.
     alone = jnp.sqrt(jnp.maximum(jnp.diag(covariance), 0.0))
-    noise = jax.random.normal(noise_key, (_SAMPLED,))
+    noise = jax.random.normal(derive(key, Purpose.POSTERIOR), (_SAMPLED,))
     drawn = jnp.where(jnp.isfinite(factor).all(), factor @ noise, alone * noise)
     return at[jnp.argmax(mean + drawn)]

@@ -53,14 +53,20 @@ def flat(network: nn.Module, *inputs: ArrayLike) -> Flat:
     return Flat(init, apply)
 
 
+def _dense(width: int, xavier: bool) -> nn.Dense:
+    start = nn.initializers.xavier_uniform() if xavier else nn.initializers.lecun_normal()
+    return nn.Dense(width, kernel_init=start)
+
+
 class _Hidden(nn.Module):
     widths: tuple[int, ...]
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x):
         """Apply the network."""
         for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.relu(_dense(width, self.xavier)(x))
         return x
 
 
@@ -69,12 +75,14 @@ class GaussianActor(nn.Module):
 
     actions: int
     widths: tuple[int, ...]
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, observation):
         """Apply the network."""
-        x = _Hidden(self.widths)(observation)
-        return nn.Dense(self.actions)(x), jnp.clip(nn.Dense(self.actions)(x), *_LOG_STD)
+        x = _Hidden(self.widths, self.xavier)(observation)
+        mean, log_std = (_dense(self.actions, self.xavier)(x) for _ in range(2))
+        return mean, jnp.clip(log_std, *_LOG_STD)
 
 
 class Actor(nn.Module):
@@ -94,23 +102,25 @@ class Critic(nn.Module):
     """Observation and action to a value."""
 
     widths: tuple[int, ...]
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, observation, action):
         """Apply the network."""
-        x = _Hidden(self.widths)(jnp.concatenate([observation, action], axis=-1))
-        return nn.Dense(1)(x)[..., 0]
+        x = _Hidden(self.widths, self.xavier)(jnp.concatenate([observation, action], axis=-1))
+        return _dense(1, self.xavier)(x)[..., 0]
 
 
 class TwinCritic(nn.Module):
     """Two critics of the same inputs; f32[..., 2]."""
 
     widths: tuple[int, ...]
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, observation, action):
         """Apply the network."""
-        values = [Critic(self.widths, name=f"critic_{i}")(observation, action) for i in range(2)]
+        values = [Critic(self.widths, self.xavier, name=f"critic_{i}")(observation, action) for i in range(2)]
         return jnp.stack(values, axis=-1)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import ceil_div, div
+from scall_jax.ops.sums import padded_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def pooled(frequency: jax.Array, active_mask: jax.Array, num_active: jax.Array, 
       groups: number of windows; static.
 
     Returns:
-      f32[groups]. Windows beyond the last entity are 0; so are all where all frequencies are equal.
+      f32[groups]. Windows beyond the last entity are 0; the others are 1 where all frequencies are equal, as published.
 
     >>> pooled(jnp.array([1, 5, 3, 0]), jnp.array([True, True, True, False]), jnp.int32(3), groups=2).tolist()
     [0.75, 0.0]
@@ -148,7 +149,8 @@ def pooled(frequency: jax.Array, active_mask: jax.Array, num_active: jax.Array, 
     exists = rank < num_active
     low = ordered[jnp.maximum(num_active - 1, 0)]
     span = (ordered[0] - low).astype(jnp.float32)
-    scaled = jnp.where(exists & (span > 0), (ordered - low) / jnp.maximum(span, 1.0), 0.0)
+    scaled = jnp.where(span > 0, (ordered - low) / jnp.maximum(span, 1.0), 1.0)
+    scaled = jnp.where(exists, scaled, 0.0)
     window = jnp.where(exists, div(rank, jnp.maximum(ceil_div(num_active, groups), 1)), groups)
     sums = jax.ops.segment_sum(scaled, window, groups + 1, indices_are_sorted=True)
     counts = jax.ops.segment_sum(exists.astype(jnp.float32), window, groups + 1, indices_are_sorted=True)
@@ -174,8 +176,8 @@ def gini(frequency: jax.Array, active_mask: jax.Array, num_active: jax.Array) ->
     rank = jnp.arange(frequency.shape[0], dtype=jnp.float32)
     values = jnp.where(rank < num_active, ordered, 0).astype(jnp.float32)
     # The k-th largest of n values, counted from 0, has the weight n - 1 - 2 k.
-    weighted = (values * (num_active - 1 - 2 * rank)).sum()
-    total = values.sum()
+    weighted = padded_sum(values * (num_active - 1 - 2 * rank))
+    total = padded_sum(values)
     return jnp.where(total > 0, weighted / jnp.maximum(num_active * total, 1.0), 0.0)
 
 

@@ -102,6 +102,8 @@ class PolicyConfig:
     """sac: learn this weight, so that the entropy of actions in (-1, 1) tends to minus their number."""
     copy_target: bool = True
     """sac: the target critic starts as a copy of the critic; otherwise, as published, from weights of its own."""
+    xavier: bool = False
+    """sac: weights start uniform by the rule of Glorot and Bengio (2010), as published; otherwise normal by LeCun's."""
     replay: int = 1024
     """sac, ddpg: capacity of the replay buffer, in transitions."""
     batch: int = 32
@@ -115,6 +117,8 @@ class PolicyConfig:
     newer: bool = True
     """sac, ddpg: draw newer transitions more often, in proportion to their place in the order of arrival; otherwise
     uniformly."""
+    distinct: bool = False
+    """sac: the transitions of an update are distinct, as published; otherwise they are drawn with replacement."""
     noise: str = "gaussian"
     """ddpg: noise for exploration, gaussian or ou (Ornstein-Uhlenbeck)."""
     noise_std: float = 0.3
@@ -156,6 +160,8 @@ class PolicyConfig:
         for name in ("exploration", "curvature"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"policy {name}={getattr(self, name)}: must not be negative")
+        if self.distinct and self.batch > self.replay:
+            raise ValueError(f"policy batch={self.batch}: at most replay={self.replay} transitions are distinct")
         if self.noise not in ("gaussian", "ou"):
             raise ValueError(f"policy noise={self.noise!r}: choose gaussian or ou")
 
@@ -172,6 +178,8 @@ class PolicyConfig:
             gamma=0.99,
             tau=0.005,
             copy_target=False,
+            xavier=True,
+            distinct=True,
             replay=2048,
             batch=8,
             first_batch=1,

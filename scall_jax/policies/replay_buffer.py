@@ -86,6 +86,36 @@ def draw(replay: Replay, key: jax.Array, count: int, newer: bool) -> Transition:
     u = jax.random.uniform(key, (count,))
     # If newer, this is the inverse of P(place < i) = i (i + 1) / (n (n + 1)).
     place = jnp.ceil((jnp.sqrt(1 + 4 * u * filled * (filled + 1)) - 1) / 2) - 1 if newer else jnp.floor(u * filled)
-    place = jnp.clip(place, 0, filled - 1).astype(jnp.int32)
+    return _at(replay, jnp.clip(place, 0, filled - 1).astype(jnp.int32))
+
+
+def draw_distinct(replay: Replay, key: jax.Array, count: int, newer: bool) -> Transition:
+    """Draw transitions one after the other without replacement.
+
+    They are those with the largest log weights plus Gumbel noise, whose order is that of such draws.
+
+    Args:
+      replay: of C transitions, not empty.
+      key: typed PRNG key.
+      count: K, at most C; static.
+      newer: with weights in proportion to the order of arrival, so that newer ones are likelier; otherwise equal ones.
+        Static.
+
+    Returns:
+      K transitions, in the order drawn. Where the buffer has fewer, those beyond its number mean nothing.
+
+    >>> new = Transition(jnp.ones((2, 1)), jnp.ones((2, 1)), jnp.array([1.0, 2.0]), jnp.ones((2, 1)))
+    >>> sorted(draw_distinct(add(empty(2, 1, 1), new), jax.random.key(0), 2, newer=True).reward.tolist())
+    [1.0, 2.0]
+    """
+    chex.assert_rank(replay.inserted, 0)
+    place = jnp.arange(replay.transitions.reward.shape[0], dtype=jnp.int32)
+    weight = jnp.log1p(place.astype(jnp.float32)) if newer else jnp.zeros(place.shape)
+    weight = jnp.where(place < replay.count, weight + jax.random.gumbel(key, place.shape), -jnp.inf)
+    return _at(replay, jax.lax.top_k(weight, count)[1])
+
+
+def _at(replay: Replay, place: jax.Array) -> Transition:
+    """The transitions at places i32[K] in the order of arrival, counted from the oldest one in the buffer."""
     at = rem(replay.inserted - replay.count + place, replay.transitions.reward.shape[0])
     return jax.tree.map(lambda rows: take(rows, at), replay.transitions)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.policies import replay_buffer
 from scall_jax.policies.networks import Flat, GaussianActor, TwinCritic, decayed_adam, flat, squash
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
@@ -75,8 +76,8 @@ def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Poli
     agent = _Sac(
         config,
         actions,
-        actor=flat(GaussianActor(actions, config.widths), observation),
-        critic=flat(TwinCritic(config.widths), observation, action),
+        actor=flat(GaussianActor(actions, config.widths, config.xavier), observation),
+        critic=flat(TwinCritic(config.widths, config.xavier), observation, action),
         actor_adam=decayed_adam(config.actor_rate, config.weight_decay, config.clip),
         critic_adam=decayed_adam(config.critic_rate, config.weight_decay),
         entropy_adam=optax.adam(config.actor_rate),
@@ -97,7 +98,7 @@ def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Poli
 
         def once(i, carry):
             state, key = carry
-            return _update_once(agent, state, jax.random.fold_in(key, i)), key
+            return _update_once(agent, state, derive(key, Purpose.UPDATE_STEP, i)), key
 
         return jax.lax.fori_loop(0, config.updates * new.reward.shape[0], once, (state, key))[0]
 
@@ -106,9 +107,8 @@ def sac(config: PolicyConfig, observation_length: int, actions: int = 3) -> Poli
 
 def _init(agent: _Sac, key: jax.Array, observation_length: int) -> SacState:
     config = agent.config
-    actor_key, critic_key, target_key = jax.random.split(key, 3)
-    actor, critic = agent.actor.init(actor_key), agent.critic.init(critic_key)
-    target = critic if config.copy_target else agent.critic.init(target_key)
+    actor, critic = agent.actor.init(derive(key, Purpose.ACTOR)), agent.critic.init(derive(key, Purpose.CRITIC))
+    target = critic if config.copy_target else agent.critic.init(derive(key, Purpose.TARGET))
     log_entropy = jnp.log(jnp.float32(config.entropy))
     return SacState(
         actor=actor,
@@ -135,12 +135,17 @@ def _update_once(agent: _Sac, state: SacState, key: jax.Array) -> SacState:
 
 def _draw(agent: _Sac, state: SacState, key: jax.Array) -> _Batch:
     config = agent.config
-    draw_key, *noise_keys = jax.random.split(key, 3)
-    normal = jax.vmap(lambda k: jax.random.normal(k, (config.batch, agent.actions)))
-    noise_t, noise_tm1 = normal(jnp.stack(noise_keys))
-    transitions = replay_buffer.draw(state.replay, draw_key, config.batch, config.newer)
+    shape = (config.batch, agent.actions)
+    noise_t = jax.random.normal(derive(key, Purpose.NEXT_ACTION_NOISE), shape)
+    noise_tm1 = jax.random.normal(derive(key, Purpose.ACTION_NOISE), shape)
+    draw_key = derive(key, Purpose.REPLAY_DRAW)
     few = state.replay.count <= config.full_batch_after
     used = jnp.where(few, min(config.first_batch, config.batch), config.batch)
+    if config.distinct:
+        transitions = replay_buffer.draw_distinct(state.replay, draw_key, config.batch, config.newer)
+        used = jnp.minimum(used, state.replay.count)
+    else:
+        transitions = replay_buffer.draw(state.replay, draw_key, config.batch, config.newer)
     weight = (jnp.arange(config.batch) < used) / used
     return _Batch(transitions, weight, noise_tm1, noise_t)
 

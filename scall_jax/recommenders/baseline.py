@@ -90,5 +90,8 @@ class Baseline(NamedTuple):
     """Metrics on a part of a segment."""
     exporter: Callable[[int, int], Exporter]
     """(capacity of users, capacity of items) -> how to write and read what is stored."""
+    serves_by: Callable[[tuple[int, int], int], dict[str, int]]
+    """(known users and items, bytes of the compact graph) -> what it answers a request from beside what it stores, with
+    its bytes; the cheapest of several ways counts."""
     describe: Callable[[Any], dict[str, Any]]
     """stored -> entries that a line of metrics has beside the usual ones."""

@@ -129,7 +129,7 @@ def _export(stored: Ease, plan, known: tuple[int, int]) -> dict[str, np.ndarray]
     del plan
     return {
         "parameters": np.asarray(stored.weights)[: known[1], : known[1]],
-        "metadata_ridge": np.asarray(stored.ridge),
+        "parameters_ridge": np.asarray(stored.ridge),
     }
 
 
@@ -140,7 +140,7 @@ def _exporter(users: int, items: int) -> Exporter:
             raise ValueError(f"weights of shape {written.shape} for {known[1]} items of {items}: another stream's?")
         weights = np.zeros((items, items), np.float32)
         weights[: known[1], : known[1]] = written
-        return Ease(jnp.asarray(weights), jnp.asarray(exported["metadata_ridge"], jnp.float32)), ()
+        return Ease(jnp.asarray(weights), jnp.asarray(exported["parameters_ridge"], jnp.float32)), ()
 
     return Exporter(_export, restore)
 
@@ -155,6 +155,8 @@ EASE = Baseline(
     fit=_fit,
     rank=_rank,
     exporter=_exporter,
+    # A user's scores are sums over the user's items.
+    serves_by=lambda known, graph_bytes: {"graph": graph_bytes},
     describe=_describe,
 )
 """EASE with its ridge chosen on valid, learned afresh in every segment from all interactions before the cut."""

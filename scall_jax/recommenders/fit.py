@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from scall_jax import evaluation
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.graph import with_chunks
 from scall_jax.recommenders.lightgcn import LightGcn, embed
@@ -25,7 +26,7 @@ from scall_jax.recommenders.train_step import (
 )
 from scall_jax.streams import RaggedItems, Segment, sides
 from scall_jax.tables.storage import Storage, StorageLayout
-from scall_jax.tables.table import Params, nbytes
+from scall_jax.tables.table import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,17 +184,19 @@ def from_buffer(storage: Storage, params: Params) -> Params:
     return params if storage.table is None else storage.table.from_buffer(params)
 
 
-def training_bytes(storage: Storage, params: Params) -> int:
-    """Bytes in use while training.
+def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:
+    """What training holds from step to step, as copies of the parameters.
 
     Args:
       storage: of the parameters.
       params: from `to_buffer`.
+      keeps_best: the best parameters so far are kept.
 
     Returns:
-      Bytes of the parameters, their best so far, the two moments of Adam, and, where there is no table, a gradient.
+      The parameters, their best so far, the two moments of Adam, and, where there is no table, a gradient: as many
+      times the parameters. What lives within a step alone, as embeddings do, is not among them.
     """
-    return (4 if storage.table is not None else 5) * nbytes(params)
+    return (params,) * (3 + keeps_best + (storage.table is None))
 
 
 def evaluate_params(
@@ -382,7 +385,7 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
 
     def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
         step = carry.start + i
-        key = jax.random.fold_in(data.key, step)
+        key = derive(data.key, Purpose.TRAINING_STEP, step)
         made = trainer.step(key, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
         bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
         return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)

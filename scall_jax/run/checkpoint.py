@@ -1,7 +1,6 @@
 """Checkpoints after each segment: the exported storage, the planner's memory, and the key of the run."""
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,11 @@ import orbax.checkpoint as ocp
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout on disk; a checkpoint of another version is refused."""
 
 _PENDING = ".pending"
 _TABLE, _POLICY = "table", "policy"
-_NAME = re.compile(r"segment-(\d+)")
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -75,26 +73,20 @@ def _from_leaves(path: Path, template: Any, stored: Mapping[str, Any]) -> Any:
 
 
 def publish(path: Path) -> None:
-    """Move a pending checkpoint to its final place atomically, and delete older checkpoints.
+    """Move a pending checkpoint to its final place atomically.
 
     Args:
       path: what `save` returned.
+
+    Raises:
+      ValueError: there is something in that place, which the run did not write.
     """
-    folder = path.parent.parent
-    place = folder / path.name
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(path, place)
-    for other in finished(folder):
-        if folder / f"segment-{other:04d}" != place:
-            shutil.rmtree(folder / f"segment-{other:04d}")
-
-
-def finished(folder: Path) -> list[int]:
-    """Numbers of the segments with a complete checkpoint in `folder`, ascending."""
-    if not folder.is_dir():
-        return []
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in matches if match)
+    place = path.parent.parent / path.name
+    try:
+        os.replace(path, place)
+        path.parent.rmdir()
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written ({error.strerror}): choose another folder") from None
 
 
 def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) -> RunState:

@@ -8,8 +8,10 @@ import jax
 
 from scall_jax.ops.backend import by_backend
 from scall_jax.run.process_memory import trim_heap
+from scall_jax.streams import machine_bytes
 
 _CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+_SHARE = 0.9  # of the machine's memory that a program may need; the process itself takes some
 
 
 def jit(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> jax.stages.Wrapped:
@@ -38,6 +40,9 @@ def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, .
 
     Returns:
       The program for arguments of these shapes.
+
+    Raises:
+      ValueError: it needs more memory than there is.
     """
 
     # Wrap in a fresh function: JAX caches traces per function object and frees them with it.
@@ -50,7 +55,33 @@ def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, .
     program = lowered.compile()
     del lowered, fresh
     trim_heap()
+    _check_program(program)
     return program
+
+
+def _check_program(program: jax.stages.Compiled) -> None:
+    sizes = program.memory_analysis()
+    if sizes is not None:  # None where the backend does not say.
+        needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+        check_memory(needed - sizes.alias_size_in_bytes, "a program of this run")
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse arrays before they are made, if they take more memory than the device or the machine has.
+
+    Args:
+      needed: bytes.
+      what: needs them, in words.
+
+    Raises:
+      ValueError: they do.
+    """
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or (machine_bytes() or 0) * _SHARE
+    if 0 < limit < needed:
+        raise ValueError(
+            f"{what} needs {needed / 1e9:,.1f} GB of memory, and there are {limit / 1e9:,.1f} GB: lower sizes.maximum, "
+            "the largest size, or fit.batch, or take fewer users and items (cut.k_core, cut.max_segments)"
+        )
 
 
 @functools.cache

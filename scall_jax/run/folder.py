@@ -1,9 +1,12 @@
-"""The folder of a run: what is written to it, how a run is continued from it, and how it is removed."""
+"""The folder of a run: what is written to it, how a run is continued from it, and how it is removed.
+
+`manifest` lists every file with a hash and `lock` keeps other processes out: a folder that someone touched is refused
+with the file's name.
+"""
 
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import numpy as np
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping
 from scall_jax.methods.state import RunState
-from scall_jax.run import checkpoint
+from scall_jax.run import checkpoint, manifest
+from scall_jax.run.lock import NAME as LOCK
+from scall_jax.run.lock import locked
+from scall_jax.run.manifest import GROWING, Manifest
 from scall_jax.run.step import Record
 from scall_jax.streams import Segment, Stream, sides
 
-_FILES = ("summary.json", "metrics.jsonl", "quality.png", "sizes.png", "memory.png", "histories.png")
-_FOLDERS = ("checkpoints", "sizes", "users")
+_CONFIG = "config.json"
 
 
 def store_segment(
@@ -40,11 +45,13 @@ def store_segment(
       segment: the data.
     """
     users, _ = sides(segment)
-    known = np.asarray(state.known)
+    known, name, before = np.asarray(state.known), f"segment-{line['segment']:04d}", manifest.read(folder)
+    manifest.refuse_links(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/.pending/{name}"])
+    manifest.write(folder, before._replace(obsolete={}, writing=name))
     sizes, frequency = books.sizes(state.plan), np.asarray(segment.frequency)
     (folder / "sizes").mkdir(exist_ok=True)
     np.savez_compressed(
-        folder / "sizes" / f"segment-{line['segment']:04d}.npz",
+        folder / "sizes" / f"{name}.npz",
         users=sizes[: known[0]],
         items=sizes[users : users + known[1]],
         shared=sizes[-2:],
@@ -54,12 +61,18 @@ def store_segment(
     count = int(segment.test.count)
     tested, metrics = np.asarray(segment.test.users)[:count], np.asarray(record.test.by_user)[:count]
     store_user_metrics(folder, line["segment"], tested, metrics)
-    # The checkpoint is published last, so that a segment that it calls finished has its line and its sizes.
     path = checkpoint.save(folder / "checkpoints", line["segment"], state, books.exporter)
     line["disk_bytes"] = checkpoint.table_bytes(path)
     line["policy_disk_bytes"] = checkpoint.policy_bytes(path)
-    append_line(folder / "metrics.jsonl", line)
+    append_line(folder / GROWING, line)
     checkpoint.publish(path)
+    # A segment is finished when the manifest says so. The checkpoint before it stays until then.
+    written = manifest.entries(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/{name}"])
+    kept = {file: entry for file, entry in before.files.items() if file.startswith((_CONFIG, "sizes/", "users/"))}
+    # The last checkpoint, and a summary, which a run that goes on has no longer.
+    obsolete = {file: entry for file, entry in before.files.items() if file not in {*kept, *written}}
+    manifest.write(folder, Manifest(kept | written, obsolete, None))
+    manifest.delete(folder, obsolete)
 
 
 def store_user_metrics(folder: Path, segment: int, users: np.ndarray, metrics: np.ndarray) -> None:
@@ -87,7 +100,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
       The lines of metrics of the segments that are finished; none for a new run.
 
     Raises:
-      ValueError: the folder holds another run, or has lost lines of metrics.
+      ValueError: the folder holds another run, or a file of it is not what the run wrote; the message names the file.
     """
     identity = {
         "config": dataclasses.asdict(config),
@@ -97,10 +110,10 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         "device": jax.devices()[0].device_kind,
     }
     identity = json.loads(json.dumps(identity))
-    path = folder / "config.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(identity, indent=2) + "\n")
+    path = folder / _CONFIG
+    manifest.refuse_links(folder, [_CONFIG, manifest.NAME])
+    if not path.exists() or not any(file.name not in (_CONFIG, LOCK) for file in folder.iterdir()):
+        start(folder, identity)
     other = read_identity(path)
     # The same rows may have been read from another path.
     other["stream"]["source"] = stream.source
@@ -111,17 +124,54 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     return _finished_lines(folder)
 
 
+def start(folder: Path, identity: dict[str, Any]) -> None:
+    """Make a run folder without segments.
+
+    Args:
+      folder: created where it does not exist.
+      identity: the content of config.json, with the keys that `read_identity` names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write_durably(folder / _CONFIG, json.dumps(identity, indent=2) + "\n")
+    manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [_CONFIG])))
+
+
 def _finished_lines(folder: Path) -> list[dict[str, Any]]:
-    """Lines up to the last checkpoint; later ones, of a segment whose checkpoint was not published, are deleted."""
-    done = checkpoint.finished(folder / "checkpoints")
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if done and line["segment"] <= done[-1]]
-    if done and [line["segment"] for line in lines] != list(range(done[-1] + 1)):
+    """Lines of the finished segments; what is left of a segment that was being written is deleted."""
+    found = manifest.check(folder)
+    if found.writing is not None:
+        manifest.delete(folder, manifest.left_over(folder, found.writing))
+    manifest.delete(folder, found.obsolete)
+    growing = folder / GROWING
+    if growing.exists():
+        os.truncate(growing, found.files[GROWING].nbytes if GROWING in found.files else 0)
+    lines = read_lines(growing)
+    checkpoints = {file.split("/")[1] for file in found.files if file.startswith("checkpoints/")}
+    if checkpoints != ({f"segment-{len(lines) - 1:04d}"} if lines else set()):
         raise ValueError(
-            f"{folder}: metrics.jsonl has {len(lines)} of the {done[-1] + 1} segments of the checkpoint: "
-            "make the run anew in another folder, or delete this one"
+            f"{growing} has {len(lines)} segments and the checkpoint is {', '.join(sorted(checkpoints)) or 'missing'}: "
+            "make the run anew in another folder"
         )
-    write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    if found.writing is not None or found.obsolete:
+        manifest.write(folder, found._replace(writing=None, obsolete={}))
     return lines
+
+
+def finish(folder: Path, *names: str) -> None:
+    """List files that belong to a run beside those of its segments, such as its summary.
+
+    Args:
+      folder: of a run.
+      names: paths in it; those that do not exist are left out.
+
+    Raises:
+      ValueError: a path is a link, or the folder has no manifest.
+    """
+    with locked(folder):
+        found = manifest.read(folder)
+        manifest.refuse_links(folder, names)
+        written = manifest.entries(folder, [name for name in names if (folder / name).exists()])
+        manifest.write(folder, found._replace(files=found.files | written))
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -170,14 +220,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Returns:
       The complete lines; a last line that was cut off while it was written is left out.
+
+    Raises:
+      ValueError: another line is no JSON, or a byte is not UTF-8; the message names the file and the place.
     """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8: {_DAMAGED}") from None
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
         try:
-            lines.append(json.loads(text))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            if not text.endswith("\n") and number == text.count("\n") + 1:
+                break
+            raise ValueError(f"{path}: line {number} is no JSON: {_DAMAGED}") from None
     return lines
+
+
+_DAMAGED = "restore the file, or make the run anew in another folder"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -188,10 +252,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Delete what a run wrote to its folder, and nothing else."""
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
-    (folder / "config.json").unlink(missing_ok=True)
+    """Delete what a run wrote to its folder, and nothing else.
+
+    Args:
+      folder: of a run; without config and manifest nothing is deleted.
+
+    Raises:
+      ValueError: the folder has no manifest of this version, or a link leads out of it, or another process writes to
+        it; nothing has been deleted then.
+    """
+    if not (folder / _CONFIG).exists() and not (folder / manifest.NAME).exists():
+        return
+    with locked(folder):
+        found = manifest.read(folder)
+        left_over = [] if found.writing is None else manifest.left_over(folder, found.writing)
+        names = [name for name in (*found.files, *found.obsolete, *left_over) if name != _CONFIG]
+        manifest.delete(folder, [*names, *([GROWING] if found.writing else [])])
+        # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
+        manifest.delete(folder, [_CONFIG, manifest.NAME])
+    (folder / LOCK).unlink(missing_ok=True)

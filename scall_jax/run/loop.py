@@ -1,5 +1,6 @@
 """A run on the host, segment by segment, with a run folder that can be continued."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, compilation, process_memory, records
 from scall_jax.run.folder import open_folder, store_segment
+from scall_jax.run.lock import locked
 from scall_jax.run.phases import CompiledPhases
-from scall_jax.run.step import Record, make_run
+from scall_jax.run.step import Record, Run, make_run
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
 
@@ -45,11 +47,24 @@ def run_segments(
       The lines of `metrics.jsonl`, one per segment; `records.summarise` averages them.
 
     Raises:
-      ValueError: a non-finite loss, or a folder of another run.
+      ValueError: a non-finite loss, or a folder that holds another run, that someone has touched, or that another
+        process writes.
     """
     folder = None if folder is None else Path(folder)
-    run = make_run(config, progress, on_probes, method)
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        run = make_run(config, progress, on_probes, method)
+        return _run_segments(run, config, stream, key, folder, on_compiled, on_segment)
 
+
+def _run_segments(
+    run: Run,
+    config: Config,
+    stream: Stream,
+    key: jax.Array,
+    folder: Path | None,
+    on_compiled: Callable[[], object] | None,
+    on_segment: Callable[[dict[str, Any]], object] | None,
+) -> list[dict[str, Any]]:
     def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
 
@@ -59,15 +74,18 @@ def run_segments(
     if len(lines) == len(stream):
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
-    phases = CompiledPhases(run, shapes, stream.segment(len(lines)), on_compiled)
+    segment = stream.segment(len(lines))
+    phases = CompiledPhases(run, shapes, segment, on_compiled)
+    training = books.training_bytes(shapes, segment, phases.params)
+    del segment
     state = _first_state(init, key, on_compiled)
     if folder is not None and lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         process_memory.trim_heap()
-        state, line, record = _one_segment(phases, books, state, segment)
-        line |= _account(books, state, line, stream)
+        state, line, record = _one_segment(phases, state, segment)
+        line |= {"bytes_training": training} | _account(books, state, line, stream)
         if folder is not None:
             store_segment(folder, books, state, line, record, segment)
         lines.append(line)
@@ -91,16 +109,13 @@ def _first_state(
     return state
 
 
-def _one_segment(
-    phases: CompiledPhases, books: Bookkeeping, state: RunState, segment: Segment
-) -> tuple[RunState, dict[str, Any], Record]:
+def _one_segment(phases: CompiledPhases, state: RunState, segment: Segment) -> tuple[RunState, dict[str, Any], Record]:
     state, record = phases.run_segment(state, segment)
     records.check(record)
     seconds = phases.seconds
     line = records.as_dict(record) | {
-        "table_bytes": nbytes(state.params),
+        "bytes_resident": nbytes(state.params),
         "disk_bytes": None,
-        "bytes_training": books.training_bytes(phases.params),
         "policy_bytes": nbytes(state.planner),
         "seconds_fit": seconds["fit"],
         "seconds_evaluate": seconds["evaluate"],
@@ -113,16 +128,19 @@ def _one_segment(
 
 
 def _account(books: Bookkeeping, state: RunState, line: dict[str, Any], stream: Stream) -> dict[str, Any]:
-    """Bytes that serving needs, by charge, counted from the exported arrays, and the bytes that the budget allows."""
+    """Bytes of table and serving, counted from the exported arrays, and the bytes that the budget allows."""
     t = line["segment"]
     users, items = np.asarray(state.known).tolist()
     exported = books.exporter.export(state.params, state.plan, (users, items))
     charges = tables.charged(exported)
     charges["metadata"] += books.side_bytes((users, items))
+    ways, at_rest = books.serves_by(state.plan, (users, items), stream.graph_bytes(t)), sum(charges.values())
     account = {
         "budget_bytes": books.budget_bytes(t, (users, items)),
-        **{f"bytes_{name}": value for name, value in charges.items()},
-        "bytes_at_rest": sum(charges.values()),
+        **{f"bytes_{name}": value for name, value in (charges | ways).items()},
+        "bytes_table": charges["parameters"] + charges["codes"],
+        "bytes_at_rest": at_rest,
+        "bytes_serving": at_rest + min(ways.values(), default=0),
         "bytes_replay": stream.replay_bytes(t),
     }
     return account | books.describe(state.params)

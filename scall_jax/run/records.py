@@ -1,6 +1,6 @@
 """Records of a run as plain dictionaries, JSON lines and polars frames, their checks, and their summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -11,7 +11,7 @@ import polars as pl
 from scall_jax.evaluation.ranking import CUTOFFS, STRATA, Metrics
 from scall_jax.run.step import Record
 from scall_jax.sizes.budget import Budget
-from scall_jax.streams import POPULARITY
+from scall_jax.streams import POPULARITY, Segment
 
 VOLATILE = (
     "seconds_fit",
@@ -27,13 +27,18 @@ VOLATILE = (
 which vary by a few bytes of bookkeeping. On one machine all other keys are reproduced bit for bit."""
 
 ACCOUNT = (
-    "table_bytes",
+    "bytes_resident",
     "policy_bytes",
     "budget_bytes",
+    "bytes_table",
+    "bytes_serving",
     "bytes_parameters",
     "bytes_codes",
     "bytes_metadata",
     "bytes_at_rest",
+    "bytes_graph",
+    "bytes_final_vectors",
+    "bytes_counts",
     "bytes_replay",
     "bytes_training",
 )
@@ -62,8 +67,7 @@ def as_dict(record: Record) -> dict[str, Any]:
         "new_users": int(record.new_users),
         "new_items": int(record.new_items),
         "interactions": int(record.interactions),
-        "dropped_valid_rows": int(record.dropped[0]),
-        "dropped_test_rows": int(record.dropped[1]),
+        **rows_of(record),
         "budget_parameters": int(record.budget),
         "allocated_parameters": int(record.allocated),
         "entities_without_parameters": int(record.without),
@@ -78,6 +82,39 @@ def as_dict(record: Record) -> dict[str, Any]:
     if record.action.any() or record.search.count > 0:
         line |= _search(record)
     return line
+
+
+def rows_of(counted: Record | Segment) -> dict[str, int]:
+    """The keys of a line that count the rows of a segment's held-out parts.
+
+    Args:
+      counted: record of one segment, or the segment.
+
+    Returns:
+      For valid and test the rows (`test_rows`), and of these the ones that no metric counts: `unknown_test_rows`, whose
+      user or item is not known at the cut, and `seen_test_rows`, whose pair is known already.
+    """
+    chex.assert_shape([counted.held_out, counted.unknown, counted.seen], (2,))
+    return {
+        f"{prefix}{part}_rows": int(counts[number])
+        for number, part in enumerate(("valid", "test"))
+        for prefix, counts in (("", counted.held_out), ("unknown_", counted.unknown), ("seen_", counted.seen))
+    }
+
+
+def paid_bytes(line: Mapping[str, Any], charge: str) -> int:
+    """Bytes of a segment that the budget pays for.
+
+    Args:
+      line: of metrics, with the keys of `ACCOUNT`.
+      charge: as `Config.charge`.
+
+    Returns:
+      At most the line's `budget_bytes`, for methods that have a budget.
+    """
+    if charge == "replay":
+        return line["bytes_at_rest"] + line["bytes_replay"]
+    return line[{"table": "bytes_table", "stored": "bytes_at_rest", "serving": "bytes_serving"}[charge]]
 
 
 def frame(record: Record, budgets: Sequence[Budget]) -> pl.DataFrame:
@@ -137,7 +174,7 @@ def metrics_of(part: str, metrics: Metrics) -> dict[str, float]:
       metrics: of the part.
 
     Returns:
-      Users, Recall@K and NDCG@K by stratum of users, and coverage@K; K in `CUTOFFS`.
+      Users, Recall@K and NDCG@K by stratum of users, coverage@K and the number of candidates; K in `CUTOFFS`.
     """
     chex.assert_shape([metrics.recall, metrics.ndcg], (len(STRATA), len(CUTOFFS)))
     line: dict[str, float] = {}
@@ -147,7 +184,8 @@ def metrics_of(part: str, metrics: Metrics) -> dict[str, float]:
         for k, cutoff in enumerate(CUTOFFS):
             line[f"{part}{infix}_recall@{cutoff}"] = _number(metrics.recall[s, k])
             line[f"{part}{infix}_ndcg@{cutoff}"] = _number(metrics.ndcg[s, k])
-    return line | {f"{part}_coverage@{cutoff}": _number(metrics.coverage[k]) for k, cutoff in enumerate(CUTOFFS)}
+    line |= {f"{part}_coverage@{cutoff}": _number(metrics.coverage[k]) for k, cutoff in enumerate(CUTOFFS)}
+    return line | {f"{part}_candidates": int(metrics.candidates)}
 
 
 def _number(value: Any) -> float:
@@ -209,7 +247,8 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
       A dictionary with `mean_` and `pooled_` Recall@20 and NDCG@20 of valid and test (None where no segment counts),
-      the number of segments and of those that count, seconds by phase, and peak memory in bytes.
+      the number of segments and of those that count, the test users of the latter, the share of their test rows that no
+      metric counts (`rows_of`; None for lines that do not say), seconds by phase, and peak memory in bytes.
 
     >>> zero = {f"{part}_{name}": 0 for part in ("valid", "test") for name in ("users", "recall@20", "ndcg@20")}
     >>> rows = [(0, 30, 0.9), (1, 20, 0.1), (2, 60, 0.3)]
@@ -218,8 +257,15 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
     >>> summary["averaged_segments"], summary["mean_test_recall@20"], summary["pooled_test_recall@20"]
     (2, 0.2, 0.25)
     """
-    later = [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
-    summary: dict[str, Any] = {"segments": len(lines), "averaged_segments": len(later)}
+    later = averaged(lines)
+    users = [line["test_users"] for line in later]
+    summary: dict[str, Any] = {
+        "segments": len(lines),
+        "averaged_segments": len(later),
+        "least_test_users": min(users, default=None),
+        "most_test_users": max(users, default=None),
+        "dropped_share": _dropped_share(later),
+    }
     for part in ("valid", "test"):
         counted = [line for line in later if line[f"{part}_users"] > 0]
         weights = np.array([line[f"{part}_users"] for line in counted], np.float64)
@@ -232,3 +278,15 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
         summary[name] = sum(line.get(name, 0.0) for line in lines)
     summary["peak_rss_bytes"] = max((line.get("peak_rss_bytes", 0) for line in lines), default=0)
     return summary
+
+
+def averaged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that count in means over segments: after the first, with at least `LEAST_USERS` test users."""
+    return [line for line in lines if line["segment"] > 0 and line["test_users"] >= LEAST_USERS]
+
+
+def _dropped_share(lines: list[dict[str, Any]]) -> float | None:
+    if not lines or any("test_rows" not in line for line in lines):
+        return None
+    dropped = sum(line["unknown_test_rows"] + line["seen_test_rows"] for line in lines)
+    return dropped / sum(line["test_rows"] for line in lines)

@@ -28,7 +28,9 @@ class Record(NamedTuple):
     new_users: jax.Array  # i32[], users that the segment brought
     new_items: jax.Array  # i32[], items that the segment brought
     interactions: jax.Array  # i32[], rows of the segment, all parts
-    dropped: jax.Array  # i32[2], rows of valid and of test whose user or item is not known at the cut
+    held_out: jax.Array  # i32[2], rows of valid and of test
+    unknown: jax.Array  # i32[2], of these, rows whose user or item is not known at the cut
+    seen: jax.Array  # i32[2], of these, rows of pairs that are known at the cut already
     budget: jax.Array  # i32[], budget units of the storage that are allowed; of the packed table: parameters
     allocated: jax.Array  # i32[], budget units that the plan spends, shared vectors included
     without: jax.Array  # i32[], entities without parameters of their own
@@ -159,7 +161,9 @@ def _evaluate(
         new_users=segment.users - segment.users_before,
         new_items=segment.items - segment.items_before,
         interactions=segment.interactions,
-        dropped=segment.dropped,
+        held_out=segment.held_out,
+        unknown=segment.unknown,
+        seen=segment.seen,
         budget=state.totals[segment.index],
         allocated=ranked.allocated,
         without=(exists & (prepared.sizes[:-2] == 0)).sum(),

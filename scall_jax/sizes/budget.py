@@ -65,7 +65,15 @@ class Budget:
 
         Args:
           budgets: by segment; the last one holds for all later segments.
+
+        Raises:
+          ValueError: no budgets, or something among them that is none.
         """
+        for number, budget in enumerate(budgets):
+            if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(
+                    f"schedule, number {number}: {budget!r} is no budget: Budget.mean_size({budget!r}), for example"
+                )
         return cls(steps=tuple(budgets))
 
     def parameters(self, segment: int, entities: int) -> int:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.ops.sums import padded_sum
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.checks import DEVICE_LIMIT, check_arguments, is_traced
 from scall_jax.sizes.variates import log_gamma_variates, multinomial
@@ -78,11 +80,10 @@ def _sample(
     floor = num_active.astype(jnp.uint32) * np.uint32(minimum)
 
     def drawn() -> jax.Array:
-        dirichlet_key, multinomial_key = jax.random.split(key)
         expected = _normalised(shares, active_mask)
-        p = _dirichlet(dirichlet_key, expected, concentration, num_active, active_mask)
+        p = _dirichlet(derive(key, Purpose.DIRICHLET), expected, concentration, num_active, active_mask)
         left = (target - floor).astype(jnp.int32)
-        counts = _capped_multinomial(multinomial_key, left, p, active_mask, maximum - minimum)
+        counts = _capped_multinomial(key, left, p, active_mask, maximum - minimum)
         return jnp.where(active_mask, counts + minimum, 0)
 
     return jax.lax.cond(
@@ -97,7 +98,7 @@ def _normalised(weights: jax.Array, active_mask: jax.Array) -> jax.Array:
     weights = jnp.where(active_mask, weights, 0.0)
     # Divide by the largest weight first, so that the sum of tiny weights does not underflow.
     weights = weights / jnp.maximum(weights.max(), np.float32(1e-37))
-    total = weights.sum()
+    total = padded_sum(weights)
     uniform = active_mask / jnp.maximum(active_mask.sum(), 1)
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), uniform).astype(jnp.float32)
 
@@ -126,7 +127,7 @@ def _capped_multinomial(key: jax.Array, total: jax.Array, p: jax.Array, active_m
     def again(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         number, counts, excess = carry
         room = active_mask & (counts < cap)
-        drawn = multinomial(jax.random.fold_in(key, number), excess, _normalised(p, room))
+        drawn = multinomial(derive(key, Purpose.MULTINOMIAL, number), excess, _normalised(p, room))
         wanted = counts + drawn  # each is at most total <= 2^31 - 1
         # Rounding may make a running sum grow over entities that do not exist; what falls to them is drawn again too.
         kept = jnp.where(active_mask, jnp.minimum(wanted, cap), 0)

@@ -1,4 +1,4 @@
-"""Expected shares of a budget by rank: closed forms for the size distributions of SCALL and BET.
+"""Shares of a budget by rank: closed forms for the size distributions of SCALL and BET, and powers of a frequency.
 
 SCALL (arXiv 2407.15411, section on size sampling) draws n numbers from a distribution, sorts them in descending order,
 divides by their sum, and averages 100 such draws. This module computes the expected order statistics divided by their
@@ -15,12 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-from scall_jax.sizes.checks import is_traced
+from scall_jax.ops.sums import padded_sum
+from scall_jax.sizes.checks import LEAST_SHARE, is_traced
 
 FAMILIES = ("powerlaw", "pareto", "truncnorm", "truncexp", "lognormal")
 """Names of the distributions that `expected_shares` knows."""
 
+MOST_POWER = 64.0
+"""Largest power of `power_shares`."""
+
 _SHIFT = 8  # factors of the Gamma ratio taken exactly before its asymptotic expansion
+_HEADROOM = 4  # powers of two above the share of the largest size, beyond which shares need not be told apart
 
 
 def expected_shares(family: str, shape: chex.Numeric, n: chex.Numeric, capacity: int | None = None) -> jax.Array:
@@ -58,9 +63,79 @@ def expected_shares(family: str, shape: chex.Numeric, n: chex.Numeric, capacity:
     # The running minimum undoes what rounding may do to the order.
     raw = jax.lax.cummin(jnp.where(active_mask, raw, jnp.inf))
     raw = jnp.where(active_mask, raw, 0.0)
-    total = raw.sum()
+    total = padded_sum(raw)
     uniform = jnp.where(active_mask, 1.0 / count, 0.0)
     return jnp.where(total > 0, raw / jnp.where(total > 0, total, 1.0), uniform)
+
+
+def power_shares(
+    frequency: jax.Array,
+    power: float,
+    total: chex.Numeric,
+    bounds: tuple[int, int],
+    num_active: chex.Numeric | None = None,
+) -> jax.Array:
+    """Shares proportional to frequency^power, for `allocate` with the same total and bounds.
+
+    At large powers shares lie hundreds of powers of two apart, which float32 cannot hold, while the entities whose
+    sizes lie between the bounds are always within a few of each other. So logarithms are taken relative to an entity
+    at the largest size, and shares far above it, which get the largest size in any case, are all made equal.
+
+    Args:
+      frequency: i32[n] >= 0, descending.
+      power: 0 to `MOST_POWER`; static.
+      total: i32[], parameters that the shares are for.
+      bounds: static (minimum, maximum) of a size, in parameters.
+      num_active: i32[], entities that exist, the first ones; None for all.
+
+    Returns:
+      f32[n], descending and finite, 0 where the frequency is 0; equal frequencies have equal shares.
+
+    Raises:
+      ValueError: the power is out of its range.
+
+    >>> power_shares(jnp.array([8, 4, 4, 0]), 2.0, jnp.int32(10), (1, 8)).tolist()
+    [1.0, 0.25, 0.25, 0.0]
+    """
+    if not 0 <= power <= MOST_POWER:
+        raise ValueError(f"power={power}: must lie between 0 and {MOST_POWER:g}")
+    chex.assert_rank([frequency, total], [1, 0])
+    chex.assert_type([frequency, total], int)
+    positive = frequency > 0
+    top = jnp.maximum(frequency.max(), 1).astype(jnp.float32)
+    exponent = power * jnp.log2(jnp.maximum(frequency, 1).astype(jnp.float32) / top)
+    # The running minimum undoes what rounding may do to the order.
+    exponent = jax.lax.cummin(jnp.where(positive, exponent, -jnp.inf))
+    least = jnp.where(positive, exponent, 0.0).min()
+    active_mask = jnp.arange(frequency.shape[0]) < (frequency.shape[0] if num_active is None else num_active)
+
+    def at_maximum():
+        return _exponent_at_maximum(exponent, least, jnp.asarray(total), bounds, active_mask)
+
+    # `allocate` tells shares apart that are at most LEAST_SHARE of the largest.
+    pivot = jax.lax.cond(least >= 1 + np.log2(LEAST_SHARE), lambda: jnp.int32(-_HEADROOM), at_maximum)
+    return jnp.exp2(jnp.minimum(exponent - pivot, _HEADROOM) - _HEADROOM)
+
+
+def _exponent_at_maximum(
+    exponent: jax.Array, least: jax.Array, total: jax.Array, bounds: tuple[int, int], active_mask: jax.Array
+) -> jax.Array:
+    """The least exponent that gets the largest size, i32[], rounded up: found by bisection, with integer sums."""
+    minimum, maximum = bounds
+
+    def fits(pivot: jax.Array) -> jax.Array:
+        real = maximum * jnp.exp2(jnp.minimum(exponent - pivot, 0.0))
+        own = jnp.where(active_mask, jnp.maximum(real.astype(jnp.uint32), minimum), 0).astype(jnp.uint32)
+        return own.sum() <= total.astype(jnp.uint32)
+
+    def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = low + (high - low) // 2
+        fitting = fits(middle)
+        return jnp.where(fitting, low, middle + 1), jnp.where(fitting, middle, high)
+
+    ends = jnp.floor(least).astype(jnp.int32), jnp.int32(np.ceil(np.log2(maximum)) + 1)
+    return jax.lax.while_loop(lambda bracket: bracket[0] < bracket[1], halve, ends)[1]
 
 
 def _check(family: str, shape: chex.Numeric, n: chex.Numeric, capacity: int | None) -> int:

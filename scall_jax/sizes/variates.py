@@ -14,6 +14,7 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from scall_jax.ops.bisection import first_false
+from scall_jax.ops.keys import Purpose, derive
 
 _MARGIN = 4.0  # standard deviations by which the Poisson total stays below the multinomial's
 _INVERSION = 12.0  # Poisson means up to here are inverted, larger ones drawn by rejection
@@ -39,21 +40,19 @@ def log_gamma_variates(key: jax.Array, shape: jax.Array) -> jax.Array:
     boosted = jnp.where(shape < 1, shape + 1, shape)
     d = boosted - 1 / 3
     c = 1 / jnp.sqrt(9 * d)
-    boost_key, loop_key = jax.random.split(key)
 
     def again(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         number, pending, log = carry
-        normal_key, uniform_key = jax.random.split(jax.random.fold_in(loop_key, number))
-        x = jax.random.normal(normal_key, shape.shape)
+        x = jax.random.normal(derive(key, Purpose.GAMMA_NORMAL, number), shape.shape)
         root = 1 + c * x
         v = jnp.where(root > 0, root, 1.0) ** 3
-        u = jax.random.uniform(uniform_key, shape.shape, minval=np.float32(1e-38))
+        u = jax.random.uniform(derive(key, Purpose.GAMMA_ACCEPT, number), shape.shape, minval=np.float32(1e-38))
         accepted = (root > 0) & (jnp.log(u) < 0.5 * x * x + d * (1 - v + jnp.log(v)))
         return number + 1, pending & ~accepted, jnp.where(pending, jnp.log(d) + jnp.log(v), log)
 
     start = (jnp.int32(0), jnp.ones(shape.shape, bool), jnp.zeros(shape.shape))
     _, _, log = jax.lax.while_loop(lambda carry: carry[1].any(), again, start)
-    u = jax.random.uniform(boost_key, shape.shape, minval=np.float32(1e-38))
+    u = jax.random.uniform(derive(key, Purpose.GAMMA_BOOST), shape.shape, minval=np.float32(1e-38))
     return jnp.where(shape < 1, log + jnp.log(u) / shape, log)
 
 
@@ -74,20 +73,19 @@ def multinomial(key: jax.Array, total: jax.Array, p: jax.Array) -> jax.Array:
     """
     chex.assert_rank([total, p], [0, 1])
     chex.assert_type([total, p], [jnp.int32, jnp.float32])
-    poisson_key, single_key = jax.random.split(key)
     real = total.astype(jnp.float32)
     mean = jnp.maximum(real - _MARGIN * jnp.sqrt(real) - 1, 0.0) * p
 
     def again(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
         number, _ = carry
-        return number + 1, poisson(jax.random.fold_in(poisson_key, number), mean)
+        return number + 1, poisson(derive(key, Purpose.POISSON, number), mean)
 
     def too_many(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
         # Refusal depends on the sum alone, so the counts stay multinomial given the sum.
         return carry[1].sum() > total
 
     counts = jax.lax.while_loop(too_many, again, again((jnp.int32(0), None)))[1]
-    return _single_draws(single_key, counts, total - counts.sum(), p)
+    return _single_draws(key, counts, total - counts.sum(), p)
 
 
 def poisson(key: jax.Array, mean: jax.Array) -> jax.Array:
@@ -104,10 +102,9 @@ def poisson(key: jax.Array, mean: jax.Array) -> jax.Array:
       i32[n].
     """
     chex.assert_type(mean, jnp.float32)
-    inversion_key, rejection_key = jax.random.split(key)
     small = mean < _INVERSION
-    by_inversion = _poisson_inversion(inversion_key, jnp.where(small, mean, 0.0))
-    by_rejection = _poisson_rejection(rejection_key, jnp.where(small, _INVERSION, mean), ~small)
+    by_inversion = _poisson_inversion(derive(key, Purpose.POISSON_INVERSION), jnp.where(small, mean, 0.0))
+    by_rejection = _poisson_rejection(key, jnp.where(small, _INVERSION, mean), ~small)
     return jnp.where(small, by_inversion, by_rejection)
 
 
@@ -143,9 +140,8 @@ def _poisson_rejection(key: jax.Array, mean: jax.Array, wanted: jax.Array) -> ja
 
     def again(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         number, pending, count = carry
-        u_key, v_key = jax.random.split(jax.random.fold_in(key, number))
-        u = jax.random.uniform(u_key, mean.shape) - 0.5
-        v = jax.random.uniform(v_key, mean.shape, minval=np.float32(1e-38))
+        u = jax.random.uniform(derive(key, Purpose.POISSON_PROPOSAL, number), mean.shape) - 0.5
+        v = jax.random.uniform(derive(key, Purpose.POISSON_ACCEPT, number), mean.shape, minval=np.float32(1e-38))
         us = jnp.maximum(0.5 - jnp.abs(u), 1e-7)
         k = jnp.floor((2 * a / us + b) * u + mean + 0.43)
         quick = (us >= 0.07) & (v <= v_r)
@@ -180,19 +176,19 @@ def _deviance_series(x: jax.Array) -> jax.Array:
 def _single_draws(key: jax.Array, counts: jax.Array, missing: jax.Array, p: jax.Array) -> jax.Array:
     """Counts with `missing` single draws added; two uniform numbers find a chunk of entries, then an entry in it."""
     n = p.shape[0]
-    chunk = min(_CHUNK, n)
-    padded = jnp.pad(p, (0, -n % chunk)).reshape(-1, chunk)
+    # Chunks of fixed length that are added up one after another, so that entries of 0 at the end change no draw.
+    padded = jnp.pad(p, (0, -n % _CHUNK)).reshape(-1, _CHUNK)
     within = jnp.cumsum(padded, axis=1)
-    across = jnp.cumsum(within[:, -1])
+    _, across = jax.lax.scan(lambda total, x: (total + x, total + x), jnp.float32(0), within[:, -1])
 
     def draw(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         number, counts = carry
-        u = jax.random.uniform(jax.random.fold_in(key, number), (2, _DRAWS))
+        u = jax.random.uniform(derive(key, Purpose.SINGLE_DRAW, number), (2, _DRAWS))
         at_chunk = jnp.searchsorted(across, u[0] * across[-1], side="right")
         at_chunk = jnp.minimum(at_chunk, across.shape[0] - 1)
         place = _search_rows(within, at_chunk, u[1] * within[at_chunk, -1])
         wanted = number * _DRAWS + jnp.arange(_DRAWS, dtype=jnp.int32) < missing
-        at = jnp.where(wanted, at_chunk.astype(jnp.int32) * chunk + place, n)
+        at = jnp.where(wanted, at_chunk.astype(jnp.int32) * _CHUNK + place, n)
         return number + 1, counts.at[at].add(1, mode="drop")
 
     return jax.lax.while_loop(lambda c: c[0] * _DRAWS < missing, draw, (jnp.int32(0), counts))[1]

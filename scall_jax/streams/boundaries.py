@@ -9,6 +9,7 @@ import polars as pl
 
 from scall_jax.streams.stream import Bounds
 from scall_jax.streams.times import milliseconds
+from scall_jax.streams.wording import option
 
 _NEW_ENTITIES = 15000  # the number in the SCALL paper
 
@@ -29,13 +30,13 @@ def edges_by_time(time: np.ndarray, at: Sequence[Any], source: str) -> list[int]
     def refuse(bad: pl.Series, problem: str) -> None:
         bad = bad.fill_null(True)
         if bad.any():
-            raise ValueError(f"at: {values[bad.arg_true()[0]]!r} {problem}")
+            raise ValueError(f"{option('at')}: {values[bad.arg_true()[0]]!r} {problem}")
 
     starts = milliseconds(values, "auto", refuse)
     first, last = time[[0, -1]]
     if not ((starts > first) & (starts <= last)).all():
         shown = " to ".join(str(np.datetime64(int(x), "ms")) for x in (first, last))
-        raise ValueError(f"at={list(at)}: a time lies outside {source}, which goes from {shown}")
+        raise ValueError(f"{option('at')}={list(at)}: a time lies outside {source}, which goes from {shown}")
     inner = np.searchsorted(time, starts, side="left")
     return sorted({0, len(time), *inner.tolist()})
 
@@ -52,7 +53,7 @@ def edges_of_equal_parts(rows: int, segments: int, source: str) -> list[int]:
       ValueError: fewer rows than segments, or no segment.
     """
     if not 1 <= segments <= rows:
-        raise ValueError(f"{source}: {rows} rows do not make {segments} segments")
+        raise ValueError(f"{source}: {rows} rows do not make {option('segments')}={segments} segments")
     return np.linspace(0, rows, segments + 1).astype(int).tolist()
 
 
@@ -70,7 +71,7 @@ def edges_by_arrivals(user: np.ndarray, item: np.ndarray, new_entities: int | No
     """
     limit = _NEW_ENTITIES if new_entities is None else new_entities
     if limit < 2:
-        raise ValueError(f"new_entities={limit}: must be at least 2, a user and an item")
+        raise ValueError(f"{option('new_entities')}={limit}: must be at least 2, a user and an item")
     known = np.maximum.accumulate(user) + np.maximum.accumulate(item) + 2  # entities known after each row
     edges, before = [0], 0
     while True:
@@ -85,7 +86,12 @@ def edges_by_arrivals(user: np.ndarray, item: np.ndarray, new_entities: int | No
 
 
 def parts_of_segments(
-    edges: list[int], time: np.ndarray, split: tuple[float, float, float], align: bool, source: str
+    edges: list[int],
+    time: np.ndarray,
+    split: tuple[float, float, float],
+    align: bool,
+    source: str,
+    in_front: Sequence[int] | None = None,
 ) -> tuple[Bounds, ...]:
     """Training, validation and test part of each segment.
 
@@ -95,23 +101,26 @@ def parts_of_segments(
       split: parts of train, valid and test, which add up to 1.
       align: move boundaries back so that no two rows of equal time lie on both sides, unless that would empty a part.
       source: name used in messages.
+      in_front: for each segment replayed rows that are put in front of its own before both are split; none by default.
 
     Raises:
       ValueError: a split that makes no sense, or a segment with too few rows.
     """
-    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6 or split[0] == 0 or split[2] == 0:
+    # A comparison with NaN is false, so what must hold is asked for.
+    if not (len(split) == 3 and min(split) >= 0 and abs(sum(split) - 1) <= 1e-6 and split[0] > 0 and split[2] > 0):
         raise ValueError(f"split={split}: three parts that add up to 1, train and test above 0")
     bounds: list[Bounds] = []
     for t, (start, end) in enumerate(itertools.pairwise(edges)):
-        length = end - start
-        part = Bounds(start, start + round(split[0] * length), start + round((split[0] + split[1]) * length), end)
+        length, replayed = end - start, in_front[t] if in_front else 0
+        train, valid = (round(part * (replayed + length)) - replayed for part in (split[0], split[0] + split[1]))
+        part = Bounds(start, start + train, start + valid, end)
         if align and start < part.train <= part.valid < end:
             part = _aligned(time, part)
         ordered = start < part.train < end and part.train <= part.valid < end
         if not ordered or (split[1] > 0 and part.train == part.valid):
             raise ValueError(
-                f"{source}: segment {t} has {length} rows, too few for train, valid and test parts:"
-                " the stream is too short to cut, use fewer segments or a larger new_entities"
+                f"{source}: segment {t} has {length} rows, too few for train, valid and test parts: the stream is too "
+                f"short to cut so, use fewer segments ({option('segments')}) or a larger {option('new_entities')}"
             )
         bounds.append(part)
     return tuple(bounds)

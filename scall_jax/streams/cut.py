@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from scall_jax.streams import boundaries, row_order
 from scall_jax.streams.interactions import Interactions
+from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.replay import draw_replay
 from scall_jax.streams.stream import Stream
+from scall_jax.streams.wording import option
 
 _PUBLISHED_SPLIT = (0.8, 0.0, 0.2)
 
@@ -38,7 +38,9 @@ def cut(
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
       split: parts of train, valid and test. A boundary moves back to the first row of its timestamp, so that no rows of
         equal time lie on both sides (the rows of an invoice have one time), unless that would empty a part.
-      published: the protocol of the SCALL code: 80/0/20 by rows, valid is test, replayed rows are replayed again.
+      published: the protocol of the SCALL code: replayed rows are put in front of the segment's, and the first 80% of
+        both are trained on, so that the test part is more than 20% of the segment's own rows; valid is test; replayed
+        rows are replayed again.
       replay: rows of earlier segments trained on again, as a part of the segment's training rows; drawn without
         replacement from the rows of users in the training part.
       k_core: keep only users and items with at least this many rows, repeatedly. This looks at the whole file, so the
@@ -54,6 +56,9 @@ def cut(
     Raises:
       ValueError: contradictory rules, a value out of its range, times outside the stream, or a stream too short to cut.
 
+    Warns:
+      DataWarning: times that hardly order the rows, while `shuffle_ties` is off.
+
     >>> import jax
     >>> from scall_jax import streams
     >>> rows = streams.synthetic(jax.random.key(0), users=100, items=50, interactions=1000)
@@ -62,16 +67,20 @@ def cut(
     (4, Bounds(start=250, train=425, valid=450, end=500))
     """
     if max_segments is not None and max_segments < 1:
-        raise ValueError(f"max_segments={max_segments}: at least 1, or None for all")
+        raise ValueError(f"{option('max_segments')}={max_segments}: at least 1, or None for all")
     if seed < 0:
         raise ValueError(f"seed={seed}: must not be negative")
-    rng = np.random.default_rng(seed)
+    if published and replay >= 4:
+        reason = f"below 4 with {option('published')}, where replayed rows are among the 80% trained on"
+        raise ValueError(f"{option('replay')}={replay}: {reason}")
     rows = row_order.k_core(interactions, k_core) if k_core else interactions
-    rows = row_order.in_order(rows, shuffle_ties, rng)
+    rows = row_order.in_order(rows, generator(seed, Choice.TIES) if shuffle_ties else None)
+    if not shuffle_ties:
+        row_order.warn_of_ties(rows)
     user, user_ids = row_order.by_appearance(rows.user, rows.user_ids)
     item, item_ids = row_order.by_appearance(rows.item, rows.item_ids)
     if sum(rule is not None for rule in (new_entities, segments, at)) > 1:
-        raise ValueError("give one of new_entities, segments and at")
+        raise ValueError(f"give one of {option('new_entities')}, {option('segments')} and {option('at')}")
     if at is not None:
         edges = boundaries.edges_by_time(rows.time, at, rows.source)
     elif segments is not None:
@@ -81,6 +90,11 @@ def cut(
     edges = edges[: None if max_segments is None else max_segments + 1]
     split = _PUBLISHED_SPLIT if published else split
     bounds = boundaries.parts_of_segments(edges, rows.time, split, align=not published, source=rows.source)
+    replayed = draw_replay(user, bounds, replay, published, seed)
+    if published:
+        # What is replayed depends on whole segments there, so that it is known before these are split.
+        in_front = [len(drawn) for drawn in replayed]
+        bounds = boundaries.parts_of_segments(edges, rows.time, split, False, rows.source, in_front)
     return Stream(
         user=user,
         item=item,
@@ -88,8 +102,9 @@ def cut(
         user_ids=user_ids,
         item_ids=item_ids,
         bounds=bounds,
-        replay=draw_replay(user, bounds, replay, published, rng),
+        replay=replayed,
         select_on_test=split[1] == 0,
         seed=seed,
         source=rows.source,
+        notes=rows.notes,
     )

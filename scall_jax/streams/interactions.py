@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax.streams.ids import encode
+from scall_jax.streams.times import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,16 @@ class Interactions:
     """Raw item ids by code."""
     source: str
     """Name used in messages."""
+    notes: tuple[str, ...] = ()
+    """What reading a file took for granted, such as columns without a header, in words."""
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def __repr__(self) -> str:
+        span = f", {shown(self.time.min())} to {shown(self.time.max())}" if len(self) else ""
+        sizes = f"{len(self):,} rows, {len(self.user_ids):,} users, {len(self.item_ids):,} items"
+        return "\n".join([f"Interactions({self.source}: {sizes}{span})", *self.notes])
 
     def take(self, rows: np.ndarray) -> "Interactions":
         """Some of the rows, with unchanged vocabularies.

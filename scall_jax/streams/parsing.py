@@ -1,148 +1,292 @@
-"""Files to data frames: decompression, separated text, JSON lines and Parquet."""
+"""Files to data frames, a block of rows at a time: separated text, JSON lines and Parquet."""
 
-import gzip
+import csv
 import io
+import itertools
 import json
-import zlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from scall_jax.streams.formats import FORMATS, HEADERLESS, has_header, known_names, recognise
+from scall_jax.streams import sources
+from scall_jax.streams.formats import HEADERLESS, Layout, is_known, recognise
+from scall_jax.streams.options import ReadOptions
+
+_SAMPLE_BYTES, _SAMPLE_LINES = 2**16, 100  # by which a layout is recognised
+_SUBSTITUTES = b"\x1f\x1e\x1d\x1c\x01\x02\x03\x04"
+_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+# A number with an exponent, or with a fraction and about as many digits as a float holds.
+_INEXACT = re.compile(rb"[:\s]-?(?=[\d.]{16})\d+\.\d|[:\s]-?\d[\d.]*[eE][+-]?\d")
 
 
-class Content(NamedTuple):
-    """A file's content."""
+class Table(NamedTuple):
+    """A file whose columns are known and whose rows have not been read yet."""
 
-    frame: pl.DataFrame
-    """Its columns; of JSON lines only those that are asked for or known."""
+    names: tuple[str, ...]
+    """Names of all columns; of JSON lines those of the first records, the known ones first."""
     first_row: int
     """Number of the line with the first record, from 1."""
-    names: list[str]
-    """Names of all columns."""
+    notes: tuple[str, ...]
+    """What was guessed, in words."""
+    bare_quotes: bool
+    """Whether quotes around a field are still there."""
+    shown: tuple[str, ...]
+    """Names of all columns without a header, each with its first value; empty where names are the file's own."""
+    frames: Callable[[Mapping[str, str]], Iterator[pl.DataFrame]]
+    """frames(columns) reads the rows in blocks; columns holds the name of a column by role, and so do the frames."""
+    rows: int | None = None
+    """Number of rows, where the file says so."""
 
 
-def parse(path: Path, format: str, requested: list[str]) -> Content:
-    """Read a file.
+class Reading(NamedTuple):
+    """How to go through a file."""
+
+    options: ReadOptions
+    """What the caller says about it."""
+    block: int
+    """Bytes of text that are read at once."""
+    on_read: Callable[[int], object]
+    """Called with the number of bytes of the file that have been read so far."""
+
+
+def open_table(path: Path, reading: Reading) -> Table:
+    """Recognise a file.
 
     Args:
-      path: the file, gzipped or not.
-      format: one of `FORMATS`.
-      requested: column names that the caller asks for.
+      path: the file.
+      reading: how to go through it.
 
     Returns:
-      At least one record, with columns of text unless the file has types.
+      A table whose frames have columns of text unless the file has types.
 
     Raises:
-      ValueError: unknown format; missing, empty, truncated or unreadable file; rows with differing numbers of fields.
+      ValueError: here or while the frames are read: an empty, truncated or unreadable file; rows with differing numbers
+        of fields.
     """
-    if format not in FORMATS:
-        raise ValueError(f"{path}: unknown format {format!r}: choose one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if not magic:
+    magic, options = sources.first_bytes(path), reading.options
+    if options.format == "parquet" or (options.format == "auto" and magic.startswith(b"PAR1")):
+        return _parquet(path, reading)
+    pieces = sources.pieces(path, options.encoding, reading.block, reading.on_read)
+    first = next(pieces, b"").lstrip(b"\r\n")
+    sources.check_text(path, first, 1, whole=False)
+    if not first.strip():
         raise ValueError(f"{path}: the file is empty")
-    if format == "parquet" or (format == "auto" and magic == b"PAR1"):
-        frame = _parquet(path)
-        return Content(frame, 1, frame.columns)
-    data = _gunzip(path) if magic[:2] == b"\x1f\x8b" else path.read_bytes()
-    # Drop the byte order mark, and blank last lines, which are no rows.
-    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-    if not data.strip():
-        raise ValueError(f"{path}: the file is empty")
-    format = recognise(data) if format == "auto" else format
-    if format == "jsonl":
-        return _json_lines(path, data, requested)
-    header = format in ("csv", "tsv") and has_header(data, "," if format == "csv" else "\t", requested)
-    frame = _separated(path, data, format, header)
-    if frame.height == 0:
-        raise ValueError(f"{path}: no rows after the header")
-    return Content(frame, 2 if header else 1, frame.columns)
-
-
-def _parquet(path: Path) -> pl.DataFrame:
+    sample = first[:_SAMPLE_BYTES].rstrip(b"\r\n").decode(errors="replace").split("\n")
+    lines = [line.rstrip("\r") for line in (sample[:-1] if len(first) > _SAMPLE_BYTES and sample[1:] else sample)]
     try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
-    if frame.height == 0:
-        raise ValueError(f"{path}: the file has no rows")
-    return frame
+        layout = recognise(lines[:_SAMPLE_LINES], options.format, options.separator, options.requested)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    blocks = sources.whole_rows(path, itertools.chain([first], pieces), layout.quoted)
+    if layout.format == "jsonl":
+        return _json_lines(path, blocks, first, options)
+    return _separated(path, blocks, layout, lines)
 
 
-def _gunzip(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: truncated or damaged gzip file: {error}") from error
-
-
-def _separated(path: Path, data: bytes, format: str, header: bool) -> pl.DataFrame:
-    separator = "," if format == "csv" else "\t"
-    if format == "movielens-dat":
-        data = data.replace(b"::", b"\t")
-    names = HEADERLESS.get(format)
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(data),
-            has_header=header,
-            separator=separator,
-            infer_schema=False,
-            quote_char='"' if format == "csv" else None,
+def _separated(path: Path, blocks: Iterator[bytes], layout: Layout, lines: list[str]) -> Table:
+    names = layout.names
+    expected = HEADERLESS.get(layout.format, ())
+    values = lines[0].split(layout.separator)
+    if len(values) < len(expected):
+        raise ValueError(
+            f"{path}, row 1: {len(values)} field(s) where {layout.format} has {len(expected)} ({', '.join(expected)})"
         )
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}, {_ragged_row(data, separator)}: {_summary(error)}") from error
-    if names is not None:
-        if frame.width < len(names):
-            raise ValueError(
-                f"{path}, row 1: {frame.width} field(s) where {format} has {len(names)} ({', '.join(names)})"
-            )
-    elif not header:
-        names = [f"column_{number}" for number in range(1, frame.width + 1)]
-    return frame.rename(dict(zip(frame.columns, names or [], strict=False)))
+
+    def frames(columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+        places = {role: names.index(name) for role, name in columns.items()}
+        row, header = 1, layout.header
+        for block in blocks:
+            if header:
+                block, header, row = block[block.find(b"\n") + 1 :] if b"\n" in block else b"", False, 2
+            if block:
+                frame = _parsed(path, block, layout.separator, len(names), row)
+                yield frame.select(pl.nth(place).alias(role) for role, place in places.items())
+                row += frame.height
+        if row == 2 and layout.header:
+            raise ValueError(f"{path}: no rows after the header")
+
+    numbered = not layout.header and not expected
+    shown = tuple(f"{name} ({value[:30]!r})" for name, value in zip(names, values, strict=False)) if numbered else ()
+    return Table(names, 2 if layout.header else 1, layout.notes, not layout.quoted, shown, frames)
 
 
-def _ragged_row(data: bytes, separator: str) -> str:
-    """Describe the first line whose number of separators differs from the first line's."""
-    lines = data.split(b"\n")
-    expected = lines[0].count(separator.encode())
-    for number, line in enumerate(lines, 1):
-        if line and line.count(separator.encode()) != expected:
-            text = line[:60].decode(errors="replace")
-            return f"row {number}: {text!r} has another number of fields than row 1 (mixed delimiters?)"
-    return "unreadable table"
-
-
-def _json_lines(path: Path, data: bytes, requested: list[str]) -> Content:
-    """Columns that are asked for or known, as text, because types in JSON may change from line to line."""
-    first = data.lstrip().split(b"\n", 1)[0]
-    wanted = dict.fromkeys(known_names(requested), pl.String)
+def _parsed(path: Path, block: bytes, separator: str, width: int, row: int) -> pl.DataFrame:
+    """All columns of some rows of separated text, as text."""
+    data, sign = block, separator.encode()
+    if separator == " " and b'"' not in data and re.search(rb"  |^ | \r?$", data, re.MULTILINE):
+        data = re.sub(rb"^ +| +(?=\r?$)", b"", re.sub(rb" +", b" ", data), flags=re.MULTILINE)
+    if len(sign) > 1:
+        sign = next((bytes([code]) for code in _SUBSTITUTES if code not in data), b"")
+        if not sign:
+            raise ValueError(f"{path}, rows from {row} on: control characters of all kinds, no text")
+        data = data.replace(separator.encode(), sign)
+    if data.startswith(b"x"):
+        data = b"\xef\xbb\xbf" + data  # Text that starts with x^ would be taken for compressed data.
+    quoted = separator not in ("\t", "::")
     try:
-        frame = pl.read_ndjson(io.BytesIO(data), schema=wanted)
-        others = [name for name in json.loads(first) if name not in wanted]
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        row = _bad_json_row(data)
-        problem = f", row {row}: not a JSON object per line" if row else ": unreadable JSON lines"
-        raise ValueError(f"{path}{problem}: {_summary(error)}") from error
-    frame = frame.select(name for name in wanted if frame[name].null_count() < frame.height)
-    return Content(frame, 1, frame.columns + others)
+        return pl.read_csv(
+            io.BytesIO(data),
+            has_header=False,
+            separator=sign.decode(),
+            schema={f"column_{number}": pl.String for number in range(width)},
+            missing_columns="insert",  # A short first row is like any other short row.
+            quote_char='"' if quoted else None,
+        )
+    except _FAILURES as error:
+        raise ValueError(f"{path}, {_odd_row(block, separator, width, row, quoted)}: {_summary(error)}") from error
 
 
-def _bad_json_row(data: bytes) -> int | None:
-    """Number of the first line that is no JSON object; None if all are."""
-    for number, line in enumerate(data.split(b"\n"), 1):
+def _odd_row(block: bytes, separator: str, width: int, row: int, quoted: bool) -> str:
+    """Describe the first row with another number of fields than the first row of the file, or with odd quotes."""
+    lines = block.decode(errors="replace").split("\n")
+    fields: Iterator[list[str]] = (line.split(separator) for line in lines)
+    if quoted and len(separator) == 1:
+        fields = iter(csv.reader(lines, delimiter=separator, strict=True))
+    number = row - 1
+    try:
+        for number, found in enumerate(fields, row):
+            if len(found) > width:
+                text = separator.join(found)[:60]
+                return f"row {number}: {text!r} has another number of fields than row 1 (mixed delimiters?)"
+    except csv.Error as error:
+        return f"row {number + 1}: {error}"
+    for number, line in enumerate(lines, row):
+        if quoted and line.count('"') % 2:
+            return f"row {number}: {line[:60]!r} has a quote that is not closed"
+    return f"rows from {row} on: unreadable table"
+
+
+def _json_lines(path: Path, blocks: Iterator[bytes], first: bytes, options: ReadOptions) -> Table:
+    """JSON lines, read as text, because types in JSON may change from line to line."""
+    found: dict[str, bool] = {}
+    sample = list(filter(bytes.strip, first.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES]))
+    for row, line in enumerate(sample, 1):
         try:
-            if not isinstance(json.loads(line.strip() or b"{}"), dict):
-                return number
-        except ValueError:
-            return number
-    return None
+            record = _decoded(line)
+        except ValueError as error:
+            if found and row == len(sample) and not first.endswith(b"\n"):
+                break  # The line may be cut off; reading it will say what is wrong.
+            raise ValueError(f"{path}, row {row}: not a JSON object per line ({error})") from None
+        found |= {name: found.get(name, False) or value is not None for name, value in record.items()}
+    requested = [name for name in options.requested.values() if name is not None]
+    written = {name: json.dumps(name, ensure_ascii=False).encode() for name in requested}
+    found |= {name: True for name in requested if name in found or written[name] in first}
+    known = [name for name, filled in found.items() if filled and is_known(name, requested)]
+    others = [name for name in found if not is_known(name, requested)]
+
+    def frames(columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+        row = 1
+        for block in blocks:
+            frame = _json_block(path, block, columns, row)
+            yield frame.select(pl.col(name).alias(role) for role, name in columns.items())
+            row += frame.height
+
+    return Table((*known, *others), 1, (), False, (), frames)
 
 
-def _summary(error: Exception) -> str:
+def _json_block(path: Path, block: bytes, columns: Mapping[str, str], row: int) -> pl.DataFrame:
+    """The columns with a role of some lines of JSON."""
+    try:
+        frame = pl.read_ndjson(io.BytesIO(block), schema=dict.fromkeys(columns.values(), pl.String))
+    except _FAILURES as error:
+        raise ValueError(f"{path}{_bad_json_row(block, row)}: {_summary(error)}") from error
+    ids = [columns[role] for role in ("user", "item")]
+    odd = pl.any_horizontal(pl.col(name).str.contains("^\\s*[\\[{]|\\x00") for name in ids)
+    long = pl.any_horizontal(pl.col(name).str.contains(r"^-?[\d.]{16}|^-?\d[\d.]*[eE]") for name in ids)
+    suspects = odd | long if frame.select(long.any()).item() and _INEXACT.search(block) else odd
+    at = frame.select(suspects.fill_null(False).arg_true()).to_series().to_list()
+    return _as_written(path, block, frame, ids, at, row) if at else frame
+
+
+def _as_written(
+    path: Path, block: bytes, frame: pl.DataFrame, ids: list[str], at: list[int], row: int
+) -> pl.DataFrame:
+    """The frame with ids of some rows as the file writes them, where numbers may have lost digits."""
+    lines = [line for line in block.split(b"\n") if line.strip()]
+    texts = {name: frame[name].gather(at).to_list() for name in ids}
+    for place, number in enumerate(at):
+        record = _decoded(lines[number])
+        for name in ids:
+            value = record.get(name)
+            if isinstance(value, (list, dict)) or "\0" in (texts[name][place] or ""):
+                kind = {list: "a list", dict: "an object"}.get(type(value), "text with a NUL")
+                text = str(texts[name][place])[:60]
+                raise ValueError(f"{path}, row {row + number}, column {name!r}: {kind} cannot be an id: {text!r}")
+            if isinstance(value, _Number):
+                texts[name][place] = str(value)
+    return frame.with_columns(
+        frame[name].scatter(at, pl.Series(texts[name], dtype=pl.String)).alias(name) for name in dict.fromkeys(ids)
+    )
+
+
+class _Number(str):
+    """A number as JSON writes it."""
+
+
+def _decoded(line: str | bytes) -> dict[str, Any]:
+    """One line of JSON, its numbers as text.
+
+    Raises:
+      ValueError: no JSON, or no object.
+    """
+    try:
+        record = json.loads(line, parse_float=_Number, parse_int=_Number, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _bad_json_row(block: bytes, row: int) -> str:
+    """Describe the first line that is no JSON object."""
+    lines = [line for line in block.split(b"\n") if line.strip()]
+    for number, line in enumerate(lines, row):
+        try:
+            _decoded(line)
+        except ValueError as error:
+            return f", row {number}: not a JSON object per line ({error})"
+    return f", rows from {row} on: unreadable JSON lines"
+
+
+_PARQUET_ROWS = 2**20  # rows that are read at once
+
+
+def _parquet(path: Path, reading: Reading) -> Table:
+    # An absolute path without globs or partitions: a path is a path.
+    lazy = _readable(path, lambda: pl.scan_parquet(path.absolute(), glob=False, hive_partitioning=False))
+    names = tuple(_readable(path, lambda: lazy.collect_schema().names()))
+    rows = _readable(path, lambda: lazy.select(pl.len()).collect().item())
+    if rows == 0:
+        raise ValueError(f"{path}: the file has no rows")
+
+    def frames(columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+        chosen = lazy.select(pl.col(name).alias(role) for role, name in columns.items())
+        size = path.stat().st_size
+        for start in range(0, rows, _PARQUET_ROWS):
+            frame = _readable(path, lambda start=start: chosen.slice(start, _PARQUET_ROWS).collect())
+            if frame.height != min(_PARQUET_ROWS, rows - start):
+                raise ValueError(f"{path}: not a readable Parquet file: rows are missing from row {start + 1} on")
+            reading.on_read(size * (start + frame.height) // rows)
+            yield frame
+
+    return Table(names, 1, (), False, (), frames, rows)
+
+
+def _readable(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except _FAILURES as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {_summary(error)}") from error
+
+
+def _summary(error: BaseException) -> str:
     """First line of an error's text."""
     return str(error).strip().split("\n", 1)[0]

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.stream import Bounds
+from scall_jax.streams.wording import option
 
 
 def draw_replay(
-    user: np.ndarray, bounds: tuple[Bounds, ...], part: float, compounding: bool, rng: np.random.Generator
+    user: np.ndarray, bounds: tuple[Bounds, ...], part: float, compounding: bool, seed: int
 ) -> tuple[np.ndarray, ...]:
     """Rows of earlier segments for each segment, drawn without replacement.
 
@@ -16,7 +18,7 @@ def draw_replay(
       part: replayed rows as a part of the segment's training rows.
       compounding: the protocol of the SCALL code. Users and rows of whole segments count, not of training parts alone,
         and rows that were replayed may be replayed again as often.
-      rng: source of the draws.
+      seed: of the draws.
 
     Returns:
       Ascending i64[...] for each segment: rows of users who appear in its training part.
@@ -25,16 +27,16 @@ def draw_replay(
       ValueError: a part that is negative or infinite.
     """
     if not 0 <= part < float("inf"):
-        raise ValueError(f"replay={part}: must be finite and not negative")
+        raise ValueError(f"{option('replay')}={part}: must be finite and not negative")
     drawn: list[np.ndarray] = []
     pool = np.empty(0, np.int64)
-    for b in bounds:
+    for t, b in enumerate(bounds):
         end = b.end if compounding else b.train
         current = np.zeros(int(user.max()) + 1, bool)
         current[user[b.start : end]] = True
         candidates = pool[current[user[pool]]] if part else pool[:0]
         count = min(len(candidates), int(part * (end - b.start)))
-        chosen = rng.choice(candidates, count, replace=False) if count else candidates[:0]
+        chosen = generator(seed, Choice.REPLAY, t).choice(candidates, count, replace=False) if count else candidates[:0]
         drawn.append(np.sort(chosen))
         pool = np.concatenate([pool, np.arange(b.start, b.end), *([drawn[-1]] if compounding else [])])
     return tuple(drawn)

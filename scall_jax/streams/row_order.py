@@ -1,9 +1,14 @@
 """Rows before they are cut: which are kept, in which order, and ids by first appearance."""
 
+import warnings
+
 import numpy as np
 import polars as pl
 
 from scall_jax.streams.interactions import Interactions
+from scall_jax.streams.wording import DataWarning, option
+
+_DAY = 86_400_000
 
 
 def k_core(rows: Interactions, k: int) -> Interactions:
@@ -22,22 +27,45 @@ def k_core(rows: Interactions, k: int) -> Interactions:
         if keep.all():
             return rows
         rows = rows.take(keep)
-    raise ValueError(f"{rows.source}: nothing is left of the {k}-core: lower k_core")
+    raise ValueError(f"{rows.source}: nothing is left of the {k}-core: lower {option('k_core')}")
 
 
-def in_order(rows: Interactions, shuffle_ties: bool, rng: np.random.Generator) -> Interactions:
+def in_order(rows: Interactions, ties: np.random.Generator | None = None) -> Interactions:
     """Rows sorted by time.
 
     Args:
       rows: interactions in source order.
-      shuffle_ties: order rows of equal time at random instead of in source order.
-      rng: source of that order.
+      ties: source of a random order of rows of equal time; None for the source's order.
     """
-    if shuffle_ties:
-        return rows.take(np.lexsort((rng.permutation(len(rows)), rows.time)))
-    if (rows.time[1:] >= rows.time[:-1]).all():
+    if not (rows.time[1:] >= rows.time[:-1]).all():
+        rows = rows.take(np.argsort(rows.time, kind="stable"))
+    if ties is None:
         return rows
-    return rows.take(np.argsort(rows.time, kind="stable"))
+    # Each row of the sorted stream draws a number of its own, which no later row changes.
+    return rows.take(np.lexsort((ties.random(len(rows)), rows.time)))
+
+
+def warn_of_ties(rows: Interactions) -> None:
+    """Warn where times hardly order the rows, so that the order of the source decides what is later.
+
+    Args:
+      rows: sorted by time.
+
+    Warns:
+      DataWarning: all rows are at one time, or times are whole days with several rows on each.
+    """
+    if len(rows) < 2:
+        return
+    first, last, way = int(rows.time[0]), int(rows.time[-1]), f"{option('shuffle_ties')} orders them at random"
+    if first == last:
+        text = f"all {len(rows):,} rows are at one time, so that their order is that of the source: {way}"
+        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=3)
+        return
+    granular = all(not ((rows.time[part] - first) % _DAY).any() for part in (slice(1000), slice(None)))
+    days = int((np.diff(rows.time) > 0).sum()) + 1 if granular else len(rows)
+    if 2 * days <= len(rows):
+        text = f"times are whole days, with {len(rows) / days:,.1f} rows on each, whose order is that of the source: {way}"
+        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=3)
 
 
 def by_appearance(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -49,7 +49,9 @@ class Segment(NamedTuple):
     positives: RaggedItems  # the segment's training part and replayed rows
     valid: RaggedItems  # relevant items by user: known at the cut and not among the user's training items
     test: RaggedItems  # as `valid`
-    dropped: jax.Array  # i32[2], rows of valid and test whose user or item is not known at the cut
+    held_out: jax.Array  # i32[2], rows of valid and test
+    unknown: jax.Array  # i32[2], of these, rows whose user or item is not known at the cut
+    seen: jax.Array  # i32[2], of these, rows of pairs that are known at the cut already
     frequency: jax.Array  # i32[N], rows of the training part and of the replay
     total: jax.Array  # i32[N], rows before the cut
     recency: jax.Array  # i32[N], 1 + position of the last row before the cut, 0 if there is none
@@ -179,6 +181,44 @@ def make_graph(
         values[part] = scale[user[by_user[part]]] * scale[indices[part]]
         values[other] = scale[item[by_item[part]] + users] * scale[indices[other]]
     return Graph(host_leaf(indptr), host_leaf(indices), host_leaf(values))
+
+
+def compact_graph(graph: Graph, users: int, known: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The smallest plain arrays that a graph can be restored from: each pair once, users' rows of ascending items.
+
+    The other half follows by symmetry, and the normalisation from the degrees.
+
+    Args:
+      graph: of the users and items that are known.
+      users: capacity of the users' side.
+      known: known users and items.
+
+    Returns:
+      `offsets` u32[known users + 1], where each user's items begin, and the end; `items` [pairs], their numbers within
+      the items' side, in the smallest unsigned integers that hold the largest.
+
+    >>> graph = Graph(np.array([0, 2, 3, 4, 6]), np.array([2, 3, 3, 0, 0, 1]), np.ones(6))
+    >>> compact = compact_graph(graph, users=2, known=(2, 2))
+    >>> compact["offsets"].tolist(), compact["items"].tolist(), compact["items"].dtype.name
+    ([0, 2, 3], [0, 1, 1], 'uint8')
+    """
+    chex.assert_rank([graph.indptr, graph.indices], 1)
+    offsets = np.asarray(graph.indptr)[: known[0] + 1].astype(np.uint32)
+    items = np.asarray(graph.indices)[: offsets[-1]] - users
+    return {"offsets": offsets, "items": items.astype(np.min_scalar_type(max(known[1] - 1, 0)))}
+
+
+def compact_graph_bytes(pairs: int, known: tuple[int, int]) -> int:
+    """Bytes of the arrays of `compact_graph`.
+
+    Args:
+      pairs: distinct pairs of a user and an item.
+      known: known users and items.
+
+    >>> compact_graph_bytes(3, (2, 2)), compact_graph_bytes(1000, (100, 257))
+    (15, 2404)
+    """
+    return 4 * (known[0] + 1) + pairs * np.min_scalar_type(max(known[1] - 1, 0)).itemsize
 
 
 def sides(segment: Segment) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +12,18 @@ import polars as pl
 
 from scall_jax.streams import statistics
 from scall_jax.streams.numpy_ops import counts, sorted_rows
-from scall_jax.streams.segments import Capacity, Graph, RaggedItems, Segment, host_leaf, make_graph, make_ragged_items
+from scall_jax.streams.random_choices import Choice, generator
+from scall_jax.streams.segments import (
+    Capacity,
+    Graph,
+    RaggedItems,
+    Segment,
+    compact_graph_bytes,
+    host_leaf,
+    make_graph,
+    make_ragged_items,
+)
+from scall_jax.streams.times import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +38,21 @@ class Bounds:
     """End of the validation part."""
     end: int
     """End of the test part."""
+
+
+class Evaluated(NamedTuple):
+    """What becomes of the rows of a segment's test part."""
+
+    rows: int
+    """All of them."""
+    unknown_users: int
+    """Rows whose user is not known at the segment's cut."""
+    unknown_items: int
+    """Rows of known users whose item is not known at the cut."""
+    repeats: int
+    """Rows of pairs that were met before the cut."""
+    users: int
+    """Users of the rows that are left, over whom metrics are means."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,12 +87,19 @@ class Stream:
     """Of the order of evaluated users."""
     source: str
     """Name used in messages."""
+    notes: tuple[str, ...] = ()
+    """What reading the file took for granted, in words."""
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def __iter__(self) -> Iterator[Segment]:
         return (self.segment(t) for t in range(len(self)))
+
+    @property
+    def span(self) -> str:
+        """First and last time, in words."""
+        return f"{shown(self.time[0])} to {shown(self.time[-1])}"
 
     def known(self, row: int) -> tuple[int, int]:
         """Numbers of users and of items that appear before a row.
@@ -156,10 +190,11 @@ class Stream:
         users_before, items_before = self.known(bounds.start)
         trained = self._trained(t)
         total = self._count(slice(0, bounds.train))
-        valid, dropped_valid = self._held_out(t, bounds.train, bounds.valid, capacity.valid, capacity.valid_users)
-        test, dropped_test = self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)
+        valid, valid_rows = self._held_out(t, Choice.VALID_USERS)
+        test, test_rows = self._held_out(t, Choice.TEST_USERS)
         if self.select_on_test:
-            valid, dropped_valid = test, dropped_test
+            valid, valid_rows = test, test_rows
+        held_out, unknown, seen = np.array([valid_rows, test_rows], np.int32).T
         user, item = self.user[: bounds.train], self.item[: bounds.train]
         return Segment(
             index=host_leaf(np.int32(t)),
@@ -174,7 +209,9 @@ class Stream:
             ),
             valid=valid,
             test=test,
-            dropped=host_leaf(np.array([dropped_valid, dropped_test], np.int32)),
+            held_out=host_leaf(held_out),
+            unknown=host_leaf(unknown),
+            seen=host_leaf(seen),
             frequency=host_leaf(self._count(trained)),
             total=host_leaf(total),
             recency=host_leaf(statistics.recency(user, item, capacity.users, capacity.items)),
@@ -189,14 +226,49 @@ class Stream:
         """
         return 8 * len(self.replay[t])
 
+    def graph_bytes(self, t: int) -> int:
+        """Bytes of the graph of a segment as `compact_graph` keeps it.
+
+        Args:
+          t: number of the segment, from 0.
+        """
+        cut = self.bounds[t].train
+        return compact_graph_bytes(int((self._by_user < cut).sum()), self.known(cut))
+
     def test(self, t: int) -> RaggedItems:
         """The test part of a segment alone, cheaper than the whole segment.
 
         Args:
           t: number of the segment, from 0.
         """
-        bounds, capacity = self.bounds[t], self.capacity
-        return self._held_out(t, bounds.valid, bounds.end, capacity.test, capacity.test_users)[0]
+        return self._held_out(t, Choice.TEST_USERS)[0]
+
+    def evaluated(self, t: int) -> Evaluated:
+        """What becomes of the test rows of a segment.
+
+        Args:
+          t: number of the segment, from 0.
+
+        >>> import jax
+        >>> from scall_jax import streams
+        >>> rows = streams.synthetic(jax.random.key(0), users=100, items=50, interactions=1000)
+        >>> stream = streams.cut(rows, segments=4)
+        >>> stream.evaluated(1).users == int(stream.test(1).count)
+        True
+        """
+        bounds = self.bounds[t]
+        users, items = self.known(bounds.train)
+        part = slice(bounds.valid, bounds.end)
+        known_user, known_item = self.user[part] < users, self.item[part] < items
+        known = known_user & known_item
+        repeated = known & (self._first[part] < bounds.train)
+        return Evaluated(
+            rows=bounds.end - bounds.valid,
+            unknown_users=int((~known_user).sum()),
+            unknown_items=int((known_user & ~known_item).sum()),
+            repeats=int(repeated.sum()),
+            users=len(np.unique(self.user[part][known & ~repeated])),
+        )
 
     def stack(self) -> Segment:
         """All segments with a leading axis, for `lax.scan`."""
@@ -211,15 +283,22 @@ class Stream:
         bounds = self.bounds[t]
         return np.concatenate([np.arange(bounds.start, bounds.train), self.replay[t]]).astype(np.int64)
 
-    def _held_out(self, t: int, start: int, end: int, capacity: int, most_users: int) -> tuple[RaggedItems, int]:
-        """Relevant pairs of rows [start, end): known at the segment's cut, not yet among its training pairs."""
-        cut = self.bounds[t].train
+    def _held_out(self, t: int, users_of: Choice) -> tuple[RaggedItems, tuple[int, int, int]]:
+        """Relevant pairs of the valid or the test part: known at the segment's cut, not yet among its training pairs.
+
+        Also counts all rows, those of unknown users or items, and those of pairs that are known already.
+        """
+        bounds, capacity, cut = self.bounds[t], self.capacity, self.bounds[t].train
+        if users_of == Choice.VALID_USERS:
+            start, end, room = bounds.train, bounds.valid, (capacity.valid, capacity.valid_users)
+        else:
+            start, end, room = bounds.valid, bounds.end, (capacity.test, capacity.test_users)
         users, items = self.known(cut)
         user, item = self.user[start:end], self.item[start:end]
         known = (user < users) & (item < items)
         relevant = known & (self._first[start:end] >= cut)
-        rng = np.random.default_rng((self.seed, t))
-        return make_ragged_items(user[relevant], item[relevant], capacity, most_users, rng), int((~known).sum())
+        found = make_ragged_items(user[relevant], item[relevant], *room, generator(self.seed, users_of, t))
+        return found, (end - start, int((~known).sum()), int((known & ~relevant).sum()))
 
     def _count(self, rows: slice | np.ndarray) -> np.ndarray:
         """How often each node appears in some rows; i32[N]."""

@@ -6,8 +6,9 @@ part of it that lets training work a block of columns at a time.
 
 from typing import Protocol
 
+from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
-from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16, PACKED_INT8
+from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16
 from scall_jax.tables.compressed.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
 from scall_jax.tables.compressed.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.compressed.shared_memory import SHARED_MEMORY, SharedMemoryConfig
@@ -15,7 +16,7 @@ from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
-from scall_jax.tables.resize import ResizeScales, principal_axes, resize
+from scall_jax.tables.resize import ROTATIONS, ResizeScales, principal_axes, resize
 from scall_jax.tables.sized import MASKED, PACKED, sized
 from scall_jax.tables.storage import Previous, Storage, StorageFactory, WarmStartOptions, charged
 from scall_jax.tables.table import Table
@@ -26,7 +27,7 @@ TABLES = {"packed": packed, "masked": masked}
 SIZED: dict[str, StorageFactory] = {
     "packed": PACKED,
     "packed_bfloat16": PACKED_BFLOAT16,
-    "packed_int8": PACKED_INT8,
+    **FEW_BITS,
     "masked": MASKED,
 }
 """Storages whose plan is the size of every vector, for methods that plan sizes."""
@@ -70,6 +71,7 @@ def storage_factory(config: HasTable) -> StorageFactory:
 
 
 __all__ = [
+    "ROTATIONS",
     "SIZED",
     "STORAGES",
     "TABLES",

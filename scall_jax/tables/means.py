@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import dynamic_update_slice
+from scall_jax.ops.sums import padded_sum
 from scall_jax.tables.column_blocks import gather, over_column_blocks
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
@@ -32,17 +33,21 @@ def mean_vectors(
       f32[2, width]: users, items; 0 for a side without entities.
     """
     chex.assert_rank([num_active_users, num_active_items], 0)
-    at = jnp.arange(storage.nodes, dtype=jnp.int32)
-    exists = jnp.stack([at < num_active_users, (at >= users) & (at < users + num_active_items)]).astype(jnp.float32)
-    weight = exists / jnp.maximum(exists.sum(1, keepdims=True), 1.0)
+    num_active = jnp.stack([num_active_users, num_active_items])
+
+    def means(columns: jax.Array) -> jax.Array:
+        sums = []
+        for side, count in zip((columns[:users], columns[users:]), num_active, strict=True):
+            exists = jnp.arange(side.shape[0], dtype=jnp.int32) < count
+            sums.append(padded_sum(jnp.where(exists[:, None], side, 0.0)))
+        return jnp.stack(sums) / jnp.maximum(num_active, 1)[:, None]
+
     table = storage.table
     if table is None:
-        return jnp.matmul(weight, storage.vectors(params, layout), precision=jax.lax.Precision.HIGHEST)
+        return means(storage.vectors(params, layout))
     buffer = table.to_buffer(params)
 
-    def add(first, count, means):
-        columns = gather(table, buffer, layout, first, count)
-        part = jnp.matmul(weight, columns, precision=jax.lax.Precision.HIGHEST)
-        return dynamic_update_slice(means, part, (0, first))
+    def add(first, count, found):
+        return dynamic_update_slice(found, means(gather(table, buffer, layout, first, count)), (0, first))
 
     return over_column_blocks(table, layout, add, jnp.zeros((2, table.width)))

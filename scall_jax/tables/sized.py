@@ -65,7 +65,9 @@ def sized(table: Table, users: int, maximum: int) -> Storage:
 
 def _warm_start(table: Table, key, previous: Previous, plan, options: WarmStartOptions):
     old, new = table.layout(previous.plan), table.layout(plan)
-    axes = principal_axes(table, previous.stored, old, previous.weight) if options.rotate else None
+    axes = None
+    if options.rotation != "none":
+        axes = principal_axes(table, previous.stored, old, previous.weight, options.rotation)
     scales = ResizeScales(options.shrink, options.init_std, options.grow_std)
     return resize(table, key, previous.stored, old, new, previous.known, axes=axes, scales=scales)
 

@@ -45,7 +45,9 @@ Exported = dict[str, np.ndarray]
 """Arrays by name; the part of a name before the first "_" is what its bytes are charged as: one of `CHARGES`."""
 
 CHARGES = ("parameters", "codes", "metadata")
-"""What bytes are for: float parameters, integer codes of coordinates, and what tells whose and where they are."""
+"""What bytes are for: `parameters`, floating-point numbers; `codes`, integers in place of them, and what they are read
+by (steps, positions, signatures); `metadata`, which says how large each vector is (sizes, groups). Parameters and codes
+are the table, which every budget pays for."""
 
 
 class WarmStartOptions(Protocol):
@@ -57,8 +59,9 @@ class WarmStartOptions(Protocol):
         ...
 
     @property
-    def rotate(self) -> bool:
-        """Whether to turn embeddings to their principal axes first; for storages that keep leading coordinates."""
+    def rotation(self) -> str:
+        """Whether to turn embeddings to principal axes first, one of `resize.ROTATIONS`; for storages that keep leading
+        coordinates."""
         ...
 
     @property
@@ -133,7 +136,7 @@ class Storage(NamedTuple):
 class StorageFactory(NamedTuple):
     """A way of storing, before its capacity is known; functions of Python numbers, called on the host.
 
-    A *budget unit* is what totals count: a float32 parameter for `packed`, a bit of an entity for `mixed_precision`.
+    A *budget unit* is what totals count: a float32 parameter for `packed`, a byte for `mixed_precision`.
     """
 
     budget_units: Callable[[int, Sides, int, bool], int]

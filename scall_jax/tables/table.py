@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from scall_jax.ops.sums import padded_sum
 from scall_jax.tables.layout import Layout
 
 Params = Any
@@ -120,7 +121,7 @@ def own_and_shared(values: jax.Array, sizes: jax.Array, users: int) -> jax.Array
 
     def sums():
         to_shared = jnp.where((sizes[:nodes] > 0)[:, None], 0.0, values)
-        return jnp.stack([to_shared[:users].sum(0), to_shared[users:].sum(0)])
+        return jnp.stack([padded_sum(to_shared[:users]), padded_sum(to_shared[users:])])
 
     shared = jax.lax.cond((sizes[nodes:] > 0).any(), sums, lambda: jnp.zeros((2, values.shape[1])))
     return jnp.concatenate([values, shared])

@@ -5,7 +5,7 @@ together, for the largest sum of log-probabilities within the bytes.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -17,10 +17,10 @@ from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import make_fit
+from scall_jax.recommenders.fit import held_by_training, make_fit
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.compressed.lsq import MOST_BITS
-from scall_jax.tables.compressed.mixed_precision import Bits, searching
+from scall_jax.tables.compressed.mixed_precision import Bits, planes_within, searching
 
 
 class Groups(NamedTuple):
@@ -149,7 +149,7 @@ def choose_bits(log_p: jax.Array, grouped: Groups, total: jax.Array) -> jax.Arra
     Args:
       log_p: f32[2, G, 7], log-probability of 0 to 6 bits.
       grouped: the groups.
-      total: i32[], budget units allowed: a unit is one bit of every coordinate of one entity.
+      total: i32[], planes allowed: one is a bit of every coordinate of one entity.
 
     Returns:
       u8[2, G].
@@ -192,12 +192,16 @@ def bit_search_planner(config: Config, on_probes: OnProbes | None = None) -> Siz
         run_fit = make_fit(wide, fit_config, None, config.candidates)
         params = run_fit(context.search_key(), params, (plan, prices(grouped)), segment, bias).params
         log_p = jax.nn.log_softmax(params["logits"] / options.temperature)
-        bits = choose_bits(log_p, grouped, context.budget_total())
+        bits = choose_bits(log_p, grouped, planes_within(storage, context.budget_total()))
         new_plan = Bits(grouped.groups, bits, params["steps"], params["offsets"])
         return context.state._replace(planner=new_plan), no_search(config)
+
+    def search_holds(context: SegmentContext) -> Any:
+        wide = searching(context.storage, sides(context.segment)[0], options)
+        return held_by_training(wide, context.fresh_params(context.storage.plan(), context.search_key(), wide))
 
     def plan(context: SegmentContext, key: jax.Array) -> tuple[Bits, jax.Array]:
         del key
         return context.state.planner, no_action(config)
 
-    return SizePlanner(init=lambda key, storage: storage.plan(), plan=plan, search_before=search)
+    return SizePlanner(lambda key, storage: storage.plan(), plan, search_before=search, search_holds=search_holds)

@@ -22,14 +22,16 @@ import jax.numpy as jnp
 import optax
 
 from scall_jax.config import Config
-from scall_jax.methods.context import SEARCH_KEY, SegmentContext
+from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
 from scall_jax.methods.probe import most_probes
 from scall_jax.methods.rivals.entity_features import EntityValues, by_entity, fill, scaled_frequency
 from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner, retrained
+from scall_jax.ops.keys import Purpose, derive, derive_many
 from scall_jax.policies.networks import Actor, TwinCritic
 from scall_jax.streams import Segment, active_mask, sides
 
+_SIDES = (Purpose.USERS, Purpose.ITEMS)
 _WIDTHS = (256, 256)
 _GAMMA, _TAU = 0.99, 0.005
 _DELAY = 2  # updates of the critic for one of the actor
@@ -116,9 +118,8 @@ def new_agent(key: jax.Array) -> ActorCritic:
     Returns:
       ActorCritic.
     """
-    actor_key, critic_key = jax.random.split(key)
-    actor = ACTOR.init(actor_key, jnp.zeros(3))
-    critic = CRITIC.init(critic_key, jnp.zeros(3), jnp.zeros(1))
+    actor = ACTOR.init(derive(key, Purpose.ACTOR), jnp.zeros(3))
+    critic = CRITIC.init(derive(key, Purpose.CRITIC), jnp.zeros(3), jnp.zeros(1))
     opt_state = _adam(_ACTOR_RATE).init(actor), _adam(_CRITIC_RATE).init(critic)
     return ActorCritic(actor, critic, actor, critic, *opt_state, jnp.int32(0))
 
@@ -207,7 +208,7 @@ def walk(key: jax.Array, start: jax.Array, bounds: SizeBounds) -> jax.Array:
         at = jnp.where(allowed.any(1), at + offset[picked], at)
         return at, at
 
-    _, places = jax.lax.scan(step, start, jax.random.split(key, _STEPS))
+    _, places = jax.lax.scan(step, start, derive_many(key, Purpose.WALK, count=_STEPS))
     return jnp.concatenate([start[None], places])
 
 
@@ -273,9 +274,8 @@ def draw_batch(key: jax.Array, history: History, number: jax.Array, bounds: Size
     """
     chex.assert_equal_shape([history.own, history.quality])
     chex.assert_equal_shape([history.frequency, history.has_value])
-    row_key, entity_key = jax.random.split(key)
-    row = jax.random.randint(row_key, (_BATCH,), 0, number + 1)
-    ends = jnp.cumsum(history.has_value.astype(jnp.int32))
+    row = jax.random.randint(derive(key, Purpose.ROW), (_BATCH,), 0, number + 1)
+    ends, entity_key = jnp.cumsum(history.has_value.astype(jnp.int32)), derive(key, Purpose.ENTITY)
     entity = jnp.searchsorted(ends, jax.random.randint(entity_key, (_BATCH,), 0, ends[-1]), side="right")
 
     def state_after(probes: int) -> jax.Array:
@@ -376,13 +376,12 @@ def _propose(
 
 def _moved(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array) -> jax.Array:
     bounds = setting.bounds
-    walk_key, shift_key = jax.random.split(key)
     state = entity_states(setting.frequency, carry.own[number], carry.quality[number], bounds)
     wanted = [
-        explore_sizes(agent, jax.random.fold_in(walk_key, i), state[part], bounds)
-        for i, (agent, part) in enumerate(zip((carry.users, carry.items), setting.parts, strict=True))
+        explore_sizes(agent, derive(key, side), state[part], bounds)
+        for side, agent, part in zip(_SIDES, (carry.users, carry.items), setting.parts, strict=True)
     ]
-    shift = _SHIFT * jax.random.normal(shift_key)
+    shift = _SHIFT * jax.random.normal(derive(key, Purpose.SHIFT))
     return jnp.clip(jnp.round(jnp.concatenate(wanted) + shift), bounds.low, bounds.high)
 
 
@@ -404,15 +403,16 @@ def _update(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: 
         own, quality = carry.own[:, part], carry.quality[:, part]
 
         def one(i, agent):
-            draw_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
+            step_key = derive(key, Purpose.UPDATE_STEP, i)
+            noise = jax.random.normal(derive(step_key, Purpose.NEXT_ACTION_NOISE), (_BATCH, 1))
             history = History(own, quality, setting.frequency[part], has_value[part])
-            batch = draw_batch(draw_key, history, number, setting.bounds)
-            return update_agent(agent, batch, jax.random.normal(noise_key, (_BATCH, 1)), setting.bounds.span)
+            batch = draw_batch(derive(step_key, Purpose.REPLAY_DRAW), history, number, setting.bounds)
+            return update_agent(agent, batch, noise, setting.bounds.span)
 
         updated = functools.partial(jax.lax.fori_loop, 0, _UPDATES, one, agent)
         return jax.lax.cond(has_value[part].any(), updated, lambda: agent)
 
-    keys = jax.random.split(key)
+    keys = [derive(key, side) for side in _SIDES]
     users, items = setting.parts
     return carry._replace(users=side(carry.users, users, keys[0]), items=side(carry.items, items, keys[1]))
 
@@ -438,7 +438,8 @@ def ciess_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlan
     bounds = SizeBounds(config.sizes.minimum, config.sizes.maximum)
 
     def init(key, storage):
-        users, items = (new_agent(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
+        key = derive(key, Purpose.POLICY_INIT)
+        users, items = (new_agent(derive(key, side)) for side in _SIDES)
         return CiessState(users, items, jnp.full(storage.nodes, -1, jnp.int32), jnp.float32(0))
 
     def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,6 @@
 """Sizes that only grow: ESAPN (Liu et al., SIGIR 2020), a policy per side that says which entities grow.
 
-An entity starts at the smallest candidate size, `sizes.minimum` (2 in the paper), and keeps it through the first
+An entity starts at size 2, as in the paper, whatever `sizes.minimum` allows below it, and keeps it through the first
 segment, which is not searched. A policy observes how popular an entity is and its size, and says how likely it is to
 take the next larger size. It learns by REINFORCE from growth that is drawn at random, and sizes follow its likelier
 choice. The paper does both at every batch and takes the loss of the entity's own samples for the reward. Here both
@@ -9,8 +9,8 @@ segment's probes before. Batch normalisation over a batch of samples has become 
 features, and a probe has as many updates a side as it has parts of its entities.
 
 The paper serves no budget: here growth is admitted from the likeliest on as long as it fits, so that sizes stay at the
-budget or below. Where the smallest sizes of the new entities no longer fit beside the sizes of the others, or the
-budget falls below them, all sizes shrink in proportion.
+budget or below. Where the first sizes of the new entities do not fit beside the sizes of the others, or the budget
+falls below them, all sizes shrink in proportion, to the budget exactly.
 """
 
 import dataclasses
@@ -24,18 +24,31 @@ import optax
 from flax import linen as nn
 
 from scall_jax.config import Config, SizesConfig
-from scall_jax.methods.context import SEARCH_KEY, SegmentContext
+from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
-from scall_jax.methods.rivals.ducb import candidate_sizes
+from scall_jax.methods.rivals.ducb import CANDIDATE_SIZES
 from scall_jax.methods.rivals.entity_features import by_entity, fill
 from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner
+from scall_jax.ops.keys import Purpose, by_side, derive
 from scall_jax.streams import Segment, active_mask, sides
+
+START_SIZE = 2
+"""Size that entities start at, where the bounds of sizes contain it; published."""
 
 _BUCKETS, _EMBEDDED, _HIDDEN = 32, 32, 512
 _RATE = 1e-3  # 1e-4 in the paper, which makes an update every 500 samples
-_DRAW_KEY = 0xE5A9  # folded into the search's key for the draws of the first probe
 _PARTS = 8  # parts that the entities are split into after a probe, with an update each
 _MOST_REWARD = 4.0
+
+
+def growing_sizes(config: SizesConfig) -> tuple[int, ...]:
+    """The sizes that an entity grows through, ascending; the first is the one that it starts at.
+
+    >>> growing_sizes(SizesConfig(minimum=0, maximum=20)), growing_sizes(SizesConfig(minimum=4, maximum=20))
+    ((2, 4, 8, 16), (4, 8, 16))
+    """
+    start = min(max(START_SIZE, config.minimum), config.maximum)
+    return tuple(sorted({start, *(size for size in CANDIDATE_SIZES if start <= size <= config.maximum)}))
 
 
 class Growth(nn.Module):
@@ -70,7 +83,7 @@ class EsapnState(NamedTuple):
 
     users: GrowthPolicy
     items: GrowthPolicy
-    sizes: jax.Array  # i32[N], 0 for entities that did not exist
+    sizes: jax.Array  # i32[N], -1 for entities that did not exist, since 0 is a size
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
 
 
@@ -179,20 +192,22 @@ def reinforce_loss(net: Growth, params: Any, decisions: Decisions) -> jax.Array:
 
 
 def starting_sizes(config: SizesConfig, segment: Segment, total: jax.Array, previous_sizes: jax.Array) -> jax.Array:
-    """Sizes before any growth: those of the segment before, and the smallest candidate for new entities.
+    """Sizes before any growth: those of the segment before, and the first of `growing_sizes` for new entities.
 
     Args:
       config: has the bounds and the ranking.
       segment: data of the segment.
       total: i32[], coordinates to give out; where the sizes exceed it, all shrink in proportion.
-      previous_sizes: i32[N], sizes of the segment before, 0 for new entities.
+      previous_sizes: i32[N], sizes of the segment before, -1 for new entities.
 
     Returns:
       i32[N], sizes of the nodes' own vectors.
     """
     chex.assert_rank(total, 0)
     chex.assert_equal_shape([previous_sizes, segment.frequency])
-    start = jnp.where(active_mask(segment), jnp.maximum(previous_sizes, candidate_sizes(config)[0]), 0)
+    known = jnp.maximum(previous_sizes, config.minimum)
+    start = jnp.where(previous_sizes >= 0, known, growing_sizes(config)[0])
+    start = jnp.where(active_mask(segment), start, 0)
     return jax.lax.cond(
         start.sum() <= total,
         lambda: start,
@@ -207,7 +222,7 @@ class _EsapnCarry(NamedTuple):
     served: jax.Array  # f32[N], sum of how well entities are served over the probes, and the reference if it is one
     count: jax.Array  # f32[], addends of `served`
     scale: jax.Array  # f32[], fitness of the reference
-    draw: jax.Array  # typed PRNG key of the next probe's draws
+    chance: jax.Array  # f32[N] in [0, 1): nodes grow in the next probe if they are likelier to than this
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,7 +236,7 @@ class _EsapnSetting:
     @property
     def choices(self) -> tuple[int, ...]:
         """Candidate sizes."""
-        return candidate_sizes(self.context.config.sizes)
+        return growing_sizes(self.context.config.sizes)
 
     @property
     def net(self) -> Growth:
@@ -250,7 +265,7 @@ def esapn_search(context: SegmentContext) -> ProbeSearch:
         start=functools.partial(_start, setting),
         propose=functools.partial(_propose, setting),
         update=functools.partial(_update, setting),
-        finish=_finish,
+        finish=functools.partial(_finish, setting),
         fills_budget=False,
     )
 
@@ -261,9 +276,13 @@ def _start(setting: _EsapnSetting, planner_state: EsapnState, reference: Referen
     value, has_value = by_entity(segment, reference.by_user.mean(1) / scale)
     count = jnp.float32(config.search.reference == "uniform")
     own = starting_sizes(config.sizes, segment, setting.total, planner_state.sizes)
-    draw = jax.random.fold_in(setting.context.search_key(), _DRAW_KEY)
+    chance = _chance(setting, setting.context.search_key())
     served = count * jnp.where(has_value, value, 0.0)
-    return _EsapnCarry(planner_state.users, planner_state.items, own, served, count, scale, draw)
+    return _EsapnCarry(planner_state.users, planner_state.items, own, served, count, scale, chance)
+
+
+def _chance(setting: _EsapnSetting, key: jax.Array) -> jax.Array:
+    return by_side(jax.random.uniform, derive(key, Purpose.GROWTH), *sides(setting.context.segment))
 
 
 def _logits(setting: _EsapnSetting, users: GrowthPolicy, items: GrowthPolicy, own: jax.Array) -> jax.Array:
@@ -287,7 +306,7 @@ def _grown(setting: _EsapnSetting, own: jax.Array, wish: jax.Array, likely: jax.
 def _drawn(setting: _EsapnSetting, carry: _EsapnCarry) -> tuple[jax.Array, jax.Array]:
     """Logits f32[N], and which nodes are drawn to grow, bool[N]."""
     logit = _logits(setting, carry.users, carry.items, carry.own)
-    return logit, jax.random.uniform(carry.draw, logit.shape) < jax.nn.sigmoid(logit)
+    return logit, carry.chance < jax.nn.sigmoid(logit)
 
 
 def _propose(
@@ -305,8 +324,8 @@ def _update(setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: 
     usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
     advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
     place, grew = place_of(carry.own, setting.choices), trial.sizes > carry.own
-    draw, part_key = jax.random.split(key)
-    part_of = jax.random.randint(part_key, has_value.shape, 0, _PARTS)
+    sides_of = sides(setting.context.segment)
+    part_of = by_side(jax.random.randint, derive(key, Purpose.PART), *sides_of, minval=0, maxval=_PARTS)
     # Learn only from entities that could grow and whose sampled decision was carried out.
     _, wish = _drawn(setting, carry)
     carried_out = has_value & (next_size(carry.own, setting.choices) > carry.own) & (grew | ~wish)
@@ -324,7 +343,7 @@ def _update(setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: 
     logit = _logits(setting, users, items, carry.own)
     own = _grown(setting, carry.own, logit > 0, logit)
     served = carry.served + jnp.where(has_value, value, 0.0)
-    carry = carry._replace(users=users, items=items, own=own, draw=draw)
+    carry = carry._replace(users=users, items=items, own=own, chance=_chance(setting, key))
     return carry._replace(served=served, count=carry.count + 1)
 
 
@@ -334,8 +353,9 @@ def _updated_policy(net: Growth, policy: GrowthPolicy, decisions: Decisions) -> 
     return GrowthPolicy(optax.apply_updates(policy.params, changes), opt_state)
 
 
-def _finish(planner_state: EsapnState, carry: _EsapnCarry) -> EsapnState:
-    return planner_state._replace(users=carry.users, items=carry.items, sizes=carry.own)
+def _finish(setting: _EsapnSetting, planner_state: EsapnState, carry: _EsapnCarry) -> EsapnState:
+    sizes = jnp.where(active_mask(setting.context.segment), carry.own, -1)
+    return planner_state._replace(users=carry.users, items=carry.items, sizes=sizes)
 
 
 def esapn_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -348,15 +368,16 @@ def esapn_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlan
     Returns:
       SizePlanner whose state is an `EsapnState`.
     """
-    choices, adam = candidate_sizes(config.sizes), optax.adam(_RATE)
+    choices, adam = growing_sizes(config.sizes), optax.adam(_RATE)
 
     def new_policy(key):
         params = Growth(len(choices)).init(key, jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
         return GrowthPolicy(params, adam.init(params))
 
     def init(key, storage):
-        users, items = (new_policy(k) for k in jax.random.split(jax.random.fold_in(key, SEARCH_KEY)))
-        return EsapnState(users, items, jnp.zeros(storage.nodes, jnp.int32), jnp.float32(0))
+        key = derive(key, Purpose.POLICY_INIT)
+        users, items = (new_policy(derive(key, side)) for side in (Purpose.USERS, Purpose.ITEMS))
+        return EsapnState(users, items, jnp.full(storage.nodes, -1, jnp.int32), jnp.float32(0))
 
     def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:
         total, _ = context.budget()

@@ -13,9 +13,11 @@ from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import make_step, optimiser
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.recommenders.fit import held_by_training, make_step, optimiser
 from scall_jax.recommenders.graph import with_chunks
 from scall_jax.recommenders.train_step import TrainState
+from scall_jax.streams import sides
 from scall_jax.tables.compressed.pruned import keep, prune, thresholded
 
 ThresholdStep = Callable[[jax.Array, dict[str, jax.Array], Any], tuple[dict[str, jax.Array], Any]]
@@ -82,14 +84,14 @@ def pep_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         storage, segment = context.storage, context.segment
-        full = thresholded(storage, options)
+        full = thresholded(storage, sides(segment)[0], options)
         params = context.warm_params(context.state.plan, context.keys().table, full)
         bias, _ = context.item_bias()
         train, key = make_step(full, fit_config), context.search_key()
         segment = segment._replace(graph=with_chunks(segment.graph))
 
         def step(number, params, opt_state):
-            step_key = jax.random.fold_in(key, number)
+            step_key = derive(key, Purpose.TRAINING_STEP, number)
             return train(step_key, TrainState(params, opt_state), context.state.plan, segment, bias).state
 
         active_mask = context.active_mask()
@@ -98,8 +100,13 @@ def pep_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
         new_plan = keep(params["values"], params["thresholds"], active_mask, count, context.state.capacity.budget_units)
         return context.state._replace(planner=new_plan), no_search(config)
 
+    def search_holds(context: SegmentContext) -> Any:
+        full = thresholded(context.storage, sides(context.segment)[0], options)
+        params = context.fresh_params(context.state.plan, context.search_key(), full)
+        return held_by_training(full, params, keeps_best=False)
+
     def plan(context: SegmentContext, key: jax.Array) -> tuple[Any, jax.Array]:
         del key
         return context.state.planner, no_action(config)
 
-    return SizePlanner(init=lambda key, storage: storage.plan(), plan=plan, search_before=search)
+    return SizePlanner(lambda key, storage: storage.plan(), plan, search_before=search, search_holds=search_holds)

@@ -5,6 +5,7 @@ They are charged what SCALL is charged: as many probes of as many steps, each wi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from scall_jax.methods.probe import (
     Probe,
     Prober,
     expected_budget_units,
+    held_by_probes,
     make_prober,
     most_probes,
     no_search,
@@ -29,6 +31,7 @@ from scall_jax.methods.probe import (
     searching_planner,
 )
 from scall_jax.methods.state import RunState
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.tables import Storage
 
 _RETRAINED = 5  # sizes that are trained once more, as in BET's paper, where the probes allow it
@@ -109,7 +112,10 @@ def probing_planner(
         planner_state, record = probe_in_turn(context, make_search(context), probe, on_probes)
         return context.state._replace(planner=planner_state), record
 
-    return searching_planner(config, init, plan, search)
+    def search_holds(context: SegmentContext) -> Any:
+        return _turns(context, make_search(context), make_prober(context)).start(), held_by_probes(context)
+
+    return searching_planner(config, init, plan, search, search_holds)
 
 
 def retrained(config: SearchConfig) -> int:
@@ -135,12 +141,15 @@ def probe_in_turn(
     Returns:
       The planner's state after the segment, and the record of the probes.
     """
-    key = context.search_key()
-    total, _ = context.budget()
-    turns = _Turns(context, search, probe, on_probes, key, total)
+    turns = _turns(context, search, probe, on_probes)
     count = turns.first + most_probes(context.config.search)
     end = jax.lax.fori_loop(0, count, turns.one, turns.start())
     return search.finish(context.state.planner, end.inner), end.record._replace(reference=end.reference.fitness)
+
+
+def _turns(context: SegmentContext, search: ProbeSearch, probe: Prober, on_probes: OnProbes | None = None) -> "_Turns":
+    total, _ = context.budget()
+    return _Turns(context, search, probe, on_probes, context.search_key(), total)
 
 
 class _TurnCarry(NamedTuple):
@@ -175,7 +184,10 @@ class _Turns:
         expected = expected_budget_units(self.context)
         least = expected if self.search.fills_budget else jnp.int32(0)
         record = no_search(config)._replace(expected=expected, least=least)
-        return _TurnCarry(self.search.start(planner_state, reference), reference, record, jnp.float32(0))
+        start = functools.partial(self.search.start, planner_state, reference)
+        # Where a reference is probed, the search starts after it, and before that only shapes matter.
+        inner = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start)) if self.first else start()
+        return _TurnCarry(inner, reference, record, jnp.float32(0))
 
     def one(self, turn: jax.Array, carry: _TurnCarry) -> _TurnCarry:
         """Probe sizes, or the reference in the first turn, and let the search learn from them.
@@ -196,12 +208,12 @@ class _Turns:
             ReferenceProbe(own, result.fitness, result.by_user),
             carry.reference,
         )
-        ratio = ratio_of(result.fitness, reference.fitness)
+        ratio = ratio_of(self.context.config.search, result.fitness, reference.fitness)
         trial = Trial(own, action, ratio, result.by_user)
         inner = jax.lax.cond(
             is_reference,
             lambda: search.start(planner_state, reference),
-            lambda: search.update(carry.inner, number, jax.random.fold_in(self.key, 3 * number + 3), trial),
+            lambda: search.update(carry.inner, number, derive(self.key, Purpose.POLICY_UPDATE, number), trial),
         )
         record = self.with_probe(carry.record, number, is_reference, result, trial)
         best = jnp.where(is_reference, carry.best, jnp.maximum(carry.best, ratio))
@@ -218,16 +230,16 @@ class _Turns:
     def uniform(self, actions: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Sizes, action f32[actions] and data of the training's key of the reference."""
         own = ALLOCATORS["uniform"](self.context.config.sizes)(self.key, self.context.segment, self.total)
-        return own, jnp.zeros(actions), jax.random.key_data(self.key)
+        return own, jnp.zeros(actions), jax.random.key_data(derive(self.key, Purpose.COMMON_PROBE))
 
     def proposed(self, inner: Any, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Sizes, action and data of the training's key of a probe."""
         options, key = self.context.config.search, self.key
-        own, action = self.search.propose(inner, number, jax.random.fold_in(key, 3 * number + 1))
+        own, action = self.search.propose(inner, number, derive(key, Purpose.ACTION, number))
         # With common random numbers, probes differ in nothing but their sizes.
         shared = jnp.bool_(options.common) & (number < most_probes(options) - self.search.repeats)
-        own_key = jax.random.key_data(jax.random.fold_in(key, 3 * number + 2))
-        return own, action, jnp.where(shared, jax.random.key_data(key), own_key)
+        common, alone = derive(key, Purpose.COMMON_PROBE), derive(key, Purpose.PROBE, number)
+        return own, action, jnp.where(shared, jax.random.key_data(common), jax.random.key_data(alone))
 
     def with_probe(
         self, record: SearchRecord, number: jax.Array, is_reference: jax.Array, result: Probe, trial: Trial

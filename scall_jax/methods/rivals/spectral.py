@@ -1,4 +1,7 @@
-"""Sizes by energy: the next coordinate goes to the entity with the largest weighted energy on its next axis."""
+"""Sizes by energy: the next coordinate goes to the entity with the largest weighted energy on it.
+
+Coordinates are those that the table is cut to: with `WarmStartConfig.rotation` full or blocks those on principal axes.
+"""
 
 import chex
 import jax
@@ -19,7 +22,7 @@ def energies(vectors: jax.Array, previous_sizes: jax.Array, weight: jax.Array) -
     coordinates into a threshold on these values.
 
     Args:
-      vectors: f32[N, W], turned to principal axes.
+      vectors: f32[N, W], as they are before they are cut.
       previous_sizes: i32[N], coordinates that an entity has had; 0 for new ones.
       weight: f32[N], interactions; 0 for entities that do not exist.
 
@@ -120,9 +123,9 @@ def spectral_planner(config: Config, on_probes: OnProbes | None = None) -> SizeP
             known = context.known_mask()
             vectors = storage.vectors(params, layout)
             weight = jnp.where(known, segment.total, 0).astype(jnp.float32)
-            if config.warm_start.rotate:
-                # The table is cut to its principal axes when it is resized: these are the coordinates to be kept.
-                axes = tables.principal_axes(table, params, layout, weight)
+            if config.warm_start.rotation != "none":
+                # The table is turned to these axes when it is resized: theirs are the coordinates to be kept.
+                axes = tables.principal_axes(table, params, layout, weight, config.warm_start.rotation)
                 vectors = jnp.matmul(vectors, axes, precision="highest")
             previous_sizes = jnp.where(known, storage.sizes(context.state.plan)[:-2], 0)
             value = energies(vectors, previous_sizes, jnp.where(exists, count, 0).astype(jnp.float32))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from scall_jax import sizes
 from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.allocators import allocate_by_order, split_by_side
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.streams import Segment
 
 SHAPES = {
@@ -79,7 +80,8 @@ def sizes_by_action(config: Config, key: jax.Array, segment: Segment, total: jax
         shares = sizes.expected_shares(search.family, to_shape(search, action[1 + number]), num_active, order.shape[0])
         if concentration is None:
             return allocate_by_order(config.sizes, shares, totals[number], num_active, order)
-        side_key = jax.random.fold_in(key, number)
+        # The side is traced: both sides share one program.
+        side_key = derive(key, Purpose.SIDE, number)
         drawn = sizes.sample(side_key, shares, totals[number], concentration, bounds, num_active=num_active)
         return sizes.assign(-jnp.sort(-drawn), order)
 

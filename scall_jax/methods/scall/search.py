@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from scall_jax import policies
 from scall_jax.config import Config
 from scall_jax.methods.allocators import ALLOCATORS
-from scall_jax.methods.context import SEARCH_KEY, SegmentContext
+from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, action_length
 from scall_jax.methods.probe import (
     Probe,
     Prober,
     expected_budget_units,
+    held_by_probes,
     make_prober,
     most_rounds,
     no_search,
@@ -31,6 +32,7 @@ from scall_jax.methods.probe import (
 )
 from scall_jax.methods.scall.actions import sizes_by_action
 from scall_jax.methods.state import RunState
+from scall_jax.ops.keys import Purpose, derive, derive_many
 
 
 class SearchState(NamedTuple):
@@ -60,7 +62,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         return policies.POLICIES[name](config.policy, observation_length, length)
 
     def init(key, storage):
-        policy_state = policy_for(storage.width).init(jax.random.fold_in(key, SEARCH_KEY))
+        policy_state = policy_for(storage.width).init(derive(key, Purpose.POLICY_INIT))
         return SearchState(policy_state, jnp.float32(1), jnp.float32(0))
 
     def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +81,11 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         return _search(context, policy_for(context.storage.width), on_probes)
 
-    return searching_planner(config, init, plan, search)
+    def search_holds(context: SegmentContext) -> Any:
+        start = _rounds(context, policy_for(context.storage.width), None).start()
+        return start, held_by_probes(context, config.search.probes_at_once)
+
+    return searching_planner(config, init, plan, search, search_holds)
 
 
 class _SearchCarry(NamedTuple):
@@ -90,15 +96,19 @@ class _SearchCarry(NamedTuple):
     best: jax.Array  # f32[], the largest ratio so far
     rho: jax.Array  # f32[], the users' share of the greedy action
     still: jax.Array  # i32[], rounds in a row in which rho hardly moved
+    still_before: jax.Array  # i32[], the same before the last round
     reference: jax.Array  # f32[], fitness that rewards are relative to
     record: SearchRecord
+
+
+def _rounds(context: SegmentContext, policy: policies.Policy, on_probes: OnProbes | None) -> "_Rounds":
+    return _Rounds(context, policy, on_probes, context.search_key(), make_prober(context))
 
 
 def _search(
     context: SegmentContext, policy: policies.Policy, on_probes: OnProbes | None
 ) -> tuple[RunState, SearchRecord]:
-    key = context.search_key()
-    rounds = _Rounds(context, policy, on_probes, key, make_prober(context), jax.random.fold_in(key, 0))
+    rounds = _rounds(context, policy, on_probes)
     end = jax.lax.while_loop(rounds.unfinished, rounds.one_round, rounds.start())
     state = context.state
     planner_state = state.planner._replace(policy=end.policy, ratio=end.ratio)
@@ -114,7 +124,6 @@ class _Rounds:
     on_probes: OnProbes | None
     key: jax.Array
     probe: Prober
-    uniform_key: jax.Array
 
     @property
     def reference_is_round(self) -> bool:
@@ -132,7 +141,9 @@ class _Rounds:
         policy_state = policy.start_segment(state.planner.policy)
         observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
         expected = expected_budget_units(context)
-        probe_reference = config.search.reference == "uniform" and not self.reference_is_round
+        reference = state.planner.reference
+        if config.search.reference == "uniform" and not self.reference_is_round:
+            reference = self.probe(derive(self.key, Purpose.COMMON_PROBE), self.uniform).fitness
         return _SearchCarry(
             round=jnp.int32(-1 if self.reference_is_round else 0),
             policy=policy_state,
@@ -141,7 +152,8 @@ class _Rounds:
             best=jnp.float32(0),
             rho=policy.greedy(policy_state, observation)[0],
             still=jnp.int32(0),
-            reference=self.probe(self.key, self.uniform).fitness if probe_reference else state.planner.reference,
+            still_before=jnp.int32(0),
+            reference=reference,
             record=no_search(config)._replace(expected=expected, least=expected),
         )
 
@@ -151,31 +163,37 @@ class _Rounds:
         more = carry.round < most_rounds(options)
         if not options.converge:
             return more
-        return more & ~((carry.still >= options.settled_rounds) & (carry.record.count > options.least_probes))
+        return more & ~((carry.still_before >= options.settled_rounds) & (carry.record.count > options.least_probes))
 
     def one_round(self, carry: _SearchCarry) -> _SearchCarry:
         """Probe the actions that the policy wants to try, and let it learn from their rewards."""
         options, policy = self.context.config.search, self.policy
         at_once = options.probes_at_once
-        lanes = jax.random.split(jax.random.fold_in(self.key, 1 + carry.round), at_once + 1)
-        actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes[:-1])
-        sample_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(lanes[:-1])
+        lanes = functools.partial(self.lane_keys, carry.round)
+        actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes(Purpose.ACTION))
         # With common random numbers, probes differ in nothing but their sizes.
-        probe_keys = jnp.broadcast_to(self.key, (at_once,)) if options.common else lanes[:-1]
+        common = derive(self.key, Purpose.COMMON_PROBE)
+        probe_keys = jnp.broadcast_to(common, (at_once,)) if options.common else lanes(Purpose.PROBE)
+        sample_keys = lanes(Purpose.PROBE_SIZES)
         if at_once == 1:
             probes = self.probe_action(carry.round, probe_keys[0], sample_keys[0], actions[0])
             probes = jax.tree.map(lambda x: x[None], probes)
         else:
             probes = jax.vmap(self.probe_action, (None, 0, 0, 0))(carry.round, probe_keys, sample_keys, actions)
-        after_probes = functools.partial(self.learned, carry, lanes[-1], actions, probes)
+        update_key = derive(self.key, Purpose.POLICY_UPDATE, 1 + carry.round)
+        after_probes = functools.partial(self.learned, carry, update_key, actions, probes)
         if not self.reference_is_round:
             return after_probes()
         after_reference = carry._replace(round=carry.round + 1, reference=probes.fitness[0])
         return jax.lax.cond(carry.round < 0, lambda: after_reference, after_probes)
 
+    def lane_keys(self, number: jax.Array, purpose: Purpose) -> jax.Array:
+        """Keys [K] of a purpose for the K probes of a round; the reference's round is -1."""
+        return derive_many(self.key, purpose, 1 + number, count=self.context.config.search.probes_at_once)
+
     def uniform(self, total: jax.Array) -> jax.Array:
         """Sizes i32[N] of the reference."""
-        return ALLOCATORS["uniform"](self.context.config.sizes)(self.uniform_key, self.context.segment, total)
+        return ALLOCATORS["uniform"](self.context.config.sizes)(self.key, self.context.segment, total)
 
     def probe_action(self, number: jax.Array, probe_key: jax.Array, sample_key: jax.Array, action: jax.Array) -> Probe:
         """Probe an action f32[A], or the reference in round -1."""
@@ -193,7 +211,7 @@ class _Rounds:
         """The carry after a round of probes of actions f32[K, A], with what the policy learns from them."""
         config, policy = self.context.config, self.policy
         options = config.search
-        ratio = ratio_of(probes.fitness, carry.reference)
+        ratio = ratio_of(options, probes.fitness, carry.reference)
         reward = reward_of(options, ratio)
         after = policies.with_ratio(config.observe, probes.observation, ratio)
         before = jnp.broadcast_to(carry.observation, after.shape)
@@ -212,6 +230,7 @@ class _Rounds:
             best=best,
             rho=rho,
             still=jnp.where(jnp.abs(rho - carry.rho) < options.tolerance, carry.still + 1, 0),
+            still_before=carry.still,
             reference=carry.reference,
             record=record,
         )

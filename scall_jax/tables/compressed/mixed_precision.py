@@ -7,6 +7,7 @@ width / 8 bytes, and plane k holds bit k of all its coordinates.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.keys import by_side
 from scall_jax.tables.compressed.bit_packing import pack, unpack
 from scall_jax.tables.compressed.lsq import MOST_BITS, Quantiser, first_quantiser, side_slices
 from scall_jax.tables.storage import (
@@ -23,7 +25,6 @@ from scall_jax.tables.storage import (
     Storage,
     StorageFactory,
     WarmStartOptions,
-    most_spent,
 )
 
 
@@ -31,8 +32,9 @@ from scall_jax.tables.storage import (
 class MixedPrecisionConfig:
     """Options of embeddings of mixed precision, and of the search for their bits."""
 
-    width: int = 64
-    """Coordinates of every entity, at most the largest size; a multiple of 8 (published: 16)."""
+    width: int | None = None
+    """Coordinates of every entity, at most the largest size; a multiple of 8 (published: 16). None: 64, or as many as
+    it takes to spend the budget on the last segment's entities at 6 bits each."""
     groups: int = 64
     """Groups of a side by frequency, each with a bit width of its own (published: 128)."""
     temperature: float = 0.06
@@ -42,7 +44,7 @@ class MixedPrecisionConfig:
     """Weight of the expected bits in the loss of the search (published: 2e-6 to 3e-4)."""
 
     def __post_init__(self):
-        if self.width < 8 or self.width % 8:
+        if self.width is not None and (self.width < 8 or self.width % 8):
             raise ValueError(f"mixed_precision width={self.width}: must be a multiple of 8, at least 8")
         if not 1 <= self.groups <= 255:
             raise ValueError(f"mixed_precision groups={self.groups}: must lie between 1 and 255")
@@ -50,6 +52,13 @@ class MixedPrecisionConfig:
             raise ValueError(f"mixed_precision temperature={self.temperature}: must be greater than 0")
         if not self.price >= 0:
             raise ValueError(f"mixed_precision price={self.price}: must not be negative")
+
+
+USUAL_WIDTH = 64
+"""Coordinates of an entity where the options do not fix them and the budget does not take more."""
+
+_LEAST_SPENT = 0.95
+"""Part of the bytes that some segment of a run must be able to spend."""
 
 
 class Bits(NamedTuple):
@@ -80,49 +89,90 @@ class CodeLayout(NamedTuple):
     """f32[2, width], as in `Bits`."""
 
 
-def width_within(options: MixedPrecisionConfig, maximum: int) -> int:
-    """Coordinates of an entity: the options', at most `maximum`, in whole bytes of planes.
+def width_for(options: MixedPrecisionConfig, maximum: int, nbytes: int, entities: int) -> int:
+    """Coordinates of an entity, in whole bytes of planes.
+
+    Args:
+      options: of which the width is taken, where it is given.
+      maximum: the largest size of an entity.
+      nbytes: bytes to spend.
+      entities: users and items that they are spent on.
+
+    Returns:
+      The options' width; without one `USUAL_WIDTH`, or the least one at which the most bits of all entities take the
+      bytes, if that is more. Never more than `maximum`.
 
     Raises:
       ValueError: there are fewer than 8.
 
-    >>> width_within(MixedPrecisionConfig(width=64), maximum=20)
-    16
+    >>> [width_for(MixedPrecisionConfig(), 128, nbytes, entities=100) for nbytes in (800, 6000, 12800)]
+    [64, 80, 128]
     """
-    width = min(options.width, maximum) // 8 * 8
-    if not width:
+    most = maximum // 8 * 8
+    if not most:
         raise ValueError(f"mixed_precision packs coordinates by eights, the largest size is {maximum}: raise it")
-    return width
+    return min(options.width or max(USUAL_WIDTH, _spending_width(nbytes, entities)), most)
+
+
+def _spending_width(nbytes: int, entities: int) -> int:
+    """The least multiple of 8 coordinates that take the bytes at the most bits."""
+    return 8 * -(-nbytes // (MOST_BITS * max(entities, 1)))
+
+
+def fixed_bytes(width: int) -> int:
+    """Bytes of steps and offsets of both sides.
+
+    >>> fixed_bytes(64)
+    560
+    """
+    return 4 * 2 * (MOST_BITS + width)
+
+
+def planes_within(storage: Storage, total: jax.Array) -> jax.Array:
+    """Planes that a budget pays for beside steps and offsets: the bits of all entities together.
+
+    Args:
+      storage: of `mixed_precision`.
+      total: i32[], budget units: bytes.
+
+    Returns:
+      i32[].
+    """
+    chex.assert_rank(total, 0)
+    return (total - fixed_bytes(storage.width)) // (storage.width // 8)
 
 
 def mixed_precision(capacity: int, users: int, items: int, maximum: int, options: MixedPrecisionConfig) -> Storage:
-    """Storage of codes u8[capacity, width / 8] in bit planes; the plan is `Bits`, the layout `CodeLayout`.
+    """Storage of codes u8[planes, width / 8] in bit planes; the plan is `Bits`, the layout `CodeLayout`.
 
     Args:
-      capacity: planes.
+      capacity: bytes of codes, steps and offsets.
       users: capacity of the users' side.
       items: capacity of the items' side.
       maximum: the largest size of an entity.
       options: width and number of groups.
 
     Returns:
-      Storage; a budget unit is a plane. Parameters are `vectors` f32[N, width], `steps` and `offsets`.
+      Storage; a budget unit is a byte. Parameters are `vectors` f32[N, width], `steps` and `offsets`.
 
     Raises:
       ValueError: `maximum` is below 8.
     """
-    nodes, width, groups = users + items, width_within(options, maximum), options.groups
+    nodes, groups = users + items, options.groups
+    width = width_for(options, maximum, capacity, nodes)
+    octets, fixed = width // 8, fixed_bytes(width)
+    planes = min(max(capacity - fixed, 0) // octets, nodes * MOST_BITS)
     quantiser = Quantiser(users, items, width)
     layout = functools.partial(_layout, users, groups)
 
     def fresh(key, codes: CodeLayout, std):
-        return _trainable(std * jax.random.normal(key, (nodes, width)), codes)
+        return _trainable(std * by_side(jax.random.normal, key, users, items, (width,)), codes)
 
     def warm_start(key, previous: Previous, plan: Bits, options: WarmStartOptions):
         before = layout(previous.plan)
         # Nothing was stored of vectors of 0 bits.
         kept = (previous.known & (before.bits > 0))[:, None]
-        noise = options.init_std * jax.random.normal(key, (nodes, width))
+        noise = options.init_std * by_side(jax.random.normal, key, users, items, (width,))
         carried = options.shrink * _load(quantiser, previous.stored, before)["vectors"]
         return _trainable(jnp.where(kept, carried, noise), layout(plan))
 
@@ -131,18 +181,18 @@ def mixed_precision(capacity: int, users: int, items: int, maximum: int, options
 
     return Storage(
         plan=functools.partial(_empty_plan, nodes, groups, width),
-        empty=functools.partial(_empty, capacity, width),
+        empty=functools.partial(_empty, planes, width),
         layout=layout,
         fresh=fresh,
         warm_start=warm_start,
         vectors=lambda params, codes: quantiser.vectors(params, codes.bits, codes.num_active),
-        store=functools.partial(_store, quantiser, capacity),
+        store=functools.partial(_store, quantiser, planes),
         load=functools.partial(_load, quantiser),
         sizes=sizes,
-        allocated=lambda plan: _bits_of(users, plan).sum(),
+        allocated=lambda plan: octets * _bits_of(users, plan).sum() + fixed,
         used=lambda codes: jnp.int32(width),
         export=functools.partial(_export, users),
-        restore=functools.partial(_restore, _Shapes(capacity, users, items, groups, width)),
+        restore=functools.partial(_restore, _Shapes(planes, users, items, groups, width)),
         nodes=nodes,
         width=width,
     )
@@ -157,9 +207,9 @@ def _empty_plan(nodes, groups, width) -> Bits:
     )
 
 
-def _empty(capacity, width):
+def _empty(planes, width):
     return {
-        "codes": jnp.zeros((capacity, width // 8), jnp.uint8),
+        "codes": jnp.zeros((planes, width // 8), jnp.uint8),
         "steps": jnp.zeros((2, MOST_BITS)),
         "offsets": jnp.zeros((2, width)),
     }
@@ -170,8 +220,8 @@ def _trainable(vectors, codes: CodeLayout) -> dict[str, jax.Array]:
     return {"vectors": vectors, "steps": codes.steps, "offsets": codes.offsets}
 
 
-def _store(quantiser: Quantiser, capacity: int, params, codes: CodeLayout):
-    packed = pack(quantiser.codes(params, codes.bits, codes.num_active), codes.bits, codes.starts, capacity)
+def _store(quantiser: Quantiser, planes: int, params, codes: CodeLayout):
+    packed = pack(quantiser.codes(params, codes.bits, codes.num_active), codes.bits, codes.starts, planes)
     return {"codes": packed, "steps": params["steps"], "offsets": params["offsets"]}
 
 
@@ -207,7 +257,7 @@ def _num_active(users, groups, plan: Bits) -> jax.Array:
 class _Shapes(NamedTuple):
     """Static numbers that exported arrays must agree with."""
 
-    capacity: int
+    planes: int
     users: int
     items: int
     groups: int
@@ -234,9 +284,9 @@ def _restore(shapes: _Shapes, exported: Exported, known: Sides) -> tuple[dict[st
     written = exported.get("codes", np.zeros((0, octets), np.uint8))
     in_use, steps, offsets = (exported[x] for x in ("metadata_groups", "parameters_steps", "parameters_offsets"))
     of_groups = exported["metadata_bits"].shape
-    if written.shape[0] > shapes.capacity or written.shape[1] != octets or of_groups != (2, shapes.groups):
+    if written.shape[0] > shapes.planes or written.shape[1] != octets or of_groups != (2, shapes.groups):
         raise ValueError(
-            f"codes of shape {written.shape} and bits of shape {of_groups} do not fit {(shapes.capacity, octets)} and"
+            f"codes of shape {written.shape} and bits of shape {of_groups} do not fit {(shapes.planes, octets)} and"
             f" {(2, shapes.groups)}: restore with the budget and the options that the run was started with"
         )
     if len(in_use) != sum(known) or known[0] > users or known[1] > shapes.items:
@@ -244,7 +294,7 @@ def _restore(shapes: _Shapes, exported: Exported, known: Sides) -> tuple[dict[st
             f"{len(in_use)} groups for {known[0]} users and {known[1]} items of {users} and {shapes.items}:"
             " restore with the stream that the run was started with"
         )
-    codes = np.zeros((shapes.capacity, octets), np.uint8)
+    codes = np.zeros((shapes.planes, octets), np.uint8)
     group = np.full(users + shapes.items, shapes.groups, np.uint8)
     codes[: len(written)] = written
     group[: known[0]] = in_use[: known[0]]
@@ -315,23 +365,43 @@ def probabilities(logits: jax.Array, options: MixedPrecisionConfig) -> jax.Array
 
 def _mixed_precision_factory(options: MixedPrecisionConfig) -> StorageFactory:
     def budget_units(nbytes, entities, maximum, metadata):
-        width = width_within(options, maximum)
-        spent = 4 * 2 * (MOST_BITS + width)
-        if metadata:
-            spent += sum(entities) + 2 * options.groups
-        return (nbytes - spent) // (width // 8)
+        return nbytes - (sum(entities) + 2 * options.groups if metadata else 0)
 
     def configure(config: Any) -> StorageFactory:
         return _mixed_precision_factory(config.mixed_precision)
 
     return StorageFactory(
         budget_units=budget_units,
-        capacity=lambda budget_units, entities, maximum: most_spent(budget_units, entities, MOST_BITS),
+        capacity=functools.partial(_capacity, options),
         build=functools.partial(mixed_precision, options=options),
         configure=configure,
     )
 
 
+def _capacity(options: MixedPrecisionConfig, budget_units: Sequence[int], entities: Sequence[Sides], maximum: int):
+    """The most bytes of any segment.
+
+    Raises:
+      ValueError: no segment can spend them, or one cannot pay for steps and offsets.
+    """
+    capacity = max(budget_units)
+    width = width_for(options, maximum, capacity, sum(entities[-1]))
+    fixed = fixed_bytes(width)
+    if min(budget_units) < fixed:
+        raise ValueError(
+            f"mixed_precision takes {fixed} bytes for steps and offsets at width {width}, a segment has "
+            f"{min(budget_units)}: raise the budget, or give a smaller mixed_precision.width"
+        )
+    most = [fixed + sum(known) * MOST_BITS * width // 8 for known in entities]
+    if all(spent < _LEAST_SPENT * total for spent, total in zip(most, budget_units, strict=True)):
+        wanted = _spending_width(budget_units[-1] - fixed, sum(entities[-1]))
+        limit = "sizes.maximum" if options.width is None or width < options.width else "mixed_precision.width"
+        raise ValueError(
+            f"mixed_precision spends {most[-1]} of the {budget_units[-1]} bytes of the last segment at width {width}, "
+            f"and under {_LEAST_SPENT:.0%} in all others: lower the budget, or raise {limit} to {wanted}"
+        )
+    return capacity
+
+
 MIXED_PRECISION = _mixed_precision_factory(MixedPrecisionConfig())
-"""Units are planes: a bit of each of an entity's coordinates, width / 8 bytes. Steps and offsets are always paid for,
-groups and their bits where metadata is."""
+"""Units are bytes. Steps and offsets are always paid for, groups and their bits where metadata is."""

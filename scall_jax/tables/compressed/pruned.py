@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.keys import by_side
 from scall_jax.ops.selection import largest
 from scall_jax.tables.sized import all_sizes, sizes_in_use
 from scall_jax.tables.storage import (
@@ -163,13 +164,14 @@ def pruned(capacity: int, users: int, items: int, maximum: int, options: PrunedC
         return empty.at[entries.node, entries.position].set(params, mode="drop")
 
     def warm_start(key, previous: Previous, plan: PruningMask, options: WarmStartOptions):
-        return read(_full_start(key, vectors(previous.stored, layout(previous.plan)), previous, options), layout(plan))
+        full = _full_start(key, users, vectors(previous.stored, layout(previous.plan)), previous, options)
+        return read(full, layout(plan))
 
     return Storage(
         plan=lambda: PruningMask(jnp.zeros(nodes + 2, jnp.int32), jnp.zeros(capacity, jnp.uint8)),
         empty=lambda: jnp.zeros(capacity),
         layout=layout,
-        fresh=lambda key, entries, std: read(std * jax.random.normal(key, (nodes, width)), entries),
+        fresh=lambda key, entries, std: read(std * by_side(jax.random.normal, key, users, items, (width,)), entries),
         warm_start=warm_start,
         vectors=vectors,
         store=lambda params, entries: params,
@@ -184,24 +186,25 @@ def pruned(capacity: int, users: int, items: int, maximum: int, options: PrunedC
     )
 
 
-def _full_start(key, vectors: jax.Array, previous: Previous, options: WarmStartOptions) -> jax.Array:
+def _full_start(key, users: int, vectors: jax.Array, previous: Previous, options: WarmStartOptions) -> jax.Array:
     """The full table f32[N, width] that a segment starts from, given the vectors of the one before.
 
     Kept values are carried over. Coordinates that were not kept are drawn with the standard deviation of growth, and
     vectors of which nothing was kept with that of new ones.
     """
     nodes, width = vectors.shape
-    noise = jax.random.normal(key, (nodes, width))
+    noise = by_side(jax.random.normal, key, users, nodes - users, (width,))
     carried = jnp.where(vectors != 0, options.shrink * vectors, options.grow_std * noise)
     had = (previous.known & (previous.plan.sizes[:nodes] > 0))[:, None]
     return jnp.where(had, carried, options.init_std * noise)
 
 
-def thresholded(storage: Storage, options: PrunedConfig) -> Storage:
+def thresholded(storage: Storage, users: int, options: PrunedConfig) -> Storage:
     """Storage for the search of what to keep: a full table under thresholds; nothing of it is ever stored.
 
     Args:
       storage: of `pruned` with the same options.
+      users: capacity of the users' side.
       options: thresholds' granularity, start and decay.
 
     Returns:
@@ -217,11 +220,13 @@ def thresholded(storage: Storage, options: PrunedConfig) -> Storage:
     def warm_start(key, previous: Previous, plan: PruningMask, options: WarmStartOptions):
         del plan
         vectors = storage.vectors(previous.stored, storage.layout(previous.plan))
-        return with_thresholds(_full_start(key, vectors, previous, options))
+        return with_thresholds(_full_start(key, users, vectors, previous, options))
 
     return storage._replace(
         layout=lambda plan: plan,
-        fresh=lambda key, layout, std: with_thresholds(std * jax.random.normal(key, (nodes, width))),
+        fresh=lambda key, layout, std: with_thresholds(
+            std * by_side(jax.random.normal, key, users, nodes - users, (width,))
+        ),
         warm_start=warm_start,
         vectors=lambda params, layout: prune(params["values"], params["thresholds"]),
         penalty=lambda params, layout: (
@@ -234,7 +239,7 @@ def _export(users, width, stored, plan: PruningMask, known: Sides) -> Exported:
     count = int(np.asarray(plan.sizes).sum())
     return {
         "parameters": np.asarray(stored)[:count],
-        "metadata_positions": np.asarray(plan.positions)[:count],
+        "codes_positions": np.asarray(plan.positions)[:count],
         "metadata_sizes": sizes_in_use(plan.sizes, users, width, known),
     }
 
@@ -242,7 +247,7 @@ def _export(users, width, stored, plan: PruningMask, known: Sides) -> Exported:
 def _restore(capacity, users, nodes, exported: Exported, known: Sides) -> tuple[jax.Array, PruningMask]:
     values, positions = np.zeros(capacity, np.float32), np.zeros(capacity, np.uint8)
     sizes = all_sizes(exported["metadata_sizes"], users, nodes, known)
-    for whole, name in ((values, "parameters"), (positions, "metadata_positions")):
+    for whole, name in ((values, "parameters"), (positions, "codes_positions")):
         written = exported.get(name, whole[:0])
         if not len(written) == sizes.sum() <= capacity:
             raise ValueError(

@@ -154,12 +154,12 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
 def _export(users, stored, plan: Cells, known: Sides) -> Exported:
     signatures = np.asarray(plan.signatures)
     in_use = np.concatenate([signatures[: known[0]], signatures[users : users + known[1]]])
-    return {"parameters": np.asarray(stored)[: int(plan.count)], "metadata_signatures": in_use}
+    return {"parameters": np.asarray(stored)[: int(plan.count)], "codes_signatures": in_use}
 
 
 def _restore(capacity, users, items, keys, exported: Exported, known: Sides) -> tuple[jax.Array, Cells]:
     written = exported.get("parameters", np.zeros(0, np.float32))
-    in_use = exported.get("metadata_signatures", np.zeros((0, keys), np.uint8))
+    in_use = exported.get("codes_signatures", np.zeros((0, keys), np.uint8))
     if len(written) > capacity:
         raise ValueError(
             f"{len(written)} cells do not fit {capacity}: restore with the budget that the run was started with"

@@ -1,0 +1,157 @@
+"""One compact Parquet file of finished cells, to which each is added as soon as it is finished.
+
+An experiment of many hours goes on where it stopped, on another machine too: what is in the file is not run again. A
+row is a cell: what it was (a hash of configuration, stream and seed), means, seconds, and the mean test Recall@20 of
+each user, which the tests of `scall_jax.analysis.significance` need. The run folder is deleted once the row is written.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+
+from experiments import compare
+from scall_jax import Config
+from scall_jax.analysis import report, significance
+from scall_jax.cli import commands
+from scall_jax.run import folder as run_folder
+from scall_jax.streams import Stream
+
+
+def identity(config: Config, stream: Stream, seed: int) -> str:
+    """What a cell is known by: a hash of all that its result follows from, but the version of the code."""
+    text = json.dumps([dataclasses.asdict(config), stream.fingerprint, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit that the code is of, with `+` where files differ from it; empty outside a repository."""
+    try:
+        made = ["git", "-C", str(Path(__file__).parent)]
+        found = subprocess.run([*made, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*made, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip() + "+" * bool(changed)
+
+
+def read(path: Path) -> pl.DataFrame:
+    """The finished cells, a row for each; without columns where the file does not exist yet."""
+    return pl.read_parquet(path) if path.exists() else pl.DataFrame()
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Add a cell. A reader finds the file either without it or with it, and several processes may add at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pl.DataFrame([row], schema_overrides={"by_user": pl.List(pl.Float32)})
+    temporary = path.with_name(path.name + ".tmp")
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        # The system frees the lock when the process ends, however it does.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pl.concat([read(path), new], how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
+        os.replace(temporary, path)
+
+
+def names(flags: compare.Compare, found: Sequence[compare.Cell]) -> list[str]:
+    """What the file knows some cells by."""
+    configs, streams = compare.refuse(flags, found)
+    cells = zip(found, configs, strict=True)
+    return [identity(config, streams[cell.flags.cut], cell.flags.seed) for cell, config in cells]
+
+
+def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl.DataFrame:
+    """Run the cells that the file lacks, in their order.
+
+    Args:
+      path: of the file.
+      flags: of the comparison; scratch folders and compiled programs go to `flags.out`.
+      found: the cells. What they show becomes columns.
+
+    Returns:
+      All rows of the file, those of other streams and flags included.
+
+    Raises:
+      ValueError: a cell cannot be run; none has been then.
+    """
+    configs, streams = compare.refuse(flags, found)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
+    version = commit()
+    for (shown, cell), config in zip(found, configs, strict=True):
+        stream, frame = streams[cell.cut], read(path)
+        name = identity(config, stream, cell.seed)
+        if not frame.is_empty() and name in frame["cell"]:
+            continue
+        summary, lines = commands.run_method(cell, config, stream, cell.out)
+        row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
+        values = significance.user_values([cell.out])[0].astype(np.float32)
+        add(path, row | shown | _results(summary, lines) | {"by_user": values.tolist()})
+        run_folder.remove_run(cell.out)
+    return read(path)
+
+
+def _results(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of a cell's results."""
+    names = {
+        "recall@20": "mean_test_recall@20",
+        "ndcg@20": "mean_test_ndcg@20",
+        "valid recall@20": "mean_valid_recall@20",
+        "seconds fit": "seconds_fit",
+        "seconds search": "seconds_search",
+    }
+    parts = {title: summary[key] for title, key in names.items()}
+    return parts | {"segments": len(lines), "steps": sum(line["steps"] for line in lines)}
+
+
+def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> str:
+    """Markdown table of finished cells, each arm beside a base.
+
+    Args:
+      frame: rows of `read`.
+      row: columns that tell settings apart.
+      arm: column of what is compared within a setting.
+      base: the arm that the others are tested against.
+
+    Returns:
+      A line for each setting and arm, in the order of the file: means with their spread over seeds, the difference
+      from the base in the mean over users with its 95% interval, the two-sided p-value of no difference and that of
+      more than 2%, both corrected by Holm's rule for their number in the table.
+    """
+    groups = {key: part for key, part in frame.group_by([*row, arm], maintain_order=True)}
+    compared = {}
+    for key, part in groups.items():
+        other = groups.get((*key[:-1], base))
+        if key[-1] != base and other is not None and min(len(part), len(other)) > 1:
+            ours, theirs = (np.array(values["by_user"].to_list()) for values in (part, other))
+            compared[key] = significance.compare_means(ours, theirs)
+    kinds = [[getattr(found, name) for found in compared.values()] for name in ("p_value", "p_equal")]
+    p_values = dict(zip(compared, zip(*map(significance.holm, kinds), strict=True), strict=True))
+    lines = []
+    for key in sorted(groups, key=lambda key: tuple(map(str, key[:-1]))):
+        part, found = groups[key], compared.get(key)
+        means = [report.mean_and_spread(part[name].to_list()) for name in ("recall@20", "ndcg@20", "valid recall@20")]
+        seconds = [f"{part[name].mean():.0f}" for name in ("seconds fit", "seconds search")]
+        tested = ["-", "-", "-"]
+        if found is not None:
+            difference = f"{found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+            tested = [difference, *(f"{p:.2g}" for p in p_values[key])]
+        lines.append([*map(str, key), str(len(part)), *means, *seconds, *tested])
+    columns = ["seeds", "Recall@20", "NDCG@20", "valid R@20", "fit s", "search s"]
+    columns += [f"by user R@20 less that of {base}", "p", "p of 2%"]
+    return report.markdown([*row, arm, *columns], lines)
+
+
+def note(frame: pl.DataFrame) -> str:
+    """How to read `comparison`, and the commits that its cells were made at."""
+    versions = ", ".join(frame["commit"].unique(maintain_order=True))
+    text = f"Mean ± standard deviation over seeds; 95% intervals in brackets. {significance.READING}"
+    return f"{text} Both p are corrected by Holm's rule for all rows. Commits: {versions}."

@@ -1,0 +1,77 @@
+"""Sums over entities whose rounding does not depend on how many places are kept free for entities to come.
+
+A sum of floats depends on the order of its terms, and a compiler chooses the order by the length of the array. Arrays
+here have room for the entities of the whole stream, so that a plain sum over them would change in its last bits with
+what comes later. These sums add up blocks of fixed length, and the blocks one after another: zeros beyond the last
+entity then change nothing.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 1024  # rows that are added up at once
+
+
+def padded_sum(values: jax.Array) -> jax.Array:
+    """Sum over the leading axis, the same for any number of zeros at its end.
+
+    Args:
+      values: f32[n, ...]; 0 at places without an entity, which come last.
+
+    Returns:
+      f32[...].
+
+    >>> float(padded_sum(jnp.arange(4.0)))
+    6.0
+    """
+    chex.assert_type(values, float)
+
+    def add(first, total):
+        return total + jax.lax.dynamic_slice_in_dim(padded, first, _BLOCK).sum(0)
+
+    padded = _whole_blocks(values)
+    return _over_blocks(padded.shape[0], add, jnp.zeros(values.shape[1:]))
+
+
+def padded_product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """left.T @ right in full float32 precision, the same for any number of zero rows at the end of `left`.
+
+    Args:
+      left: f32[n, A]; 0 in rows without an entity, which come last.
+      right: f32[n, B], finite.
+
+    Returns:
+      f32[A, B].
+
+    >>> padded_product(jnp.array([[1.0], [2.0]]), jnp.array([[3.0, 4.0], [5.0, 6.0]])).tolist()
+    [[13.0, 16.0]]
+    """
+    chex.assert_rank([left, right], 2)
+    chex.assert_equal_shape_prefix([left, right], 1)
+
+    def add(first, total):
+        rows = (jax.lax.dynamic_slice_in_dim(side, first, _BLOCK) for side in padded)
+        return total + _product(*rows)
+
+    padded = _whole_blocks(left), _whole_blocks(right)
+    return _over_blocks(padded[0].shape[0], add, jnp.zeros((left.shape[1], right.shape[1])))
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    # Without the highest precision an accelerator rounds the factors to fewer bits than float32 has.
+    return jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _whole_blocks(values: jax.Array) -> jax.Array:
+    """Values with zeros up to a whole number of blocks."""
+    return jnp.pad(values, [(0, -values.shape[0] % _BLOCK)] + [(0, 0)] * (values.ndim - 1))
+
+
+def _over_blocks(length: int, add: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
+    # The barrier hides the number of blocks. A loop over one block would be unrolled and merged with what is around it,
+    # and then its sum would have another order than that of a block among several.
+    blocks = jax.lax.optimization_barrier(jnp.int32(length // _BLOCK))
+    return jax.lax.fori_loop(0, blocks, lambda i, total: add(i * _BLOCK, total), start)

@@ -1,0 +1,217 @@
+"""The manifest of a run folder: what the run has written, with a hash for every file, and what it is about to write.
+
+A file counts once the manifest lists it. The manifest is replaced as a whole, after the files are on disk, so that a
+run that was killed is found as it was after its last finished segment; `metrics.jsonl`, which grows, is listed with the
+length that counts. Files are deleted only if the manifest says that they are the run's own: it lists them, or lists
+them as obsolete, or names the segment that was being written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NAME = "manifest.json"
+FORMAT = 1
+"""Version of the manifest; a folder of another version is refused."""
+
+_BLOCK = 2**20
+
+
+class Entry(NamedTuple):
+    """A file as it was when it was listed."""
+
+    nbytes: int
+    """Bytes from its beginning that count."""
+    sha256: str
+    """Hash of these, in hexadecimal digits."""
+
+
+class Manifest(NamedTuple):
+    """What a run folder contains; paths are relative, with slashes."""
+
+    files: dict[str, Entry]
+    """Files that count."""
+    obsolete: dict[str, Entry]
+    """Files that have been replaced and may be deleted."""
+    writing: str | None
+    """Name of the segment whose files are being written, `segment-0007`; they are left over if the run was killed."""
+
+
+EMPTY = Manifest({}, {}, None)
+
+
+def read(folder: Path) -> Manifest:
+    """Read the manifest of a run folder.
+
+    Args:
+      folder: of a run.
+
+    Raises:
+      ValueError: there is none, or it is not one of this version.
+    """
+    path = folder / NAME
+    try:
+        refuse_links(folder, [NAME])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"{path}: format {found['format']}, this version reads {FORMAT}: choose another folder")
+        files, obsolete = (
+            {str(name): Entry(int(nbytes), str(sha256)) for name, (nbytes, sha256) in found[kind].items()}
+            for kind in ("files", "obsolete")
+        )
+        return Manifest(files, obsolete, found["writing"])
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the folder is no run of this version; choose another folder") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): make the run anew in another folder") from None
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest of a run folder; when this returns, the new one is on disk."""
+    text = {"format": FORMAT, **manifest._asdict()}
+    write_durably(folder / NAME, json.dumps(text, indent=1) + "\n")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a text file so that a reader, and a machine after a crash, finds all of the new text or the old file."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def entries(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
+    """Hash files, those of folders one by one.
+
+    Args:
+      folder: of a run.
+      names: paths of files or folders in it.
+
+    Returns:
+      An entry for each file.
+    """
+    found = {}
+    for name in names:
+        path = folder / name
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            found[file.relative_to(folder).as_posix()] = _entry(file, None)
+    return found
+
+
+def _entry(path: Path, nbytes: int | None) -> Entry:
+    digest, read_bytes = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while nbytes is None or read_bytes < nbytes:
+            block = file.read(_BLOCK if nbytes is None else min(_BLOCK, nbytes - read_bytes))
+            if not block:
+                break
+            digest.update(block)
+            read_bytes += len(block)
+    return Entry(read_bytes, digest.hexdigest())
+
+
+def check(folder: Path) -> Manifest:
+    """Check every file that a manifest lists.
+
+    Args:
+      folder: of a run.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ValueError: a file is missing, is a link, or has other bytes than the run wrote; the message names it.
+    """
+    manifest = read(folder)
+    refuse_links(folder, manifest.files)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {_WAY_OUT}")
+        longer = path.stat().st_size > entry.nbytes and name != GROWING
+        if longer or _entry(path, entry.nbytes) != entry:
+            raise ValueError(f"{path} is not what the run wrote: {_WAY_OUT}")
+    return manifest
+
+
+GROWING = "metrics.jsonl"
+"""The one file that is appended to; bytes beyond the listed ones are of a segment that was not finished."""
+
+_WAY_OUT = "restore the file, or make the run anew in another folder"
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that no symbolic link leads out of a run folder.
+
+    Args:
+      folder: of a run.
+      names: paths in it, which need not exist.
+
+    Raises:
+      ValueError: a path, or a folder on the way to it, is a link, or a path leaves the folder.
+    """
+    for name in names:
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts:
+            raise ValueError(f"{folder / NAME}: {name} lies outside of the folder: choose another folder")
+        for path in _ways(folder, parts):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a symbolic link: a run reads and writes only files of its own folder")
+
+
+def _ways(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    for part in parts:
+        folder = folder / part
+        yield folder
+
+
+def delete(folder: Path, names: Iterable[str]) -> None:
+    """Delete files of a run, and folders that are empty then; files that are gone already do not matter.
+
+    Args:
+      folder: of a run.
+      names: paths in it.
+
+    Raises:
+      ValueError: as `refuse_links`; nothing has been deleted then.
+    """
+    names = list(names)
+    refuse_links(folder, names)
+    for name in names:
+        path = folder / name
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == folder or any(parent.iterdir() if parent.is_dir() else ()):
+                break
+            parent.rmdir() if parent.is_dir() else None
+
+
+def left_over(folder: Path, segment: str) -> list[str]:
+    """Paths of the files of a segment that was being written.
+
+    Args:
+      folder: of a run.
+      segment: `Manifest.writing`.
+    """
+    places = [f"sizes/{segment}.npz", f"users/{segment}.npz"]
+    for checkpoint in (f"checkpoints/.pending/{segment}", f"checkpoints/{segment}"):
+        refuse_links(folder, [checkpoint])
+        inside = (folder / checkpoint).rglob("*")
+        places += [path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()]
+    return [place for place in places if (folder / place).exists() or (folder / place).is_symlink()]
+
+
+def as_text(value: Any) -> str:
+    """A dictionary as the JSON text that run folders have."""
+    return json.dumps(value, indent=2) + "\n"

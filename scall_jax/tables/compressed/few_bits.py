@@ -1,0 +1,222 @@
+"""The packed table kept in 1, 2, 3, 4 or 8 bits a coordinate: many more coordinates for the same bytes.
+
+A vector has a scale of 8 bits on a logarithmic grid, and codes of b bits. Code q of 2^b stands for (q + 1/2) / 2^b of
+the way from -limit to limit, the midpoint of its cell, so that there is no code for 0 and none is lost: one bit is the
+sign times half the limit. The limit is the one of the grid that leaves the least squared error of the vector, so that
+one bit is the sign times the mean absolute coordinate (Rastegari et al., XNOR-Net, arXiv 1603.05279, equation 6), and
+with more bits the largest coordinates are clipped where that lets the others be finer (Max, Quantizing for minimum
+distortion, IRE Transactions on Information Theory 6, 1960).
+
+Training works on the f32 pool of coordinates, which is resident only while it lasts, as in `low_precision`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
+from scall_jax.tables.layout import Layout
+from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes
+
+BITS = (8, 4, 3, 2, 1)
+"""Bits of a coordinate that there are storages for."""
+
+_PER_OCTAVE = 16
+"""Limits of the grid between a limit and its double: the nearest one is off by 2% at most."""
+_TRIED = 44
+"""Limits that are tried below a vector's largest coordinate, 2.75 octaves."""
+_TOP_CODE = 255
+_TOP_BYTES = 4
+
+
+class Coded(NamedTuple):
+    """A pool in few bits."""
+
+    codes: jax.Array
+    """u8[groups, b]; byte k of a group holds bit k of 8 coordinates of the pool, the first one in the lowest place."""
+    scales: jax.Array
+    """u8[M], by place in `Layout.order`: the limit is top x 2^((scale - 255) / 16); 0 for a vector of zeros."""
+    top: jax.Array
+    """f32[], the largest limit."""
+
+
+def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
+    """Codes and scales of a pool.
+
+    Args:
+      pool: f32[capacity] of the packed table.
+      layout: of its M vectors.
+      bits: b; static.
+
+    Returns:
+      Coded.
+
+    >>> from scall_jax.tables.packed import packed
+    >>> layout = packed(4, users=1, items=1, maximum=2).layout(jnp.array([2, 2, 0, 0]))
+    >>> coded = encode(jnp.array([4.0, 1.0, -4.0, -1.0]), layout, bits=1)
+    >>> decode(coded, layout, capacity=4).tolist()
+    [4.0, 1.0, -4.0, -1.0]
+    """
+    chex.assert_rank(pool, 1)
+    chex.assert_type(pool, jnp.float32)
+    vectors, half = layout.order.shape[0], 2 ** (bits - 1)
+    used = jnp.arange(pool.shape[0]) < layout.starts[-1]
+    rank = jnp.where(used, rank_in_pool(layout, pool.shape[0]), vectors)
+
+    def by_vector(values):
+        return jnp.append(values, 0.0)[rank]
+
+    largest = jnp.zeros(vectors).at[rank].max(jnp.abs(pool), mode="drop")
+    top = 2 * largest.max()
+    # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
+    start = _scale_of(2 * largest, top)
+
+    def quantised(scales):
+        step = by_vector(_limit_of(scales, top)) / half
+        return jnp.clip(jnp.floor(pool / jnp.where(step > 0, step, 1.0)), -half, half - 1), step
+
+    def try_next(number, best):
+        scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
+        code, step = quantised(scales)
+        wrong = jnp.zeros(vectors).at[rank].add((pool - (code + 0.5) * step) ** 2, mode="drop")
+        better = wrong < best[0]
+        return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
+
+    found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors, jnp.inf), start))[1]
+    code = jnp.where(used, quantised(found)[0] + half, 0).astype(jnp.int32)
+    return Coded(pack_codes(code, bits), found.astype(jnp.uint8), top)
+
+
+def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
+    """The scale i32[M] of the smallest limit of the grid that is not below a limit f32[M]; 0 for none."""
+    ratio = jnp.where(limit > 0, limit / jnp.where(top > 0, top, 1.0), 1.0)
+    code = _TOP_CODE + jnp.ceil(_PER_OCTAVE * jnp.log2(ratio) - 1e-3).astype(jnp.int32)
+    return jnp.where(limit > 0, jnp.clip(code, 1, _TOP_CODE), 0)
+
+
+def _limit_of(scales: jax.Array, top: jax.Array) -> jax.Array:
+    exponent = (scales.astype(jnp.float32) - _TOP_CODE) / _PER_OCTAVE
+    return jnp.where(scales > 0, top * jnp.exp2(exponent), 0.0)
+
+
+def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
+    """The pool that codes and scales stand for.
+
+    Args:
+      coded: of `encode`.
+      layout: of the M vectors.
+      capacity: coordinates of the pool; static.
+
+    Returns:
+      f32[capacity].
+    """
+    chex.assert_type([coded.codes, coded.scales, coded.top], [jnp.uint8, jnp.uint8, jnp.float32])
+    chex.assert_equal_shape([coded.scales, layout.order])
+    half = 2 ** (coded.codes.shape[1] - 1)
+    code = unpack_codes(coded.codes)[:capacity] - half
+    rank = jnp.minimum(rank_in_pool(layout, capacity), coded.scales.shape[0] - 1)
+    step = (_limit_of(coded.scales, coded.top) / half)[rank]
+    used = jnp.arange(capacity) < layout.starts[-1]
+    return jnp.where(used, (code.astype(jnp.float32) + 0.5) * step, 0.0)
+
+
+def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
+    """Codes of b bits, eight of them in b bytes.
+
+    Args:
+      codes: i32[n], 0 <= code < 2^b.
+      bits: b; static.
+
+    Returns:
+      u8[ceil(n / 8), b]; the last group is filled up with zeros.
+
+    >>> pack_codes(jnp.array([1, 0, 3, 2]), bits=2).tolist()
+    [[5, 12]]
+    >>> unpack_codes(pack_codes(jnp.array([1, 0, 3, 2]), bits=2)).tolist()
+    [1, 0, 3, 2, 0, 0, 0, 0]
+    """
+    chex.assert_rank(codes, 1)
+    chex.assert_type(codes, int)
+    groups = jnp.pad(codes, (0, -codes.shape[0] % 8)).reshape(-1, 8)
+    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(bits, dtype=jnp.int32)
+    planes = (groups[:, None, :] >> number[None, :, None]) & 1
+    return (planes << place[None, None, :]).sum(-1).astype(jnp.uint8)
+
+
+def unpack_codes(packed: jax.Array) -> jax.Array:
+    """The inverse of `pack_codes`: i32[8 x groups]."""
+    chex.assert_rank(packed, 2)
+    chex.assert_type(packed, jnp.uint8)
+    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(packed.shape[1], dtype=jnp.int32)
+    planes = (packed.astype(jnp.int32)[:, :, None] >> place[None, None, :]) & 1
+    return (planes << number[None, :, None]).sum(1).ravel()
+
+
+def few_bits_units(bits: int, nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
+    """Coordinates that bytes pay for: `StorageFactory.budget_units` of tables in few bits.
+
+    Args:
+      bits: of a coordinate.
+      nbytes: bytes of the budget.
+      entities: known users and items.
+      maximum: the largest size of an entity.
+      metadata: whether the sizes of all entities and of the two shared vectors are paid for too.
+
+    48 entities and the two shared vectors need 50 bytes for their scales, and all together 4 for the largest limit:
+
+    >>> few_bits_units(1, 1000, (30, 18), 128, metadata=False), few_bits_units(4, 1000, (30, 18), 128, metadata=False)
+    (7568, 1888)
+    """
+    vectors = sum(entities) + 2
+    left = nbytes - _TOP_BYTES - (size_bytes(maximum) * vectors if metadata else 0)
+    # Where coordinates are fewer than vectors, at most one scale for each of them is needed.
+    few = 8 * left // (8 + bits)
+    while few > 0 and bits * -(-few // 8) + few > left:
+        few -= 1
+    return max(8 * ((left - vectors) // bits), few)
+
+
+def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
+    vectors, groups = users + items + 2, -(-capacity // 8)
+
+    def export(stored: Coded, sizes: np.ndarray) -> Exported:
+        # Vectors without coordinates come last in the order and need no scale.
+        count, coded = int(sizes.sum()), (np.asarray(stored.codes), np.asarray(stored.scales))
+        codes, scales = coded[0][: -(-count // 8)], coded[1][: (sizes > 0).sum()]
+        return {"codes": codes, "codes_scales": scales, "codes_top": np.asarray(stored.top)[None]}
+
+    def restore(arrays: Exported) -> Coded:
+        codes, scales = np.zeros((groups, bits), np.uint8), np.zeros(vectors, np.uint8)
+        for whole, name in ((codes, "codes"), (scales, "codes_scales")):
+            written = arrays.get(name, whole[:0])
+            if len(written) > len(whole) or written.shape[1:] != whole.shape[1:]:
+                raise ValueError(
+                    f"{name} of shape {written.shape} do not fit {whole.shape}:"
+                    " restore with the table and the budget that the run was started with"
+                )
+            whole[: len(written)] = written
+        return Coded(jnp.asarray(codes), jnp.asarray(scales), jnp.asarray(arrays["codes_top"][0]))
+
+    rounding = Rounding(
+        empty=lambda: Coded(jnp.zeros((groups, bits), jnp.uint8), jnp.zeros(vectors, jnp.uint8), jnp.float32(0)),
+        store=lambda pool, layout: encode(pool, layout, bits),
+        load=lambda stored, layout: decode(stored, layout, capacity),
+        export=export,
+        restore=restore,
+    )
+    return rounded(capacity, users, items, maximum, rounding)
+
+
+FEW_BITS = {
+    f"packed_int{bits}": StorageFactory(
+        budget_units=functools.partial(few_bits_units, bits),
+        capacity=most_spent,
+        build=functools.partial(_few_bits, bits),
+    )
+    for bits in BITS
+}
+"""Storages by name: b bits a coordinate, 1 byte a vector, and 4 bytes."""

@@ -1,0 +1,219 @@
+"""Run folders: what is written is listed with its hash, and what is not what the run wrote is refused by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scall_jax import run_segments
+from scall_jax.run import checkpoint, folder, lock, manifest
+from tests.helpers import comparable, small_config, small_stream
+
+CONFIG = small_config("popularity-decayed")
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return small_stream(segments=3)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _stopped(stream, path: Path, after: int = 1) -> Path:
+    """A folder of a run that was stopped after two of three segments."""
+
+    def stop(line):
+        if line["segment"] == after:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        run_segments(CONFIG, stream, KEY, folder=path, on_segment=stop)
+    return path
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != lock.NAME)
+
+
+def test_the_manifest_lists_every_file_and_nothing_else(stream, tmp_path):
+    path = _stopped(stream, tmp_path / "run")
+    listed = set(manifest.read(path).files)
+    assert listed == {file.relative_to(path).as_posix() for file in _files(path)} - {manifest.NAME}
+    assert {"config.json", "metrics.jsonl", "sizes/segment-0001.npz", "users/segment-0000.npz"} <= listed
+    assert not any(name.startswith("checkpoints/segment-0000") for name in listed)
+
+
+def test_a_flipped_bit_anywhere_is_found_and_the_file_is_named(stream, tmp_path):
+    path = _stopped(stream, tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for file in _files(path):
+        whole = file.read_bytes()
+        at = int(rng.integers(len(whole)))
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :])
+        if file.name == manifest.NAME and manifest_reads(path):
+            # A flip in the space between words, or in what names no hash, changes nothing that is believed.
+            file.write_bytes(whole)
+            continue
+        with pytest.raises(ValueError, match=file.name):
+            run_segments(CONFIG, stream, KEY, folder=path)
+        file.write_bytes(whole)
+    assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
+
+
+def manifest_reads(path: Path) -> bool:
+    try:
+        manifest.check(path)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("change", ["truncated", "missing", "swapped", "edited"])
+def test_what_someone_touched_is_refused(stream, tmp_path, change):
+    path = _stopped(stream, tmp_path / "run")
+    if change == "edited":
+        file = path / "metrics.jsonl"
+        text = file.read_text()
+        file.write_text(text.replace('"interactions": 1', '"interactions": 2', 1))
+        assert file.read_text() != text
+    elif change == "swapped":
+        file = path / "sizes" / "segment-0000.npz"
+        file.write_bytes((path / "sizes" / "segment-0001.npz").read_bytes())
+    else:
+        file = path / "users" / "segment-0001.npz"
+        file.write_bytes(file.read_bytes()[:-1]) if change == "truncated" else file.unlink()
+    with pytest.raises(ValueError, match=file.name):
+        run_segments(CONFIG, stream, KEY, folder=path)
+
+
+def test_a_hash_is_what_finds_it(stream, tmp_path, monkeypatch):
+    """Without hashes an edited digit would be believed."""
+    path = _stopped(stream, tmp_path / "run")
+    file = path / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"interactions": 1', '"interactions": 2', 1))
+    monkeypatch.setattr(manifest, "check", manifest.read)
+    assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
+
+
+_WRITES = [
+    (folder.np, "savez_compressed"),
+    (folder, "append_line"),
+    (checkpoint, "save"),
+    (checkpoint, "publish"),
+    (manifest, "write"),
+    (manifest, "delete"),
+]
+
+
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", range(len(_WRITES)), ids=[name for _, name in _WRITES])
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(stream, tmp_path, monkeypatch, place, after):
+    module, name = _WRITES[place]
+    whole = comparable(run_segments(CONFIG, stream, KEY, folder=tmp_path / "whole"))
+    real, count = getattr(module, name), 0
+
+    def killed(*arguments, **options):
+        nonlocal count
+        count += 1
+        # The second call or a later one: inside of a segment after the first.
+        if count == 4 and not after:
+            raise _KilledError
+        result = real(*arguments, **options)
+        if count == 4:
+            raise _KilledError
+        return result
+
+    path = tmp_path / "killed"
+    calls = 4 if name in ("savez_compressed", "write", "delete") else 2
+    count = 4 - calls
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, killed)
+        with pytest.raises(_KilledError):
+            run_segments(CONFIG, stream, KEY, folder=path)
+    assert len(manifest.read(path).files) > 0
+    assert comparable(run_segments(CONFIG, stream, KEY, folder=path)) == whole
+    # Nothing is left over, apart from the names that Orbax draws for its files.
+    roots = tmp_path / "whole", path
+    names = [{file.relative_to(root).as_posix().split("/d/")[0] for file in _files(root)} for root in roots]
+    assert names[0] == names[1]
+    assert set(manifest.read(path).files) == {file.relative_to(path).as_posix() for file in _files(path)} - {
+        manifest.NAME
+    }
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path):
+    code = "import sys, pathlib; from scall_jax.run.lock import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"process {first.pid} on "):
+            run_segments(CONFIG, stream, KEY, folder=tmp_path / "run")
+        # The system frees the lock of a process that is killed.
+        first.kill()
+    assert len(run_segments(CONFIG, stream, KEY, folder=tmp_path / "run")) == 3
+
+
+def test_links_are_not_followed(stream, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    for name in ("checkpoints", "sizes", "metrics.jsonl"):
+        path = _stopped(stream, tmp_path / f"run-{name}", after=0)
+        (path / name).rename(path / "aside")
+        os.symlink(outside if name != "metrics.jsonl" else outside / "kept", path / name)
+        with pytest.raises(ValueError, match="symbolic link"):
+            run_segments(CONFIG, stream, KEY, folder=path)
+        with pytest.raises(ValueError, match="symbolic link"):
+            folder.remove_run(path)
+    path = tmp_path / "config"
+    path.mkdir()
+    os.symlink(outside / "new", path / "config.json")
+    with pytest.raises(ValueError, match="symbolic link"):
+        run_segments(CONFIG, stream, KEY, folder=path)
+    assert [file.name for file in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
+
+
+def test_a_manifest_cannot_point_outside(stream, tmp_path):
+    path = _stopped(stream, tmp_path / "run", after=0)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    found = manifest.read(path)
+    for name in ("../victim", str(victim)):
+        manifest.write(path, found._replace(obsolete={name: manifest.Entry(4, "0")}))
+        with pytest.raises(ValueError, match="outside"):
+            run_segments(CONFIG, stream, KEY, folder=path)
+        with pytest.raises(ValueError, match="outside"):
+            folder.remove_run(path)
+    assert victim.read_text() == "kept"
+
+
+def test_removing_a_run_leaves_what_it_did_not_write(stream, tmp_path):
+    path = _stopped(stream, tmp_path / "run")
+    for name in ("notes.txt", "sizes/mine.npz", "checkpoints/segment-0099/mine"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("kept")
+    folder.remove_run(path)
+    left = {file.relative_to(path).as_posix() for file in _files(path)}
+    assert left == {"notes.txt", "sizes/mine.npz", "checkpoints/segment-0099/mine"}
+    assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
+
+
+def test_a_folder_without_a_manifest_is_refused(stream, tmp_path):
+    path = _stopped(stream, tmp_path / "run")
+    (path / manifest.NAME).unlink()
+    for use in (lambda: run_segments(CONFIG, stream, KEY, folder=path), lambda: folder.remove_run(path)):
+        with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+            use()
+    for text in ("", "[]", "{}", '{"format": 99}', "\xff", json.dumps({"format": 1, "files": {"a": 3}})):
+        (path / manifest.NAME).write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            run_segments(CONFIG, stream, KEY, folder=path)
