@@ -1,6 +1,7 @@
 """One check of an accelerator, in under eight minutes: what runs there, and how close to the device's own limits.
 
-    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.device_check
+    export XLA_PYTHON_CLIENT_PREALLOCATE=false
+    python -m experiments.device_check
 
 Searched runs by sac and ddpg on three segments, 32 mapped runs (8 budgets x 4 seeds) beside one, and then each part:
 training step, evaluation, sizes, sampler, state, policies, resizing. Each is a case of `experiments.benchmark`, in a

@@ -15,7 +15,8 @@ the test Recall@20, relative to uniform, of the way that is best on valid by hal
 half. Beside them the same by test instead of valid (what there is to find), of one way for all segments, and of
 frequency^.5; then how much the best of n ways by one probe each gains. Each training is a row of --results as soon as
 it is finished; those that are there are not made again. Cost: on Yelp (4 segments) 152 trainings a segment of some 15
-seconds each on one core, 20 minutes to 40 minutes a segment. `--report` prints without training.
+seconds each on one core, 20 to 40 minutes a segment. `--report` prints without training. Expect longer trainings to
+rank the ways more reliably than probes of 50 steps.
 """
 
 import dataclasses

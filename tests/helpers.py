@@ -8,7 +8,7 @@ import numpy as np
 
 from scall_jax import Config, FitConfig, run_segments, streams
 from scall_jax.config import SizesConfig
-from scall_jax.run import records
+from scall_jax.run import manifest, records
 from scall_jax.streams.segments import GraphCapacity, make_graph
 
 
@@ -26,6 +26,12 @@ def tiny_arguments(data, out, *more: str) -> list[str]:
 def small_config(method: str = "fixed", **options) -> Config:
     fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10, valid_users=64)
     return Config(method=method, **({"fit": fit, "sizes": SizesConfig(maximum=16)} | options))
+
+
+def list_files(folder) -> None:
+    """Give a folder that a test has filled the manifest of a run's folder."""
+    names = [path.name for path in folder.iterdir()]
+    manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, names)))
 
 
 def comparable(lines: list[dict]) -> list[dict]:

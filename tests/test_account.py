@@ -149,9 +149,11 @@ def _final_vectors(config, stream, state, t):
 ACCOUNTS = [
     ("frequency", {}),
     ("frequency", {"layers": 0}),
-    ("uniform", {"bias": "decayed", "charge": "serving", "budget": Budget.mean_size(12)}),
+    pytest.param(
+        "uniform", {"bias": "decayed", "charge": "serving", "budget": Budget.mean_size(12)}, marks=pytest.mark.slow
+    ),
     ("uniform", {"table": "packed_int8", "charge": "serving", "budget": Budget.mean_size(8)}),
-    ("uniform", {"table": "packed_bfloat16", "charge": "stored"}),
+    pytest.param("uniform", {"table": "packed_bfloat16", "charge": "stored"}, marks=pytest.mark.slow),
     ("binary_hash", {"budget": Budget.megabytes(0.002)}),
     ("popularity-all", {}),
     ("ease", {}),

@@ -41,7 +41,7 @@ def test_parameters(budget, segment, entities, parameters):
         lambda: SizesConfig(minimum=-1),
         lambda: SizesConfig(rho=1.5),
         lambda: SizesConfig(family="cauchy"),
-        lambda: SizesConfig(power=0.0),
+        lambda: SizesConfig(power=65.0),
         lambda: WarmStartConfig(shrink=-1.0),
         lambda: FitConfig(batch=0),
         lambda: FitConfig(layers=-1),

@@ -69,6 +69,7 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
         assert key in lines[0]
 
 
+@pytest.mark.slow
 def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -57,6 +57,7 @@ def test_the_method_of_the_guide_holds_the_budget_and_fades(capsys):
     assert all(got[a] >= got[b] for a, b in pairs) and any(got[a] > got[b] for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_the_storage_of_the_guide_holds_twice_the_parameters_and_restores_what_it_exports(monkeypatch):
     monkeypatch.setitem(tables.STORAGES, "packed_float16", None)  # the page enters it, the end of the test removes it
     page = GUIDES / "adding_a_storage.md"

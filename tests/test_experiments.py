@@ -128,6 +128,7 @@ def test_ablations_change_what_they_say(data, tmp_path, capsys):
     assert "no variant starts so" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cut_budget_is_cut_and_comes_back(data, tmp_path):
     more = ["--method", "uniform", "--size", "4", "--cut-size", "2"]
     cli(budget_cut.BudgetCut, budget_cut.main, arguments=tiny_arguments(data, tmp_path, *more))

@@ -9,6 +9,7 @@ from sklearn.preprocessing import PolynomialFeatures
 
 from experiments import probes
 from scall_jax.cli.cli import cli
+from tests.helpers import list_files
 
 SHARE = 0.45
 """Part of the variance within searches that actions explain in simulations."""
@@ -118,6 +119,7 @@ def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "config.json").write_text(json.dumps({"config": {"budget": {"size": 4.0, "mb": None, "steps": []}}}))
         (folder / "summary.json").write_text("{}")
+        list_files(folder)
     (found,) = probes.read(tmp_path, first=2).values()
     np.testing.assert_allclose(found["gain"], [0, 0.5, -0.5, -0.25])  # segment 1 and those without a reference are out
     np.testing.assert_array_equal(found["run"], [1, 1, 2, 2])

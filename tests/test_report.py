@@ -69,6 +69,7 @@ def test_the_table_of_a_searched_run_shows_test_users_dropped_rows_and_seconds_o
     assert "under 100 test users" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_spent_is_said(stream, data, tmp_path, capsys):
     run_command(
         arguments=tiny_arguments(data, tmp_path, "--method", "uniform", "popularity-all", "--budget.megabytes", "4")

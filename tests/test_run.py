@@ -42,7 +42,9 @@ def _as_lines(record, count):
     return [records.as_dict(jax.tree.map(lambda leaf, t=t: leaf[t], record)) for t in range(count)]
 
 
-@pytest.mark.parametrize("method", ["fixed", pytest.param("frequency", marks=pytest.mark.slow), "popularity-decayed"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("fixed", "frequency")), "popularity-decayed"]
+)
 def test_scan_and_host_loop_give_the_same_records(stream, method):
     config = small_config(method, bias="decayed")
     key = jax.random.key(5)
@@ -61,6 +63,7 @@ def test_the_frame_of_a_scan_has_the_values_of_its_arrays_by_name(stream):
     _check_frame(result.frame, jax.tree.map(lambda x: x[None], result.record), [config.budget])
 
 
+@pytest.mark.slow
 def test_the_frame_of_a_sweep_has_a_row_for_each_run_and_segment(stream):
     budgets = [Budget.mean_size(2), Budget.mean_size(8), Budget.megabytes(0.002)]
     keys = [jax.random.key(seed) for seed in (0, 1, 1)]
@@ -150,6 +153,7 @@ def test_every_method_gives_out_every_budget_exactly(stream, method, minimum):
             assert np.count_nonzero(prepared.params) <= sizes.sum()
 
 
+@pytest.mark.slow
 def test_without_a_minimum_the_rare_make_room_for_the_frequent(stream):
     segment, found = stream.segment(3), {}
     for minimum in (1, 0):
@@ -185,6 +189,7 @@ def test_sizes_follow_frequency_except_where_shuffled(stream):
     np.testing.assert_array_equal(sizes, same_sizes)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all_segments_and_budgets(stream):
     traces = []
     config = small_config("fixed")
@@ -216,6 +221,7 @@ def test_no_host_transfer_inside_a_step(stream):
     assert record.steps == 20 and np.isfinite(record.loss)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_key(stream):
     config = small_config("uniform")
     one, same, other = (_comparable(run_segments(config, stream, jax.random.key(k))) for k in (0, 0, 1))
@@ -256,6 +262,7 @@ def test_records_on_disk_hold_the_budget(stream, tmp_path):
         assert len(stored["users"]) == line["users"] and len(stored["items"]) == line["items"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_grows_by_the_budget(stream, tmp_path):
     """The bookkeeping of a checkpoint is the same at both budgets, so that the difference is that of the parameters."""
     disk, memory = [], []
@@ -268,7 +275,7 @@ def test_a_checkpoint_grows_by_the_budget(stream, tmp_path):
     assert disk[1] - disk[0] == pytest.approx(memory[1] - memory[0], rel=0.12)
 
 
-@pytest.mark.parametrize("method", ["fixed", "popularity-decayed"])
+@pytest.mark.parametrize("method", [pytest.param("fixed", marks=pytest.mark.slow), "popularity-decayed"])
 def test_a_stopped_run_continues_to_the_same_records_bit_for_bit(stream, tmp_path, method):
     config, key = small_config(method), jax.random.key(3)
     whole = run_segments(config, stream, key, folder=tmp_path / "whole")
@@ -303,10 +310,10 @@ def test_a_folder_that_lost_lines_is_refused(stream, tmp_path):
     run_segments(config, stream, jax.random.key(0), folder=tmp_path)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().split("\n", 1)[1])
-    with pytest.raises(ValueError, match=f"has {len(stream) - 1} of the {len(stream)} segments"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not what the run wrote"):
         run_segments(config, stream, jax.random.key(0), folder=tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not that of a run"):
+    with pytest.raises(ValueError, match=r"config\.json is not what the run wrote"):
         run_segments(config, stream, jax.random.key(0), folder=tmp_path)
 
 
@@ -406,6 +413,7 @@ def test_dollar_signs_in_titles_are_shown(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_phases_donate_large_arrays(stream):
     config = small_config("scall-sac", search=SearchConfig(on="previous", probes=2, probe_steps=5))
     run, key = make_run(config), jax.random.key(1)

@@ -22,6 +22,7 @@ _sample = jax.jit(sizes.sample, static_argnames="bounds")
     minimum=st.sampled_from([0, 2]),
     seed=st.integers(0, 2**31 - 1),
 )
+@pytest.mark.slow
 def test_sum_and_bounds_hold_for_every_draw(n, mean, concentration, skew, minimum, seed):
     shares = np.random.default_rng(seed).random(n) ** skew
     total, maximum = int(mean * n), 40
@@ -109,6 +110,7 @@ def test_a_draw_that_rounding_puts_on_an_entity_that_does_not_exist_is_made_agai
     assert drawn.sum() == 100 and (drawn[30:] == 0).all()
 
 
+@pytest.mark.slow
 def test_maps_over_keys_concentrations_and_totals():
     keys = jax.random.split(jax.random.key(0), 3)
     totals, concentrations = jnp.array([40, 90, 900]), jnp.array([0.5, 4.0, jnp.inf])

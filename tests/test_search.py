@@ -71,6 +71,7 @@ def test_scan_and_host_loop_give_the_same_searches(stream, method, options):
         (Budget.mean_size(1.3), {}),
     ],
 )
+@pytest.mark.slow
 def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
     lines = run_segments(_config("scall-random", options, budget=budget), stream, jax.random.key(0))
     for line in lines:
@@ -79,6 +80,7 @@ def test_every_probe_and_segment_gives_out_the_budget(stream, budget, options):
             assert set(line["probe_allocated_parameters"]) == {line["budget_parameters"]}
 
 
+@pytest.mark.slow
 def test_a_missed_budget_stops_the_run(stream):
     config = _config()
     record = scan(config, stream, jax.random.key(0)).record
@@ -147,6 +149,7 @@ def test_rewards_are_relative_to_the_reference(stream):
 
 
 @pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
     config = _config("scall-random", {"probes": 2, "probes_at_once": at_once})
     record = run_segments(config, stream, jax.random.key(0))[1]
@@ -160,6 +163,7 @@ def test_the_reference_is_a_probe_with_uniform_sizes(stream, at_once):
     assert record["probe_reference"] == pytest.approx(float(made.fitness), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_last_fit_at_its_first_evaluation(stream):
     fit = FitConfig(layers=2, batch=128, steps=20, eval_every=10)
     ours = run_segments(_config("scall-random", {"reference": "last_fit"}, fit=fit), stream, jax.random.key(0))[1]
@@ -269,6 +273,7 @@ def test_a_step_takes_states_of_another_run_and_init_is_traceable(stream, method
     )
 
 
+@pytest.mark.slow
 def test_one_trace_for_all_budgets_and_segments(stream):
     traces = []
     run = make_run(_config("scall-sac"))

@@ -11,7 +11,7 @@ from experiments import compare, identical
 from scall_jax import Budget, FitConfig, sweep
 from scall_jax.analysis import significance
 from scall_jax.cli.cli import cli
-from tests.helpers import small_config, small_stream, tiny_arguments
+from tests.helpers import list_files, small_config, small_stream, tiny_arguments
 
 REPLICATES, USERS = 3000, 200
 SEEDS_DOMINATE = {"of_seeds": 0.5, "of_users": 0.1, "residual": 0.5}
@@ -140,6 +140,7 @@ def _run(folder, values, method="uniform"):
     for segment, by_user in values.items():
         metrics = np.array([[x, 0.0] for x in by_user.values()], np.float32)
         np.savez(folder / "users" / f"segment-{segment:03}.npz", users=np.array(list(by_user)), metrics=metrics)
+    list_files(folder)
     return folder
 
 

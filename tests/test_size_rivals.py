@@ -350,6 +350,7 @@ def test_next_sizes_and_buckets_of_esapn():
     np.testing.assert_array_equal(got, [0, 4, 8, 16, 31])
 
 
+@pytest.mark.slow
 def test_gradient_of_esapn_is_that_of_reinforce():
     """Against the score function: the sum of (drawn - probability) x advantage x derivative of the logit."""
     rng, net = np.random.default_rng(6), esapn.Growth(4)

@@ -154,6 +154,7 @@ def test_allocate_beyond_int32_on_the_host():
         jax.jit(lambda s: sizes.allocate(s, 10, 1, 2**31))(shares)
 
 
+@pytest.mark.slow
 def test_allocate_ten_million_entities():
     n = 10**7
     shares = np.asarray(sizes.expected_shares("powerlaw", 0.5, n))

@@ -9,7 +9,7 @@ import pytest
 from experiments.strata import finished
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.evaluation.user_strata import StrataConfig
-from tests.helpers import small_stream
+from tests.helpers import list_files, small_stream
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +130,11 @@ def test_different_runs_whose_folders_differ_in_a_seed_alone_keep_apart(tmp_path
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text(json.dumps(said))
         (tmp_path / folder / "summary.json").write_text("{}")
+        list_files(tmp_path / folder)
     found = finished(tmp_path)
     assert {name: len(folders) for name, folders in found.items()} == {"p-seed0/a": 1, "p-seed1/a": 1, "q": 2}
     (tmp_path / "q-seed1" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"q-seed1/config\.json is not that of a run"):
+    with pytest.raises(ValueError, match=r"q-seed1/config\.json is not what the run wrote"):
         finished(tmp_path)
 
 

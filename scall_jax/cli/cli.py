@@ -67,13 +67,11 @@ def _plain_warnings() -> Iterator[None]:
         warnings.simplefilter("default", DataWarning)
         show = warnings.showwarning
 
-        def shown(
-            message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-        ) -> None:
+        def shown(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
             if issubclass(category, DataWarning):
                 print(f"warning: {message}", file=sys.stderr)
             else:
-                show(message, category, filename, lineno, file, line)
+                show(message, category, *place, **options)
 
         warnings.showwarning = shown
         yield

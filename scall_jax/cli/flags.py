@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 
@@ -230,7 +230,7 @@ def load_stream(flags: Main) -> streams.Stream:
     Raises:
       ValueError: a file that cannot be read, or a stream that cannot be cut like this.
     """
-    options = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
+    options: dict[str, Any] = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
     parts = options.pop("parts")
     embedded = flags.data in streams.EMBEDDED
     if embedded and (parts or options["folder"]):
@@ -272,16 +272,16 @@ def _no_test_users(stream: streams.Stream, found: list[streams.Evaluated]) -> st
     rows, strangers, unknown, repeats, _ = (sum(column) for column in zip(*found, strict=True))
     most, users = max(part.users for part in found), len(stream.user_ids)
     text = (
-        f"no segment after the first has {records.LEAST_USERS} test users (at most {most:,}): of {rows:,} test rows there "
-        f"{strangers:,} have users who are not known at the cut, {unknown:,} have items that are not, and {repeats:,} "
-        "repeat pairs that were met before"
+        f"no segment after the first has {records.LEAST_USERS} test users (at most {most:,}): of {rows:,} test rows "
+        f"there {strangers:,} have users who are not known at the cut, {unknown:,} have items that are not, and "
+        f"{repeats:,} repeat pairs that were met before"
     )
     if users < records.LEAST_USERS:
         return f"{text}. There are {users} users in all, too few for any cut"
     if strangers > _MOST * rows:
         return (
-            f"{text}. Users who never come back, such as sessions, cannot be evaluated by this protocol, which ranks items "
-            "for known users: name a column of lasting users (--columns.user)"
+            f"{text}. Users who never come back, such as sessions, cannot be evaluated by this protocol, which ranks "
+            "items for known users: name a column of lasting users (--columns.user)"
         )
     if repeats > _MOST * rows:
         return f"{text}. Nothing is left to recommend where users only repeat what they did: take other data"

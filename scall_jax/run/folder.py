@@ -114,6 +114,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     manifest.refuse_links(folder, [_CONFIG, manifest.NAME])
     if not path.exists() or not any(file.name not in (_CONFIG, LOCK) for file in folder.iterdir()):
         start(folder, identity)
+    found = manifest.check(folder)
     other = read_identity(path)
     # The same rows may have been read from another path.
     other["stream"]["source"] = stream.source
@@ -121,7 +122,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         if other[name] != identity[name]:
             difference = _difference(other, identity, name)
             raise ValueError(f"{folder} holds another run ({difference}): choose another folder")
-    return _finished_lines(folder)
+    return _finished_lines(folder, found)
 
 
 def start(folder: Path, identity: dict[str, Any]) -> None:
@@ -136,9 +137,8 @@ def start(folder: Path, identity: dict[str, Any]) -> None:
     manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [_CONFIG])))
 
 
-def _finished_lines(folder: Path) -> list[dict[str, Any]]:
+def _finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
     """Lines of the finished segments; what is left of a segment that was being written is deleted."""
-    found = manifest.check(folder)
     if found.writing is not None:
         manifest.delete(folder, manifest.left_over(folder, found.writing))
     manifest.delete(folder, found.obsolete)

@@ -58,6 +58,8 @@ def read(folder: Path) -> Manifest:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"{path}: format {found['format']}, this version reads {FORMAT}: choose another folder")
+        if found.pop("sha256") != _digest(found):
+            raise KeyError("sha256")
         files, obsolete = (
             {str(name): Entry(int(nbytes), str(sha256)) for name, (nbytes, sha256) in found[kind].items()}
             for kind in ("files", "obsolete")
@@ -71,8 +73,13 @@ def read(folder: Path) -> Manifest:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest of a run folder; when this returns, the new one is on disk."""
-    text = {"format": FORMAT, **manifest._asdict()}
-    write_durably(folder / NAME, json.dumps(text, indent=1) + "\n")
+    content = {"format": FORMAT, **manifest._asdict()}
+    write_durably(folder / NAME, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Hash of the manifest's own content, so that a change of a name or a hash is found in the file where it is."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -210,8 +217,3 @@ def left_over(folder: Path, segment: str) -> list[str]:
         inside = (folder / checkpoint).rglob("*")
         places += [path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()]
     return [place for place in places if (folder / place).exists() or (folder / place).is_symlink()]
-
-
-def as_text(value: Any) -> str:
-    """A dictionary as the JSON text that run folders have."""
-    return json.dumps(value, indent=2) + "\n"

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax.streams.stream import Bounds
-from scall_jax.streams.times import milliseconds
+from scall_jax.streams.times import Locate, form_of, in_milliseconds, parse
 from scall_jax.streams.wording import option
 
 _NEW_ENTITIES = 15000  # the number in the SCALL paper
@@ -25,20 +25,29 @@ def edges_by_time(time: np.ndarray, at: Sequence[Any], source: str) -> list[int]
     Raises:
       ValueError: something that is no timestamp, or a time outside the stream.
     """
-    values = pl.Series(at)
-
-    def refuse(bad: pl.Series, problem: str) -> None:
-        bad = bad.fill_null(True)
-        if bad.any():
-            raise ValueError(f"{option('at')}: {values[bad.arg_true()[0]]!r} {problem}")
-
-    starts = milliseconds(values, "auto", refuse)
+    starts = _milliseconds(at)
     first, last = time[[0, -1]]
     if not ((starts > first) & (starts <= last)).all():
         shown = " to ".join(str(np.datetime64(int(x), "ms")) for x in (first, last))
         raise ValueError(f"{option('at')}={list(at)}: a time lies outside {source}, which goes from {shown}")
     inner = np.searchsorted(time, starts, side="left")
     return sorted({0, len(time), *inner.tolist()})
+
+
+def _milliseconds(at: Sequence[Any]) -> np.ndarray:
+    """Timestamps as `read` takes them, without options."""
+    try:
+        values = pl.Series(at)
+        form = form_of(values, None)
+        numbers = parse(values, form)
+        for bad, problem in ((numbers.is_null(), "is not a timestamp"), (numbers < 0, "is before 1970")):
+            if bad.any():
+                raise ValueError(f"{values[int(bad.arg_true()[0])]!r} {problem}")
+        if form.dates:
+            return numbers.to_numpy()
+        return in_milliseconds(numbers.to_numpy(), "auto", Locate(lambda i: f"time {i}", lambda i: f"time {i}"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{option('at')}={list(at)}: {error} (write dates as 2024-05-31)") from None
 
 
 def edges_of_equal_parts(rows: int, segments: int, source: str) -> list[int]:

@@ -1,8 +1,9 @@
 """Formats of files: their names, the columns they use, and how content is recognised and checked."""
 
+import contextlib
 import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +89,7 @@ def is_known(name: str, requested: Iterable[str | None]) -> bool:
     return name in requested or any(plain(name) in names for names in _KNOWN.values())
 
 
-def recognise(
-    lines: Sequence[str], format: str, separator: str | None, requested: dict[str, str | None]
-) -> Layout:
+def recognise(lines: Sequence[str], format: str, separator: str | None, requested: dict[str, str | None]) -> Layout:
     r"""How to read a text file, judged by its first lines.
 
     Args:
@@ -142,10 +141,9 @@ def split(line: str, separator: str) -> list[str]:
     """
     fields = line.split(separator)
     if len(separator) == 1 and separator != "\t" and '"' in line:
-        try:
+        # The reader of the whole table says what is wrong, if something is.
+        with contextlib.suppress(csv.Error):
             fields = next(csv.reader([line], delimiter=separator), fields)
-        except csv.Error:
-            pass  # The reader of the whole table says what is wrong.
     elif separator == " ":
         fields = line.split()
     return [field.strip().strip('"').strip() for field in fields]
@@ -185,30 +183,34 @@ def _has_header(fields: Sequence[str], requested: dict[str, str | None]) -> bool
 
 
 def _published(rows: Sequence[Sequence[str]], separator: str) -> str | None:
-    """The published format without a header that the values of the first lines agree with, if there is one."""
-    formats: dict[tuple[str, int], tuple[str, Callable[[Sequence[Sequence[str]]], bool]]] = {
-        ("::", 4): ("movielens-dat", _are_ratings),
-        ("\t", 4): ("movielens-udata", _are_ratings),
-        ("\t", 5): ("gowalla", _are_checkins),
-    }
+    """The published format without a header that the values of most first lines agree with, if there is one."""
     width = len(rows[0])
-    name, agrees = formats.get((separator, width), (None, None))
-    return name if agrees and agrees([row for row in rows if len(row) == width]) else None
+    even = [row for row in rows if len(row) == width]
+    if (separator, width) == ("\t", 5):
+        return "gowalla" if _most(map(_is_checkin, even)) else None
+    name = {("::", 4): "movielens-dat", ("\t", 4): "movielens-udata"}.get((separator, width))
+    return name if name is not None and _are_ratings(even) else None
 
 
 def _are_ratings(rows: Sequence[Sequence[str]]) -> bool:
     """Whether columns are user, item, rating and time: small ratings, and no other column looks more like times."""
     users, items, ratings, times = (list(column) for column in zip(*rows, strict=True))
-    stars, when = ([_number(value) for value in column] for column in (ratings, times))
-    plausible = all(0 <= star <= _MOST_STARS for star in stars) and all(number >= 0 for number in when)
-    return plausible and (looks_like_times(times) or not any(map(looks_like_times, (users, items))))
+    stars = _most(0 <= _number(value) <= _MOST_STARS for value in ratings)
+    numbers = _most(_number(value) >= 0 for value in times)
+    users, items, times = (_most(looks_like_times([value]) for value in column) for column in (users, items, times))
+    return stars and numbers and (times or not (users or items))
 
 
-def _are_checkins(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether columns are user, date, latitude, longitude and place."""
-    _, dates, latitudes, longitudes, _ = (list(column) for column in zip(*rows, strict=True))
-    inside = all(abs(_number(a)) <= 90 and abs(_number(b)) <= 180 for a, b in zip(latitudes, longitudes, strict=True))
-    return inside and all(bool(_DATE.match(date)) and "T" in date for date in dates)
+def _is_checkin(row: Sequence[str]) -> bool:
+    """Whether a row is user, date, latitude, longitude and place."""
+    _, date, latitude, longitude, _ = row
+    return bool(_DATE.match(date)) and "T" in date and abs(_number(latitude)) <= 90 and abs(_number(longitude)) <= 180
+
+
+def _most(found: Iterable[bool]) -> bool:
+    """Whether nine in ten are true, so that an odd row is an error of its own."""
+    found = list(found)
+    return sum(found) >= 0.9 * len(found)
 
 
 def _number(text: str) -> float:

@@ -184,7 +184,7 @@ class Gather:
             raise ValueError(f"{problem}; {left_out}" if left_out else problem)
         if left_out:
             message = f"{self._source}: rows left out of {self.rows:,} because a value is missing: {left_out}"
-            warnings.warn(message, DataWarning, stacklevel=4)
+            warnings.warn(message, DataWarning, stacklevel=5)  # where `read` is called
 
     def _milliseconds(self, rows: np.ndarray | None) -> np.ndarray:
         numbers = self._taken("timestamp").to_numpy()
@@ -213,5 +213,5 @@ class Gather:
                 f"{place(first)}: {shown(time[first])} is far from the other rows, which go from {shown(ends[0])} to "
                 f"{shown(ends[1])} ({len(far):,} such row(s)): a missing time or a typing error?",
                 DataWarning,
-                stacklevel=5,
+                stacklevel=6,
             )

@@ -124,12 +124,17 @@ def tidy(ids: pl.Series) -> pl.Series:
       `7` and `7.0`.
 
     Warns:
-      DataWarning: two texts that write the same number in a column of text, where they stay two ids.
+      DataWarning: two texts that write the same number in a column of text, where they stay two ids; ids with line
+        breaks, which quotes that are not closed make.
 
     >>> import polars as pl
     >>> tidy(pl.Series(["7.0", "12"])).to_list(), tidy(pl.Series(["007", "12"])).to_list()
     ([7, 12], ['007', '12'])
     """
+    broken = ids.filter(ids.str.contains("\n", literal=True))
+    if len(broken):
+        text = f"{broken[0]!r} is an id with a line break ({len(broken):,} such id(s)): a quote that is not closed?"
+        warnings.warn(text, DataWarning, stacklevel=6)
     whole = ids.str.contains(_WHOLE)
     number = ids.str.replace(r"\.0+$", "")
     if whole.all():
@@ -146,7 +151,7 @@ def tidy(ids: pl.Series) -> pl.Series:
             f"{again[0]!r} and {number.filter(ids == again[0])[0]!r} are two ids ({len(again):,} such pair(s)), "
             "because the column holds text as well as numbers",
             DataWarning,
-            stacklevel=2,
+            stacklevel=6,
         )
     return ids
 

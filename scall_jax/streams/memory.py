@@ -65,6 +65,27 @@ class Account:
         """Bytes of text to read at once: at most a fortieth of the limit, and 16 MiB."""
         return int(min(max(self._limit / 40, 2**16), 2**24))
 
+    def expect(self, number: int, source: str) -> None:
+        """Check that there is room for rows before they are read.
+
+        Args:
+          number: how many.
+          source: named in errors.
+
+        Raises:
+          ValueError: there is not.
+        """
+        needed = _ROW_BYTES * (self._rows + number) + self._ids
+        if needed > self._limit:
+            raise ValueError(f"{source}: {number:,} rows take {needed / 1e6:,.0f} MB to read, {self._advice}")
+
+    @property
+    def _advice(self) -> str:
+        return (
+            f"more than the {self._limit / 1e6:,.0f} MB that reading may take: "
+            f"raise {option('max_memory')}, or read a part of the table"
+        )
+
     def rows(self, number: int, source: str, read: float | None = None) -> None:
         """Count rows.
 
@@ -100,6 +121,5 @@ class Account:
             whole = f" after {read:.0%} of it" if read is not None else ""
             raise ValueError(
                 f"{source}: {self._rows:,} rows take {(held + _BLOCKS * self.block) / 1e6:,.0f} MB to read{whole}, "
-                f"more than the {self._limit / 1e6:,.0f} MB that reading may take: "
-                f"raise {option('max_memory')}, or read a part of the table"
+                f"{self._advice}"
             )

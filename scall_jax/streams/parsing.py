@@ -74,16 +74,23 @@ def open_table(path: Path, reading: Reading) -> Table:
     sources.check_text(path, first, 1, whole=False)
     if not first.strip():
         raise ValueError(f"{path}: the file is empty")
-    sample = first[:_SAMPLE_BYTES].rstrip(b"\r\n").decode(errors="replace").split("\n")
-    lines = [line.rstrip("\r") for line in (sample[:-1] if len(first) > _SAMPLE_BYTES and sample[1:] else sample)]
+    lines = _sample(first)
     try:
-        layout = recognise(lines[:_SAMPLE_LINES], options.format, options.separator, options.requested)
+        layout = recognise(lines, options.format, options.separator, options.requested)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     blocks = sources.whole_rows(path, itertools.chain([first], pieces), layout.quoted)
     if layout.format == "jsonl":
         return _json_lines(path, blocks, first, options)
     return _separated(path, blocks, layout, lines)
+
+
+def _sample(first: bytes) -> list[str]:
+    """The first whole lines of a text."""
+    end = max(_SAMPLE_BYTES, first.find(b"\n"))
+    sample = first[:end].rstrip(b"\r\n").decode(errors="replace").split("\n")
+    whole = sample[:-1] if len(first) > end and sample[1:] else sample
+    return [line.rstrip("\r") for line in whole[:_SAMPLE_LINES]]
 
 
 def _separated(path: Path, blocks: Iterator[bytes], layout: Layout, lines: list[str]) -> Table:
@@ -201,9 +208,7 @@ def _json_block(path: Path, block: bytes, columns: Mapping[str, str], row: int) 
     return _as_written(path, block, frame, ids, at, row) if at else frame
 
 
-def _as_written(
-    path: Path, block: bytes, frame: pl.DataFrame, ids: list[str], at: list[int], row: int
-) -> pl.DataFrame:
+def _as_written(path: Path, block: bytes, frame: pl.DataFrame, ids: list[str], at: list[int], row: int) -> pl.DataFrame:
     """The frame with ids of some rows as the file writes them, where numbers may have lost digits."""
     lines = [line for line in block.split(b"\n") if line.strip()]
     texts = {name: frame[name].gather(at).to_list() for name in ids}

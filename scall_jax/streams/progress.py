@@ -45,7 +45,8 @@ class ReadProgress:
         """
         self._done = self._before + done
         if self._bar is None and time.monotonic() - self._start > _SECONDS:
-            options = {"unit": "B", "unit_scale": True, "file": sys.stderr, "leave": False}
+            pause = 0.1 if sys.stderr.isatty() else 30
+            options = {"unit": "B", "unit_scale": True, "file": sys.stderr, "leave": False, "mininterval": pause}
             self._bar = tqdm(desc=f"reading {self._source}", total=self._total, initial=self._done, **options)
         elif self._bar is not None:
             self._bar.update(self._done - self._bar.n)
@@ -65,5 +66,6 @@ class ReadProgress:
         Args:
           text: a few words.
         """
+        self.update(self._total - self._before)
         if self._bar is not None:
             self._bar.set_description(text)

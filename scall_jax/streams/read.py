@@ -110,6 +110,7 @@ def _read_parts(files: list[Path], options: ReadOptions, account: Account, sourc
         for file in files:
             table = open_table(file, Reading(options, account.block, progress.update))
             columns = _columns(table, options, file)
+            account.expect(table.rows or 0, str(file))
             gather.places.add(file, gather.rows, table.first_row, columns)
             for frame in table.frames(columns):
                 gather.add(frame, table.bare_quotes, progress.part)

@@ -64,7 +64,7 @@ def warn_of_ties(rows: Interactions) -> None:
     granular = all(not ((rows.time[part] - first) % _DAY).any() for part in (slice(1000), slice(None)))
     days = int((np.diff(rows.time) > 0).sum()) + 1 if granular else len(rows)
     if 2 * days <= len(rows):
-        text = f"times are whole days, with {len(rows) / days:,.1f} rows on each, whose order is that of the source: {way}"
+        text = f"times are whole days of {len(rows) / days:,.1f} rows, whose order is that of the source: {way}"
         warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=3)
 
 

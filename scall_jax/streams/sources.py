@@ -9,7 +9,7 @@ import lzma
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +127,9 @@ def pieces(path: Path, encoding: str | None, size: int, on_read: Callable[[int],
                 yield piece.replace(b"\r", b"\n") if returns else piece
 
 
-def _text(path: Path, encoding: str | None, size: int, on_read: Callable[[int], object]) -> Iterator[bytes]:
+def _text(
+    path: Path, encoding: str | None, size: int, on_read: Callable[[int], object]
+) -> Generator[bytes, None, None]:
     """UTF-8 of a file in the given encoding, or its bytes as they are."""
     decoder = None if encoding is None else codecs.getincrementaldecoder(encoding)()
     lines = 1
@@ -203,9 +205,9 @@ def _reader(raw: BinaryIO, name: str | None, stack: contextlib.ExitStack) -> Cal
         return _zlib_reader(raw)
     opened: dict[str | None, Callable[[], Any]] = {
         None: lambda: raw,
-        "gzip": lambda: gzip.open(raw),
-        "bzip2": lambda: bz2.open(raw),
-        "xz": lambda: lzma.open(raw),
+        "gzip": lambda: gzip.GzipFile(fileobj=raw),
+        "bzip2": lambda: bz2.BZ2File(raw),
+        "xz": lambda: lzma.LZMAFile(raw),  # noqa: SIM115
         "zip": lambda: _only_member(raw, stack.enter_context(zipfile.ZipFile(raw))),
     }
     return stack.enter_context(opened[name]()).read

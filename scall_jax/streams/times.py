@@ -89,8 +89,8 @@ def parse(values: pl.Series, form: Form) -> pl.Series:
       form: how they are written.
 
     Returns:
-      Int64[rows] milliseconds since 1970 of dates; Int64[rows] or Float64[rows] of numbers, in their own unit. Null where
-      a value is no timestamp.
+      Int64[rows] milliseconds since 1970 of dates; Int64[rows] or Float64[rows] of numbers, in their own unit. Null
+      where a value is no timestamp.
 
     Raises:
       ValueError: a pattern that cannot be used.
@@ -173,8 +173,8 @@ def in_milliseconds(numbers: np.ndarray, unit: str, locate: Locate) -> np.ndarra
 
     Args:
       numbers: i64[rows] or f64[rows], finite and not negative.
-      unit: one of `TIME_UNITS`, or `auto`: seconds where numbers are below 10^11, milliseconds below 10^14, microseconds
-        below 10^17, else nanoseconds. Zero may be of any unit.
+      unit: one of `TIME_UNITS`, or `auto`: seconds where numbers are below 10^11, milliseconds below 10^14,
+        microseconds below 10^17, else nanoseconds. Zero may be of any unit.
       locate: how errors call a row.
 
     Returns:
@@ -214,8 +214,8 @@ def _common_unit(numbers: np.ndarray, locate: Locate) -> str:
     even = int(((units == usual) & (numbers != 0)).argmax())
     shown = [f"in {names[u]}" if u < len(names) else "out of range" for u in (units[odd], usual)]
     raise ValueError(
-        f"{locate.place(odd)}: {numbers[odd]} is {shown[0]} by its size, where {numbers[even]} in {locate.row(even)} is "
-        f"{shown[1]} ({int(((units != usual) & (numbers != 0)).sum()):,} such row(s)): "
+        f"{locate.place(odd)}: {numbers[odd]} is {shown[0]} by its size, where {numbers[even]} in {locate.row(even)} "
+        f"is {shown[1]} ({int(((units != usual) & (numbers != 0)).sum()):,} such row(s)): "
         f"mend the rows, or give {option('time_unit')}, the unit of all"
     )
 
@@ -283,28 +283,3 @@ def shown(time: int) -> str:
     '2020-09-13 12:26:40'
     """
     return str(np.datetime64(int(time) // 1000, "s")).replace("T", " ")
-
-
-def milliseconds(values: pl.Series, unit: str, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
-    """Times from numbers, text or dates.
-
-    Args:
-      values: timestamps, [rows].
-      unit: as `in_milliseconds` takes it.
-      refuse: called with a mask bool[rows] of bad values and what is wrong with them; raises if any is true.
-
-    Returns:
-      i64[rows], milliseconds since 1970-01-01 UTC.
-
-    Raises:
-      ValueError: units that disagree; a value that is no timestamp or out of range, raised by `refuse`.
-    """
-    form = form_of(values, None)
-    numbers = parse(values, form)
-    refuse(numbers.is_null(), "is not a timestamp")
-    refuse(numbers < 0, "is before 1970")
-    time = numbers.to_numpy()
-    if not form.dates:
-        time = in_milliseconds(time, unit, Locate(lambda at: f"value {at + 1}", lambda at: f"value {at + 1}"))
-    refuse(pl.Series(time > LAST_MILLISECOND), "is after the year 9999")
-    return time
