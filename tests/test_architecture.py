@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scall_jax"
 BETWEEN = ("config", "evaluation", "methods", "ops", "policies", "recommenders", "sizes", "streams", "tables")
 """Folders that neither write nor, apart from the readers of streams, read a file."""
-READERS = {"streams/embedded.py", "streams/parsing.py", "streams/read.py"}
+READERS = {f"streams/{name}.py" for name in ("embedded", "memory", "parsing", "read", "sources")}
 ARRAY_LIBRARIES = {"np", "numpy", "jnp"}
 ARRAY_FILES = {"fromfile", "load", "loadtxt", "memmap", "save", "savetxt", "savez", "savez_compressed"}
 PATH_METHODS = {"mkdir", "read_bytes", "read_text", "rmtree", "unlink", "write_bytes", "write_text"}

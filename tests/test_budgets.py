@@ -64,3 +64,8 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_configuration_is_hashable():
     assert hash(Config()) == hash(Config())
+
+
+def test_a_schedule_of_numbers_is_refused_with_the_way():
+    with pytest.raises(ValueError, match=r"schedule, number 1: 4\.0 is no budget: Budget\.mean_size\(4\.0\)"):
+        Budget.schedule([Budget.mean_size(8), 4.0])

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scall_jax import streams
+from scall_jax.cli import flags as run_flags
 from scall_jax.streams import numpy_ops
 
 
@@ -263,3 +264,76 @@ def test_synthetic_stream_is_seeded_and_has_what_it_promises(rows):
     assert np.isin(late, early).mean() < 0.7  # others arrive
     with pytest.raises(ValueError):
         streams.synthetic(jax.random.key(0), users=0)
+
+
+def _one_time():
+    return streams.from_arrays([f"u{k % 9}" for k in range(60)], [f"i{k % 13}" for k in range(60)], np.zeros(60))
+
+
+def test_times_that_do_not_order_the_rows_are_warned_of():
+    with pytest.warns(streams.DataWarning, match=r"all 60 rows are at one time, .*source: shuffle_ties orders them"):
+        streams.cut(_one_time(), segments=2)
+    days = np.repeat(np.arange(20), 30) * 86_400_000
+    for shift in (0, 5 * 3_600_000):  # midnight of another zone
+        rows = streams.from_arrays(np.arange(600) % 40, np.arange(600) % 70, days + shift)
+        with pytest.warns(streams.DataWarning, match=r"whole days of 30\.0 rows"):
+            streams.cut(rows, segments=2)
+        streams.cut(rows, segments=2, shuffle_ties=True)
+    for time in (days + np.arange(600) % 7, np.arange(600) * 86_400_000, days // 24):
+        streams.cut(streams.from_arrays(np.arange(600) % 40, np.arange(600) % 70, time), segments=2)
+
+
+def _checked(user, item, **rules):
+    rows = streams.from_arrays(user, item, np.arange(len(user)))
+    stream = streams.cut(rows, **({"segments": 4} | rules))
+    with pytest.raises(ValueError, match="no segment after the first has 20 test users") as refused:
+        run_flags.check_stream(stream)
+    found = [stream.evaluated(t) for t in range(1, len(stream))]
+    for part, t in zip(found, range(1, len(stream)), strict=True):
+        assert part.users == stream.test(t).count
+        segment = stream.segment(t)
+        counted = [int(numbers[1]) for numbers in (segment.held_out, segment.unknown, segment.seen)]
+        assert [part.rows, part.unknown_users + part.unknown_items, part.repeats] == counted
+    return str(refused.value), [sum(column) for column in zip(*found, strict=True)]
+
+
+def test_advice_names_the_reason_why_no_test_row_counts():
+    k = np.arange(600)
+    text, (rows, strangers, *_) = _checked(k // 3, k % 20)
+    assert rows == strangers == 90 and "of 90 test rows there 90 have users who are not known at the cut" in text
+    assert "such as sessions, cannot be evaluated" in text and "--columns.user" in text and "fewer" not in text
+    text, (_, _, unknown, *_) = _checked(k % 40, k // 3)
+    assert unknown == 90 and "90 have items that are not" in text and "shorter segments" in text
+    text, (*_, repeats, _) = _checked(k % 40, k % 40)
+    assert repeats == 90 and "90 repeat pairs" in text and "only repeat what they did" in text
+    text, _ = _checked(0 * k, k % 50)
+    assert "There are 1 users in all" in text
+    rng = np.random.default_rng(0)
+    text, _ = _checked(rng.integers(0, 60, 600), rng.integers(0, 90, 600), segments=12)
+    assert "Cut fewer, longer segments (--cut.segments, --cut.new-entities)" in text
+
+
+def test_on_a_command_line_rules_are_named_as_flags(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("user,item,timestamp\n" + "".join(f"{k % 9},{k % 13},{k}\n" for k in range(60)))
+
+    def message(**rules):
+        with pytest.raises(ValueError) as refused:
+            run_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(**rules)))
+        return str(refused.value)
+
+    assert "fewer segments (--cut.segments) or a larger --cut.new-entities" in message(segments=50)
+    assert "give one of --cut.new-entities, --cut.segments and --cut.at" in message(segments=2, new_entities=5)
+    assert "lower --cut.k-core" in message(k_core=99)
+    assert "--cut.at=['soon']: 'soon' is not a timestamp" in message(at=("soon",))
+    assert "--cut.at=['20200131']" in message(at=("20200131",))
+    assert "--cut.replay=-1" in message(replay=-1.0)
+    path.write_text("user,item,timestamp\n" + "".join(f"{k % 9},{k % 13},7\n" for k in range(60)))
+    with pytest.warns(streams.DataWarning, match="--cut.shuffle-ties orders them at random"):
+        run_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(segments=2)))
+
+
+@pytest.mark.parametrize("split", [(float("nan"), 0.0, 1.0), (0.7, float("nan"), 0.2), (0.8, 0.2), (2.0, -1.5, 0.5)])
+def test_splits_that_are_none_are_refused(rows, split):
+    with pytest.raises(ValueError, match="split="):
+        streams.cut(rows, split=split)

@@ -2,9 +2,11 @@ import ctypes
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from scall_jax.run import process_memory
+from scall_jax.run import compilation, process_memory
 
 # This runs in a new process, because in this one memory that others have freed would be used first. It loads the file
 # alone, without the package and JAX.
@@ -73,3 +75,12 @@ def test_other_systems_are_left_alone(monkeypatch):
     process_memory.trim_heap()
     process_memory.limit_heap()
     assert called == [None, None]
+
+
+def test_programs_that_need_more_memory_than_there_is_are_refused_before_they_run():
+    """A product of two arrays that no machine holds; compiling it makes none of them."""
+    rows = jax.ShapeDtypeStruct((10**6, 1), jnp.float32)
+    with pytest.raises(ValueError, match=r"needs 4,00\d\.\d GB of memory, .*lower sizes\.maximum"):
+        compilation.compiled(lambda x: jnp.sort(x @ x.T, axis=0), rows)
+    small = jax.ShapeDtypeStruct((10, 1), jnp.float32)
+    assert compilation.compiled(lambda x: x @ x.T, small)(jnp.ones((10, 1))).sum() == 100

@@ -1,6 +1,6 @@
 """Columns of a file by the role they play, and errors that name file, row and column."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import polars as pl
 from scall_jax.streams.formats import ALIASES, looks_like_times, plain
 from scall_jax.streams.parsing import Table
 from scall_jax.streams.wording import option
+
+_SHOWN = 30  # names of columns in an error
 
 
 class Part(NamedTuple):
@@ -107,7 +109,7 @@ def find_column(table: Table, role: str, name: str | None, path: Path) -> str:
     """
     if name is not None:
         if name not in table.names:
-            raise ValueError(f"{path}: no column {name!r} for the {role}; the columns are {', '.join(table.names)}")
+            raise ValueError(f"{path}: no column {name!r} for the {role}; the columns are {_listed(table.names)}")
         return _only(table, role, [name], path)
     for alias in ALIASES[role]:
         if alias in table.names:
@@ -129,15 +131,21 @@ def _only(table: Table, role: str, names: list[str], path: Path) -> str:
 def _nothing_found(table: Table, role: str, path: Path) -> str:
     if not table.shown:
         return (
-            f"{path}: no column for the {role} among {', '.join(map(repr, table.names))}: "
+            f"{path}: no column for the {role} among {_listed([repr(name) for name in table.names])}: "
             f"name it with {option(role, 'NAME')}"
         )
     times = [text.split(" ")[0] for text in table.shown if looks_like_times([text.split("(", 1)[1][1:-2]])]
     guess = f"; {' and '.join(times)} could be times" if times else ""
     return (
-        f"{path}: no header, and no published format of columns {', '.join(table.shown)}{guess}: "
+        f"{path}: no header, and no published format of columns {_listed(table.shown)}{guess}: "
         f"name the columns with {option('user')}, {option('item')} and {option('timestamp')}"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for an error, of which the first ones are enough."""
+    more = [f"and {len(names) - _SHOWN:,} more"] if len(names) > _SHOWN else []
+    return ", ".join([*(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:_SHOWN]), *more])
 
 
 def check_dtype(values: pl.Series, role: str, place: str) -> None:

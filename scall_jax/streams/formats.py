@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scall_jax.streams.ids import MISSING
+
 FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "movielens-dat", "movielens-udata", "gowalla")
 """Names of the formats that `read` takes."""
 
@@ -194,7 +196,8 @@ def _published(rows: Sequence[Sequence[str]], separator: str) -> str | None:
 
 def _are_ratings(rows: Sequence[Sequence[str]]) -> bool:
     """Whether columns are user, item, rating and time: small ratings, and no other column looks more like times."""
-    users, items, ratings, times = (list(column) for column in zip(*rows, strict=True))
+    columns = ([value for value in column if value not in ("", *MISSING)] for column in zip(*rows, strict=True))
+    users, items, ratings, times = columns
     stars = _most(0 <= _number(value) <= _MOST_STARS for value in ratings)
     numbers = _most(_number(value) >= 0 for value in times)
     users, items, times = (_most(looks_like_times([value]) for value in column) for column in (users, items, times))
@@ -208,9 +211,9 @@ def _is_checkin(row: Sequence[str]) -> bool:
 
 
 def _most(found: Iterable[bool]) -> bool:
-    """Whether nine in ten are true, so that an odd row is an error of its own."""
+    """Whether nine in ten are true, so that an odd row is an error of its own; false of none."""
     found = list(found)
-    return sum(found) >= 0.9 * len(found)
+    return bool(found) and sum(found) >= 0.9 * len(found)
 
 
 def _number(text: str) -> float:

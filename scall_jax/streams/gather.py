@@ -164,15 +164,17 @@ class Gather:
     def _taken(self, role: str) -> pl.Series:
         """A column as one series, whose parts are freed."""
         parts = self._columns.pop(role)
-        if len({part.dtype for part in parts}) > 1:
-            parts = [self._widened(part, role) for part in parts]
+        dtypes = {part.dtype for part in parts}
+        if len(dtypes) > 1:
+            # Integers become what other parts of the column are.
+            if role == "timestamp":
+                parts = [part.cast(pl.Float64) for part in parts]
+            elif all(dtype.is_signed_integer() and dtype != pl.Int128 for dtype in dtypes):
+                parts = [part.cast(pl.Int64) for part in parts]
+            else:
+                as_categories = self._dtypes[role]
+                parts = [p.cast(pl.String).cast(as_categories) if p.dtype.is_integer() else p for p in parts]
         return pl.concat(parts, rechunk=True)
-
-    def _widened(self, part: pl.Series, role: str) -> pl.Series:
-        """Integers as what other parts of the column are."""
-        if role == "timestamp":
-            return part.cast(pl.Float64)
-        return part.cast(pl.String).cast(self._dtypes[role]) if part.dtype.is_integer() else part
 
     def _report_incomplete(self, keep: np.ndarray) -> None:
         left_out = "; ".join(f"no {role} in {n:,} (first: {place})" for role, (n, place) in self._incomplete.items())

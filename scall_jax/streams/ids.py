@@ -61,16 +61,16 @@ def as_ids(values: pl.Series, bare_quotes: bool = False) -> pl.Series:
       bare_quotes: whether quotes around a value are no part of it.
 
     Returns:
-      Int64[rows], or String[rows] without the spaces around ids.
+      Integers as they are, Int64[rows], or String[rows] without the spaces around ids.
 
     >>> as_ids(pl.Series(["7", "12"])).to_list(), as_ids(pl.Series(["7", "012"])).to_list()
     ([7, 12], ['7', '012'])
     """
-    if values.dtype.is_integer() or values.dtype == pl.String:
+    if values.dtype.is_integer():
+        return values
+    if values.dtype == pl.String:
         numbers = values.cast(pl.Int64, strict=False)
         if numbers.null_count() == values.null_count() < len(values):
-            if values.dtype.is_integer():
-                return numbers
             long = values.str.starts_with("0") | values.str.starts_with("+") | values.str.starts_with("-0")
             if not long.any() or (numbers.cast(pl.String) == values).all():
                 return numbers
@@ -136,6 +136,8 @@ def tidy(ids: pl.Series) -> pl.Series:
         text = f"{broken[0]!r} is an id with a line break ({len(broken):,} such id(s)): a quote that is not closed?"
         warnings.warn(text, DataWarning, stacklevel=6)
     whole = ids.str.contains(_WHOLE)
+    if not whole.any():
+        return ids
     number = ids.str.replace(r"\.0+$", "")
     if whole.all():
         for dtype in (pl.Int64, pl.UInt64):
@@ -192,7 +194,12 @@ def encode_column(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     if ids.dtype.is_integer():
         return _encode_integers(ids)
     distinct = ids.unique(maintain_order=True)
-    codes, vocabulary = encode(tidy(distinct.cast(pl.String)))
+    text = distinct.cast(pl.String)
+    vocabulary = tidy(text)
+    if vocabulary is text:
+        codes = np.arange(len(text), dtype=np.int32)
+    else:
+        codes, vocabulary = encode(vocabulary)
     physical = ids.to_physical().to_numpy()
     code_of = np.zeros(int(physical.max(initial=0)) + 1, np.int32)
     code_of[distinct.to_physical().to_numpy()] = codes
@@ -201,10 +208,11 @@ def encode_column(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 def _encode_integers(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """As `encode`, by a table over the range of the ids where that is small."""
-    values = ids.to_numpy()
-    low, high = int(values.min()), int(values.max())
-    if high - low >= 4 * len(values) + 2**16:
+    least, most = ids.min(), ids.max()
+    low, high = int(least), int(most)  # pyright: ignore[reportArgumentType]
+    if high - low >= 4 * len(ids) + 2**16 or high >= 2**62:
         return encode(ids)
+    values = ids.cast(pl.Int64).to_numpy()
     first = np.full(high - low + 1, len(values), np.int32)
     places = (values - low).astype(np.int32)
     # Write backwards: of the assignments to a repeated id, the last one stays.
@@ -212,4 +220,4 @@ def _encode_integers(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     found = np.flatnonzero(first < len(values))
     found = found[np.argsort(first[found])]
     first[found] = np.arange(len(found), dtype=np.int32)
-    return first[places], pl.Series(found + low)
+    return first[places], pl.Series(found + low).cast(ids.dtype)

@@ -9,7 +9,7 @@ _SHARE = 0.5
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ROW_BYTES = 56
 """Bytes for each row: ids and a time, and as much again while they are numbered."""
-_ID_BYTES = 120
+_ID_BYTES = 150
 """Bytes for each distinct id besides its text: in the tables that give ids their codes, and in the vocabulary."""
 _BLOCKS = 12
 """Blocks of text that parsing one takes."""

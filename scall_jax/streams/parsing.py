@@ -70,8 +70,7 @@ def open_table(path: Path, reading: Reading) -> Table:
     if options.format == "parquet" or (options.format == "auto" and magic.startswith(b"PAR1")):
         return _parquet(path, reading)
     pieces = sources.pieces(path, options.encoding, reading.block, reading.on_read)
-    first = next(pieces, b"").lstrip(b"\r\n")
-    sources.check_text(path, first, 1, whole=False)
+    first = sources.first_lines(path, pieces)
     if not first.strip():
         raise ValueError(f"{path}: the file is empty")
     lines = _sample(first)

@@ -4,24 +4,23 @@ import sys
 import time
 from types import TracebackType
 
-from tqdm.auto import tqdm
-
-_SECONDS = 5.0
+_SECONDS = 4.0  # until the first line
+_PAUSE = {True: 0.5, False: 30.0}  # seconds between lines, on a terminal and elsewhere
 
 
 class ReadProgress:
-    """A bar over the bytes of the files, which appears after five seconds."""
+    """A line of text on standard error about the bytes of some files, which appears after some seconds."""
 
     def __init__(self, total: int, source: str):
         """Start.
 
         Args:
           total: bytes of all files.
-          source: name in front of the bar.
+          source: name of the whole.
         """
-        self._total, self._source = total, source
-        self._start, self._before, self._done = time.monotonic(), 0, 0
-        self._bar: tqdm | None = None
+        self._total, self._source, self._before, self._done = max(total, 1), source, 0, 0
+        self._start, self._terminal = time.monotonic(), sys.stderr.isatty()
+        self._next, self._shown = self._start + _SECONDS, False
 
     def __enter__(self) -> "ReadProgress":
         return self
@@ -29,27 +28,27 @@ class ReadProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._shown and self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     @property
     def part(self) -> float:
         """Which part of the bytes has been read."""
-        return self._done / max(self._total, 1)
+        return min(self._done / self._total, 1.0)
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, doing: str = "reading") -> None:
         """Show how far a file has been read.
 
         Args:
           done: bytes of the current file.
+          doing: what is done with them.
         """
-        self._done = self._before + done
-        if self._bar is None and time.monotonic() - self._start > _SECONDS:
-            pause = 0.1 if sys.stderr.isatty() else 30
-            options = {"unit": "B", "unit_scale": True, "file": sys.stderr, "leave": False, "mininterval": pause}
-            self._bar = tqdm(desc=f"reading {self._source}", total=self._total, initial=self._done, **options)
-        elif self._bar is not None:
-            self._bar.update(self._done - self._bar.n)
+        self._done, now = self._before + done, time.monotonic()
+        if now < self._next:
+            return
+        self._next, self._shown = now + _PAUSE[self._terminal], True
+        text = f"{doing} {self._source}: {self.part:.0%} of {self._total / 1e6:,.0f} MB, {now - self._start:.0f} s"
+        print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
 
     def finish_file(self, size: int) -> None:
         """Go on to the next file.
@@ -60,12 +59,6 @@ class ReadProgress:
         self.update(size)
         self._before += size
 
-    def describe(self, text: str) -> None:
-        """Say what is done with what was read.
-
-        Args:
-          text: a few words.
-        """
-        self.update(self._total - self._before)
-        if self._bar is not None:
-            self._bar.set_description(text)
+    def finish(self) -> None:
+        """Say that what was read is put together."""
+        self.update(self._total - self._before, "numbering users and items of")

@@ -116,7 +116,7 @@ def _read_parts(files: list[Path], options: ReadOptions, account: Account, sourc
                 gather.add(frame, table.bare_quotes, progress.part)
             progress.finish_file(file.stat().st_size)
             notes |= dict.fromkeys(f"{source}: {note}" for note in table.notes)
-        progress.describe("numbering users and items")
+        progress.finish()
         return gather.finish(tuple(notes))
 
 

@@ -238,6 +238,25 @@ def _zlib_reader(raw: BinaryIO) -> Callable[[int], bytes]:
     return read
 
 
+def first_lines(path: Path, parts: Iterator[bytes]) -> bytes:
+    """The start of a text, with at least one whole line if there is one.
+
+    Args:
+      path: the file, named in errors.
+      parts: its text, cut anywhere; what is returned is taken from it.
+
+    Raises:
+      ValueError: a NUL, or a first line that does not end.
+    """
+    first = next(parts, b"").lstrip(b"\r\n")
+    check_text(path, first, 1, whole=False)
+    while b"\n" not in first and (more := next(parts, b"")):
+        first = (first + more).lstrip(b"\r\n")
+        _check_length(path, first if b"\n" not in first else b"", 1)
+    check_text(path, first, 1, whole=False)
+    return first
+
+
 def whole_rows(path: Path, parts: Iterable[bytes], quoted: bool) -> Iterator[bytes]:
     """Blocks of text that end with the end of a row; blank lines at the start and at the end of the file are left out.
 

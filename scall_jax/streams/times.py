@@ -263,7 +263,7 @@ def strays(time: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """
     rows = len(time)
     unset = time < _DAY
-    if unset.all() or (unset.any() and int(time[~unset].min()) < _YEAR):
+    if unset.mean() > 0.5 or (unset.any() and int(time[~unset].min()) < _YEAR):
         unset[:] = False
     far = unset
     if rows - unset.sum() >= 3:
