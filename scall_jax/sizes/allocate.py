@@ -65,7 +65,7 @@ def allocate(
     beyond = beyond or (not is_traced(total) and int(total) > DEVICE_LIMIT)
     if beyond and any(map(is_traced, (shares, total, num_active))):
         raise ValueError(
-            f"{n} entities with sizes up to {maximum} need 64-bit sums: call allocate outside jit, or lower maximum"
+            f"{n} entities with sizes up to {maximum} need 64-bit sums: lower sizes.maximum, or work outside jit"
         )
     if beyond:
         return allocate_host(np.asarray(shares), int(total), minimum, maximum, num_active)
