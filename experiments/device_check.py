@@ -8,8 +8,7 @@ training step, evaluation, sizes, sampler, state, policies, resizing. Each is a 
 process of its own, beside the copy bandwidth and the matrix rate that are measured in the same process. Cases are
 compiled side by side and measured one after the other; the most telling come first, since no case is begun after
 --minutes. Writes benchmark.json and benchmark.md into --out. Cost: at most --minutes and the last group of cases.
-Expect every case to have a row, and 32 mapped runs to take less than 8 times as long as one on a GPU. On two CPU cores
-the whole takes half an hour: there it only shows that all cases run.
+Expect every case to have a row. On a CPU it only shows that all cases run.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ Writes sweep.png (Recall@20 by megabytes; methods that no budget binds are horiz
 sweep.parquet (the frame of all runs: a row per method, run and segment), table.md and sweep.json, and replaces those of
 another sweep with --overwrite only. `--separate` also makes the runs one by one, each compiled for its own budget, and
 records their seconds, compilation apart. Cost: the steps of all runs, and one compilation for all budgets of a method.
-Expect Recall@20 of uniform sizes to rise from .062 at mean size 1 to .087 at 16 (online-retail, --fit.steps 100), and
+Expect Recall@20 of uniform sizes to rise from .061 at mean size 1 to .079 at 16 (online-retail, --fit.steps 100), and
 five mapped runs to take 79% of the time of the same runs one by one on two CPU cores (experiments/results/sweep.md).
 """
 

@@ -94,8 +94,8 @@ def test_claims_choose_fixed_on_valid_and_go_on_where_they_stopped(data, tmp_pat
         return pl.read_parquet(results)
 
     first, both = run("0"), run("0", "1")
-    # Two tries of fixed, of which one goes on, then two methods and, by the first seed alone, shuffled.
-    assert len(first) == 5 and len(both) == 8 and both.head(5).equals(first)
+    # Two tries of fixed, of which one goes on, then two methods and, by the first seed alone, shuffled and popularity.
+    assert len(first) == 6 and len(both) == 9 and both.head(6).equals(first)
     tried = first.filter(pl.col("method").str.starts_with("fixed"))
     best = tried.sort("valid recall@20")["method"][-1]
     assert both.filter(pl.col("seed") == 1)["method"].to_list() == ["uniform", "frequency", best]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from scall_jax import tables
-from scall_jax.tables.compressed.few_bits import BITS, decode, encode, pack_codes, unpack_codes
+from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
+from scall_jax.tables.compressed.few_bits import BITS, decode, encode
 from tests.helpers import random_sizes
 
 NORMAL_ERROR = {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154}

@@ -26,7 +26,6 @@ from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records, run_segments
-from scall_jax.run.folder import remove_run, write_atomically
 
 SUMMARY = "summary.json"
 """Name of the file that marks a finished run."""
@@ -115,7 +114,9 @@ def _write_table(
     peak = 1e-6 * max(summary["peak_rss_bytes"] for summary in summaries)
     head = f"# {stream.source}: {len(stream)} segments\n\n`{command()}`"
     foot = f"seed {flags.seed}; peak resident memory {peak:.0f} MB"
-    write_atomically(flags.out / "table.md", f"{head}\n\n{text}; {foot}\n" + (f"\n{warned}\n" if warned else ""))
+    run_folder.write_atomically(
+        flags.out / "table.md", f"{head}\n\n{text}; {foot}\n" + (f"\n{warned}\n" if warned else "")
+    )
 
 
 def _check_folder(flags: Main, folder: Path) -> None:
@@ -141,7 +142,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
       ValueError: the folder holds another run, or a loss was not finite.
     """
     if flags.overwrite and not flags.resume:
-        remove_run(folder)
+        run_folder.remove_run(folder)
     key = jax.random.key(flags.seed)
     probes = config.search.probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
@@ -156,7 +157,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
     if report.has_matplotlib():
         _plot_run(config, stream, folder, lines)
     summary = report.describe(config.method, lines) | records.summarise(lines)
-    write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    run_folder.write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     run_folder.finish(folder, SUMMARY, *_PLOTS)
     return summary, lines
 

@@ -206,7 +206,8 @@ PUBLISHED_DIFFERS = (
 
 _PUBLISHED_L2 = 2e-4  # The official loss has 1e-4 of the whole squared norm, that of `FitConfig.l2` has half of it.
 
-_MOST = 0.9  # of the test rows that have one reason to be left out, so that it is named
+_MOST = 0.9
+"""The part of the test rows that must be left out for one reason before the advice names it."""
 
 _FLAGS = {field.name: f"--columns.{field.name.replace('_', '-')}" for field in dataclasses.fields(Columns)}
 _FLAGS |= {field.name: f"--cut.{field.name.replace('_', '-')}" for field in dataclasses.fields(Cut)}

@@ -11,7 +11,8 @@ from scall_jax.run.process_memory import trim_heap
 from scall_jax.streams import machine_bytes
 
 _CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
-_SHARE = 0.9  # of the machine's memory that a program may need; the process itself takes some
+_SHARE = 0.9
+"""The part of the machine's memory that a program may need; the process itself takes the rest."""
 
 
 def jit(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> jax.stages.Wrapped:

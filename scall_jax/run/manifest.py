@@ -6,6 +6,7 @@ length that counts. Files are deleted only if the manifest says that they are th
 them as obsolete, or names the segment that was being written.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -198,10 +199,17 @@ def delete(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / name
         path.unlink(missing_ok=True)
-        for parent in path.parents:
-            if parent == folder or any(parent.iterdir() if parent.is_dir() else ()):
-                break
-            parent.rmdir() if parent.is_dir() else None
+        _remove_empty(folder, path.parent)
+
+
+def _remove_empty(folder: Path, inner: Path) -> None:
+    """Remove a folder within a run folder, and those around it, as far as they are empty."""
+    while inner != folder:
+        with contextlib.suppress(FileNotFoundError):
+            if any(inner.iterdir()):
+                return
+            inner.rmdir()
+        inner = inner.parent
 
 
 def left_over(folder: Path, segment: str) -> list[str]:

@@ -186,7 +186,7 @@ class Gather:
             raise ValueError(f"{problem}; {left_out}" if left_out else problem)
         if left_out:
             message = f"{self._source}: rows left out of {self.rows:,} because a value is missing: {left_out}"
-            warnings.warn(message, DataWarning, stacklevel=5)  # where `read` is called
+            warnings.warn(message, DataWarning, stacklevel=5)  # The warning points to the call of `read`.
 
     def _milliseconds(self, rows: np.ndarray | None) -> np.ndarray:
         numbers = self._taken("timestamp").to_numpy()

@@ -28,7 +28,7 @@ def machine_bytes() -> int | None:
     for name in _CONTROL_GROUPS:
         try:
             sizes.append(int(Path(name).read_text()))
-        except (OSError, ValueError):  # no such group, or `max`
+        except (OSError, ValueError):  # There is no such group, or it has no limit, which is written as `max`.
             continue
     return min(size for size in sizes if size > 0)
 

@@ -15,7 +15,8 @@ from scall_jax.streams import sources
 from scall_jax.streams.formats import HEADERLESS, Layout, is_known, recognise
 from scall_jax.streams.options import ReadOptions
 
-_SAMPLE_BYTES, _SAMPLE_LINES = 2**16, 100  # by which a layout is recognised
+_SAMPLE_BYTES, _SAMPLE_LINES = 2**16, 100
+"""How much of a file is looked at to recognise its layout."""
 _SUBSTITUTES = b"\x1f\x1e\x1d\x1c\x01\x02\x03\x04"
 _FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 # A number with an exponent, or with a fraction and about as many digits as a float holds.

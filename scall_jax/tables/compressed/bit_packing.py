@@ -1,4 +1,8 @@
-"""Codes of few bits packed bit by bit: plane k of an entity holds bit k of all its coordinates, eight to a byte."""
+"""Codes of few bits packed bit by bit, eight coordinates to a byte.
+
+`pack` is for entities with bit widths of their own: plane k of an entity holds bit k of all its coordinates.
+`pack_codes` is for one run of codes of the same width, whatever vectors they belong to.
+"""
 
 import chex
 import jax
@@ -57,3 +61,35 @@ def unpack(packed: jax.Array, bits: jax.Array, starts: jax.Array) -> jax.Array:
     read = packed.at[rows].get(mode="fill", fill_value=0).astype(jnp.int32)
     planar = (read[..., None] >> jnp.arange(8, dtype=jnp.int32)[None, None, None, :]) & 1
     return (planar.reshape(len(bits), MOST_BITS, octets * 8) << number[None, :, None]).sum(1)
+
+
+def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
+    """Codes of b bits, eight of them in b bytes.
+
+    Args:
+      codes: i32[n], 0 <= code < 2^b.
+      bits: b; static.
+
+    Returns:
+      u8[ceil(n / 8), b]; the last group is filled up with zeros.
+
+    >>> pack_codes(jnp.array([1, 0, 3, 2]), bits=2).tolist()
+    [[5, 12]]
+    >>> unpack_codes(pack_codes(jnp.array([1, 0, 3, 2]), bits=2)).tolist()
+    [1, 0, 3, 2, 0, 0, 0, 0]
+    """
+    chex.assert_rank(codes, 1)
+    chex.assert_type(codes, int)
+    groups = jnp.pad(codes, (0, -codes.shape[0] % 8)).reshape(-1, 8)
+    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(bits, dtype=jnp.int32)
+    planes = (groups[:, None, :] >> number[None, :, None]) & 1
+    return (planes << place[None, None, :]).sum(-1).astype(jnp.uint8)
+
+
+def unpack_codes(packed: jax.Array) -> jax.Array:
+    """The inverse of `pack_codes`: i32[8 x groups]."""
+    chex.assert_rank(packed, 2)
+    chex.assert_type(packed, jnp.uint8)
+    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(packed.shape[1], dtype=jnp.int32)
+    planes = (packed.astype(jnp.int32)[:, :, None] >> place[None, None, :]) & 1
+    return (planes << number[None, :, None]).sum(1).ravel()

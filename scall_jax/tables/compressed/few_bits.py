@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes
@@ -122,38 +123,6 @@ def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
     step = (_limit_of(coded.scales, coded.top) / half)[rank]
     used = jnp.arange(capacity) < layout.starts[-1]
     return jnp.where(used, (code.astype(jnp.float32) + 0.5) * step, 0.0)
-
-
-def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
-    """Codes of b bits, eight of them in b bytes.
-
-    Args:
-      codes: i32[n], 0 <= code < 2^b.
-      bits: b; static.
-
-    Returns:
-      u8[ceil(n / 8), b]; the last group is filled up with zeros.
-
-    >>> pack_codes(jnp.array([1, 0, 3, 2]), bits=2).tolist()
-    [[5, 12]]
-    >>> unpack_codes(pack_codes(jnp.array([1, 0, 3, 2]), bits=2)).tolist()
-    [1, 0, 3, 2, 0, 0, 0, 0]
-    """
-    chex.assert_rank(codes, 1)
-    chex.assert_type(codes, int)
-    groups = jnp.pad(codes, (0, -codes.shape[0] % 8)).reshape(-1, 8)
-    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(bits, dtype=jnp.int32)
-    planes = (groups[:, None, :] >> number[None, :, None]) & 1
-    return (planes << place[None, None, :]).sum(-1).astype(jnp.uint8)
-
-
-def unpack_codes(packed: jax.Array) -> jax.Array:
-    """The inverse of `pack_codes`: i32[8 x groups]."""
-    chex.assert_rank(packed, 2)
-    chex.assert_type(packed, jnp.uint8)
-    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(packed.shape[1], dtype=jnp.int32)
-    planes = (packed.astype(jnp.int32)[:, :, None] >> place[None, None, :]) & 1
-    return (planes << number[None, :, None]).sum(1).ravel()
 
 
 def few_bits_units(bits: int, nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
