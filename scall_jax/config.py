@@ -5,9 +5,13 @@ from collections.abc import Iterable
 
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
+from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.sizes import FAMILIES, MOST_POWER
 from scall_jax.sizes.budget import Budget
 from scall_jax.tables import ROTATIONS, STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+
+RECOMMENDERS = ("lightgcn", "mf", "ials")
+"""What may train the vectors; see `Config.recommender`."""
 
 CHARGES = ("table", "stored", "replay", "serving")
 """What a budget may pay for; see `Config.charge`."""
@@ -216,6 +220,11 @@ class Config:
     """Methods scall, scall-* and dlints: parameters of the policy."""
     observe: ObserveConfig = ObserveConfig()
     """Methods scall, scall-* and dlints: what the policy observes."""
+    recommender: str = "lightgcn"
+    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; or ials,
+    implicit alternating least squares with weights that fade, which solves for them."""
+    ials: IalsConfig = IalsConfig()
+    """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
     table: str = "packed"
     """Storage of methods that choose sizes: packed spends the budget on float32 coordinates, packed_bfloat16 and
     packed_int8, 4, 3, 2 and 1 (bits a coordinate) hold more coordinates in the same bytes, and masked is the full-width
@@ -241,3 +250,4 @@ class Config:
         _check_choice("candidates", self.candidates, ("all", "segment"))
         _check_choice("table", self.table, STORAGES)
         _check_choice("charge", self.charge, CHARGES)
+        _check_choice("recommender", self.recommender, RECOMMENDERS)

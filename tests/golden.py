@@ -39,11 +39,9 @@ CASES: dict[str, Config] = {f"method-{name}": _config(name) for name in METHODS}
 """Configurations by name."""
 
 QUICK = (
-    "method-uniform",
     "method-frequency",
     "method-quotient_remainder",
     "method-popularity-decayed",
-    "table-packed_int8-fixed",
     "budget-tiny-fixed",
     "method-scall-random",
 )

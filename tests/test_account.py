@@ -63,9 +63,9 @@ SEARCHES = [
     ("binary_hash", {}, 1.0),
     ("pep", {}, 8.0),
     ("mixed_precision", {}, 1.3),
-    ("scall", {}, 1.4),
+    pytest.param("scall", {}, 1.4, marks=pytest.mark.slow),
     ("scall-random", {"probes_at_once": 3}, 3.2),
-    ("scall-sac", {"probes_at_once": 2}, 3.0),
+    pytest.param("scall-sac", {"probes_at_once": 2}, 3.0, marks=pytest.mark.slow),
     ("bet", {}, 1.4),
     ("ciess", {}, 1.4),
     ("ducb", {}, 1.4),
@@ -147,7 +147,7 @@ def _final_vectors(config, stream, state, t):
 
 
 ACCOUNTS = [
-    ("frequency", {}),
+    pytest.param("frequency", {}, marks=pytest.mark.slow),
     ("frequency", {"layers": 0}),
     pytest.param(
         "uniform", {"bias": "decayed", "charge": "serving", "budget": Budget.mean_size(12)}, marks=pytest.mark.slow

@@ -27,11 +27,12 @@ from tests.helpers import comparable, tiny_arguments
 
 
 def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
-    more = ["--method", "uniform", "frequency", "popularity", "--budget.mean-size", "4"]
+    codes = "uniform@table=packed_int4,budget.mean-size=2"
+    more = ["--method", "uniform", codes, "popularity", "--budget.mean-size", "4", "--fit.layers", "0"]
     main(["run", *tiny_arguments(data, tmp_path, *more)])
     printed = capsys.readouterr().out
     assert "| uniform " in (tmp_path / "table.md").read_text()
-    for method in ("uniform", "frequency", "popularity-all", "popularity-segment", "popularity-decayed"):
+    for method in ("uniform", codes, "popularity-all", "popularity-segment", "popularity-decayed"):
         assert f"| {method} " in printed
         folder = tmp_path / method
         lines = run_folder.read_lines(folder / "metrics.jsonl")
@@ -41,7 +42,10 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
         wanted = ["config.json", "quality.png"]
         if not method.startswith("popularity"):
             wanted += ["sizes.png", "memory.png", "checkpoints/segment-0003"]
-            assert all(line["allocated_parameters"] == 4 * (line["users"] + line["items"]) for line in lines)
+            entities = [line["users"] + line["items"] for line in lines]
+            nbytes = 8 if method == codes else 16
+            assert all(line["budget_bytes"] == nbytes * n for line, n in zip(lines, entities, strict=True))
+            assert all(line["bytes_table"] <= line["budget_bytes"] for line in lines)
         for name in wanted:
             assert (folder / name).exists(), name
     for key in [
@@ -81,6 +85,7 @@ def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_pa
     assert sum(text.startswith("segment 1 best") for text in shown) == 2
 
 
+@pytest.mark.slow  # the quick test of the arena below runs such cells
 def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
     arguments = tiny_arguments(
         data, tmp_path, "--method", "uniform", "popularity-all", "--mean-sizes", "2", "--seeds", "0", "1"
@@ -164,6 +169,9 @@ HEAD = "user,item,timestamp\n1,2,3\n"
         (HEAD, ["--budget.mean-size", "4", "--budget.megabytes", "3"], "give one of"),
         (HEAD, ["--sizes.minimum", "9", "--sizes.maximum", "8"], "minimum=9, maximum=8"),
         (HEAD, ["--method", "magic"], "unknown method 'magic': choose one of uniform"),
+        (HEAD, ["--method", "uniform@tables=packed"], "method 'uniform@tables=packed': --tables is no flag"),
+        (HEAD, ["--method", "uniform@fit.steps=many"], "--fit.steps=many: a value of type int"),
+        (HEAD, ["--method", "uniform@bits"], "'bits' is not of the form flag=value"),
         (HEAD, ["--columns.user", "uid"], "no column 'uid'"),
         (HEAD, ["--seed", "-1"], "seed -1"),
         (HEAD, ["--method"], "--method: name at least one"),
@@ -212,23 +220,27 @@ def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, 
     assert not (tmp_path / "out").exists()
 
 
-def test_kill_and_resume_reach_the_same_records(data, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "segments"), [("popularity-decayed", 12), pytest.param("fixed", 4, marks=pytest.mark.slow)]
+)
+def test_kill_and_resume_reach_the_same_records(data, tmp_path, method, segments):
     """kill -9 while segments are being written, then --resume."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_command(arguments=tiny_arguments(data, whole, "--method", "fixed"))
-    command = [sys.executable, "-m", "experiments.run", *tiny_arguments(data, parts, "--method", "fixed", "--resume")]
+    more = ["--method", method, "--cut.segments", str(segments)]
+    run_command(arguments=tiny_arguments(data, whole, *more))
+    command = [sys.executable, "-m", "experiments.run", *tiny_arguments(data, parts, *more, "--resume")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
-    metrics = parts / "fixed" / "metrics.jsonl"
+    metrics = parts / method / "metrics.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < len(run_folder.read_lines(metrics)) < 4
-    assert not (parts / "fixed" / "summary.json").exists()
-    run_command(arguments=tiny_arguments(data, parts, "--method", "fixed", "--resume"))
-    one, other = (comparable(run_folder.read_lines(p / "fixed" / "metrics.jsonl")) for p in (whole, parts))
-    assert one == other and len(one) == 4
+    assert 0 < len(run_folder.read_lines(metrics)) < segments
+    assert not (parts / method / "summary.json").exists()
+    run_command(arguments=tiny_arguments(data, parts, *more, "--resume"))
+    one, other = (comparable(run_folder.read_lines(p / method / "metrics.jsonl")) for p in (whole, parts))
+    assert one == other and len(one) == segments
 
 
 @pytest.mark.slow
@@ -385,6 +397,7 @@ print("scall_jax.analysis.report" in sys.modules, "scall_jax.cli.main" in sys.mo
 """
 
 
+@pytest.mark.slow  # test_architecture.py imports it without all that the extras bring
 def test_the_package_imports_without_matplotlib():
     command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

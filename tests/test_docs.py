@@ -123,3 +123,9 @@ def test_links_of_the_readme_lead_to_files():
 def test_every_method_has_a_line_on_the_page_of_methods():
     text = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+def test_the_fold_in_of_the_guide_runs():
+    (code,) = python_blocks(GUIDES / "recommenders.md")
+    named = run(GUIDES / "recommenders.md", code)
+    assert named["scores"].shape == (100,) and named["scores"][jnp.array([3, 14, 15])].min() > named["scores"].mean()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,32 +28,37 @@ class _KilledError(Exception):
     pass
 
 
-def _stopped(stream, path: Path, after: int = 1) -> Path:
-    """A folder of a run that was stopped after two of three segments."""
+@pytest.fixture(scope="module")
+def made(stream, tmp_path_factory):
+    """Folders of a run that was stopped after its first or second segment of three, and of a whole one."""
+    root = tmp_path_factory.mktemp("made")
 
     def stop(line):
-        if line["segment"] == after:
-            raise _KilledError
+        shutil.copytree(root / "whole", root / f"{line['segment']}")
 
-    with pytest.raises(_KilledError):
-        run_segments(CONFIG, stream, KEY, folder=path, on_segment=stop)
-    return path
+    run_segments(CONFIG, stream, KEY, folder=root / "whole", on_segment=stop)
+    return root
+
+
+def _stopped(made: Path, path: Path, after: int = 1) -> Path:
+    """A folder of a run that was stopped after two of three segments."""
+    return shutil.copytree(made / f"{after}", path)
 
 
 def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file() and file.name != lock.NAME)
 
 
-def test_the_manifest_lists_every_file_and_nothing_else(stream, tmp_path):
-    path = _stopped(stream, tmp_path / "run")
+def test_the_manifest_lists_every_file_and_nothing_else(made, tmp_path):
+    path = _stopped(made, tmp_path / "run")
     listed = set(manifest.read(path).files)
     assert listed == {file.relative_to(path).as_posix() for file in _files(path)} - {manifest.NAME}
     assert {"config.json", "metrics.jsonl", "sizes/segment-0001.npz", "users/segment-0000.npz"} <= listed
     assert not any(name.startswith("checkpoints/segment-0000") for name in listed)
 
 
-def test_a_flipped_bit_anywhere_is_found_and_the_file_is_named(stream, tmp_path):
-    path = _stopped(stream, tmp_path / "run")
+def test_a_flipped_bit_anywhere_is_found_and_the_file_is_named(stream, made, tmp_path):
+    path = _stopped(made, tmp_path / "run")
     rng = np.random.default_rng(0)
     for file in _files(path):
         whole = file.read_bytes()
@@ -77,8 +83,8 @@ def manifest_reads(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("change", ["truncated", "missing", "swapped", "edited"])
-def test_what_someone_touched_is_refused(stream, tmp_path, change):
-    path = _stopped(stream, tmp_path / "run")
+def test_what_someone_touched_is_refused(stream, made, tmp_path, change):
+    path = _stopped(made, tmp_path / "run")
     if change == "edited":
         file = path / "metrics.jsonl"
         text = file.read_text()
@@ -94,9 +100,9 @@ def test_what_someone_touched_is_refused(stream, tmp_path, change):
         run_segments(CONFIG, stream, KEY, folder=path)
 
 
-def test_a_hash_is_what_finds_it(stream, tmp_path, monkeypatch):
+def test_a_hash_is_what_finds_it(stream, made, tmp_path, monkeypatch):
     """Without hashes an edited digit would be believed."""
-    path = _stopped(stream, tmp_path / "run")
+    path = _stopped(made, tmp_path / "run")
     file = path / "metrics.jsonl"
     file.write_text(file.read_text().replace('"interactions": 1', '"interactions": 2', 1))
     monkeypatch.setattr(manifest, "check", manifest.read)
@@ -115,9 +121,9 @@ _WRITES = [
 
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", range(len(_WRITES)), ids=[name for _, name in _WRITES])
-def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(stream, tmp_path, monkeypatch, place, after):
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(stream, made, tmp_path, monkeypatch, place, after):
     module, name = _WRITES[place]
-    whole = comparable(run_segments(CONFIG, stream, KEY, folder=tmp_path / "whole"))
+    whole = comparable(folder.read_lines(made / "whole" / "metrics.jsonl"))
     real, count = getattr(module, name), 0
 
     def killed(*arguments, **options):
@@ -141,12 +147,20 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(stream, tmp_
     assert len(manifest.read(path).files) > 0
     assert comparable(run_segments(CONFIG, stream, KEY, folder=path)) == whole
     # Nothing is left over, apart from the names that Orbax draws for its files.
-    roots = tmp_path / "whole", path
+    roots = made / "whole", path
     names = [{file.relative_to(root).as_posix().split("/d/")[0] for file in _files(root)} for root in roots]
     assert names[0] == names[1]
     assert set(manifest.read(path).files) == {file.relative_to(path).as_posix() for file in _files(path)} - {
         manifest.NAME
     }
+
+
+def test_a_torn_line_is_written_again(stream, made, tmp_path):
+    path = _stopped(made, tmp_path / "run")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"segment": 2, "torn')
+    whole = folder.read_lines(made / "whole" / "metrics.jsonl")
+    assert comparable(run_segments(CONFIG, stream, KEY, folder=path)) == comparable(whole)
 
 
 def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path):
@@ -162,12 +176,12 @@ def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path
     assert len(run_segments(CONFIG, stream, KEY, folder=tmp_path / "run")) == 3
 
 
-def test_links_are_not_followed(stream, tmp_path):
+def test_links_are_not_followed(stream, made, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
     for name in ("checkpoints", "sizes", "metrics.jsonl"):
-        path = _stopped(stream, tmp_path / f"run-{name}", after=0)
+        path = _stopped(made, tmp_path / f"run-{name}", after=0)
         (path / name).rename(path / "aside")
         os.symlink(outside if name != "metrics.jsonl" else outside / "kept", path / name)
         with pytest.raises(ValueError, match="symbolic link"):
@@ -182,8 +196,8 @@ def test_links_are_not_followed(stream, tmp_path):
     assert [file.name for file in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
 
 
-def test_a_manifest_cannot_point_outside(stream, tmp_path):
-    path = _stopped(stream, tmp_path / "run", after=0)
+def test_a_manifest_cannot_point_outside(stream, made, tmp_path):
+    path = _stopped(made, tmp_path / "run", after=0)
     victim = tmp_path / "victim"
     victim.write_text("kept")
     found = manifest.read(path)
@@ -196,8 +210,8 @@ def test_a_manifest_cannot_point_outside(stream, tmp_path):
     assert victim.read_text() == "kept"
 
 
-def test_removing_a_run_leaves_what_it_did_not_write(stream, tmp_path):
-    path = _stopped(stream, tmp_path / "run")
+def test_removing_a_run_leaves_what_it_did_not_write(stream, made, tmp_path):
+    path = _stopped(made, tmp_path / "run")
     for name in ("notes.txt", "sizes/mine.npz", "checkpoints/segment-0099/mine"):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("kept")
@@ -207,8 +221,8 @@ def test_removing_a_run_leaves_what_it_did_not_write(stream, tmp_path):
     assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
 
 
-def test_a_folder_without_a_manifest_is_refused(stream, tmp_path):
-    path = _stopped(stream, tmp_path / "run")
+def test_a_folder_without_a_manifest_is_refused(stream, made, tmp_path):
+    path = _stopped(made, tmp_path / "run")
     (path / manifest.NAME).unlink()
     for use in (lambda: run_segments(CONFIG, stream, KEY, folder=path), lambda: folder.remove_run(path)):
         with pytest.raises(ValueError, match=r"manifest\.json is missing"):

@@ -127,7 +127,13 @@ def test_a_budget_below_one_column_is_refused():
         tables.STORAGES["binary_hash"].build(5, 300, 200, 64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "binary_hash_skip",  # the others have quick runs in test_account.py and test_golden.py
+        *(pytest.param(x, marks=pytest.mark.slow) for x in NAMES if x != "binary_hash_skip"),
+    ],
+)
 def test_runs_learn_within_the_budget_and_continue(stream, tmp_path, name):
     fit = FitConfig(layers=1, batch=256, steps=60, eval_every=20, learning_rate=0.05, valid_users=64)
     config = small_config(name, fit=fit, budget=Budget.megabytes(0.004))

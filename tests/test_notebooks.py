@@ -25,6 +25,7 @@ def words(outputs: list[dict]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @by_name
 def test_notebook_runs(path, monkeypatch, capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot")

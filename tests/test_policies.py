@@ -57,7 +57,7 @@ def test_learns_the_optimum_of_a_bandit(name, config):
     assert (distances < 0.1).sum() >= 4, distances
 
 
-@pytest.mark.parametrize("name", ["sac", "ddpg", "dlints"])
+@pytest.mark.parametrize("name", [pytest.param("sac", marks=pytest.mark.slow), "ddpg", "dlints"])
 def test_a_policy_that_climbs_the_wrong_way_fails_the_bandit(name):
     assert (_distances(name, PolicyConfig(widths=(64, 64)), flip=True) < 0.1).sum() < 4
 
@@ -268,7 +268,9 @@ def _published_pool(values, groups):
     return np.pad(parts, (0, groups - len(parts)))
 
 
-@pytest.mark.parametrize(("n", "groups"), [(1000, 64), (50, 64), (64, 64), (129, 8)])
+@pytest.mark.parametrize(
+    ("n", "groups"), [pytest.param(1000, 64, marks=pytest.mark.slow), (50, 64), (64, 64), (129, 8)]
+)
 def test_pooling_is_a_plain_mean_of_windows_whatever_the_padding_and_the_order(n, groups):
     rng = np.random.default_rng(n)
     values = rng.zipf(1.5, n).clip(max=10_000).astype(np.int32)

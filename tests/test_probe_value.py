@@ -64,7 +64,8 @@ def test_more_probes_find_more():
     assert gains[2] == pytest.approx(truth, rel=0.05)
 
 
-@pytest.mark.parametrize("warm", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [False, True])
 def test_a_training_is_that_of_a_fit_at_each_length(warm):
     stream = small_stream()
     config = small_config("uniform")

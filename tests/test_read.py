@@ -723,7 +723,7 @@ def test_what_cannot_be_unpacked_is_refused_by_name(tmp_path):
     assert streams.read(_write(tmp_path, "x.csv", "x^,item,user,timestamp\nx^,1,x^,3\n")).user_ids.to_list() == ["x^"]
 
 
-@pytest.mark.parametrize("quoted", [False, True])
+@pytest.mark.parametrize("quoted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_blocks_of_any_size_hold_the_same_rows(tmp_path, monkeypatch, quoted):
     rng = np.random.default_rng(1)
     words = ["a,b", 'c "d"', "e\nf", "g", "007", "é"] if quoted else ["ab", "7", "x", "007", "é"]

@@ -25,7 +25,7 @@ METHODS = ("csr", "chunks") if jax.default_backend() == "cpu" else ("chunks",)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
-@pytest.mark.parametrize("columns", [1, 16, 33])
+@pytest.mark.parametrize("columns", [*(pytest.param(x, marks=pytest.mark.slow) for x in (1, 16)), 33])
 def test_propagation_agrees_with_scipy(method, columns):
     rng = np.random.default_rng(columns)
     graph, dense = random_graph(rng, 60, 40, 500)
@@ -107,7 +107,7 @@ def test_embedding_agrees_with_float64(layers, most):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("layers", [*(pytest.param(x, marks=pytest.mark.slow) for x in (0, 1)), 2, 3])
 @pytest.mark.parametrize("side", [0, 1, 2])
 def test_half_products_from_a_side_and_back_to_it(side, layers):
     """The embedding of one side's columns and its transpose, against a dense matrix; a product does half the rows."""
@@ -199,8 +199,8 @@ def test_items_beyond_the_known_ones_are_never_drawn(crowded):
     assert int(triples.negative.max()) < 30
 
 
-def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
-    """Two groups of users with disjoint tastes: random ranking finds 20 of 80 items, a fit nearly all."""
+def _planted():
+    """A segment with groups of users of disjoint tastes, a table for it, and what a fit is given."""
     stream = small_stream(segments=2, strength=12.0, zipf=0.2, drift=0.0, tastes=3, lifetime=5.0)
     segment = jax.tree.map(jnp.asarray, stream.segment(1))
     users, items = stream.capacity.users, stream.capacity.items
@@ -208,31 +208,45 @@ def test_fit_learns_planted_tastes_and_a_broken_gradient_does_not():
     table = tables.packed(int(sizes.sum()), users, items, 8)
     layout = table.layout(sizes)
     params = init(table, jax.random.key(0), layout, 0.1)
-    config = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
-    given = jax.random.key(1), table.to_buffer(params), layout, segment, jnp.zeros(items)
-    fit_result = jax.jit(make_fit(tables.sized(table, users, 8), config))(*given)
+    return table, users, (jax.random.key(1), table.to_buffer(params), layout, segment, jnp.zeros(items))
+
+
+PLANTED = FitConfig(layers=2, batch=512, steps=300, eval_every=50, patience=10)
+
+
+def test_fit_learns_planted_tastes():
+    """Random ranking finds 20 of 80 items, a fit nearly all."""
+    table, users, given = _planted()
+    storage, (*_, layout, segment, bias) = tables.sized(table, users, 8), given
+    fit_result = jax.jit(make_fit(storage, PLANTED))(*given)
     assert float(fit_result.fitness) > 0.38
     assert int(fit_result.bad_step) == -1
 
-    # A learning rate that ruins the parameters: the fit ends by patience and returns the best ones.
-    harsh = FitConfig(layers=2, batch=512, steps=3000, eval_every=10, patience=1, learning_rate=3.0, decay=1.0)
-    storage = tables.sized(table, users, 8)
-    ruined = jax.jit(make_fit(storage, harsh))(*given)
-    assert int(ruined.best_step) < int(ruined.steps) < 3000
-    model = LightGcn(storage, layers=2)
-    (again,) = evaluate_params(model, ruined.params, layout, segment, [segment.valid], jnp.zeros(items))
-    assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
-
     # Parts that are ranked together get the same metrics as each by itself.
-    together = evaluate_params(
-        model, fit_result.params, layout, segment, [segment.valid, segment.test], jnp.zeros(items)
-    )
+    model = LightGcn(storage, layers=2)
+    together = evaluate_params(model, fit_result.params, layout, segment, [segment.valid, segment.test], bias)
     for part, metrics in zip((segment.valid, segment.test), together, strict=True):
-        (alone,) = evaluate_params(model, fit_result.params, layout, segment, [part], jnp.zeros(items))
+        (alone,) = evaluate_params(model, fit_result.params, layout, segment, [part], bias)
         chex.assert_trees_all_close(metrics, alone, atol=1e-6)
 
+
+@pytest.mark.slow
+def test_a_fit_that_ruins_the_parameters_returns_the_best_ones():
+    """Of a learning rate that is too large: the fit ends by patience."""
+    table, users, given = _planted()
+    storage, (*_, layout, segment, bias) = tables.sized(table, users, 8), given
+    harsh = FitConfig(layers=2, batch=512, steps=3000, eval_every=10, patience=1, learning_rate=3.0, decay=1.0)
+    ruined = jax.jit(make_fit(storage, harsh))(*given)
+    assert int(ruined.best_step) < int(ruined.steps) < 3000
+    (again,) = evaluate_params(LightGcn(storage, layers=2), ruined.params, layout, segment, [segment.valid], bias)
+    assert float(again.fitness()) == pytest.approx(float(ruined.fitness), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_broken_gradient_does_not_learn_planted_tastes():
+    table, users, given = _planted()
     broken = table._replace(pull=lambda values, layout: table.pull(-values, layout))
-    worse = jax.jit(make_fit(tables.sized(broken, users, 8), config))(*given)
+    worse = jax.jit(make_fit(tables.sized(broken, users, 8), PLANTED))(*given)
     assert float(worse.fitness) < 0.3
 
 

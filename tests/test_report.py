@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scall_jax import Budget, Config, SizesConfig, run_segments, streams
+from scall_jax import Budget, Config, FitConfig, SizesConfig, run_segments, streams
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.commands import run_command
@@ -86,7 +86,8 @@ def test_a_budget_that_cannot_be_spent_is_said(stream, data, tmp_path, capsys):
 
 
 def test_bytes_that_a_storage_leaves_are_said(stream):
-    config = small_config("quotient_remainder", budget=Budget.mean_size(40), sizes=SizesConfig(maximum=16))
+    fit = FitConfig(layers=0, steps=2, eval_every=2)
+    config = small_config("quotient_remainder", budget=Budget.mean_size(40), sizes=SizesConfig(maximum=16), fit=fit)
     lines = run_segments(config, stream, jax.random.key(0))
     spent = [line["bytes_parameters"] + line["bytes_codes"] for line in lines]
     left = [t for t, line in enumerate(lines) if spent[t] < 0.95 * line["budget_bytes"]]
@@ -94,7 +95,7 @@ def test_bytes_that_a_storage_leaves_are_said(stream):
     (said,) = (text for text in report.warnings(lines, config) if "MB used" in text)
     budget = lines[-1]["budget_bytes"]
     assert said == f"segments 2, 3: bytes are left: {1e-6 * spent[-1]:.2g} of {1e-6 * budget:.3g} MB used"
-    enough = small_config("uniform", budget=Budget.mean_size(4))
+    enough = small_config("uniform", budget=Budget.mean_size(4), fit=fit)
     assert not any("MB" in x for x in report.warnings(run_segments(enough, stream, jax.random.key(0)), enough))
 
 
@@ -111,7 +112,8 @@ def test_means_that_few_users_decide_are_said():
 
 
 @pytest.mark.parametrize(
-    ("items", "candidates", "certain"), [(20, "all", True), (30, "all", False), (30, "segment", True)]
+    ("items", "candidates", "certain"),
+    [pytest.param(20, "all", True, marks=pytest.mark.slow), (30, "all", False), (30, "segment", True)],
 )
 def test_recall_that_is_next_to_certain_is_said(items, candidates, certain):
     rng = np.random.default_rng(0)

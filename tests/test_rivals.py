@@ -61,14 +61,17 @@ def test_energies_are_weighted_squares_and_estimates_follow_the_spectrum():
     assert (np.diff(got, axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize("size", [0.6, 3.0])
+@pytest.mark.parametrize("size", [pytest.param(0.6, marks=pytest.mark.slow), 3.0])
 def test_spectral_gives_out_the_budget(stream, size):
     lines = run_segments(small_config("spectral", budget=Budget.mean_size(size)), stream, jax.random.key(0))
     assert all(line["allocated_parameters"] == line["budget_parameters"] for line in lines)
     assert size < 1 or lines[-1]["largest_size"] > 6
 
 
-@pytest.mark.parametrize("name", ["packed_int8", "packed_bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("packed_int8", marks=pytest.mark.slow), "packed_bfloat16"],  # test_few_bits.py has eight bits
+)
 def test_low_precision_goes_to_disk_and_back_within_its_bytes(name):
     known = (14, 11)
     for metadata in (False, True):

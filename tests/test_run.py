@@ -33,6 +33,17 @@ def stream():
     return small_stream()
 
 
+WHOLE = small_config("fixed", budget=Budget.mean_size(30.7), sizes=SizesConfig(maximum=40))
+
+
+@pytest.fixture(scope="module")
+def whole(stream, tmp_path_factory):
+    """A run on disk: its folder, its lines, those reported, and how many were when programs had been compiled."""
+    reported, compiled, folder = [], [], tmp_path_factory.mktemp("whole") / "r"
+    callbacks = {"on_segment": reported.append, "on_compiled": lambda: compiled.append(len(reported))}
+    return folder, run_segments(WHOLE, stream, jax.random.key(0), folder=str(folder), **callbacks), reported, compiled
+
+
 def _comparable(lines):
     left_out = {*records.VOLATILE, *records.ACCOUNT}
     return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
@@ -100,6 +111,7 @@ def _check_frame(frame, record, budgets):
         assert records.summarise(lines) == records.summarise(one)
 
 
+@pytest.mark.slow  # the tables themselves are compared in test_tables.py
 def test_packed_and_masked_tables_give_the_same_records(stream):
     budget = Budget.mean_size(2.5)
     packed, masked = (
@@ -181,7 +193,8 @@ def test_sizes_follow_frequency_except_where_shuffled(stream):
     def agreement(method):
         config = small_config(method, sizes=SizesConfig(ranking="total"))
         run = make_run(config)
-        sizes = run.prepare(run.init(jax.random.key(0), stream), segment).sizes[: segment.users]
+        prepared = jax.jit(run.prepare)(run.init(jax.random.key(0), stream), segment)
+        sizes = prepared.sizes[: int(segment.users)]
         return np.corrcoef(np.argsort(np.argsort(frequency)), np.asarray(sizes))[0, 1], np.sort(sizes)
 
     (fixed, sizes), (shuffled, same_sizes) = agreement("fixed"), agreement("shuffled")
@@ -234,30 +247,26 @@ def test_starting_afresh_forgets_and_warm_start_does_not(stream):
         config = small_config("uniform", warm_start=WarmStartConfig(enabled=warm))
         run = make_run(config)
         state = run.init(jax.random.key(0), stream)
+        prepare = jax.jit(run.prepare)
         state = state._replace(
             params=jnp.full_like(state.params, 7.0),
-            plan=run.prepare(state, stream.segment(0)).plan,
+            plan=prepare(state, stream.segment(0)).plan,
             known=jnp.stack([stream.segment(0).users, stream.segment(0).items]),
         )
-        params = np.asarray(run.prepare(state, segment).params)
+        params = np.asarray(prepare(state, segment).params)
         assert (np.abs(params).max() < 1) == forgets
         if not forgets:
             assert np.isclose(params, 0.3 * 7).sum() == 8 * int(stream.segment(0).users + stream.segment(0).items)
 
 
-def test_records_on_disk_hold_the_budget(stream, tmp_path):
-    config = small_config("fixed", budget=Budget.mean_size(30.7), sizes=SizesConfig(maximum=40))
-    reported, compiled = [], []
-    callbacks = {"on_segment": reported.append, "on_compiled": lambda: compiled.append(len(reported))}
-    lines = run_segments(config, stream, jax.random.key(0), folder=str(tmp_path / "r"), **callbacks)
+def test_records_on_disk_hold_the_budget(whole):
+    folder, lines, reported, compiled = whole
     assert compiled == [0] * 4  # sizes, fit, evaluation and the first state, before any segment
-    assert (
-        lines == reported == [json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
-    )
+    assert lines == reported == [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         entities = line["users"] + line["items"]
         assert line["allocated_parameters"] == line["budget_parameters"] == int(30.7 * entities)
-        stored = np.load(tmp_path / "r" / "sizes" / f"segment-{line['segment']:04d}.npz")
+        stored = np.load(folder / "sizes" / f"segment-{line['segment']:04d}.npz")
         assert stored["users"].sum() + stored["items"].sum() == line["allocated_parameters"]
         assert len(stored["users"]) == line["users"] and len(stored["items"]) == line["items"]
 
@@ -275,7 +284,8 @@ def test_a_checkpoint_grows_by_the_budget(stream, tmp_path):
     assert disk[1] - disk[0] == pytest.approx(memory[1] - memory[0], rel=0.12)
 
 
-@pytest.mark.parametrize("method", [pytest.param("fixed", marks=pytest.mark.slow), "popularity-decayed"])
+@pytest.mark.slow  # test_folder.py has stopped runs and torn lines
+@pytest.mark.parametrize("method", ["fixed", "popularity-decayed"])
 def test_a_stopped_run_continues_to_the_same_records_bit_for_bit(stream, tmp_path, method):
     config, key = small_config(method), jax.random.key(3)
     whole = run_segments(config, stream, key, folder=tmp_path / "whole")
@@ -326,12 +336,11 @@ def test_a_run_with_keys_of_another_kind_continues(stream, tmp_path):
     assert _comparable(run_segments(config, stream, key, folder=tmp_path)) == _comparable(whole)
 
 
-def test_non_finite_loss_names_segment_and_step(stream):
+@pytest.mark.parametrize("program", [run_segments, pytest.param(scan, marks=pytest.mark.slow)])
+def test_non_finite_loss_names_segment_and_step(stream, program):
     fit = FitConfig(layers=1, batch=64, steps=40, eval_every=10, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"segment 0, step \d+: the loss is not finite"):
-        run_segments(small_config("uniform", fit=fit), stream, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"segment 0, step \d+: the loss is not finite"):
-        scan(small_config("uniform", fit=fit), stream, jax.random.key(0))
+        program(small_config("uniform", fit=fit), stream, jax.random.key(0))
 
 
 def test_unknown_method_and_impossible_budget(stream):
@@ -369,7 +378,7 @@ def test_the_bias_is_paid_for_where_all_is(stream):
     items = [stream.known(bounds.train)[1] for bounds in stream.bounds]
     assert [b - n for b, n in zip(bare, biased, strict=True)] == items
     config = small_config(
-        "uniform", budget=Budget.mean_size(6), charge="stored", bias="decayed", fit=FitConfig(steps=1)
+        "uniform", budget=Budget.mean_size(6), charge="stored", bias="decayed", fit=FitConfig(layers=0, steps=1)
     )
     for line in run_segments(config, stream, jax.random.key(0)):
         # A size takes one byte.
@@ -447,9 +456,8 @@ def test_phases_donate_large_arrays(stream):
     jax.random.split(key)  # the caller's key is still there
 
 
-def test_a_run_that_is_over_compiles_nothing(stream, tmp_path, monkeypatch):
-    config, key = small_config("fixed"), jax.random.key(2)
-    lines = run_segments(config, stream, key, folder=tmp_path)
+def test_a_run_that_is_over_compiles_nothing(stream, whole, monkeypatch):
+    folder, lines, *_ = whole
     monkeypatch.setattr("scall_jax.run.compilation.compiled", lambda *_, **__: pytest.fail("compiled"))
-    again = run_segments(config, stream, key, folder=tmp_path)
+    again = run_segments(WHOLE, stream, jax.random.key(0), folder=folder)
     assert comparable(again) == comparable(lines)

@@ -24,6 +24,14 @@ def stream():
     return small_stream()
 
 
+@pytest.fixture(scope="module")
+def stepped(stream):
+    """A random search's run, its compiled step, and the states before and after the first segment."""
+    run = make_run(_config())
+    step, before = jax.jit(run.step), run.init(jax.random.key(0), stream)
+    return run, step, before, step(before, stream.segment(0))[0]
+
+
 def _config(method="scall-random", search_options=None, **options):
     chosen = SearchConfig(**({"probes": 3, "probe_steps": 5} | (search_options or {})))
     return small_config(method, search=chosen, policy=POLICY, **options)
@@ -90,23 +98,18 @@ def test_a_missed_budget_stops_the_run(stream):
         records.check(record._replace(search=off))
 
 
-def test_search_reads_nothing_from_test(stream):
-    run = make_run(_config("scall-random"))
-    segment = jax.tree.map(jnp.asarray, stream.segment(1))
-    state, _ = jax.jit(run.step)(run.init(jax.random.key(0), stream), jax.tree.map(jnp.asarray, stream.segment(0)))
-    emptied = segment._replace(test=jax.tree.map(jnp.zeros_like, segment.test))
-    searched = jax.jit(run.search_before)
-    a, b = (searched(state, s)[1] for s in (segment, emptied))
+def test_search_reads_nothing_from_test(stream, stepped):
+    _, step, _, state = stepped
+    segment = stream.segment(1)
+    emptied = segment._replace(test=jax.tree.map(np.zeros_like, segment.test))
+    a, b = (step(state, s)[1].search for s in (segment, emptied))
     np.testing.assert_array_equal(a.fitness, b.fitness)
     assert (a.fitness[:3] > 0).all()
 
 
-def test_new_entities_have_a_size_before_any_training_on_them():
-    rows = streams.synthetic(jax.random.key(7), users=200, items=150, interactions=4000)
-    stream = streams.cut(rows, segments=6)
-    run = make_run(_config())
-    state, step, prepare = run.init(jax.random.key(0), stream), jax.jit(run.step), jax.jit(run.prepare)
-    new = 0
+def test_new_entities_have_a_size_before_any_training_on_them(stream, stepped):
+    run, step, state, _ = stepped
+    prepare, new = jax.jit(run.prepare), 0
     for segment in stream:
         sizes_of = np.asarray(prepare(state, segment).sizes)
         users = np.arange(int(segment.users_before), int(segment.users))
@@ -117,11 +120,9 @@ def test_new_entities_have_a_size_before_any_training_on_them():
     assert new > 0
 
 
-def test_probes_at_once_are_the_probes_in_turn(stream):
-    config = _config()
-    run = make_run(config)
-    state = run.init(jax.random.key(0), stream)
-    state, _ = jax.jit(run.step)(state, stream.segment(0))
+@pytest.mark.slow
+def test_probes_at_once_are_the_probes_in_turn(stream, stepped):
+    config, state = _config(), stepped[-1]
     segment = jax.tree.map(jnp.asarray, stream.segment(0))
     probe = make_prober(segment_context(config, state, segment))
     actions = jnp.array([[0.2, 0.3, 0.4], [0.9, 0.1, 0.8], [0.5, 0.5, 0.5]])
@@ -131,7 +132,8 @@ def test_probes_at_once_are_the_probes_in_turn(stream):
         return probe(key, lambda total: sizes_by_action(config, key, segment, total, action))
 
     together = jax.jit(jax.vmap(one))(actions)
-    alone = [jax.jit(one)(action) for action in actions]
+    by_itself = jax.jit(one)
+    alone = [by_itself(action) for action in actions]
     np.testing.assert_allclose(together.fitness, [x.fitness for x in alone], atol=1e-5)
     evaluated = 2 * min(int(segment.valid.count), together.by_user.shape[1])
     np.testing.assert_allclose(together.by_user.sum((1, 2)) / evaluated, together.fitness, atol=1e-5)
@@ -193,7 +195,10 @@ def _official_number_of_probes(rho, tolerance, most):
     return most
 
 
-@pytest.mark.parametrize(("still", "probes"), [(3, 40), (4, 15), (6, 12)])
+@pytest.mark.parametrize(
+    ("still", "probes"),
+    [pytest.param(3, 40, marks=pytest.mark.slow), (4, 15), pytest.param(6, 12, marks=pytest.mark.slow)],
+)
 def test_the_published_search_makes_as_many_probes_as_the_official_code(stream, monkeypatch, still, probes):
     """With a policy whose best action follows a script: so many small moves, then a large one, and so on."""
     steps = np.where(np.arange(1, 61) % (still + 1) > 0, 0.002, 0.02)
@@ -243,7 +248,8 @@ def test_an_action_is_the_fixed_action_of_the_same_meaning(stream):
 def test_drawn_sizes_follow_frequency_too(stream):
     segment = jax.tree.map(jnp.asarray, stream.segment(2))
     config = _config(search_options={"concentration": 2.0}, sizes=SizesConfig(maximum=16, ranking="total"))
-    drawn = sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), jnp.array([0.5, 0.5, 0.5]))
+    draw = jax.jit(lambda action: sizes_by_action(config, jax.random.key(0), segment, jnp.int32(900), action))
+    drawn = draw(jnp.array([0.5, 0.5, 0.5]))
     users = int(segment.users)
     order = sizes.order_by(segment.total[:users], segment.recency[:users], segment.total[:users], jnp.ones(users, bool))
     assert (np.diff(np.asarray(drawn)[:users][order]) <= 0).all()

@@ -31,7 +31,7 @@ def _sets(rng, users, items):
     return jax.tree.map(jnp.asarray, graph), neighbours
 
 
-@pytest.mark.parametrize("hashes", [1, 2, 4])
+@pytest.mark.parametrize("hashes", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_cells_are_shared_as_often_as_similar_sets_say(hashes):
     users, items, keys, width, cells = 24, 40, 400, 4000, 300
     graph, neighbours = _sets(np.random.default_rng(0), users, items)

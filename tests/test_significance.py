@@ -13,23 +13,28 @@ from scall_jax.analysis import significance
 from scall_jax.cli.cli import cli
 from tests.helpers import list_files, small_config, small_stream, tiny_arguments
 
-REPLICATES, USERS = 3000, 200
+USERS = 200
 SEEDS_DOMINATE = {"of_seeds": 0.5, "of_users": 0.1, "residual": 0.5}
 USERS_DOMINATE = {"of_seeds": 0.0, "of_users": 0.5, "residual": 0.3}
 BOTH = {"of_seeds": 0.035, "of_users": 0.3, "residual": 0.5}
 
 
-def simulate(seeds, of_seeds, of_users, residual, effect=0.0, ratio=1.0, rng=None):
-    """Replicates of two methods with means 3 + effect and 3: f64[REPLICATES, S_a, U] and f64[REPLICATES, S_b, U].
+@pytest.fixture(params=[500, pytest.param(3000, marks=pytest.mark.slow)])
+def replicates(request):
+    return request.param
+
+
+def simulate(replicates, seeds, of_seeds, of_users, residual, effect=0.0, ratio=1.0):
+    """Replicates of two methods with means 3 + effect and 3: f64[replicates, S_a, U] and f64[replicates, S_b, U].
 
     `of_seeds` is the standard deviation over seeds of a method's mean, `ratio` times that for the second method.
     """
-    rng = rng or np.random.default_rng(0)
-    common, made = rng.normal(size=(REPLICATES, 1, USERS)), []
+    rng = np.random.default_rng(0)
+    common, made = rng.normal(size=(replicates, 1, USERS)), []
     for count, mean, spread in zip(seeds, (3 + effect, 3), (of_seeds, ratio * of_seeds), strict=True):
-        own = of_users * rng.normal(size=(REPLICATES, 1, USERS))
-        drawn = spread * rng.normal(size=(REPLICATES, count, 1))
-        made.append(mean + common + own + drawn + residual * rng.normal(size=(REPLICATES, count, USERS)))
+        own = of_users * rng.normal(size=(replicates, 1, USERS))
+        drawn = spread * rng.normal(size=(replicates, count, 1))
+        made.append(mean + common + own + drawn + residual * rng.normal(size=(replicates, count, USERS)))
     return made
 
 
@@ -41,8 +46,8 @@ def assert_rate(hits, low, high):
 
 @pytest.mark.parametrize("variances", [SEEDS_DOMINATE, USERS_DOMINATE, BOTH], ids=["seeds", "users", "both"])
 @pytest.mark.parametrize("seeds", [3, 5, 8])
-def test_equal_means_are_rejected_as_often_as_the_level_says(seeds, variances):
-    found = significance.compare_means(*simulate((seeds, seeds), **variances))
+def test_equal_means_are_rejected_as_often_as_the_level_says(replicates, seeds, variances):
+    found = significance.compare_means(*simulate(replicates, (seeds, seeds), **variances))
     # With few seeds of spreads that are not known to be equal the test is a little cautious.
     assert_rate(found.p_value < 0.05, {3: 0.03, 5: 0.04, 8: 0.05}[seeds], 0.05)
     inside = (found.low < 0) & (found.high > 0)
@@ -50,9 +55,9 @@ def test_equal_means_are_rejected_as_often_as_the_level_says(seeds, variances):
 
 
 @pytest.mark.parametrize(("seeds", "bound"), [((8, 8), 0.05), ((3, 3), 0.08), ((8, 3), 0.08), ((3, 8), 0.05)])
-def test_methods_may_differ_in_their_spread_over_seeds(seeds, bound):
+def test_methods_may_differ_in_their_spread_over_seeds(replicates, seeds, bound):
     for variances in (SEEDS_DOMINATE, BOTH):
-        ours, theirs = simulate(seeds, **variances, ratio=6.0)
+        ours, theirs = simulate(replicates, seeds, **variances, ratio=6.0)
         assert_rate(significance.compare_means(ours, theirs).p_value < 0.05, 0.0, bound)
     # A variance pooled over both methods does not hold the level.
     pooled = stats.ttest_ind(ours.mean(-1), theirs.mean(-1), axis=-1).pvalue
@@ -60,28 +65,28 @@ def test_methods_may_differ_in_their_spread_over_seeds(seeds, bound):
         assert (pooled < 0.05).mean() > 0.15
 
 
-def test_users_may_have_values_that_are_mostly_zero():
+def test_users_may_have_values_that_are_mostly_zero(replicates):
     """As Recall@20 has, with the seed moving how likely a hit is."""
     rng = np.random.default_rng(1)
     hits = []
     for _ in range(2):
-        rate = 0.1 * np.exp(rng.normal(size=(REPLICATES, 1, USERS)) + 0.1 * rng.normal(size=(REPLICATES, 8, 1)))
-        hits.append(rng.binomial(3, np.minimum(rate, 1), size=(REPLICATES, 8, USERS)) / 3)
+        rate = 0.1 * np.exp(rng.normal(size=(replicates, 1, USERS)) + 0.1 * rng.normal(size=(replicates, 8, 1)))
+        hits.append(rng.binomial(3, np.minimum(rate, 1), size=(replicates, 8, USERS)) / 3)
     assert_rate(significance.compare_means(*hits).p_value < 0.05, 0.04, 0.05)
 
 
-def test_with_the_seeds_held_fixed_identical_methods_would_be_rejected():
-    ours, theirs = simulate((3, 3), **SEEDS_DOMINATE)
+def test_with_the_seeds_held_fixed_identical_methods_would_be_rejected(replicates):
+    ours, theirs = simulate(replicates, (3, 3), **SEEDS_DOMINATE)
     per_user = ours.mean(1) - theirs.mean(1)
     assert (stats.ttest_1samp(per_user, 0.0, axis=-1).pvalue < 0.05).mean() > 0.5
 
 
 @pytest.mark.parametrize("variances", [SEEDS_DOMINATE, USERS_DOMINATE, BOTH], ids=["seeds", "users", "both"])
-def test_an_effect_of_three_and_a_half_standard_errors_is_found(variances):
+def test_an_effect_of_three_and_a_half_standard_errors_is_found(replicates, variances):
     """At 8 seeds, in 85% of the cases; the standard error is the true one, from the variances of the simulation."""
     of_seeds, of_users, residual = variances.values()
     error = np.sqrt(2 * of_seeds**2 / 8 + 2 * of_users**2 / USERS + 2 * residual**2 / (8 * USERS))
-    ours, theirs = simulate((8, 8), **variances, effect=3.5 * error)
+    ours, theirs = simulate(replicates, (8, 8), **variances, effect=3.5 * error)
     found = significance.compare_means(ours, theirs)
     assert (found.p_value < 0.05).mean() > 0.85
     assert np.mean(found.estimate) == pytest.approx(3.5 * error, rel=0.03)
@@ -90,11 +95,11 @@ def test_an_effect_of_three_and_a_half_standard_errors_is_found(variances):
 
 @pytest.mark.parametrize("variances", [SEEDS_DOMINATE, USERS_DOMINATE, BOTH], ids=["seeds", "users", "both"])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_difference_at_the_margin_is_seldom_taken_for_equality(variances, sign):
+def test_a_difference_at_the_margin_is_seldom_taken_for_equality(replicates, variances, sign):
     small = {name: 0.05 * value for name, value in variances.items()}
-    at_margin = significance.compare_means(*simulate((8, 8), **small, effect=sign * 0.06), margin=0.02)
+    at_margin = significance.compare_means(*simulate(replicates, (8, 8), **small, effect=sign * 0.06), margin=0.02)
     assert_rate(at_margin.p_equal < 0.05, 0.0, 0.05)
-    equal = significance.compare_means(*simulate((8, 8), **small), margin=0.02)
+    equal = significance.compare_means(*simulate(replicates, (8, 8), **small), margin=0.02)
     assert (equal.p_equal < 0.05).mean() > 0.9
 
 

@@ -152,7 +152,7 @@ def test_bet_stays_within_budgets_and_its_predictor_learns_a_known_fitness(strea
     assert np.mean(record.fitness[:3]) > np.quantile(true, 0.75)
 
 
-@pytest.mark.parametrize("total", [6, 13, 27, 41])
+@pytest.mark.parametrize("total", [6, 27, *(pytest.param(x, marks=pytest.mark.slow) for x in (13, 41))])
 def test_a_price_gives_the_most_worth_that_fits(total):
     rng, choices = np.random.default_rng(total), (1, 2, 4, 8)
     worth = rng.normal(size=(6, 4)).cumsum(1)
@@ -288,6 +288,7 @@ def test_walks_of_ciess_go_to_near_sizes_more_often():
     np.testing.assert_allclose(frequency, weight / weight.sum(), atol=0.012)
 
 
+@pytest.mark.slow
 def test_ciess_learns_which_entities_want_which_size():
     def best(frequency):
         return jnp.where(frequency > 0, 0.8, 0.2)
@@ -366,6 +367,7 @@ def test_gradient_of_esapn_is_that_of_reinforce():
         np.testing.assert_allclose(ours, np.tensordot(score, np.asarray(slope, np.float64), 1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_esapn_learns_who_gains_by_growing():
     """Drawn growth of half the popularities pays, that of the other half costs."""
     net, adam = esapn.Growth(5), optax.adam(1e-3)
@@ -403,30 +405,32 @@ def test_esapn_learns_nothing_from_growth_that_was_refused(stream):
     )
     carry = search.start(planner_state._replace(users=users, items=items), reference)
     trial = Trial(carry.own, jnp.zeros(3), jnp.float32(1.0), jnp.full((valid, 2), 0.4))
-    after = jax.jit(search.update)(carry, 0, jax.random.key(1), trial)
+    update = jax.jit(search.update)
+    after = update(carry, 0, jax.random.key(1), trial)
     chex.assert_trees_all_equal(after.users.params, carry.users.params)
-    grown, _ = search.propose(carry, 0, jax.random.key(1))
-    after = jax.jit(search.update)(carry, 0, jax.random.key(1), trial._replace(sizes=grown))
+    grown, _ = jax.jit(search.propose)(carry, 0, jax.random.key(1))
+    after = update(carry, 0, jax.random.key(1), trial._replace(sizes=grown))
     assert (grown > carry.own).any()
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(after.users.params, carry.users.params)
 
 
-@pytest.mark.parametrize("minimum", [0, 1, 2, 4])
+@pytest.mark.parametrize("minimum", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2)), 4])
 def test_esapn_starts_at_two_whatever_the_smallest_size(stream, minimum):
     config, _, _, segment = _setting(stream, "esapn", 8.0, minimum=minimum)
     exists = np.asarray(active_mask(segment))
     count, nothing = int(exists.sum()), jnp.full_like(segment.frequency, -1)
     start = max(minimum, 2)
+    starting = jax.jit(lambda n: esapn.starting_sizes(config.sizes, segment, n, nothing))
     for total in (8 * count, start * count, start * count - 1, minimum * count, count // 2):
-        own = np.asarray(jax.jit(lambda n: esapn.starting_sizes(config.sizes, segment, n, nothing))(total))
+        own = np.asarray(starting(total))
         assert own[~exists].max(initial=0) == 0 and own.sum() == min(total, start * count)
         if total >= start * count:
             assert (own[exists] == start).all()
     assert esapn.growing_sizes(config.sizes)[0] == start
 
 
-@pytest.mark.parametrize("minimum", [0, 1])
+@pytest.mark.parametrize("minimum", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_esapn_only_grows_and_stops_at_the_budget(stream, minimum):
     config, plan, state, segment = _setting(stream, "esapn", 4.0, minimum=minimum, probes=6)
     users = stream.capacity.users

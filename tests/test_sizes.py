@@ -42,7 +42,7 @@ def _check(shares, result, total, minimum, maximum):
 
 
 # Only a few capacities, of which num_active are in use: each is one compilation.
-_CAPACITIES = (1, 7, 64, 1000, 10**5)
+_CAPACITIES = (1, 64, 10**5)
 
 
 @given(
@@ -65,13 +65,18 @@ def test_allocate_exact_sum_bounds_and_order(distribution, n, total, bounds, see
     _check(shares[:n], result[:n], total, *bounds)
 
 
+_by_total = jax.jit(
+    jax.vmap(lambda shares, total, n: sizes.allocate(shares, total, 1, 16, num_active=n), in_axes=(None, 0, None))
+)
+
+
 @settings(max_examples=12)
 @given(distribution=st.sampled_from(["zipf", "ties", "one", "extreme"]), n=st.integers(1, 30), seed=st.integers(0, 9))
 def test_allocate_larger_budget_never_shrinks_an_entity(distribution, n, seed):
     shares = _shares(distribution, n, seed)
     padded = np.pad(shares, (0, 30 - n))
-    totals = np.arange(n, n * 16 + 1)
-    many = jax.vmap(lambda total: sizes.allocate(padded, total, 1, 16, num_active=n))(totals)
+    totals = np.minimum(np.arange(n, n + 30 * 15 + 1), n * 16)
+    many = _by_total(padded, totals, n)
     assert (np.diff(np.asarray(many), axis=0) >= 0).all()
     assert (np.asarray(many).sum(1) == totals).all()
 
@@ -93,7 +98,8 @@ def _divisor_method(shares, total, minimum, maximum):
 def test_allocate_is_webster_with_bounds(values, extra, low):
     shares = np.asarray(values, np.float32)
     total = min(len(values) * low + extra, len(values) * 9)
-    ours = np.asarray(sizes.allocate(shares, total, low, 9))
+    padded = np.pad(shares, (0, 20 - len(shares)))
+    ours = np.asarray(sizes.allocate(padded, total, low, 9, num_active=len(shares)))[: len(shares)]
     theirs = _divisor_method(shares.astype(np.float64), total, low, 9)
     # The two agree up to exact ties of the priority share / (size + 1/2).
     assert np.abs(ours - theirs).max() <= 1
@@ -319,11 +325,12 @@ def test_expected_shares_match_sorted_draws(family, shape, tolerance):
     assert (np.diff(shares) <= 0).all()
 
 
+@pytest.mark.parametrize("counts", [(1, 17, 10**4), pytest.param((2, 10**6), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("family", "shapes"), [("powerlaw", (0.1, 0.5, 3.0, 30.0)), ("pareto", (1.5, 30.0, 100.0))])
-def test_expected_shares_match_log_gamma_in_float64(family, shapes):
+def test_expected_shares_match_log_gamma_in_float64(family, shapes, counts):
     from scipy.special import gammaln
 
-    for n in (1, 2, 17, 10**4, 10**6):
+    for n in counts:
         k = np.arange(1, n + 1, dtype=np.float64)
         for shape in shapes:
             z, s = (n - k + 1, 1 / shape) if family == "powerlaw" else (k, -1 / shape)
@@ -348,9 +355,9 @@ def test_expected_shares_and_allocate_vmap_over_shape_and_total():
         return sizes.allocate(sizes.expected_shares("powerlaw", shape, 50), total, 1, 40)
 
     shapes, totals = jnp.array([0.1, 0.5, 5.0]), jnp.array([50, 400, 1999])
-    many = jax.vmap(run)(shapes, totals)
+    many, alone = jax.jit(jax.vmap(run))(shapes, totals), jax.jit(run)
     for one, shape, total in zip(many, shapes, totals, strict=True):
-        np.testing.assert_array_equal(one, run(shape, total))
+        np.testing.assert_array_equal(one, alone(shape, total))
 
 
 def test_order_equals_numpy_lexsort_with_the_same_keys():

@@ -44,9 +44,14 @@ def _plain(masked_params, sizes):
 
 CASES = [(m, z, s) for m in (1, 5, 16, 37) for z in (False, True) for s in (0, 1)]
 CASES += [((7, 37), False, 2), ((37, 7), True, 3), ((40, 3), False, 4), ((20, 70), True, 5)]  # by side
+QUICK = [(1, False, 0), (5, True, 1), (37, False, 0), (37, True, 1), *CASES[-4::3]]
+"""One column block and several, with shared vectors and without, and sides of different widths; the others are slow."""
 
 
-@pytest.mark.parametrize(("maximum", "zeros", "seed"), CASES)
+@pytest.mark.parametrize(
+    ("maximum", "zeros", "seed"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_both_tables_read_the_same_embeddings(maximum, zeros, seed):
     packed, masked, layout, pool, full = _pair(np.random.default_rng(seed), maximum, zeros)
     plain = _plain(full, layout.sizes)
@@ -221,9 +226,13 @@ def test_packed_table_and_its_optimiser_state_hold_the_budget_and_nothing_else()
     assert nbytes(opt_state) == 2 * 4 * budget + 4
 
 
-@pytest.mark.parametrize("name", ["packed", "masked"])
-@pytest.mark.parametrize("rotation", tables.ROTATIONS)
-@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(
+    ("zeros", "rotation", "name"),
+    [
+        pytest.param(zeros, rotation, name, marks=() if zeros == (name == "packed") else pytest.mark.slow)
+        for zeros, rotation, name in itertools.product((False, True), tables.ROTATIONS, ("packed", "masked"))
+    ],
+)
 def test_resize_keeps_leading_coordinates(name, rotation, zeros):
     rng = np.random.default_rng(3)
     maximum, shrink = 37, 0.5
@@ -322,12 +331,21 @@ def _resized_to_the_same(rotation, sizes, name="packed", maximum=64):
     return np.asarray(before, np.float64), np.asarray(storage.vectors(carried, layout), np.float64)
 
 
+UNCHANGED = [(kind, "packed") for kind in ("skewed", "uniform", "two", "any", "none left")]
+UNCHANGED += [("any", name) for name in tables.SIZED if name != "packed"]
+QUICK_UNCHANGED = [("blocks", kind, "packed") for kind in ("skewed", "any", "none left")]
+QUICK_UNCHANGED += [("blocks", "any", "masked"), ("blocks", "any", "packed_bfloat16")]
+QUICK_UNCHANGED += [("none", "two", "packed"), ("none", "any", "packed_int8")]
+
+
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [(kind, "packed") for kind in ("skewed", "uniform", "two", "any", "none left")]
-    + [("any", name) for name in tables.SIZED if name != "packed"],
+    ("rotation", "kind", "name"),
+    [
+        pytest.param(rotation, *case, marks=() if (rotation, *case) in QUICK_UNCHANGED else pytest.mark.slow)
+        for rotation in ("none", "blocks")
+        for case in UNCHANGED
+    ],
 )
-@pytest.mark.parametrize("rotation", ["none", "blocks"])
 def test_with_an_unchanged_plan_resizing_loses_nothing(rotation, kind, name):
     rng, nodes = np.random.default_rng(0), 300
     sizes = {

@@ -77,7 +77,7 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     runs: dict[str, Lines] = {}
     warnings: dict[str, list[str]] = {}
     for method, config in configs.items():
-        summary, lines = run_method(flags, config, stream, flags.out / method)
+        summary, lines = run_method(flags, config, stream, flags.out / method, method)
         summaries.append(summary)
         runs[method] = lines
         warnings[method] = report.warnings(lines, config)
@@ -127,13 +127,16 @@ def _check_folder(flags: Main, folder: Path) -> None:
         raise ValueError(f"{folder} holds {state} run: --resume it, --overwrite it, or choose another --out")
 
 
-def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path) -> tuple[dict[str, Any], Lines]:
+def run_method(
+    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str | None = None
+) -> tuple[dict[str, Any], Lines]:
     """Run one method over the stream, with progress bars, plots and a summary in its folder.
 
     Args:
       flags: of which seed, resume and overwrite matter.
       config, stream: of the run.
       folder: of the run.
+      label: what the method is called in summaries; None for its name.
 
     Returns:
       The summary, and the lines of metrics.
@@ -156,7 +159,7 @@ def run_method(flags: Main, config: Config, stream: streams.Stream, folder: Path
         lines = run_segments(config, stream, key, folder=folder, **callbacks)
     if report.has_matplotlib():
         _plot_run(config, stream, folder, lines)
-    summary = report.describe(config.method, lines) | records.summarise(lines)
+    summary = report.describe(label or config.method, lines) | records.summarise(lines)
     run_folder.write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     run_folder.finish(folder, SUMMARY, *_PLOTS)
     return summary, lines

@@ -1,8 +1,9 @@
 """The flags of a run: a stream, a budget, methods and their options."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import jax
 
@@ -11,6 +12,7 @@ from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
+from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.run import make_run, records
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
@@ -130,7 +132,7 @@ class Main:
             "sizes.minimum",
             "sizes.maximum",
         ),
-        "training": ("fit.steps", "search.probes", "bias", "protocol", "seed"),
+        "training": ("recommender", "fit.steps", "search.probes", "bias", "protocol", "seed"),
         "results": ("out", "resume", "overwrite"),
     }
     """Flags that `-h` shows, by title."""
@@ -138,7 +140,8 @@ class Main:
     data: str = "online-retail"
     """An embedded stream (online-retail or movietweetings), or the path of a file of interactions."""
     method: tuple[str, ...] = ("uniform", "frequency", "scall", "popularity")
-    """Methods to run, one after the other; popularity stands for its three floors."""
+    """Methods to run, one after the other; popularity stands for its three floors. Flags that differ for one method
+    follow its name after an @, as in uniform@recommender=ials,table=packed_int4."""
     budget: BudgetFlags = BudgetFlags()
     """What the table may hold."""
     seed: int = 0
@@ -163,6 +166,11 @@ class Main:
     """Training of a segment."""
     search: SearchConfig = SearchConfig()
     """How sizes are searched."""
+    recommender: str = "lightgcn"
+    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; or ials,
+    implicit alternating least squares with weights that fade, which solves for them."""
+    ials: IalsConfig = IalsConfig()
+    """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
     policy: PolicyConfig = PolicyConfig()
     """The policy of a search."""
     observe: ObserveConfig = ObserveConfig()
@@ -350,12 +358,72 @@ def expand(names: tuple[str, ...]) -> list[str]:
     return [method for name in names for method in GROUPS.get(name, (name,))]
 
 
+def for_method(flags: F, spelled: str) -> tuple[F, str]:
+    """The flags of one method, with what is spelled after its name put in.
+
+    Args:
+      flags: of all methods.
+      spelled: a method, and after an @ the flags that differ for it: name=value, separated by commas.
+
+    Returns:
+      Flags of the same class, and the method's name.
+
+    Raises:
+      ValueError: an unknown flag, or a value that it cannot have.
+
+    >>> flags, method = for_method(Main(), "uniform@table=packed_int4,budget.mean-size=2")
+    >>> method, flags.table, flags.budget.mean_size
+    ('uniform', 'packed_int4', 2.0)
+    """
+    method, _, options = spelled.partition("@")
+    for option in filter(None, options.split(",")):
+        name, equals, text = option.partition("=")
+        if not equals:
+            raise ValueError(f"method {spelled!r}: {option!r} is not of the form flag=value, such as table=packed_int4")
+        path = name.removeprefix("--").replace("-", "_").split(".")
+        flags = _replaced(flags, path, text, f"method {spelled!r}: --{name}")
+    return flags, method
+
+
+def _replaced(flags: Any, path: list[str], text: str, where: str) -> Any:
+    """A dataclass with the field at a path replaced by a value that is spelled as text."""
+    field = path[0]
+    if not dataclasses.is_dataclass(flags) or field not in {f.name for f in dataclasses.fields(flags)}:
+        raise ValueError(f"{where} is no flag")
+    if len(path) > 1:
+        value = _replaced(getattr(flags, field), path[1:], text, where)
+    else:
+        allowed = get_type_hints(type(flags))[field]
+        value = _spelled(text, get_args(allowed) or (allowed,), where)
+    changed: Any = flags
+    return dataclasses.replace(changed, **{field: value})
+
+
+_SPELLED: dict[type, Callable[[str], Any]] = {
+    type(None): {"None": None, "none": None}.__getitem__,
+    bool: {"True": True, "true": True, "False": False, "false": False}.__getitem__,
+    int: int,
+    float: float,
+    str: str,
+}
+
+
+def _spelled(text: str, allowed: Sequence[Any], where: str) -> Any:
+    for kind, parse in _SPELLED.items():
+        if kind in allowed:
+            try:
+                return parse(text)
+            except (KeyError, ValueError):
+                continue
+    raise ValueError(f"{where}={text}: a value of type {' or '.join(getattr(a, '__name__', str(a)) for a in allowed)}")
+
+
 def make_config(flags: Main, method: str) -> Config:
     """The configuration of one method.
 
     Args:
       flags: of all methods.
-      method: one of `scall_jax.METHODS`.
+      method: one of `scall_jax.METHODS`, with flags of its own as `for_method` reads them.
 
     Returns:
       Config.
@@ -363,6 +431,7 @@ def make_config(flags: Main, method: str) -> Config:
     Raises:
       ValueError: unknown method, or a value out of its range.
     """
+    flags, method = for_method(flags, method)
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in METHODS:
@@ -373,6 +442,8 @@ def make_config(flags: Main, method: str) -> Config:
         sizes=flags.sizes,
         warm_start=flags.warm_start,
         fit=flags.fit,
+        recommender=flags.recommender,
+        ials=flags.ials,
         search=flags.search,
         policy=flags.policy,
         observe=flags.observe,

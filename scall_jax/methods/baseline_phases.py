@@ -95,5 +95,5 @@ def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkee
         side_bytes=lambda known: 0,
         serves_by=lambda plan, known, graph_bytes: baseline.serves_by(known, graph_bytes),
         training_bytes=lambda state, segment, params: 0,
-        describe=baseline.describe,
+        describe=lambda state: baseline.describe(state.params),
     )

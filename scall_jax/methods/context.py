@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from scall_jax import tables
 from scall_jax.config import Config
+from scall_jax.methods.recommender import recommender_of
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.popularity import best_half_life
+from scall_jax.recommenders.recommender import Recommender
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment, active_mask, sides
 from scall_jax.tables.storage import Previous
@@ -121,7 +123,14 @@ class SegmentContext:
 
     def item_bias(self) -> tuple[jax.Array, jax.Array]:
         """Bias of the items' scores, f32[V], and the row of `Segment.popularity` it comes from, i32[], -1 if none."""
+        by_recommender = self.recommender().item_bias
+        if by_recommender is not None:
+            return by_recommender(self.state.recommender, self.segment)
         return item_bias(self.config, self.segment)
+
+    def recommender(self) -> Recommender:
+        """What trains the vectors and ranks by them."""
+        return recommender_of(self.config)
 
 
 def segment_context(config: Config, state: RunState, segment: Segment) -> SegmentContext:

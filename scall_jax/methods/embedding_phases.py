@@ -18,22 +18,16 @@ from scall_jax.methods.phases import (
     Callbacks,
     Method,
     MethodPhases,
-    OnEvaluation,
     Prepared,
     Ranked,
 )
 from scall_jax.methods.planner import PlannerFactory, SizePlanner
+from scall_jax.methods.recommender import recommender_of, settled
 from scall_jax.methods.state import RunState, StorageCapacity
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.recommenders.fit import (
-    FitResult,
-    evaluate_params,
-    from_buffer,
-    held_by_training,
-    make_fit,
-    to_buffer,
-)
-from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.fit import FitResult, as_served, from_buffer, to_buffer
+from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
@@ -119,17 +113,9 @@ def _beside_table(config: Config, stream: Stream, t: int) -> list[tuple[str, int
     }
     if config.charge == "serving":
         # Sizes are not known yet, so that vectors may be as long as the largest size.
-        ways = _serves_by(config, known, stream.graph_bytes(t), config.sizes.maximum)
+        ways = recommender_of(config).serves_by(known, stream.graph_bytes(t), config.sizes.maximum)
         found["graph or final vectors"] = min(ways.values(), default=0)
     return [(name, nbytes) for name, nbytes in found.items() if nbytes]
-
-
-def _serves_by(config: Config, known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
-    """What LightGCN answers requests from beside its table: its graph, or the float32 vectors that propagation makes.
-
-    Matrix factorisation, without layers, needs neither.
-    """
-    return {"graph": graph_bytes, "final_vectors": 4 * sum(known) * width} if config.fit.layers else {}
 
 
 def _embedding_phases(
@@ -139,7 +125,8 @@ def _embedding_phases(
         config = dataclasses.replace(config, table=storage)
     elif config.table not in tables.SIZED:
         raise ValueError(f"table={config.table!r} has no sizes to plan: choose one of {', '.join(tables.SIZED)}")
-    planner = make_planner(config, callbacks.on_probes)
+    config = settled(config, storage)
+    planner, recommender = make_planner(config, callbacks.on_probes), recommender_of(config)
 
     def optional(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
         return None if function is None else with_context(config, function)
@@ -150,6 +137,7 @@ def _embedding_phases(
         fit=functools.partial(_fit, config, callbacks.progress),
         rank=functools.partial(_rank, config),
         bookkeeping=functools.partial(_bookkeeping, config, planner, unlimited),
+        choose=None if recommender.choose is None else functools.partial(_choose, config),
         search_before=optional(planner.search_before),
         search_after=optional(planner.search_after),
         update=optional(planner.update),
@@ -169,7 +157,17 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
     totals = jnp.array(totals, jnp.int32)
-    return RunState(key, storage.empty(), storage.plan(), known, totals, planner_state, StorageCapacity(capacity))
+    remembered = recommender_of(config).init()
+    return RunState(
+        key, storage.empty(), storage.plan(), known, totals, planner_state, remembered, StorageCapacity(capacity)
+    )
+
+
+def _choose(config: Config, state: RunState, segment: Segment) -> RunState:
+    choose = recommender_of(config).choose
+    assert choose is not None
+    key = derive(derive(state.key, Purpose.SEGMENT, segment.index), Purpose.CHOICE)
+    return state._replace(recommender=choose(key, state.recommender, segment))
 
 
 def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Segment) -> Prepared:
@@ -186,9 +184,9 @@ def _fit(
 ) -> FitResult:
     context = segment_context(config, state, segment)
     storage = context.storage
-    run_fit = make_fit(storage, config.fit, progress, config.candidates)
-    key = context.keys().fit
-    return run_fit(key, prepared.params, storage.layout(prepared.plan), segment, prepared.item_bias)
+    run_fit = context.recommender().make_fit(storage, progress)
+    layout = storage.layout(prepared.plan)
+    return run_fit(context.keys().fit, prepared.params, layout, segment, prepared.item_bias, state.recommender)
 
 
 def _rank(
@@ -199,19 +197,20 @@ def _rank(
     fit_result: FitResult,
     options: RankingOptions,
 ) -> Ranked:
-    storage = segment_context(config, state, segment).storage
+    context = segment_context(config, state, segment)
+    storage = context.storage
     layout = storage.layout(prepared.plan)
     stored = storage.store(from_buffer(storage, fit_result.params), layout)
-    params = to_buffer(storage, storage.load(stored, layout))
+    served, params = as_served(storage, stored, layout)
     parts = segment.valid, segment.test
-    model = LightGcn(storage, config.fit.layers)
-    valid, test = evaluate_params(model, params, layout, segment, parts, prepared.item_bias, **options)
+    evaluate = context.recommender().evaluate
+    valid, test = evaluate(served, params, layout, segment, parts, prepared.item_bias, **options)
     return Ranked(stored, valid, test, storage.allocated(prepared.plan))
 
 
 def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: RunState, stream: Stream) -> Bookkeeping:
     users, items = stream.capacity.users, stream.capacity.items
-    factory = tables.storage_factory(config)
+    factory, recommender = tables.storage_factory(config), recommender_of(config)
     storage = factory.build(state.capacity.budget_units, users, items, config.sizes.maximum)
 
     def budget_bytes(segment: int, known: tuple[int, int]) -> int:
@@ -220,11 +219,13 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
         return 4 * config.budget.parameters(segment, sum(known))
 
     def training_bytes(state: RunState, segment: Segment, params: Any) -> int:
-        by_fit = nbytes(held_by_training(storage, params))
-        if planner.search_holds is None:
-            return by_fit
-        found = jax.eval_shape(with_context(config, planner.search_holds), state, segment)
-        return max(by_fit, nbytes(state.params) + nbytes(found))
+        held = [nbytes(recommender.held_by_training(storage, params))]
+        if recommender.held_by_choice is not None and recommender.choose is not None:
+            held.append(nbytes(state.params) + nbytes(recommender.held_by_choice(segment)))
+        if planner.search_holds is not None:
+            found = jax.eval_shape(with_context(config, planner.search_holds), state, segment)
+            held.append(nbytes(state.params) + nbytes(found))
+        return max(held)
 
     def sizes(plan: Any) -> np.ndarray:
         return np.asarray(storage.sizes(plan))
@@ -232,7 +233,7 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
     def serves_by(plan: Any, known: tuple[int, int], graph_bytes: int) -> dict[str, int]:
         # The layout of a table says no more than whole column blocks.
         width = sizes(plan).max() if storage.table is not None else storage.used(storage.layout(plan))
-        return _serves_by(config, known, graph_bytes, int(width))
+        return recommender.serves_by(known, graph_bytes, int(width))
 
     return Bookkeeping(
         exporter=Exporter(storage.export, storage.restore),
@@ -241,5 +242,5 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
         side_bytes=lambda known: bias_bytes(config, known[1]),
         serves_by=serves_by,
         training_bytes=training_bytes,
-        describe=lambda stored: {},
+        describe=lambda state: recommender.describe(state.recommender),
     )

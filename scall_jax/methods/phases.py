@@ -1,7 +1,7 @@
 """The phases of a segment as a method defines them: one interface for methods with embeddings and for baselines.
 
-`run.step` calls them in order: `search_before`, `prepare`, `fit`, `rank`, `update`, `search_after`. A method with
-embeddings gets its phases from a `SizePlanner` (`embedding_phases.embedding_method`), a method without them from a
+`run.step` calls them in order: `choose`, `search_before`, `prepare`, `fit`, `rank`, `update`, `search_after`. A method
+with embeddings gets its phases from a `SizePlanner` (`embedding_phases.embedding_method`), a method without them from a
 `Baseline` (`baseline_phases.baseline_method`); write the phases themselves only for a method that is neither.
 """
 
@@ -17,10 +17,8 @@ from scall_jax.methods.planner import OnProbes, Outcome, SearchRecord
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.streams import Segment, Stream
-
-OnEvaluation = Callable[[Any, Any, Any, Any], object]
-"""Called on the host as (segment i32[], step i32[], loss f32[], fitness f32[]) after each evaluation during a fit."""
 
 
 class Callbacks(NamedTuple):
@@ -79,8 +77,8 @@ class Bookkeeping(NamedTuple):
     training_bytes: Callable[[RunState, Segment, Any], int]
     """(state, segment, `Prepared.params`), of which only shapes matter -> the most bytes that any phase holds from step
     to step: a search, with what is stored beside it, or the segment's training."""
-    describe: Callable[[Any], dict[str, Any]]
-    """(stored) -> entries that the method adds to the segment's line of metrics."""
+    describe: Callable[[RunState], dict[str, Any]]
+    """(state after the segment) -> entries that the method adds to the segment's line of metrics."""
 
 
 class MethodPhases(NamedTuple):
@@ -99,6 +97,8 @@ class MethodPhases(NamedTuple):
     """Stores the trained parameters and evaluates what is stored; the last argument is options for it."""
     bookkeeping: Callable[[RunState, Stream], Bookkeeping]
     """(a state of the run, stream) -> functions for the host; only the shapes of the state matter."""
+    choose: Callable[[RunState, Segment], RunState] | None = None
+    """Runs first of all: parameters that the recommender chooses for itself; None where it has none to choose."""
     search_before: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None = None
     """Runs before `prepare`, on the same segment; None if the method does not search there."""
     search_after: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None = None

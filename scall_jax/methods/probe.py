@@ -17,7 +17,7 @@ from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import Outcome, SearchRecord, SegmentSearch, SizePlanner, action_length
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import from_buffer, held_by_training, make_fit, to_buffer
+from scall_jax.recommenders.fit import from_buffer, to_buffer
 from scall_jax.streams import sides
 from scall_jax.tables import Storage
 
@@ -185,7 +185,7 @@ def make_prober(context: SegmentContext) -> Prober:
       Prober.
     """
     config, storage, segment = context.config, context.storage, context.segment
-    run_fit = make_fit(storage, config.search.probe_fit(config.fit), None, config.candidates)
+    run_fit = context.recommender().make_probe_fit(storage)
     bias, _ = context.item_bias()
     total, shared = context.budget()
 
@@ -194,7 +194,7 @@ def make_prober(context: SegmentContext) -> Prober:
         sizes = jnp.concatenate([allocate(total), shared])
         start = context.warm_params if config.search.start == "warm" else context.fresh_params
         params = to_buffer(storage, start(sizes, table_key))
-        fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias)
+        fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias, context.state.recommender)
         fitness = jnp.where(fit_result.bad_step < 0, fit_result.fitness, 0.0)
         observation = observe(context, from_buffer(storage, fit_result.params), sizes, jnp.float32(0))
         return Probe(fitness, sizes.sum(), observation, fit_result.by_user)
@@ -214,7 +214,7 @@ def held_by_probes(context: SegmentContext, at_once: int = 1) -> Any:
     """
     storage = context.storage
     params = to_buffer(storage, context.fresh_params(storage.plan(), context.search_key()))
-    held = held_by_training(storage, params)
+    held = context.recommender().held_by_training(storage, params)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (at_once, *x.shape)), held)
 
 

@@ -33,5 +33,7 @@ class RunState(NamedTuple):
     """i32[T], budget units of the storage allowed at each segment. For `packed` a unit is one parameter."""
     planner: Any = ()
     """State of the method's `SizePlanner`; only the planner replaces it."""
+    recommender: Any = ()
+    """What the recommender remembers; only its `choose` replaces it."""
     capacity: StorageCapacity = StorageCapacity(0)
     """Static capacity of the storage."""

@@ -66,6 +66,9 @@ class Purpose(enum.IntEnum):
     POSTERIOR = 0xC0DE0015
     """From the key of an action: a draw from the posterior of rewards."""
 
+    CHOICE = 0xC0DE002C
+    """From a segment's key: fits by which a recommender chooses its parameters."""
+
     USERS = 0xC0DE0016
     """From any key: numbers for the users, or the policy of the users' side."""
     ITEMS = 0xC0DE0017

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import chex
 import jax
@@ -25,7 +25,7 @@ from scall_jax.recommenders.train_step import (
     train_step,
 )
 from scall_jax.streams import RaggedItems, Segment, sides
-from scall_jax.tables.storage import Storage, StorageLayout
+from scall_jax.tables.storage import Storage, StorageLayout, Stored
 from scall_jax.tables.table import Params
 
 
@@ -139,7 +139,14 @@ class Fit(Protocol):
     """Signature of a fit."""
 
     def __call__(
-        self, key: jax.Array, params: Params, layout: StorageLayout, segment: Segment, item_bias: jax.Array, /
+        self,
+        key: jax.Array,
+        params: Params,
+        layout: StorageLayout,
+        segment: Segment,
+        item_bias: jax.Array,
+        remembered: Any = (),
+        /,
     ) -> FitResult:
         """Train on a segment until its valid part says to stop.
 
@@ -149,6 +156,7 @@ class Fit(Protocol):
           layout: of the storage.
           segment: the data.
           item_bias: f32[V], added to scores.
+          remembered: what the recommender remembers (`Recommender.init`).
 
         Returns:
           FitResult.
@@ -182,6 +190,22 @@ def to_buffer(storage: Storage, params: Params) -> Params:
 def from_buffer(storage: Storage, params: Params) -> Params:
     """The inverse of `to_buffer`."""
     return params if storage.table is None else storage.table.from_buffer(params)
+
+
+def as_served(storage: Storage, stored: Stored, layout: StorageLayout) -> tuple[Storage, Params]:
+    """What ranks: a storage whose table reads what is stored, where it has one, and parameters for `embed`.
+
+    Args:
+      storage: of the parameters.
+      stored: what it stores.
+      layout: of the storage.
+
+    Returns:
+      (storage, parameters): what is stored itself, or what the storage loads of it.
+    """
+    if storage.served is not None:
+        return storage._replace(table=storage.served), storage.served.to_buffer(stored)
+    return storage, to_buffer(storage, storage.load(stored, layout))
 
 
 def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:
@@ -293,7 +317,8 @@ def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = No
     trainer = _Trainer(LightGcn(storage, config.layers), config, make_step(storage, config), progress, candidates)
     init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
 
-    def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array) -> FitResult:
+    def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array, remembered=()) -> FitResult:
+        del remembered
         chex.assert_shape(item_bias, (sides(segment)[1],))
         sampled = first_users(segment.valid, config.valid_users)
         segment = segment._replace(graph=with_chunks(segment.graph))

@@ -47,7 +47,7 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
     tree |= {name: array for name, array in exported.items() if array.size}
     with _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
-        leaves = _leaves(state.planner)
+        leaves = _leaves((state.planner, state.recommender))
         if leaves:
             checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
     return path
@@ -119,13 +119,15 @@ def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) 
         params, plan = exporter.restore(exported, tuple(known.tolist()))
     except ValueError as error:
         raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
+    planner, recommender = _from_leaves(path, (template.planner, template.recommender), memory)
     return RunState(
         key=jax.random.wrap_key_data(jnp.asarray(tree["key"]), impl=jax.random.key_impl(template.key)),
         params=params,
         plan=plan,
         known=jnp.asarray(known),
         totals=template.totals,
-        planner=_from_leaves(path, template.planner, memory),
+        planner=planner,
+        recommender=recommender,
         capacity=template.capacity,
     )
 

@@ -119,7 +119,7 @@ def _one_segment(phases: CompiledPhases, state: RunState, segment: Segment) -> t
         "policy_bytes": nbytes(state.planner),
         "seconds_fit": seconds["fit"],
         "seconds_evaluate": seconds["evaluate"],
-        "seconds_search": seconds.get("search_before", 0.0) + seconds.get("search_after", 0.0),
+        "seconds_search": sum(seconds.get(name, 0.0) for name in ("choose", "search_before", "search_after")),
         "seconds_sizes": seconds["prepare"],
         "seconds_compile": phases.take_seconds_compile(),
         "peak_rss_bytes": process_memory.peak_rss_bytes(),
@@ -143,4 +143,4 @@ def _account(books: Bookkeeping, state: RunState, line: dict[str, Any], stream: 
         "bytes_serving": at_rest + min(ways.values(), default=0),
         "bytes_replay": stream.replay_bytes(t),
     }
-    return account | books.describe(state.params)
+    return account | books.describe(state)

@@ -52,6 +52,8 @@ class CompiledPhases:
             search = getattr(run, name)
             if search is not None:
                 self._compile(name, _donating(search), *split_donated(state), segment, donate=(0,))
+        if run.choose is not None:
+            self._compile("choose", run.choose, state._replace(params=()), segment)
         prepared = self._compile("prepare", run.prepare, state, segment)
         self.params = params = prepared.params
         prepared, state = prepared._replace(params=()), state._replace(params=())
@@ -80,6 +82,10 @@ class CompiledPhases:
         self.seconds = {}
 
         def call(name, state, segment, prepared=None, *rest):
+            if name == "choose":
+                # The choice does not read the parameters, and hands back what it was given.
+                chosen = self._timed(name, state._replace(params=()), segment)
+                return chosen._replace(params=state.params)
             if name == "prepare":
                 return self._timed(name, state, segment)
             if prepared is None:

@@ -54,6 +54,8 @@ class Run(NamedTuple):
 
     init: Callable[[jax.Array, Stream], RunState]
     """(key, stream) -> state before the first segment."""
+    choose: Callable[[RunState, Segment], RunState] | None
+    """What the recommender chooses for itself; None where that is nothing."""
     search_before: Callable[[RunState, Segment], tuple[RunState, SearchRecord]] | None
     """A search before the segment's plan; None without one."""
     prepare: Callable[[RunState, Segment], Prepared]
@@ -105,6 +107,7 @@ def make_run(
 
     run = Run(
         init=phases.init,
+        choose=phases.choose,
         search_before=phases.search_before,
         prepare=phases.prepare,
         fit=phases.fit,
@@ -122,7 +125,7 @@ def in_order(
     """Run the phases of a segment in their order; this is the one place where the order stands.
 
     Args:
-      run: says which searches there are.
+      run: says which choices and searches there are.
       call: call(name of a field of `Run`, *arguments) runs one phase.
       state: before the segment.
       segment: the data.
@@ -131,6 +134,8 @@ def in_order(
       The state after the segment, its record, and the record of its search, None without one.
     """
     found = None
+    if run.choose is not None:
+        state = call("choose", state, segment)
     if run.search_before is not None:
         state, found = call("search_before", state, segment)
     prepared = call("prepare", state, segment)

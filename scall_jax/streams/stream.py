@@ -216,6 +216,8 @@ class Stream:
             total=host_leaf(total),
             recency=host_leaf(statistics.recency(user, item, capacity.users, capacity.items)),
             popularity=host_leaf(statistics.popularity(item, bounds.start, total[capacity.users :])),
+            ages=host_leaf(self._ages(bounds.train)),
+            period=host_leaf(np.int32(bounds.train - (self.bounds[t - 1].train if t else 0))),
         )
 
     def replay_bytes(self, t: int) -> int:
@@ -277,6 +279,16 @@ class Stream:
     def _graph(self, cut: int) -> Graph:
         by_user, by_item = (order[order < cut] for order in (self._by_user, self._by_item))
         return make_graph(self.user, self.item, by_user, by_item, self.capacity.graph)
+
+    def _ages(self, cut: int) -> np.ndarray:
+        """Rows from the last row of each graph entry's pair to the cut; i32[E]."""
+        last = np.empty(cut, np.int32)
+        # Of several rows of a pair the last one's number stays.
+        last[self._first[:cut]] = np.arange(cut, dtype=np.int32)
+        ages = np.zeros(self.capacity.edges, np.int32)
+        of_pairs = [cut - last[order[order < cut]] for order in (self._by_user, self._by_item)]
+        ages[: 2 * len(of_pairs[0])] = np.concatenate(of_pairs)
+        return ages
 
     def _trained(self, t: int) -> np.ndarray:
         """Rows that segment t is trained on; i64[...]."""

@@ -131,6 +131,11 @@ class Storage(NamedTuple):
     """Reads and writes parameters a block of columns at a time; training goes through it. None: through `vectors`."""
     penalty: Callable[[Params, StorageLayout], jax.Array] | None = None
     """(parameters, layout) -> f32[], added to the training loss. Only for storages without a table."""
+    rounds: bool = False
+    """What `load` gives back is not exactly what `store` was given."""
+    served: Table | None = None
+    """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
+    what is stored, and it is never trained. None: ranking reads what `load` gives."""
 
 
 class StorageFactory(NamedTuple):

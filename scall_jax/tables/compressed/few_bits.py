@@ -17,7 +17,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from scall_jax.ops.indexing import div, dynamic_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
 from scall_jax.tables.layout import Layout
@@ -42,7 +44,7 @@ class Coded(NamedTuple):
     scales: jax.Array
     """u8[M], by place in `Layout.order`: the limit is top x 2^((scale - 255) / 16); 0 for a vector of zeros."""
     top: jax.Array
-    """f32[], the largest limit."""
+    """f32[], a power of two that no limit is above; 0 where all vectors are zeros."""
 
 
 def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
@@ -72,7 +74,8 @@ def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
         return jnp.append(values, 0.0)[rank]
 
     largest = jnp.zeros(vectors).at[rank].max(jnp.abs(pool), mode="drop")
-    top = 2 * largest.max()
+    # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
+    top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start = _scale_of(2 * largest, top)
 
@@ -100,8 +103,10 @@ def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
 
 
 def _limit_of(scales: jax.Array, top: jax.Array) -> jax.Array:
-    exponent = (scales.astype(jnp.float32) - _TOP_CODE) / _PER_OCTAVE
-    return jnp.where(scales > 0, top * jnp.exp2(exponent), 0.0)
+    # One power of the sum of both exponents, so that a limit is the same number whatever `top` it is counted from.
+    octaves = jnp.round(jnp.log2(jnp.where(top > 0, top, 1.0)))
+    exponent = octaves + (scales.astype(jnp.float32) - _TOP_CODE) / _PER_OCTAVE
+    return jnp.where(scales > 0, jnp.exp2(exponent), 0.0)
 
 
 def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
@@ -123,6 +128,35 @@ def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
     step = (_limit_of(coded.scales, coded.top) / half)[rank]
     used = jnp.arange(capacity) < layout.starts[-1]
     return jnp.where(used, (code.astype(jnp.float32) + 0.5) * step, 0.0)
+
+
+def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> jax.Array:
+    """Columns of all vectors, of which nothing else is decoded: `Table.read`.
+
+    Args:
+      coded: of `encode`, its codes with room for M more coordinates.
+      layout: of the M vectors.
+      first: i32[], the first column.
+      count: columns; static.
+
+    Returns:
+      f32[count, M], each column by place in `Layout.order`.
+    """
+    vectors, bits = coded.scales.shape[0], coded.codes.shape[1]
+    chex.assert_shape(layout.order, (vectors,))
+    groups = -(-vectors // 8) + 1
+    starts = dynamic_slice(layout.starts, (first,), (count + 1,))
+
+    def column(start):
+        # Columns begin anywhere within a group of eight coordinates.
+        codes = unpack_codes(dynamic_slice(coded.codes, (div(start, 8), 0), (groups, bits)))
+        return dynamic_slice(codes, (rem(start, 8),), (vectors,))
+
+    half = 2 ** (bits - 1)
+    codes = jax.vmap(column)(starts[:-1])
+    values = (codes.astype(jnp.float32) - half + 0.5) * (_limit_of(coded.scales, coded.top) / half)[None, :]
+    place = jnp.arange(vectors, dtype=jnp.int32)
+    return jnp.where(place[None, :] < jnp.diff(starts)[:, None], values, 0.0)
 
 
 def few_bits_units(bits: int, nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
@@ -176,6 +210,8 @@ def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) ->
         load=lambda stored, layout: decode(stored, layout, capacity),
         export=export,
         restore=restore,
+        to_buffer=lambda stored: stored._replace(codes=jnp.pad(stored.codes, ((0, -(-vectors // 8) + 1), (0, 0)))),
+        read=read_columns,
     )
     return rounded(capacity, users, items, maximum, rounding)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.packed import packed
@@ -34,6 +35,8 @@ class Rounding(NamedTuple):
     load: Callable[[Stored, Layout], jax.Array]  # and back
     export: Callable[[Stored, np.ndarray], Exported]  # stored, sizes i32[M] -> arrays, trimmed
     restore: Callable[[Exported], Stored]  # and back
+    to_buffer: Callable[[Stored], Stored]  # stored, with room for reading past its end
+    read: Callable[[Stored, Layout, ArrayLike, int], jax.Array]  # such a buffer, as `Table.read`
 
 
 def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding) -> Storage:
@@ -49,7 +52,8 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
     Returns:
       Storage; a budget unit is a coordinate.
     """
-    plain = sized(packed(capacity, users, items, maximum), users, maximum)
+    table = packed(capacity, users, items, maximum)
+    plain = sized(table, users, maximum)
 
     def warm_start(key, previous: Previous, plan, options):
         loaded = rounding.load(previous.stored, plain.layout(previous.plan))
@@ -75,10 +79,14 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         warm_start=warm_start,
         export=export,
         restore=restore,
+        rounds=True,
+        served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
 
 
 def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
+    table = packed(capacity, users, items, maximum)
+
     def export(stored, sizes):
         return {"parameters": np.asarray(stored).view(np.uint16)[: sizes.sum()]}
 
@@ -94,6 +102,8 @@ def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
         load=lambda stored, layout: stored.astype(jnp.float32),
         export=export,
         restore=restore,
+        to_buffer=table.to_buffer,
+        read=lambda buffer, layout, first, count: table.read(buffer, layout, first, count).astype(jnp.float32),
     )
     return rounded(capacity, users, items, maximum, rounding)
 

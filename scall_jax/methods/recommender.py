@@ -1,0 +1,60 @@
+"""The recommenders by name, as a config describes them. To add one, enter it here."""
+
+import dataclasses
+from collections.abc import Callable
+
+from scall_jax.config import RECOMMENDERS, Config
+from scall_jax.recommenders.gradient_recommender import gradient_recommender
+from scall_jax.recommenders.ials.recommender import ials_recommender
+from scall_jax.recommenders.recommender import Recommender
+
+
+def _by_gradients(config: Config) -> Recommender:
+    return gradient_recommender(config.fit, config.search.probe_fit(config.fit), config.candidates)
+
+
+def _ials(config: Config) -> Recommender:
+    return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias)
+
+
+_BUILDERS: dict[str, Callable[[Config], Recommender]] = {"lightgcn": _by_gradients, "mf": _by_gradients, "ials": _ials}
+assert tuple(_BUILDERS) == RECOMMENDERS
+
+
+def recommender_of(config: Config) -> Recommender:
+    """The recommender of a run.
+
+    Args:
+      config: of the run, as `settled` returns it.
+
+    Returns:
+      Recommender.
+    """
+    return _BUILDERS[config.recommender](config)
+
+
+def settled(config: Config, storage: str | None = None) -> Config:
+    """The config with what follows from its recommender put in.
+
+    Args:
+      config: of the run.
+      storage: name of the method's own storage, which replaces `Config.table`; None for methods that choose sizes.
+
+    Returns:
+      Config: without layers for matrix factorisation; for implicit alternating least squares with a start from random
+      vectors or, unchanged, from those of the segment before.
+
+    Raises:
+      ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself.
+    """
+    if config.recommender == "mf":
+        return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
+    if config.recommender == "lightgcn":
+        return config
+    if storage is not None:
+        raise ValueError(
+            f"recommender={config.recommender!r} solves for each vector by itself, but the storage {storage} of method "
+            f"{config.method} is trained by gradients: choose lightgcn or mf, or a method that chooses sizes"
+        )
+    warm_start = dataclasses.replace(config.warm_start, enabled=config.ials.warm, shrink=1.0)
+    return dataclasses.replace(config, warm_start=warm_start)

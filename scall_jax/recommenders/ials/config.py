@@ -1,0 +1,53 @@
+"""Parameters of implicit alternating least squares, and the ones that a run chooses for itself."""
+
+import dataclasses
+import math
+
+UNOBSERVED = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Weights of a pair's zero to choose from."""
+HALF_LIVES = (0.25, 1.0, math.inf)
+"""Half-lives to choose from, in segments."""
+REGULARISATIONS = (0.001, 0.003, 0.01)
+"""Regularisations to choose from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IalsConfig:
+    """Implicit alternating least squares with weights that fade (`recommenders.ials`).
+
+    Raises:
+      ValueError: a value out of its range.
+    """
+
+    sweeps: int = 8
+    """Solves of all users and all items, at most."""
+    tolerance: float = 1e-3
+    """Stop when a sweep lowers the loss by less than this part of it."""
+    half_life: float | None = None
+    """Age at which an interaction counts half, in lengths of the segment; inf for no fading. None chooses on valid."""
+    unobserved: float | None = None
+    """Weight of the zero that every pair has as a target (alpha_0). None chooses on valid."""
+    regularisation: float | None = None
+    """Weight of the squared vectors (lambda). None chooses on valid."""
+    exponent: float = 1.0
+    """Power by which the regularisation of an entity grows with its interactions (nu)."""
+    warm: bool = False
+    """Start from the vectors of the segment before, instead of random ones."""
+    choice_width: int = 8
+    """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen."""
+    choice_sweeps: int = 4
+    """Sweeps of these fits."""
+    probe_sweeps: int = 4
+    """Sweeps of a probe, which is a whole fit."""
+
+    def __post_init__(self) -> None:
+        for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ials {name}={getattr(self, name)}: must be at least 1")
+        for name in ("half_life", "unobserved", "regularisation"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"ials {name}={value}: must be greater than 0, or None to choose it on valid")
+        for name in ("tolerance", "exponent"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"ials {name}={getattr(self, name)}: must not be negative")

@@ -1,0 +1,177 @@
+"""A whole fit by implicit alternating least squares: sweeps until the loss settles, then users given stored items."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from scall_jax.recommenders.ials.half_sweep import half_sweep
+from scall_jax.recommenders.ials.problem import Hyper, Order, Problem, make_order, make_problem
+from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows
+from scall_jax.streams import Segment, sides
+from scall_jax.tables.storage import Storage, StorageLayout
+from scall_jax.tables.table import Params, Table
+
+
+class Sweeps(NamedTuple):
+    """How long a fit lasts; static."""
+
+    most: int
+    """Sweeps, at most."""
+    tolerance: float
+    """A sweep that lowers the loss by less than this part of it is the last."""
+
+
+class Solution(NamedTuple):
+    """Result of `solve`."""
+
+    params: Params
+    """Buffer of the table."""
+    losses: jax.Array
+    """f32[2 sweeps + 1], the loss after each half sweep: users, items, ..., users. nan after the first, for which the
+    items' squares are not at hand, and for those that were not made."""
+    sweeps: jax.Array
+    """i32[], sweeps made."""
+    residual: jax.Array
+    """f32[], the largest relative residual of all systems."""
+
+
+class _Setting(NamedTuple):
+    """What the half sweeps of a fit share."""
+
+    problem: Problem
+    rows: RowLayout
+    order: Order
+    users: int
+    maximum: int
+
+
+class _State(NamedTuple):
+    pool: jax.Array  # f32[P + width]
+    losses: jax.Array  # f32[2 sweeps + 1]
+    penalty: jax.Array  # f32[2], of each side's latest solution; nan before the first
+    half: jax.Array  # i32[], half sweeps made
+    last: jax.Array  # bool[], the next half sweep is the last
+    done: jax.Array  # bool[]
+    residual: jax.Array  # f32[]
+
+
+def solve(
+    storage: Storage,
+    sweeps: Sweeps,
+    params: Params,
+    layout: StorageLayout,
+    segment: Segment,
+    item_bias: jax.Array,
+    hyper: Hyper,
+    exponent: float = 1.0,
+) -> Solution:
+    """Fit the vectors of a table to all interactions before the cut.
+
+    Args:
+      storage: has the table; static.
+      sweeps: how long; static.
+      params: buffer of the table; only the items' vectors matter.
+      layout: of the table.
+      segment: the data.
+      item_bias: f32[V], added to scores.
+      hyper: fading, a0 and lambda.
+      exponent: nu; static.
+
+    Returns:
+      Solution. Where the storage rounds what it stores, its items are those that will be stored, and its users are the
+      solution given these.
+
+    Raises:
+      ValueError: a storage without a table, whose vectors cannot be solved for one by one.
+    """
+    table = require_table(storage)
+    chex.assert_shape(item_bias, (sides(segment)[1],))
+    setting = _setting(table, layout, segment, item_bias, hyper, exponent)
+    capacity = table.zeros().size
+    start = _State(
+        pool=to_rows(table, params, layout, capacity),
+        losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
+        penalty=jnp.full(2, jnp.nan),
+        half=jnp.int32(0),
+        last=jnp.bool_(False),
+        done=jnp.bool_(False),
+        residual=jnp.float32(0),
+    )
+
+    def items_as_stored(pool: jax.Array) -> jax.Array:
+        return _items_as_stored(storage, table, layout, pool, capacity)
+
+    # One body for the half sweeps of both sides and the last one, since each would be compiled by itself.
+    def half(state: _State) -> _State:
+        if storage.rounds:
+            pool = jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool)
+            state = state._replace(pool=pool)
+        state = _half(setting, state)
+        before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
+        settled = (state.half > 3) & ~(before - after > sweeps.tolerance * jnp.abs(after))
+        whole_sweep = state.half % 2 == 0
+        return state._replace(
+            last=whole_sweep & (settled | (state.half == 2 * sweeps.most)),
+            done=state.last,
+        )
+
+    end = jax.lax.while_loop(lambda state: ~state.done, half, start)
+    return Solution(from_rows(table, end.pool, layout), end.losses, end.half // 2, end.residual)
+
+
+def require_table(storage: Storage) -> Table:
+    """The table of a storage.
+
+    Args:
+      storage: any.
+
+    Returns:
+      Table.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if storage.table is None:
+        raise ValueError(
+            "recommender=ials solves for each vector by itself, but in this storage vectors share parameters: choose "
+            "lightgcn or mf, or a method that chooses sizes"
+        )
+    return storage.table
+
+
+def _setting(table: Table, layout, segment: Segment, item_bias, hyper: Hyper, exponent: float) -> _Setting:
+    problem = make_problem(segment, item_bias, hyper, exponent)
+    order = make_order(problem, layout.sizes[:-2], table.users, table.width)
+    return _Setting(problem, row_layout(layout, table.users), order, table.users, table.width)
+
+
+def _half(setting: _Setting, state: _State) -> _State:
+    """The next half sweep: users, then items, and so on."""
+    number = state.half % 2
+    solved = half_sweep(
+        setting.problem, setting.rows, setting.order, state.pool, setting.users, setting.maximum, number
+    )
+    loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
+    return state._replace(
+        pool=solved.pool,
+        losses=state.losses.at[state.half].set(loss),
+        penalty=state.penalty.at[number].set(solved.penalty),
+        half=state.half + 1,
+        residual=jnp.maximum(state.residual, solved.residual),
+    )
+
+
+def _items_as_stored(
+    storage: Storage, table: Table, layout: StorageLayout, pool: jax.Array, capacity: int
+) -> jax.Array:
+    """The pool with every item's vector as the storage will give it back."""
+    stored = storage.store(table.from_buffer(from_rows(table, pool, layout)), layout)
+    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity)
+    sizes = layout.sizes
+    # Rows lie in the order of nodes: users, items, then the two shared vectors.
+    items_begin, shared_begin = sizes[: table.users].sum(), sizes[:-2].sum()
+    place = jnp.arange(pool.shape[0])
+    of_user = (place < items_begin) | ((place >= shared_begin) & (place < shared_begin + sizes[-2]))
+    return jnp.where(of_user, pool, rounded)

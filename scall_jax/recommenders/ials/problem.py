@@ -1,0 +1,194 @@
+"""The least squares problem of a segment, and the order in which its vectors are solved for.
+
+With w the weight of a pair that was met, beta an item's bias, and pred = u.v + beta:
+
+    loss = sum_met w (pred - 1)^2 + a0 sum_all pred^2
+           + lambda sum_u (|N_u| + a0 |I|)^nu |u|^2 + lambda sum_i (|N_i| + a0 |U|)^nu |v|^2
+
+Without biases and with w = 1 this is the loss of Rendle, Krichene, Zhang, Koren, Revisiting the performance of iALS on
+item recommendation benchmarks, RecSys 2022, equations 1 to 3. The weight of a pair halves with every h segments since
+it was met last.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from scall_jax.ops.indexing import take
+from scall_jax.streams import Segment, active_mask, sides
+
+DUAL_DEGREES = (8, 16, 32)
+"""Numbers of interactions up to which an entity's system is solved in their space (`half_sweep`): each one, and each
+width, adds a second to compile time."""
+
+
+class Hyper(NamedTuple):
+    """What a run chooses; f32[] each."""
+
+    fading: jax.Array
+    """1 / half-life, in segments; 0 for no fading."""
+    unobserved: jax.Array
+    """a0, the weight of the zero that every pair has as a target."""
+    regularisation: jax.Array
+    """lambda."""
+
+
+class Problem(NamedTuple):
+    """A segment as half sweeps read it. E entries of the graph, N nodes."""
+
+    indptr: jax.Array
+    """i32[N + 1], first entry of each node."""
+    neighbours: jax.Array
+    """i32[E], nodes."""
+    roots: jax.Array
+    """f32[E], root of the pair's weight w; 0 in padding."""
+    targets: jax.Array
+    """f32[E], root x (1 - the neighbour's beta)."""
+    bias: jax.Array
+    """f32[N], beta of each item; 0 for users."""
+    active: jax.Array
+    """bool[N], nodes that exist."""
+    unobserved: jax.Array
+    """f32[], a0."""
+    regularisation: jax.Array
+    """f32[N], weight of each node's squared vector."""
+    constant: jax.Array
+    """f32[], the loss where all vectors are 0."""
+
+
+def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent: float) -> Problem:
+    """Set the problem of a segment up.
+
+    Args:
+      segment: the data.
+      item_bias: f32[V], beta.
+      hyper: fading, a0 and lambda.
+      exponent: nu; static.
+
+    Returns:
+      Problem.
+    """
+    users, items = sides(segment)
+    chex.assert_shape(item_bias, (items,))
+    chex.assert_equal_shape([segment.ages, segment.graph.indices])
+    graph, active = segment.graph, active_mask(segment)
+    degrees = jnp.diff(graph.indptr)
+    is_user = jnp.arange(users + items) < users
+    others = jnp.where(is_user, segment.items, segment.users).astype(jnp.float32)
+    regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + hyper.unobserved * others) ** exponent
+    ages = segment.ages.astype(jnp.float32) * (hyper.fading / jnp.maximum(segment.period, 1))
+    bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
+    entry = jnp.arange(graph.indices.shape[0])
+    roots = jnp.where(entry < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
+    targets = roots * (1 - take(bias, graph.indices))
+    # Each pair has an entry in its user's row, whose neighbour is the item.
+    met = jnp.where(entry < graph.indptr[users], targets**2, 0.0).sum()
+    constant = met + hyper.unobserved * segment.users * (bias**2).sum()
+    return Problem(
+        indptr=graph.indptr,
+        neighbours=graph.indices,
+        roots=roots,
+        targets=targets,
+        bias=bias,
+        active=active,
+        unobserved=hyper.unobserved,
+        regularisation=jnp.where(active, regularisation, 0.0),
+        constant=constant,
+    )
+
+
+class Order(NamedTuple):
+    """The order of solving: nodes of one class after another, by descending number of interactions within a class."""
+
+    nodes: jax.Array
+    """i32[N]."""
+    starts: jax.Array
+    """i32[2 C + 1], where the nodes of each class begin: C classes of users, then of items. What comes after the last
+    has no vector of its own."""
+    common: jax.Array
+    """i32[2, 2], the two sizes that all own vectors of a side have, where they have no more than two; else 0."""
+
+
+def width_classes(maximum: int) -> tuple[int, ...]:
+    """Widths that systems are padded to, ascending; the last is the largest size.
+
+    >>> width_classes(128), width_classes(30), width_classes(6)
+    ((16, 32, 64, 128), (16, 30), (6,))
+    """
+    widths = []
+    while 16 << len(widths) < maximum:
+        widths.append(16 << len(widths))
+    return (*widths, maximum)
+
+
+def dual_degrees(width: int) -> tuple[int, ...]:
+    """Those of `DUAL_DEGREES` that are worth it for systems of a width.
+
+    >>> dual_degrees(62), dual_degrees(8)
+    ((8, 16), ())
+    """
+    return tuple(degree for degree in DUAL_DEGREES if 2 * degree <= width)
+
+
+def class_number(width: int, common: Any, degree: int) -> Any:
+    """Number of a class within a side.
+
+    Args:
+      width: place in `width_classes`.
+      common: which of the two common sizes, int or i32[]; 0 where the system is solved in the vectors' space.
+      degree: 1 + place in `DUAL_DEGREES`; 0 where the system is solved in the vectors' space.
+    """
+    per_width = 1 + 2 * len(DUAL_DEGREES)
+    return width * per_width + (0 if degree == 0 else 1 + common * len(DUAL_DEGREES) + degree - 1)
+
+
+def classes(maximum: int) -> int:
+    """Number of classes of a side."""
+    return class_number(len(width_classes(maximum)), 0, 0)
+
+
+def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int) -> Order:
+    """Sort nodes into classes of equal work.
+
+    Args:
+      problem: has the numbers of interactions.
+      sizes: i32[N], coordinates of each node's own vector.
+      users: capacity of the users' side; static.
+      maximum: the largest size; static.
+
+    Returns:
+      Order.
+    """
+    nodes = sizes.shape[0]
+    chex.assert_shape(problem.active, (nodes,))
+    widths, degree = width_classes(maximum), jnp.diff(problem.indptr)
+    node = jnp.arange(nodes, dtype=jnp.int32)
+    side = (node >= users).astype(jnp.int32)
+    own = problem.active & (sizes > 0)
+    common = jnp.stack([_common_sizes(own & (side == s), sizes) for s in (0, 1)])
+    width = _places(widths, sizes)
+    bound = _places(DUAL_DEGREES, degree)
+    most = jnp.array([len(dual_degrees(w)) for w in widths])[jnp.minimum(width, len(widths) - 1)]
+    dual = (common[side, 1] > 0) & (bound < most)
+    second = (sizes != common[side, 0]).astype(jnp.int32)
+    per_width, count = 1 + 2 * len(DUAL_DEGREES), classes(maximum)
+    number = side * count + width * per_width + jnp.where(dual, 1 + second * len(DUAL_DEGREES) + bound, 0)
+    number = jnp.where(own, number, 2 * count).astype(jnp.int32)
+    ordered = jax.lax.sort((number, -degree, node), num_keys=3)
+    starts = (number[:, None] < jnp.arange(2 * count + 1)[None, :]).sum(0, dtype=jnp.int32)
+    return Order(ordered[2], starts, common)
+
+
+def _places(bounds: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """Place of the first bound that is not below x; `searchsorted`, which compiles to a loop, of a few bounds."""
+    return (x[:, None] > jnp.array(bounds)[None, :]).sum(1, dtype=jnp.int32)
+
+
+def _common_sizes(own: jax.Array, sizes: jax.Array) -> jax.Array:
+    """The least and the largest size i32[2] of some nodes; zeros where they have a third one."""
+    least = jnp.where(own, sizes, jnp.iinfo(jnp.int32).max).min()
+    largest = jnp.where(own, sizes, 0).max()
+    others = (own & (sizes != least) & (sizes != largest)).any()
+    return jnp.where(others | (largest == 0), 0, jnp.stack([least, largest]))

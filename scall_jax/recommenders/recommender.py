@@ -1,0 +1,78 @@
+"""Recommender: how the vectors of a storage are learned and ranked by, as methods that choose sizes see it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, Unpack
+
+import jax
+
+from scall_jax.evaluation import Metrics, RankingOptions
+from scall_jax.recommenders.fit import Fit
+from scall_jax.streams import RaggedItems, Segment
+from scall_jax.tables.storage import Storage, StorageLayout
+from scall_jax.tables.table import Params
+
+OnEvaluation = Callable[[Any, Any, Any, Any], object]
+"""Called on the host as (segment i32[], step i32[], loss f32[], fitness f32[]) after each evaluation during a fit."""
+
+
+class EvaluateParams(Protocol):
+    """Signature of `Recommender.evaluate`."""
+
+    def __call__(
+        self,
+        storage: Storage,
+        params: Params,
+        layout: StorageLayout,
+        segment: Segment,
+        parts: Sequence[RaggedItems],
+        item_bias: jax.Array,
+        **options: Unpack[RankingOptions],
+    ) -> list[Metrics]:
+        """Rank by parameters.
+
+        Args:
+          storage: of the parameters; static.
+          params: from `to_buffer`.
+          layout: of the storage.
+          segment: the data.
+          parts: items to be found by user, such as `segment.valid` and `segment.test`.
+          item_bias: f32[V], added to scores.
+          **options: as in `RankingOptions`.
+
+        Returns:
+          Metrics of each part.
+        """
+        ...
+
+
+class Recommender(NamedTuple):
+    """Pure functions, traced but for `serves_by`.
+
+    What a recommender remembers from segment to segment, such as parameters that it chooses for itself, is a pytree of
+    arrays of fixed shapes, `RunState.recommender`; `()` remembers nothing. Every fit is given it.
+    """
+
+    make_fit: Callable[[Storage, OnEvaluation | None], Fit]
+    """(storage, callback after each evaluation or None) -> the training of a segment."""
+    make_probe_fit: Callable[[Storage], Fit]
+    """storage -> the training of a probe."""
+    evaluate: EvaluateParams
+    """Ranks by parameters."""
+    held_by_training: Callable[[Storage, Params], Any]
+    """(storage, parameters from `to_buffer`) -> a pytree of what training holds from step to step. Only shapes and
+    dtypes matter, for the account."""
+    serves_by: Callable[[tuple[int, int], int, int], dict[str, int]]
+    """(known users and items, bytes of the compact graph, width) -> ways to answer a request, with the bytes that each
+    takes beside the table; the cheapest counts. Empty where the table suffices."""
+    init: Callable[[], Any] = tuple
+    """What is remembered before the first segment."""
+    choose: Callable[[jax.Array, Any, Segment], Any] | None = None
+    """(typed PRNG key, what is remembered, segment) -> what is remembered. Runs before anything else on a segment; it
+    may use the validation part. None chooses nothing."""
+    held_by_choice: Callable[[Segment], Any] | None = None
+    """segment -> a pytree of what `choose` holds from step to step. Only shapes and dtypes matter."""
+    item_bias: Callable[[Any, Segment], tuple[jax.Array, jax.Array]] | None = None
+    """(what is remembered, segment) -> bias of the items' scores, f32[V], and the row of `Segment.popularity` that it
+    comes from, i32[], -1 if none. None: as `Config.bias` says."""
+    describe: Callable[[Any], dict[str, Any]] = lambda remembered: {}
+    """What is remembered -> entries that a line of metrics has for it; on the host."""

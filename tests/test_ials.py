@@ -1,0 +1,350 @@
+"""Implicit alternating least squares against float64 numpy, brute force and another library."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scall_jax import Budget, Config, SizesConfig, make_run, run_segments, streams
+from scall_jax.methods.registry import METHODS
+from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.recommenders.ials.fit import Sweeps, solve
+from scall_jax.recommenders.ials.fold_in import fold_in, item_model
+from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.ials.recommender import grid, hyper_of
+from scall_jax.tables.compressed.few_bits import FEW_BITS
+from scall_jax.tables.packed import packed
+from scall_jax.tables.sized import sized
+from tests.helpers import comparable, continued
+
+SWEEPS = 3
+A0, LAMBDA = 0.3, 0.003
+_FIXED = IalsConfig(sweeps=3, half_life=0.5, unobserved=A0, regularisation=LAMBDA)
+
+
+@functools.cache
+def _stream() -> streams.Stream:
+    rows = streams.synthetic(jax.random.key(0), users=70, items=50, interactions=1500)
+    return streams.cut(rows, segments=3)
+
+
+@functools.cache
+def _segment():
+    return jax.tree.map(jnp.asarray, _stream().segment(1))
+
+
+class _Reference:
+    """The same model in float64, one entity at a time, with dense arrays."""
+
+    def __init__(self, vectors, sizes, bias, fading):
+        segment = _segment()
+        self.users, self.items = int(segment.users), int(segment.items)
+        self.capacity, self.nodes = _stream().capacity.users, _stream().capacity.nodes
+        self.vectors, self.sizes = np.asarray(vectors, np.float64), np.asarray(sizes)
+        self.indptr, self.neighbours = np.asarray(segment.graph.indptr), np.asarray(segment.graph.indices)
+        ages = np.asarray(segment.ages, np.float64) / int(segment.period)
+        self.weight, self.bias = 2.0 ** (-ages * fading), np.concatenate([np.zeros(self.capacity), bias])
+        self.known = [np.arange(self.users), self.capacity + np.arange(self.items)]
+        others = np.where(np.arange(self.nodes) < self.capacity, self.items, self.users)
+        self.regularisation = LAMBDA * (np.diff(self.indptr) + A0 * others)
+
+    def loss(self):
+        of_users, of_items = self.vectors[self.known[0]], self.vectors[self.known[1]]
+        scores = of_users @ of_items.T + self.bias[self.known[1]]
+        total = A0 * (scores**2).sum()
+        for u in self.known[0]:
+            entries = slice(self.indptr[u], self.indptr[u + 1])
+            met = scores[u, self.neighbours[entries] - self.capacity]
+            total += (self.weight[entries] * (met - 1) ** 2).sum()
+        known = np.concatenate(self.known)
+        return total + (self.regularisation[known] * (self.vectors[known] ** 2).sum(1)).sum()
+
+    def system(self, node, size):
+        other = self.known[1 if node < self.capacity else 0]
+        entries = slice(self.indptr[node], self.indptr[node + 1])
+        met, weight = self.neighbours[entries], self.weight[entries]
+        vectors, everyone = self.vectors[met, :size], self.vectors[other, :size]
+        matrix = A0 * everyone.T @ everyone + (vectors.T * weight) @ vectors
+        right = (weight * (1 - self.bias[met] - self.bias[node])) @ vectors
+        right -= A0 * (self.bias[other] + self.bias[node]) @ everyone
+        return matrix + self.regularisation[node] * np.eye(size), right
+
+    def half_sweep(self, side):
+        shared_size = self.sizes[self.nodes + side]
+        matrix, right = np.zeros((shared_size, shared_size)), np.zeros(shared_size)
+        found = np.zeros_like(self.vectors)
+        for node in self.known[side]:
+            size = self.sizes[node]
+            if size:
+                found[node, :size] = np.linalg.solve(*self.system(node, size))
+            elif shared_size:
+                matrix, right = (a + b for a, b in zip((matrix, right), self.system(node, shared_size), strict=True))
+        for node in self.known[side]:
+            if self.sizes[node] == 0 and shared_size:
+                found[node, :shared_size] = np.linalg.solve(matrix, right)
+            self.vectors[node] = found[node]
+
+
+def _sizes(kind: str) -> tuple[np.ndarray, int]:
+    rng, nodes = np.random.default_rng(1), _stream().capacity.nodes
+    shared = (0, 0)
+    if kind == "one size":
+        own, maximum = np.full(nodes, 14), 14
+    elif kind == "two sizes":
+        own, maximum = rng.integers(33, 35, nodes), 34
+    elif kind == "many sizes":
+        own, maximum = rng.integers(1, 17, nodes), 16
+    else:
+        own, maximum, shared = np.where(rng.random(nodes) < 0.3, 0, rng.integers(1, 13, nodes)), 12, (3, 2)
+    return np.concatenate([own, shared]).astype(np.int32), maximum
+
+
+@pytest.mark.parametrize(
+    ("kind", "biased"),
+    [
+        ("one size", False),
+        ("many sizes", True),
+        ("shared vectors", True),
+        pytest.param("two sizes", True, marks=pytest.mark.slow),
+        pytest.param("one size", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
+    (sizes, maximum), stream = _sizes(kind), _stream()
+    users, items = stream.capacity.users, stream.capacity.items
+    bias = np.random.default_rng(2).random(items) * 0.3 if biased else np.zeros(items)
+    storage = sized(packed(int(sizes.sum()), users, items, maximum), users, maximum)
+    layout = storage.layout(jnp.asarray(sizes))
+    params = storage.fresh(jax.random.key(1), layout, 0.1)
+    hyper = Hyper(jnp.float32(2.0), jnp.float32(A0), jnp.float32(LAMBDA))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(SWEEPS, 0.0)))
+    found = fit(storage.table.to_buffer(params), layout, _segment(), jnp.asarray(bias, jnp.float32), hyper)
+
+    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
+    losses = []
+    for half in range(2 * SWEEPS + 1):
+        reference.half_sweep(half % 2)
+        losses.append(reference.loss())
+    vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout))
+    known = np.concatenate(reference.known)
+    scale = np.abs(reference.vectors[known]).max()
+    assert np.abs(vectors[known] - reference.vectors[known]).max() < 1e-4 * scale
+    # The loss after the first half sweep is not known, and none is higher than the one before.
+    assert np.isnan(found.losses[0])
+    np.testing.assert_allclose(found.losses[1:], losses[1:], rtol=1e-4)
+    assert (np.diff(np.asarray(found.losses[1:])) < 1e-5 * losses[-1]).all()
+    assert int(found.sweeps) == SWEEPS
+    assert float(found.residual) < 1e-4
+
+
+def test_a_fit_stops_when_the_loss_settles():
+    stream = _stream()
+    users, items = stream.capacity.users, stream.capacity.items
+    storage = sized(packed(8 * (users + items), users, items, 8), users, 8)
+    layout = storage.layout(jnp.array([8] * (users + items) + [0, 0]))
+    start = storage.table.to_buffer(storage.fresh(jax.random.key(1), layout, 0.1))
+    hyper = Hyper(jnp.float32(0), jnp.float32(A0), jnp.float32(LAMBDA))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(40, 0.01)))
+    found = fit(start, layout, _segment(), jnp.zeros(items), hyper)
+    sweeps, losses = int(found.sweeps), np.asarray(found.losses)
+    falls = 1 - losses[3 : 2 * sweeps : 2] / losses[1 : 2 * sweeps - 2 : 2]
+    assert sweeps < 40
+    assert falls[-1] < 0.01 <= falls[:-1].min()
+
+
+def _run(**options) -> tuple[list[dict], Config]:
+    base = {"recommender": "ials", "method": "uniform", "ials": _FIXED}
+    config = Config(**(base | {"budget": Budget.mean_size(2), "sizes": SizesConfig(maximum=16)} | options))
+    return run_segments(config, _stream(), jax.random.key(0)), config
+
+
+def _last_state(config: Config):
+    run, stream = make_run(config), _stream()
+    state = run.init(jax.random.key(0), stream)
+    for segment in stream:
+        before, segment = state, jax.tree.map(jnp.asarray, segment)
+        state, record = jax.jit(run.step)(before, segment)
+    return run, state, segment, record
+
+
+def test_a_stranger_with_the_rows_of_a_user_gets_the_user_s_vector():
+    config = Config(
+        recommender="ials", method="uniform", sizes=SizesConfig(maximum=16), ials=_FIXED, budget=Budget.mean_size(6)
+    )
+    run, state, segment, _ = _last_state(config)
+    stream = _stream()
+    arrays = run.method.bookkeeping(state, stream).exporter.export(
+        state.params, state.plan, tuple(state.known.tolist())
+    )
+    users, items = state.known.tolist()
+    vectors = arrays["parameters"].reshape(6, users + items).T  # all have one size
+    model = item_model(jnp.asarray(vectors[users:]), jnp.zeros(items), items, hyper_of(grid(_FIXED), None))
+    graph, period = segment.graph, int(segment.period)
+    most = int(np.diff(graph.indptr[: users + 1]).max())
+    for user in (0, 3, users - 1):
+        first, end = graph.indptr[user : user + 2].tolist()
+        met = jnp.zeros(most, jnp.int32).at[: end - first].set(graph.indices[first:end] - stream.capacity.users)
+        ages = jnp.zeros(most).at[: end - first].set(segment.ages[first:end] / period)
+        np.testing.assert_allclose(fold_in(model, met, ages, end - first), vectors[user], rtol=2e-3, atol=2e-5)
+    shorter = fold_in(model, met, ages, end - first, size=4)
+    assert (shorter[4:] == 0).all() and (shorter[:4] != 0).all()
+
+
+def test_recall_follows_from_the_exported_codes_alone():
+    config = Config(
+        recommender="ials",
+        method="uniform",
+        budget=Budget.mean_size(2),
+        sizes=SizesConfig(maximum=16),
+        ials=_FIXED,
+        table="packed_int4",
+    )
+    run, state, segment, record = _last_state(config)
+    known = tuple(state.known.tolist())
+    users, items = known
+    arrays = run.method.bookkeeping(state, _stream()).exporter.export(state.params, state.plan, known)
+    sizes = np.asarray(arrays["metadata_sizes"]).astype(int).ravel()[: users + items]
+    assert sum(array.nbytes for name, array in arrays.items() if name.startswith("codes")) <= 8 * (users + items)
+    planes = np.unpackbits(arrays["codes"], axis=1, bitorder="little").reshape(len(arrays["codes"]), 4, 8)
+    codes = (planes.astype(int) << np.arange(4)[None, :, None]).sum(1).ravel()
+    limits = arrays["codes_top"][0] * np.exp2((arrays["codes_scales"].astype(float) - 255) / 16)
+    order, place, vectors = np.argsort(-sizes, kind="stable"), 0, np.zeros((users + items, sizes.max()))
+    for column in range(sizes.max()):
+        count = int((sizes > column).sum())
+        vectors[order[:count], column] = (codes[place : place + count] - 7.5) / 8 * limits[:count]
+        place += count
+    recalls = []
+    capacity, graph, test = _stream().capacity.users, segment.graph, segment.test
+    for row in range(int(test.count)):
+        user = int(test.users[row])
+        scores = vectors[users:] @ vectors[user]
+        scores[np.asarray(graph.indices[graph.indptr[user] : graph.indptr[user + 1]]) - capacity] = -np.inf
+        relevant = np.asarray(test.items[test.indptr[row] : test.indptr[row + 1]])
+        recalls.append(np.isin(np.argsort(-scores, kind="stable")[:20], relevant).sum() / len(relevant))
+    np.testing.assert_allclose(record.test.recall[0, 2], np.mean(recalls), rtol=1e-5)
+
+
+def test_choices_are_those_of_the_valid_parts_so_far():
+    config = IalsConfig(sweeps=2, choice_sweeps=2, choice_width=4, unobserved=A0, regularisation=LAMBDA)
+    chosen, _ = _run(ials=config)
+    fitness = []
+    for half_life in (0.25, 1.0, float("inf")):
+        by_hand = dataclasses.replace(config, half_life=half_life, sweeps=2)
+        lines, _ = _run(ials=by_hand, budget=Budget.mean_size(4))
+        users = np.array([line["valid_users"] for line in lines])
+        recall = np.array([line["valid_recall@20"] + line["valid_ndcg@20"] for line in lines]) / 2
+        fitness.append(np.cumsum(users * recall))
+    fitness = np.array(fitness)
+    picked = [{0.25: 0, 1.0: 1, None: 2}[line["ials_half_life"]] for line in chosen]
+    # The fits start from other random vectors than the runs, so that only clear leads are compared.
+    ordered = np.sort(fitness, axis=0)
+    clear = ordered[-1] - ordered[-2] > 0.05 * ordered[-1]
+    assert clear.any()
+    assert (fitness.argmax(0)[clear] == np.array(picked)[clear]).all()
+
+
+def test_choices_and_sizes_do_not_see_the_test_part():
+    config = Config(
+        recommender="ials",
+        method="scall-random",
+        sizes=SizesConfig(maximum=8),
+        ials=IalsConfig(sweeps=2, probe_sweeps=1, choice_sweeps=1, choice_width=4, regularisation=LAMBDA),
+        search=dataclasses.replace(Config().search, probes=2),
+        bias="decayed",
+    )
+    run, stream = make_run(config), _stream()
+    step = jax.jit(run.step)
+    state = run.init(jax.random.key(0), stream)
+    for segment in stream:
+        segment = jax.tree.map(jnp.asarray, segment)
+        garbage = segment._replace(test=jax.tree.map(jnp.zeros_like, segment.test), held_out=segment.held_out * 0)
+        (after, record), (other, _) = step(state, segment), step(state, garbage)
+        for a, b in zip(jax.tree.leaves((after.recommender, after.plan, after.params)),
+                        jax.tree.leaves((other.recommender, other.plan, other.params)), strict=True):  # fmt: skip
+            np.testing.assert_array_equal(a, b)
+        state = after
+    assert int(record.search.count) == 2
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
+    config = Config(
+        recommender="ials",
+        method="frequency",
+        sizes=SizesConfig(maximum=8),
+        table="packed_int2",
+        ials=IalsConfig(sweeps=2, choice_sweeps=1, choice_width=4, regularisation=LAMBDA, unobserved=A0),
+    )
+    stream = _stream()
+    assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(
+        run_segments(config, stream, jax.random.key(0))
+    )
+
+
+@pytest.mark.parametrize("recommender", ["mf", "ials"])
+@pytest.mark.parametrize("method", ["spectral", "ducb", pytest.param("bet", marks=pytest.mark.slow)])
+def test_methods_that_choose_sizes_run_on_any_recommender(recommender, method):
+    lines, _ = _run(
+        recommender=recommender, method=method, search=dataclasses.replace(Config().search, probes=2, probe_steps=4)
+    )
+    assert all(line["allocated_parameters"] <= line["budget_parameters"] for line in lines)
+    assert all(line["bytes_table"] <= line["budget_bytes"] for line in lines)
+    assert lines[-1]["bytes_serving"] == lines[-1]["bytes_at_rest"], "the table suffices to serve from"
+
+
+def test_a_method_whose_vectors_share_parameters_is_refused():
+    for method in ("mixed_precision", "pep", "shared_memory", "quotient_remainder"):
+        assert method in METHODS
+        with pytest.raises(ValueError, match="choose lightgcn or mf"):
+            make_run(Config(method=method, recommender="ials"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sweeps": 0}, {"half_life": 0.0}, {"unobserved": -1.0}, {"regularisation": 0.0}, {"tolerance": -1.0}],
+)
+def test_values_out_of_range_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"ials {name}="):
+        IalsConfig(**wrong)
+    with pytest.raises(ValueError, match="unknown recommender 'als': choose one of lightgcn, mf, ials"):
+        Config(recommender="als")
+
+
+@pytest.mark.slow
+def test_scores_agree_with_another_library():
+    als = pytest.importorskip("implicit.cpu.als")
+    from scipy.sparse import csr_matrix
+
+    stream, segment = _stream(), _segment()
+    users, items = stream.capacity.users, stream.capacity.items
+    graph = segment.graph
+    row = np.repeat(np.arange(users), np.diff(graph.indptr[: users + 1]))
+    met = csr_matrix(
+        (np.ones(len(row), np.float32), (row, np.asarray(graph.indices)[: len(row)] - users)), (users, items)
+    )[: int(segment.users), : int(segment.items)]
+    # Its loss is sum_met (1 + alpha) (pred - 1)^2 + sum_others pred^2 + regularisation, without growth by frequency:
+    # ours with a0 = 1, w = alpha, target (1 + alpha) / alpha, which scales vectors' products alone.
+    alpha, weight = 4.0, 0.5
+    library = als.AlternatingLeastSquares(
+        factors=8, regularization=weight, alpha=1 + alpha, iterations=200, use_cg=False, random_state=0
+    )
+    library.fit(met, show_progress=False)
+    theirs = library.user_factors @ library.item_factors.T
+    storage = sized(packed(8 * (users + items), users, items, 8), users, 8)
+    layout = storage.layout(jnp.array([8] * (users + items) + [0, 0]))
+    start = storage.table.to_buffer(storage.fresh(jax.random.key(1), layout, 0.1))
+    # Dividing the loss by alpha: a0 = 1 / alpha and lambda = weight / alpha.
+    hyper = Hyper(jnp.float32(0), jnp.float32(1 / alpha), jnp.float32(weight / alpha))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(200, 0.0), exponent=0.0))
+    found = fit(start, layout, segment, jnp.zeros(items), hyper)
+    vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout))
+    ours = vectors[: int(segment.users)] @ vectors[users : users + int(segment.items)].T * (1 + alpha) / alpha
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_int_storages_say_that_they_round():
+    for factory in FEW_BITS.values():
+        assert factory.build(100, 5, 5, 8).rounds
