@@ -143,3 +143,16 @@ def test_columns_read_from_what_is_stored_are_those_of_the_loaded_table(table):
     for first in range(0, loaded.width, 16):
         wanted, got = (t.read(buffer, layout, first, 16) for t, buffer in zip((loaded, read), buffers, strict=True))
         np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("table", ["packed_bfloat16", "packed_int4", "packed_int1"])
+def test_training_within_rounding_reads_what_would_be_stored(table):
+    sizes = jnp.asarray(np.r_[np.random.default_rng(0).integers(0, 38, 25), 3, 2].astype(np.int32))
+    storage = tables.STORAGES[table].build(int(sizes.sum()), 14, 11, 37)
+    layout = storage.layout(sizes)
+    pool = jax.random.normal(jax.random.key(0), (int(sizes.sum()),))
+    rounding, loaded = storage.rounding(pool, layout), storage.load(storage.store(pool, layout), layout)
+    buffer = storage.table.to_buffer(pool)
+    for first in range(0, rounding.width, 16):
+        wanted = storage.table.read(storage.table.to_buffer(loaded), layout, first, 16)
+        np.testing.assert_array_equal(rounding.read(buffer, layout, first, 16), wanted)

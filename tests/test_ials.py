@@ -269,6 +269,7 @@ def test_choices_and_sizes_do_not_see_the_test_part():
     assert int(record.search.count) == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
     config = Config(
         recommender="ials",
@@ -283,8 +284,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
     )
 
 
-@pytest.mark.parametrize("recommender", ["mf", "ials"])
-@pytest.mark.parametrize("method", ["spectral", "ducb", pytest.param("bet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("recommender", "method"),
+    [
+        ("ials", "spectral"),
+        *(
+            pytest.param(*names, marks=pytest.mark.slow)
+            for names in (("ials", "ducb"), ("ials", "bet"), ("ials", "ciess"), ("mf", "spectral"), ("mf", "ducb"))
+        ),
+    ],
+)
 def test_methods_that_choose_sizes_run_on_any_recommender(recommender, method):
     lines, _ = _run(
         recommender=recommender, method=method, search=dataclasses.replace(Config().search, probes=2, probe_steps=4)

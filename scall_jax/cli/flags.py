@@ -32,6 +32,8 @@ class BudgetFlags:
     """Constant size of the table in 10^6 bytes, instead of a mean size."""
     schedule: tuple[float, ...] = ()
     """A mean size for each segment, instead of one for all; the last one holds for all later segments."""
+    part: float = 1.0
+    """Part of the budget that is used, such as .25 for one method among others (uniform@budget.part=.25)."""
 
     def budget(self) -> Budget:
         """The budget that the flags describe.
@@ -42,14 +44,16 @@ class BudgetFlags:
         Raises:
           ValueError: more than one flag is given, or a value out of its range.
         """
+        if not 0 < self.part <= 1:
+            raise ValueError(f"--budget.part={self.part}: must lie above 0 and not above 1")
         given = [x for x in (self.mean_size, self.megabytes, self.schedule or None) if x is not None]
         if len(given) > 1:
             raise ValueError("give one of --budget.mean-size, --budget.megabytes and --budget.schedule")
         if self.megabytes is not None:
-            return Budget.megabytes(self.megabytes)
+            return Budget.megabytes(self.megabytes * self.part)
         if self.schedule:
-            return Budget.schedule([Budget.mean_size(size) for size in self.schedule])
-        return Budget.mean_size(8 if self.mean_size is None else self.mean_size)
+            return Budget.schedule([Budget.mean_size(size * self.part) for size in self.schedule])
+        return Budget.mean_size((8 if self.mean_size is None else self.mean_size) * self.part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,15 @@ class Main:
 
     data: str = "online-retail"
     """An embedded stream (online-retail or movietweetings), or the path of a file of interactions."""
-    method: tuple[str, ...] = ("uniform", "frequency", "scall", "popularity")
+    method: tuple[str, ...] = (
+        "uniform",
+        "frequency",
+        "scall",
+        "frequency@table=packed_int1,budget.part=0.0625",
+        "uniform@recommender=ials,table=packed_int4",
+        "scall@recommender=ials,table=packed_int4",
+        "popularity",
+    )
     """Methods to run, one after the other; popularity stands for its three floors. Flags that differ for one method
     follow its name after an @, as in uniform@recommender=ials,table=packed_int4."""
     budget: BudgetFlags = BudgetFlags()

@@ -55,6 +55,9 @@ class FitConfig:
     """Evaluations without improvement before stopping; twice as many while the training loss still falls."""
     valid_users: int = 4096
     """Users that early stopping looks at, at most; a random sample."""
+    rounding: str = "after"
+    """For storages that round: round after the training, or train within it: each step reads coordinates as they would
+    be stored, with the scales of the last evaluation, and changes those that are not rounded (straight-through)."""
     positives: str = "segment"
     """Positives are drawn from the user's interactions in the `segment` or from `all` of them."""
 
@@ -71,6 +74,8 @@ class FitConfig:
         for name in ("least_learning_rate", "l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.rounding not in ("after", "within"):
+            raise ValueError(f"rounding={self.rounding!r}: choose after or within")
         if self.positives not in ("segment", "all"):
             raise ValueError(f"positives={self.positives!r}: choose segment or all")
 
@@ -406,12 +411,18 @@ def _goes_on(config: FitConfig, state: FitState) -> jax.Array:
 
 def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitState:
     """The steps up to the next evaluation, and the evaluation."""
-    config, table = trainer.config, trainer.model.storage.table
+    config, storage = trainer.config, trainer.model.storage
+    table, take_step = storage.table, trainer.step
+    within = config.rounding == "within" and storage.rounding is not None
+    if within:
+        # Scales hold for an interval: to find them costs as much as some steps.
+        rounding = storage.rounding(from_buffer(storage, state.params), data.layout)
+        take_step = make_step(storage._replace(table=rounding), config)
 
     def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
         step = carry.start + i
         key = derive(data.key, Purpose.TRAINING_STEP, step)
-        made = trainer.step(key, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
+        made = take_step(key, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
         bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
         return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)
 
@@ -420,9 +431,13 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     start = TrainState(state.params, state.opt_state)
     carry = _IntervalCarry(start, jnp.float32(0), state.bad_step, state.step, scratch)
     carry = jax.lax.fori_loop(0, count, one_step, carry)
+    model, params = trainer.model, carry.state.params
+    if within:
+        served, params = as_served(storage, storage.store(from_buffer(storage, params), data.layout), data.layout)
+        model = LightGcn(served, config.layers)
     (metrics,) = evaluate_params(
-        trainer.model,
-        carry.state.params,
+        model,
+        params,
         data.layout,
         data.segment,
         [data.sampled],

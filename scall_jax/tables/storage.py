@@ -133,6 +133,10 @@ class Storage(NamedTuple):
     """(parameters, layout) -> f32[], added to the training loss. Only for storages without a table."""
     rounds: bool = False
     """What `load` gives back is not exactly what `store` was given."""
+    rounding: Callable[[Params, StorageLayout], Table] | None = None
+    """(parameters, layout) -> a table like `table` whose `read` gives coordinates as they would be stored, with the
+    scales of these parameters: what a training reads that is to learn coordinates that bear rounding. Traced. None:
+    there is no such table."""
     served: Table | None = None
     """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
     what is stored, and it is never trained. None: ranking reads what `load` gives."""

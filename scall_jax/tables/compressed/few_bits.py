@@ -159,6 +159,20 @@ def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> 
     return jnp.where(place[None, :] < jnp.diff(starts)[:, None], values, 0.0)
 
 
+def _rounded_columns(bits: int, pool: jax.Array, layout: Layout):
+    """`Rounding.reading`: to the codes of the scales that a pool has."""
+    coded, half = encode(pool, layout, bits), 2 ** (bits - 1)
+    step = (_limit_of(coded.scales, coded.top) / half)[None, :]
+    safe = jnp.where(step > 0, step, 1.0)
+
+    def rounded_columns(columns: jax.Array) -> jax.Array:
+        code = jnp.clip(jnp.floor(columns / safe), -half, half - 1)
+        # What a vector does not have is read as 0, and is no code.
+        return jnp.where((columns != 0) & (step > 0), (code + 0.5) * step, 0.0)
+
+    return rounded_columns
+
+
 def few_bits_units(bits: int, nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
     """Coordinates that bytes pay for: `StorageFactory.budget_units` of tables in few bits.
 
@@ -210,6 +224,7 @@ def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) ->
         load=lambda stored, layout: decode(stored, layout, capacity),
         export=export,
         restore=restore,
+        reading=functools.partial(_rounded_columns, bits),
         to_buffer=lambda stored: stored._replace(codes=jnp.pad(stored.codes, ((0, -(-vectors // 8) + 1), (0, 0)))),
         read=read_columns,
     )

@@ -35,6 +35,8 @@ class Rounding(NamedTuple):
     load: Callable[[Stored, Layout], jax.Array]  # and back
     export: Callable[[Stored, np.ndarray], Exported]  # stored, sizes i32[M] -> arrays, trimmed
     restore: Callable[[Exported], Stored]  # and back
+    reading: Callable[[jax.Array, Layout], Callable[[jax.Array], jax.Array]]
+    """(Pool, layout) -> columns f32[count, M], by place, as they would be stored with the scales of this pool."""
     to_buffer: Callable[[Stored], Stored]  # stored, with room for reading past its end
     read: Callable[[Stored, Layout, ArrayLike, int], jax.Array]  # such a buffer, as `Table.read`
 
@@ -59,6 +61,14 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         loaded = rounding.load(previous.stored, plain.layout(previous.plan))
         return plain.warm_start(key, previous._replace(stored=loaded), plan, options)
 
+    def rounding_table(params, layout):
+        rounded_columns = rounding.reading(params, layout)
+
+        def read(buffer, layout, first, count):
+            return rounded_columns(table.read(buffer, layout, first, count))
+
+        return table._replace(read=read)
+
     def export(stored, plan, known) -> Exported:
         arrays = rounding.export(stored, np.asarray(plan))
         return arrays | {"metadata_sizes": sizes_in_use(plan, users, maximum, known)}
@@ -80,6 +90,7 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         export=export,
         restore=restore,
         rounds=True,
+        rounding=rounding_table,
         served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
 
@@ -102,6 +113,7 @@ def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
         load=lambda stored, layout: stored.astype(jnp.float32),
         export=export,
         restore=restore,
+        reading=lambda pool, layout: lambda columns: columns.astype(jnp.bfloat16).astype(jnp.float32),
         to_buffer=table.to_buffer,
         read=lambda buffer, layout, first, count: table.read(buffer, layout, first, count).astype(jnp.float32),
     )

@@ -1,0 +1,90 @@
+"""Recommenders and bits a coordinate at the same bytes, and LightGCN's tables in few bits at the same widths.
+
+    python -m experiments.bases --cut.new-entities 1600                               # online-retail
+    python -m experiments.bases --data yelp2019_a.parquet --cut.segments 4 --fit.steps 400
+
+One size for all on LightGCN and on implicit alternating least squares, in float32 and in four bits, and sizes by
+frequency in float32, at 8 and 32 bytes an entity; and at a mean size of 16 the table of LightGCN in float32, two bits
+and one (5 and 3 bytes an entity). Half-life and weights are chosen by each run. Each cell is a row of --results as soon
+as it is finished, and is not run again. Writes, beside the file, a table of all of its cells with tests against uniform
+sizes of LightGCN in float32, and prints it. Cost: 12 cells a seed, of 15 to 60 seconds each on one core. Expect four
+bits and least squares far ahead at 8 bytes, and two bits level with float32.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+
+from experiments import cell_file, compare
+from scall_jax.cli.cli import cli
+from scall_jax.run.folder import write_atomically
+
+ROW = ("stream", "most steps", "bias", "mean size")
+"""Columns that tell settings apart."""
+
+BY_BYTES = (
+    "uniform",
+    "frequency",
+    "uniform@table=packed_int4",
+    "uniform@recommender=ials",
+    "uniform@recommender=ials,table=packed_int4",
+)
+"""Methods at the same bytes."""
+
+BY_WIDTH = (
+    "uniform",
+    "uniform@table=packed_int2,budget.part=0.07825",
+    "uniform@table=packed_int1,budget.part=0.047",
+)
+"""Methods with tables of the same width, 16: a vector in two bits takes 5 bytes of 64, in one bit 3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bases(compare.Compare):
+    """Flags; all those of `experiments.compare` apply."""
+
+    method: tuple[str, ...] = BY_BYTES
+    """Methods at the same bytes."""
+    mean_sizes: tuple[float, ...] = (2.0, 8.0)
+    """Budgets, in float32 parameters per entity."""
+    by_width: tuple[str, ...] = BY_WIDTH
+    """Methods at the same width."""
+    width: float = 16.0
+    """Budget of these, before the part that each of them names."""
+    seeds: tuple[int, ...] = tuple(range(5))
+    """Seeds of the runs; a run for each."""
+    report: bool = False
+    """Write the table of what is in the file, and run nothing."""
+    results: Path = Path("experiments/results/bases.parquet")
+    """File of the finished cells."""
+    out: Path = Path("runs/bases")
+    """Folder for the run in progress and for compiled programs."""
+
+
+def cells(flags: Bases) -> list[compare.Cell]:
+    """All runs, seed by seed, so that an unfinished comparison has about as many of each."""
+    found = []
+    for seed in flags.seeds:
+        settings = [(size, method) for size in flags.mean_sizes for method in flags.method]
+        for size, method in settings + [(flags.width, method) for method in flags.by_width]:
+            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
+            run = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
+            shown = {"most steps": str(flags.fit.steps), "bias": flags.biases[0], "mean size": f"{size:g}"}
+            found.append(compare.Cell(shown | {"method": method}, run))
+    return found
+
+
+def main(flags: Bases) -> str:
+    """Run the cells that are not in the file yet; the text of the table."""
+    flags = compare.checked(flags)
+    frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
+    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
+    text = f"{cell_file.comparison(shown, ROW, 'method', 'uniform')}\n\n{cell_file.note(frame)}"
+    write_atomically(flags.results.with_suffix(".md"), f"# Recommenders and bits at the same bytes\n\n{text}\n")
+    print(f"\n{text}")
+    return text
+
+
+if __name__ == "__main__":
+    cli(Bases, main, __doc__)
