@@ -105,8 +105,9 @@ class SearchConfig:
     (20, 50)
     """
 
-    probes: int = 12
-    """Probes of a segment, at most, rounded up to whole rounds."""
+    probes: int | None = None
+    """Probes of a segment, at most, rounded up to whole rounds; None takes 12, and 24 with the recommender ials, where a
+    probe is a whole fit of a second or less."""
     probes_at_once: int = 1
     """Probes of a round, which are trained together; the policy learns after each round."""
     probe_steps: int = 50
@@ -145,7 +146,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for name in ("probes", "probes_at_once", "probe_steps", "settled_rounds"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"search {name}={getattr(self, name)}: must be at least 1")
         if not self.low < self.high:
             raise ValueError(f"search low={self.low}, high={self.high}: need low < high")
@@ -176,6 +177,15 @@ class SearchConfig:
             map="linear",
             converge=True,
         )
+
+    @property
+    def planned_probes(self) -> int:
+        """Probes of a segment, at most, before they are rounded up.
+
+        >>> SearchConfig().planned_probes, Config(recommender="ials").search.planned_probes
+        (12, 24)
+        """
+        return 12 if self.probes is None else self.probes
 
     def probe_fit(self, fit: FitConfig) -> FitConfig:
         """The configuration of a probe's training.
@@ -251,3 +261,5 @@ class Config:
         _check_choice("table", self.table, STORAGES)
         _check_choice("charge", self.charge, CHARGES)
         _check_choice("recommender", self.recommender, RECOMMENDERS)
+        if self.recommender == "ials" and self.search.probes is None:
+            object.__setattr__(self, "search", dataclasses.replace(self.search, probes=24))

@@ -147,7 +147,7 @@ def run_method(
     if flags.overwrite and not flags.resume:
         run_folder.remove_run(folder)
     key = jax.random.key(flags.seed)
-    probes = config.search.probes if config.method in PROBED else 0
+    probes = config.search.planned_probes if config.method in PROBED else 0
     with Progress(config.method, stream, config.fit.steps, probes) as progress:
 
         def on_segment(line: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Cut:
     """How the stream is cut into segments; see `scall_jax.streams.cut`."""
 
     new_entities: int | None = None
-    """New users + items that a segment brings; default: 800 for online-retail, 3000 for movietweetings, else 15000."""
+    """New users + items that a segment brings; default: 1600 for online-retail, 3000 for movietweetings, else 15000."""
     segments: int | None = None
     """Number of segments of equally many rows, instead of --cut.new-entities."""
     at: tuple[str, ...] = ()
@@ -149,7 +149,7 @@ class Main:
         "scall",
         "frequency@table=packed_int1,budget.part=0.0625",
         "uniform@recommender=ials,table=packed_int4",
-        "scall@recommender=ials,table=packed_int4",
+        "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=96",
         "popularity",
     )
     """Methods to run, one after the other; popularity stands for its three floors. Flags that differ for one method
@@ -235,7 +235,7 @@ _FLAGS |= {"max_memory": "--max-memory"}
 
 F = TypeVar("F", bound=Main)
 
-NEW_ENTITIES = {"online-retail": 800, "movietweetings": 3000}
+NEW_ENTITIES = {"online-retail": 1600, "movietweetings": 3000}
 """New entities at which the embedded streams are cut, unless a flag says otherwise."""
 
 
@@ -347,7 +347,7 @@ def by_protocol(flags: F) -> F:
         raise ValueError(f"unknown protocol {flags.protocol!r}: choose clean or published")
     if flags.protocol == "clean":
         return flags
-    search = {"probes": flags.search.probes, "probe_steps": flags.search.probe_steps}
+    search = {"probes": flags.search.planned_probes, "probe_steps": flags.search.probe_steps}
     return dataclasses.replace(
         flags,
         cut=dataclasses.replace(flags.cut, published=True),

@@ -142,7 +142,7 @@ def most_rounds(config: SearchConfig) -> int:
     >>> most_rounds(SearchConfig(probes=10, probes_at_once=4))
     3
     """
-    return -(-config.probes // config.probes_at_once)
+    return -(-config.planned_probes // config.probes_at_once)
 
 
 def observe(context: SegmentContext, params: Any, plan: Any, ratio: jax.Array) -> jax.Array:

@@ -413,10 +413,10 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     """The steps up to the next evaluation, and the evaluation."""
     config, storage = trainer.config, trainer.model.storage
     table, take_step = storage.table, trainer.step
-    within = config.rounding == "within" and storage.rounding is not None
-    if within:
+    within = storage.rounding if config.rounding == "within" else None
+    if within is not None:
         # Scales hold for an interval: to find them costs as much as some steps.
-        rounding = storage.rounding(from_buffer(storage, state.params), data.layout)
+        rounding = within(from_buffer(storage, state.params), data.layout)
         take_step = make_step(storage._replace(table=rounding), config)
 
     def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
@@ -432,7 +432,8 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     carry = _IntervalCarry(start, jnp.float32(0), state.bad_step, state.step, scratch)
     carry = jax.lax.fori_loop(0, count, one_step, carry)
     model, params = trainer.model, carry.state.params
-    if within:
+    if storage.rounds:
+        # What is chosen here is what will serve.
         served, params = as_served(storage, storage.store(from_buffer(storage, params), data.layout), data.layout)
         model = LightGcn(served, config.layers)
     (metrics,) = evaluate_params(

@@ -179,7 +179,7 @@ def bit_search_planner(config: Config, on_probes: OnProbes | None = None) -> Siz
     """
     del on_probes
     options = config.mixed_precision
-    steps = config.search.probes * config.search.probe_steps
+    steps = config.search.planned_probes * config.search.probe_steps
     fit_config = dataclasses.replace(config.fit, steps=steps)
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:

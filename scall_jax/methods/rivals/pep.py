@@ -79,7 +79,7 @@ def pep_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
     """
     del on_probes
     options = config.pruned
-    steps = config.search.probes * config.search.probe_steps
+    steps = config.search.planned_probes * config.search.probe_steps
     fit_config = dataclasses.replace(config.fit, steps=steps)
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:

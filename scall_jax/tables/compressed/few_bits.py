@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from scall_jax.ops.indexing import div, dynamic_slice, rem
+from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
 from scall_jax.tables.layout import Layout
@@ -67,32 +67,49 @@ def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
     chex.assert_rank(pool, 1)
     chex.assert_type(pool, jnp.float32)
     vectors, half = layout.order.shape[0], 2 ** (bits - 1)
-    used = jnp.arange(pool.shape[0]) < layout.starts[-1]
-    rank = jnp.where(used, rank_in_pool(layout, pool.shape[0]), vectors)
+    lengths = jnp.diff(layout.starts)
+    columns, place = (lengths > 0).sum(), jnp.arange(vectors, dtype=jnp.int32)
+    padded = jnp.concatenate([pool, jnp.zeros(vectors)])
 
-    def by_vector(values):
-        return jnp.append(values, 0.0)[rank]
+    def column(number):
+        """Coordinates f32[M] of a column by place, and which vectors have it."""
+        return dynamic_slice(padded, (layout.starts[number],), (vectors,)), place < lengths[number]
 
-    largest = jnp.zeros(vectors).at[rank].max(jnp.abs(pool), mode="drop")
+    def over_columns(body, start):
+        return jax.lax.fori_loop(0, columns, lambda number, carry: body(carry, number, *column(number)), start)
+
+    largest = over_columns(
+        lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
+    )
     # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
     top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start = _scale_of(2 * largest, top)
 
-    def quantised(scales):
-        step = by_vector(_limit_of(scales, top)) / half
-        return jnp.clip(jnp.floor(pool / jnp.where(step > 0, step, 1.0)), -half, half - 1), step
+    def quantised(x, step):
+        return jnp.clip(jnp.floor(x / jnp.where(step > 0, step, 1.0)), -half, half - 1)
 
     def try_next(number, best):
         scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
-        code, step = quantised(scales)
-        wrong = jnp.zeros(vectors).at[rank].add((pool - (code + 0.5) * step) ** 2, mode="drop")
+        step = _limit_of(scales, top) / half
+
+        def add(wrong, _, x, has):
+            return wrong + jnp.where(has, (x - (quantised(x, step) + 0.5) * step) ** 2, 0.0)
+
+        wrong = over_columns(add, jnp.zeros(vectors))
         better = wrong < best[0]
         return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
 
     found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors, jnp.inf), start))[1]
-    code = jnp.where(used, quantised(found)[0] + half, 0).astype(jnp.int32)
-    return Coded(pack_codes(code, bits), found.astype(jnp.uint8), top)
+    step = _limit_of(found, top) / half
+
+    def write(codes, number, x, has):
+        # What is written beyond a column's end is overwritten by the next one, and zero beyond the last.
+        code = jnp.where(has, quantised(x, step) + half, 0).astype(jnp.int32)
+        return dynamic_update_slice(codes, code, (layout.starts[number],))
+
+    codes = over_columns(write, jnp.zeros(pool.shape[0] + vectors, jnp.int32))[: pool.shape[0]]
+    return Coded(pack_codes(codes, bits), found.astype(jnp.uint8), top)
 
 
 def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
