@@ -106,8 +106,8 @@ class SearchConfig:
     """
 
     probes: int | None = None
-    """Probes of a segment, at most, rounded up to whole rounds; None takes 12, and 24 with the recommender ials, where a
-    probe is a whole fit of a second or less."""
+    """Probes of a segment, at most, rounded up to whole rounds; None takes 12, and 24 with the recommender ials, where
+    a probe is a whole fit of a second or less."""
     probes_at_once: int = 1
     """Probes of a round, which are trained together; the policy learns after each round."""
     probe_steps: int = 50

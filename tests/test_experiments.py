@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import experiments
-from experiments import ablate_policy, ablate_state, budget_cut, claims, official_ml1m, rotation, sweep_budgets
+from experiments import ablate_policy, ablate_state, bases, budget_cut, claims, official_ml1m, rotation, sweep_budgets
 from scall_jax import tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
@@ -104,6 +104,32 @@ def test_claims_choose_fixed_on_valid_and_go_on_where_they_stopped(data, tmp_pat
     recall = both.filter(pl.col("method") == best)["recall@20"].to_list()
     assert f"{np.mean(recall):.4f} ±" in text
     assert "Beside frequency" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bases_are_compared_at_the_same_bytes_and_the_same_width(data, tmp_path, capsys):
+    results = tmp_path / "results" / "bases.parquet"
+    more = [
+        "--results",
+        str(results),
+        "--seeds",
+        "0",
+        "--mean-sizes",
+        "2",
+        "--ials.sweeps",
+        "2",
+        "--ials.choice-sweeps",
+        "1",
+    ]
+    more += ["--method", "uniform", "uniform@recommender=ials,table=packed_int4", "--ials.choice-width", "4"]
+    cli(bases.Bases, bases.main, arguments=tiny_arguments(data, tmp_path / "runs", *more))
+    found = pl.read_parquet(results)
+    assert found.select("mean size", "method").rows() == [
+        ("2", "uniform"),
+        ("2", "uniform@recommender=ials,table=packed_int4"),
+        *(("16", method) for method in bases.BY_WIDTH),
+    ]
+    assert all(f"{recall:.4f}" in capsys.readouterr().out for recall in found["recall@20"][:1])
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""Seconds of one fit by implicit alternating least squares, beside the library `implicit` on the same objective.
+
+    pip install "scall_jax[als]"
+    python -m experiments.ials_speed --data yelp2019_a.parquet --cut.segments 4
+
+All distinct interactions before the last segment's cut, one width for all, no fading, the same confidence and
+regularisation, as many sweeps, float32 throughout; the library by exact solves and by conjugate gradients, on as many
+threads as there are cores. Each figure is the fastest of --repeats; compilation stands apart. The objective that each
+has reached is computed in float64 from its factors. Cost: a minute and a half on two cores at the default widths.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.analysis import report
+from scall_jax.cli import flags as run_flags
+from scall_jax.cli.cli import cli
+from scall_jax.recommenders.ials.fit import Sweeps, solve
+from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.streams import Segment
+from scall_jax.tables.packed import packed
+from scall_jax.tables.sized import sized
+
+
+@dataclasses.dataclass(frozen=True)
+class IalsSpeed(run_flags.Main):
+    """Flags; of those of `experiments.run` the ones of the stream apply."""
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Coordinates of every vector."""
+    sweeps: int = 8
+    """Solves of all users and all items."""
+    confidence: float = 10.0
+    """Weight of an interaction beside that of a pair's zero, which is 1."""
+    weight: float = 10.0
+    """Weight of the squared vectors."""
+    repeats: int = 3
+    """Fits of which the fastest counts."""
+
+
+def objective(flags: IalsSpeed, segment: Segment, users: int, of_users: np.ndarray, of_items: np.ndarray) -> float:
+    """The library's objective in float64: f32[users, D] and f32[items, D] as it scales them."""
+    graph, (u, v) = segment.graph, (np.asarray(x, np.float64) for x in (of_users, of_items))
+    row = np.repeat(np.arange(len(u)), np.diff(np.asarray(graph.indptr)[: len(u) + 1]))
+    met = np.einsum("ed,ed->e", u[row], v[np.asarray(graph.indices)[: len(row)] - users])
+    total = ((1 + flags.confidence) * (1 - met) ** 2 - met**2).sum() + np.sum((u.T @ u) * (v.T @ v))
+    return float(total + flags.weight * ((u**2).sum() + (v**2).sum()))
+
+
+def fastest(repeats: int, fit: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of the fastest of some calls, and the last result."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = jax.block_until_ready(fit())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def by_us(flags: IalsSpeed, segment: Segment, width: int) -> dict[str, float]:
+    """Seconds of compilation and of a fit, and the objective."""
+    users, items = segment.frequency.shape[0] - segment.popularity.shape[1], segment.popularity.shape[1]
+    storage = sized(packed(width * (users + items), users, items, width), users, width)
+    layout = storage.layout(jnp.array([width] * (users + items) + [0, 0]))
+    assert storage.table is not None
+    start = storage.table.to_buffer(storage.fresh(jax.random.key(flags.seed), layout, 0.1))
+    # Ours is the library's, divided: the factors' scale absorbs the rest.
+    c = (1 + flags.confidence) / flags.confidence
+    hyper = Hyper(*map(jnp.float32, (0.0, 1 / flags.confidence, flags.weight / (1 + flags.confidence))))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(flags.sweeps, 0.0), exponent=0.0))
+    arguments = start, layout, segment, jnp.zeros(items), hyper
+    begun = time.perf_counter()
+    program = fit.lower(*arguments).compile()
+    compiled = time.perf_counter() - begun
+    seconds, found = fastest(flags.repeats, lambda: program(*arguments))
+    vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout)) * np.sqrt(c)
+    known = vectors[: int(segment.users)], vectors[users : users + int(segment.items)]
+    return {"compile s": compiled, "s": seconds, "objective": objective(flags, segment, users, *known)}
+
+
+def by_library(flags: IalsSpeed, segment: Segment, width: int, gradients: bool) -> dict[str, float]:
+    """Seconds of a fit by `implicit`, and the objective."""
+    try:
+        from implicit.cpu.als import AlternatingLeastSquares  # pyright: ignore[reportMissingImports]
+        from scipy.sparse import csr_matrix
+    except ImportError:
+        raise ValueError('experiments.ials_speed needs the library implicit: pip install "scall_jax[als]"') from None
+    users, (known, items) = segment.frequency.shape[0] - segment.popularity.shape[1], _known(segment)
+    graph = segment.graph
+    row = np.repeat(np.arange(known), np.diff(np.asarray(graph.indptr)[: known + 1]))
+    column = np.asarray(graph.indices)[: len(row)] - users
+    met = csr_matrix((np.ones(len(row), np.float32), (row, column)), (known, items))
+
+    def fit():
+        model = AlternatingLeastSquares(
+            factors=width,
+            regularization=flags.weight,
+            alpha=1 + flags.confidence,
+            iterations=flags.sweeps,
+            use_cg=gradients,
+            num_threads=os.cpu_count() or 1,
+            random_state=flags.seed,
+        )
+        model.fit(met, show_progress=False)
+        return np.asarray(model.user_factors), np.asarray(model.item_factors)
+
+    seconds, found = fastest(flags.repeats, fit)
+    return {"s": seconds, "objective": objective(flags, segment, users, *found)}
+
+
+def _known(segment: Segment) -> tuple[int, int]:
+    return int(segment.users), int(segment.items)
+
+
+def main(flags: IalsSpeed) -> str:
+    """Time all widths; the text of the table."""
+    stream = run_flags.load_stream(flags)
+    segment = jax.tree.map(jnp.asarray, stream.segment(len(stream) - 1))
+    lines = []
+    for width in flags.widths:
+        ours = by_us(flags, segment, width)
+        exact, gradients = (by_library(flags, segment, width, by) for by in (False, True))
+        seconds = [f"{found['s']:.2f}" for found in (ours, exact, gradients)]
+        reached = [f"{found['objective']:.0f}" for found in (ours, exact, gradients)]
+        lines.append([str(width), *seconds, f"{ours['s'] / exact['s']:.2f}", f"{ours['compile s']:.1f}", *reached])
+    names = ["ours", "implicit exact", "implicit cg"]
+    head = ["width", *(f"{name} s" for name in names), "ours / exact", "compile s", *(f"{name} loss" for name in names)]
+    text = report.markdown(head, lines)
+    pairs = int(segment.graph.indptr[-1]) // 2
+    print(f"{stream.source}: {pairs:,} pairs, {sum(_known(segment)):,} entities, {flags.sweeps} sweeps\n\n{text}")
+    return text
+
+
+if __name__ == "__main__":
+    cli(IalsSpeed, main, __doc__)
