@@ -268,6 +268,7 @@ def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
     _check_strata(data, tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
     methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
     before = jax.config.jax_compilation_cache_dir

@@ -228,6 +228,7 @@ def test_recall_follows_from_the_exported_codes_alone():
     np.testing.assert_allclose(record.test.recall[0, 2], np.mean(recalls), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_choices_are_those_of_the_valid_parts_so_far():
     config = IalsConfig(sweeps=2, choice_sweeps=2, choice_width=4, unobserved=A0, regularisation=LAMBDA)
     chosen, _ = _run(ials=config)
