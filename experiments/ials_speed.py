@@ -6,8 +6,9 @@
 All distinct interactions before the last segment's cut, one width for all, no fading, the same confidence and
 regularisation, as many sweeps, float32 throughout; the library by exact solves and by conjugate gradients, on as many
 threads as there are cores. Each figure is the fastest of --repeats; compilation stands apart. The objective that each
-has reached is computed in float64 from its factors. Cost: a minute and a half on two cores at the default widths. Expect
-as many seconds as the library's exact solves at width 16 and 32, half of them at 64, and an objective a little lower.
+has reached is computed in float64 from its factors. Cost: a minute and a half on two cores at the default widths.
+Expect as many seconds as the library's exact solves at width 16 and 32, half of them at 64, and an objective a little
+lower.
 """
 
 import dataclasses
