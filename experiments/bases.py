@@ -81,7 +81,8 @@ def main(flags: Bases) -> str:
     frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
     shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
     text = f"{cell_file.comparison(shown, ROW, 'method', 'uniform')}\n\n{cell_file.note(frame)}"
-    write_atomically(flags.results.with_suffix(".md"), f"# Recommenders and bits at the same bytes\n\n{text}\n")
+    head = "# Recommenders and bits at the same bytes\n\nBy `python -m experiments.bases`; its help has the commands."
+    write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
     print(f"\n{text}")
     return text
 
