@@ -197,7 +197,7 @@ def _official_number_of_probes(rho, tolerance, most):
 
 @pytest.mark.parametrize(
     ("still", "probes"),
-    [pytest.param(3, 40, marks=pytest.mark.slow), (4, 15), pytest.param(6, 12, marks=pytest.mark.slow)],
+    [pytest.param(*x, marks=pytest.mark.slow) for x in ((3, 40), (4, 15), (6, 12))],
 )
 def test_the_published_search_makes_as_many_probes_as_the_official_code(stream, monkeypatch, still, probes):
     """With a policy whose best action follows a script: so many small moves, then a large one, and so on."""
