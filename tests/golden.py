@@ -43,6 +43,7 @@ QUICK = (
     "method-quotient_remainder",
     "method-popularity-decayed",
     "budget-tiny-fixed",
+    "method-scall-random",
 )
 """Those that are compared in every test run; the others are marked slow."""
 

@@ -337,8 +337,8 @@ def test_scores_agree_with_another_library():
         (np.ones(len(row), np.float32), (row, np.asarray(graph.indices)[: len(row)] - users)), (users, items)
     )[: int(segment.users), : int(segment.items)]
     # Its loss is sum_met (1 + alpha) (s - 1)^2 + sum_others s^2 + weight (|u|^2 + |v|^2). With s = c s' and
-    # c = (1 + alpha) / alpha it is alpha c^2 times ours of s', with a0 = 1 / alpha and lambda = weight / (1 + alpha),
-    # and a constant.
+    # c = (1 + alpha) / alpha it is, but for a constant, alpha c^2 times ours of s'. Then a0 = 1 / alpha and
+    # lambda = weight / (1 + alpha).
     alpha, weight = 4.0, 0.5
     library = als.AlternatingLeastSquares(
         factors=8, regularization=weight, alpha=1 + alpha, iterations=200, use_cg=False, random_state=0

@@ -102,7 +102,7 @@ def test_no_two_draws_of_a_run_use_the_same_key(monkeypatch, method, search):
     assert max(drawn.values()) == 1
 
 
-@pytest.mark.slow  # with other keys the kept records of `scall-random` would be others
+@pytest.mark.slow  # The kept records of `scall-random`, which every test run compares, depend on these keys.
 def test_probes_share_a_key_where_they_should(monkeypatch):
     options = SearchConfig(probes=3, probe_steps=2, common=True)
     drawn = _collected(monkeypatch, small_config("scall-random", search=options), small_stream(segments=2))

@@ -543,7 +543,7 @@ def test_columns_of_parquet_of_types_that_play_no_role(tmp_path, role, dtype):
     frame = frame.with_columns(pl.Series(values).cast(dtype).alias(role))
     frame.write_parquet(tmp_path / "x.parquet")
     if role != "timestamp" and dtype in (pl.Time, pl.Boolean):
-        assert len(streams.read(tmp_path / "x.parquet")) == 1  # as odd as they are, they tell users apart
+        assert len(streams.read(tmp_path / "x.parquet")) == 1  # Such values are odd, but they tell users apart.
         return
     with pytest.raises(ValueError, match=f"x.parquet.*column '{role}'"):
         streams.read(tmp_path / "x.parquet")
@@ -736,7 +736,7 @@ def test_blocks_of_any_size_hold_the_same_rows(tmp_path, monkeypatch, quoted):
     for size in (50, 97, 1000, 2**20):
         monkeypatch.setattr(memory.Account, "block", size)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", streams.DataWarning)  # of ids with line breaks
+            warnings.simplefilter("ignore", streams.DataWarning)  # Some ids have line breaks.
             rows = streams.read(path)
         assert _ids(rows) == [tuple(row) for row in chosen] and rows.time[-1] == 2_990_000
         lines = "".join(

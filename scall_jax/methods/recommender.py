@@ -13,11 +13,15 @@ def _by_gradients(config: Config) -> Recommender:
     return gradient_recommender(config.fit, config.search.probe_fit(config.fit), config.candidates)
 
 
+def _mf(config: Config) -> Recommender:
+    return _by_gradients(settled(config))
+
+
 def _ials(config: Config) -> Recommender:
     return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias)
 
 
-_BUILDERS: dict[str, Callable[[Config], Recommender]] = {"lightgcn": _by_gradients, "mf": _by_gradients, "ials": _ials}
+_BUILDERS: dict[str, Callable[[Config], Recommender]] = {"lightgcn": _by_gradients, "mf": _mf, "ials": _ials}
 assert tuple(_BUILDERS) == RECOMMENDERS
 
 
@@ -25,7 +29,7 @@ def recommender_of(config: Config) -> Recommender:
     """The recommender of a run.
 
     Args:
-      config: of the run, as `settled` returns it.
+      config: of the run.
 
     Returns:
       Recommender.

@@ -71,7 +71,7 @@ def _whole_blocks(values: jax.Array) -> jax.Array:
 
 
 def _over_blocks(length: int, add: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
-    # The barrier hides the number of blocks from the compiler. It would unroll a loop over one block and merge it with
-    # what is around it, so that this sum had another order than the same block has among several.
+    # The barrier hides the number of blocks from the compiler. Otherwise it unrolls a loop over one block and merges it
+    # with its surroundings. This sum would then have another order than the same block has among several.
     blocks = jax.lax.optimization_barrier(jnp.int32(length // _BLOCK))
     return jax.lax.fori_loop(0, blocks, lambda i, total: add(i * _BLOCK, total), start)
