@@ -248,6 +248,7 @@ def test_choices_are_those_of_the_valid_parts_so_far():
     assert (fitness.argmax(0)[clear] == np.array(picked)[clear]).all()
 
 
+@pytest.mark.slow
 def test_choices_and_sizes_do_not_see_the_test_part():
     config = Config(
         recommender="ials",
