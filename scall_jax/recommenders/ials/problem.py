@@ -20,7 +20,7 @@ from scall_jax.ops.indexing import take
 from scall_jax.streams import Segment, active_mask, sides
 
 DUAL_DEGREES = (8, 16, 32)
-"""Numbers of interactions up to which an entity's system is solved in their space (`half_sweep`): each one, and each
+"""Numbers of interactions up to which an entity's system is solved in their space (`dual`): each one, and each
 width, adds a second to compile time."""
 
 

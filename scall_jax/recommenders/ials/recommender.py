@@ -10,9 +10,9 @@ import numpy as np
 
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, first_users, from_buffer, to_buffer
+from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
-from scall_jax.recommenders.ials.half_sweep import batch_numbers
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender

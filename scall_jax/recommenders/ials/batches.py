@@ -1,0 +1,224 @@
+"""Entities of equal work in batches, and what each batch's systems are made of.
+
+A batch is a gather of whole vectors of the other side. What is gathered from is laid out once for all of a width, since
+a vector is read by many entities.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.ops.backend import by_backend
+from scall_jax.ops.indexing import ceil_div, dynamic_slice, take
+from scall_jax.recommenders.ials.problem import Order, Problem
+from scall_jax.recommenders.ials.rows import RowLayout, windows
+from scall_jax.recommenders.ials.systems import EXACT
+
+CHUNK = 32
+"""Interactions of an entity that are added to its matrix at once."""
+BLOCK = 1024
+"""Vectors that are added to a Gram matrix at once: a fixed number, for the same order of sums."""
+
+_Carry = TypeVar("_Carry")
+
+
+def batch_numbers() -> int:
+    """Float32 numbers of a batch's largest array: half of a core's cache on a CPU, enough to fill an accelerator."""
+    return by_backend(2**18, 2**24)
+
+
+def most_entities() -> int:
+    """Entities of a batch, at most."""
+    return batch_numbers() // 128
+
+
+def batch_size(width: int) -> int:
+    """Entities of a batch whose matrices have a width and whose numbers of interactions have no common bound.
+
+    All of a batch wait for the one with the most, so that on a CPU large batches cost more than they save.
+    """
+    return min(batch_numbers() // (max(width, CHUNK) * width), by_backend(64, 4096))
+
+
+class Entities(NamedTuple):
+    """Entities that are solved for; B of them."""
+
+    place: jax.Array
+    """i32[B], of the vector in the pool."""
+    sizes: jax.Array
+    """i32[B], 0 for a place without an entity."""
+    first: jax.Array
+    """i32[B], first entry in the graph."""
+    degree: jax.Array
+    """i32[B], entries in the graph."""
+    regularisation: jax.Array
+    """f32[B]."""
+    bias: jax.Array
+    """f32[B]."""
+
+
+class Side(NamedTuple):
+    """What a half sweep reads."""
+
+    problem: Problem
+    rows: RowLayout
+    order: Order
+    entities: Entities
+    """All nodes in their order, and some places without an entity."""
+    users: int
+    """Capacity of the users' side; static."""
+    number: jax.Array
+    """i32[], 0 to solve for users, 1 for items."""
+
+
+def make_side(problem: Problem, rows: RowLayout, order: Order, users: int, number: jax.Array) -> Side:
+    """What a half sweep of a side reads; the arguments are its fields."""
+    nodes = order.nodes
+
+    def in_order(x):
+        return jnp.pad(take(x, nodes), (0, most_entities()))
+
+    entities = Entities(
+        place=in_order(rows.first),
+        sizes=in_order(rows.sizes),
+        first=in_order(problem.indptr),
+        degree=in_order(jnp.diff(problem.indptr)),
+        regularisation=in_order(problem.regularisation),
+        bias=in_order(problem.bias),
+    )
+    return Side(problem, rows, order, entities, users, number)
+
+
+def range_of(side: Side, first: jax.Array | int, count: int) -> tuple[jax.Array, jax.Array]:
+    """Where classes first, ..., first + count - 1 of the side lie in the order: i32[] begin and end."""
+    at = side.number * ((side.order.starts.shape[0] - 1) // 2) + first
+    return take(side.order.starts, at), take(side.order.starts, at + count)
+
+
+def over_batches(
+    side: Side,
+    number: jax.Array | int,
+    size: int,
+    visit: Callable[[Entities, jax.Array, jax.Array, _Carry], _Carry],
+    carry: _Carry,
+) -> _Carry:
+    """Visit the entities of a class in batches.
+
+    Args:
+      side: has the entities.
+      number: of the class within the side.
+      size: entities of a batch; static. At least 8 are taken, and no more than `most_entities`.
+      visit: from a batch of B entities, the place i32[] of its first in the order, bool[B] of those that exist, and the
+        carry, to the carry. An entity that does not exist has size and degree 0.
+      carry: what visits start from.
+
+    Returns:
+      The last carry.
+    """
+    first, end = range_of(side, number, 1)
+    size = min(max(8, size), most_entities())
+
+    def one(index, carry: _Carry) -> _Carry:
+        at = first + index * size
+        batch = Entities(*(dynamic_slice(x, (at,), (size,)) for x in side.entities))
+        exists = at + jnp.arange(size, dtype=jnp.int32) < end
+        batch = batch._replace(sizes=jnp.where(exists, batch.sizes, 0), degree=jnp.where(exists, batch.degree, 0))
+        return visit(batch, at, exists, carry)
+
+    return jax.lax.fori_loop(0, ceil_div(end - first, size), one, carry)
+
+
+class Others(NamedTuple):
+    """Vectors of the other side, padded to a width, and their moments; R of them, at least as many as nodes."""
+
+    begin: jax.Array
+    """i32[], the node of the first one."""
+    vectors: jax.Array
+    """f32[R, width], 0 beyond a vector's size and for nodes that do not exist."""
+    gram: jax.Array
+    """f32[width, width], sum of v v', times a0."""
+    constant: jax.Array
+    """f32[width], what pairs that were not met add to b, for an entity whose factor (`factors`) is 1."""
+
+
+def make_others(side: Side, pool: jax.Array, width: int) -> Others:
+    """Lay the other side's vectors out.
+
+    Args:
+      side: that is solved for.
+      pool: f32[P + width], coordinates by vector.
+      width: coordinates to keep of each; static.
+
+    Returns:
+      Others.
+    """
+    problem, nodes = side.problem, side.problem.active.shape[0]
+    begin = jnp.where(side.number == 0, side.users, 0)
+    end = jnp.where(side.number == 0, nodes, side.users)
+    at = begin + jnp.arange(-(-max(side.users, nodes - side.users) // BLOCK) * BLOCK, dtype=jnp.int32)
+    node = jnp.minimum(at, nodes - 1)
+    vector = take(side.rows.source, node)
+    sizes = jnp.where((at < end) & take(problem.active, node), take(side.rows.sizes, vector), 0)
+    vectors = windows(pool, take(side.rows.first, vector), sizes, width)
+    # For users the sum has the items' biases in it; for items it is the plain sum, times the item's own bias.
+    weight = jnp.where(side.number == 0, take(problem.bias, node), 1.0)
+    blocks = vectors.reshape(-1, BLOCK, width)
+    gram = jnp.einsum("bki,bkj->bij", blocks, blocks, precision=EXACT).sum(0)
+    total = jnp.einsum("bk,bki->bi", weight.reshape(-1, BLOCK), blocks, precision=EXACT).sum(0)
+    return Others(begin, vectors, problem.unobserved * gram, -problem.unobserved * total)
+
+
+class Neighbours(NamedTuple):
+    """Neighbours of a batch's entities, K of each; zeros beyond an entity's last."""
+
+    vectors: jax.Array
+    """f32[B, K, width]."""
+    roots: jax.Array
+    """f32[B, K], of the weights."""
+    targets: jax.Array
+    """f32[B, K], times the root."""
+
+
+def neighbours(side: Side, others: Others, batch: Entities, begin: jax.Array | int, count: int) -> Neighbours:
+    """Entries begin, ..., begin + count - 1 of each entity.
+
+    Args:
+      side: has the entries.
+      others: has the vectors.
+      batch: B entities.
+      begin: i32[], of an entity's entries.
+      count: K; static.
+
+    Returns:
+      Neighbours.
+    """
+    problem = side.problem
+    within = begin + jnp.arange(count, dtype=jnp.int32)
+    live = within[None, :] < batch.degree[:, None]
+    entry = jnp.where(live, batch.first[:, None] + within[None, :], 0)
+    row = jnp.where(live, take(problem.neighbours, entry) - others.begin, 0)
+    return Neighbours(
+        vectors=take(others.vectors, row),
+        roots=jnp.where(live, take(problem.roots, entry), 0.0),
+        targets=jnp.where(live, take(problem.targets, entry) - batch.bias[:, None] * take(problem.roots, entry), 0.0),
+    )
+
+
+def factors(side: Side, batch: Entities) -> jax.Array:
+    """Of the constant, f32[B]: 1 for users, whose sum has the items' biases in it, and an item's own bias."""
+    return jnp.where(side.number == 0, 1.0, batch.bias)
+
+
+class Outcome(NamedTuple):
+    """A batch's solutions."""
+
+    x: jax.Array
+    """f32[B, width]."""
+    gain: jax.Array
+    """f32[B], b'x."""
+    error: jax.Array
+    """f32[B], the largest component of |A x - b|."""
+    scale: jax.Array
+    """f32[B], the largest component of |b|."""

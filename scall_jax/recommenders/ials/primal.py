@@ -1,0 +1,127 @@
+"""Systems in the space of an entity's coordinates."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax.ops.indexing import ceil_div, take
+from scall_jax.recommenders.ials.batches import (
+    BLOCK,
+    CHUNK,
+    Entities,
+    Others,
+    Outcome,
+    Side,
+    factors,
+    neighbours,
+)
+from scall_jax.recommenders.ials.systems import EXACT, errors, solve
+
+
+class System(NamedTuple):
+    """A x = b of each entity of a batch."""
+
+    matrix: jax.Array
+    """f32[B, width, width], A; the unit matrix in the rows and columns of coordinates that an entity does not have."""
+    right: jax.Array
+    """f32[B, width], b; 0 for coordinates that an entity does not have."""
+
+
+def primal_system(side: Side, others: Others, batch: Entities) -> System:
+    """The systems of a batch.
+
+    Args:
+      side: has the entries.
+      others: has the vectors.
+      batch: B entities.
+
+    Returns:
+      System.
+    """
+    width = others.vectors.shape[1]
+    has = jnp.arange(width)[None, :] < batch.sizes[:, None]
+
+    def add(index, carry):
+        matrix, right = carry
+        found = neighbours(side, others, batch, index * CHUNK, CHUNK)
+        vectors = found.vectors * found.roots[..., None]
+        right += jnp.einsum("bki,bk->bi", vectors, found.targets, precision=EXACT)
+        return matrix + _squares(vectors), right
+
+    start = (
+        others.gram[None] + batch.regularisation[:, None, None] * jnp.eye(width)[None],
+        factors(side, batch)[:, None] * others.constant[None, :],
+    )
+    matrix, right = jax.lax.fori_loop(0, ceil_div(batch.degree.max(), CHUNK), add, start)
+    # Coordinates that an entity does not have are solved for by themselves, and are 0.
+    matrix = jnp.where(has[:, :, None] & has[:, None, :], matrix, jnp.eye(width)[None])
+    return System(matrix, jnp.where(has, right, 0.0))
+
+
+def primal(side: Side, others: Others, batch: Entities) -> Outcome:
+    """Solve in the space of coordinates, by Cholesky factors.
+
+    Args:
+      side: has the entries.
+      others: has the vectors.
+      batch: B entities.
+
+    Returns:
+      Outcome.
+    """
+    matrix, right = primal_system(side, others, batch)
+    x = solve(matrix, right)
+    return Outcome(x, (right * x).sum(1), *errors(matrix, x, right))
+
+
+def _squares(vectors: jax.Array) -> jax.Array:
+    """Sums of v v' over the second axis of f32[B, K, width]; f32[B, width, width]."""
+    if vectors.shape[2] > 16:
+        return jnp.einsum("bki,bkj->bij", vectors, vectors, precision=EXACT)
+    # Twice as fast on a CPU for small matrices, if the transposed vectors are laid out first.
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(vectors, 1, 2))
+    return jnp.einsum("bik,bjk->bij", turned, turned, precision=EXACT)
+
+
+def shared_system(side: Side, others: Others, members: jax.Array, size: jax.Array) -> tuple[System, jax.Array]:
+    """The system of the vector that some entities share: the sum of theirs.
+
+    Args:
+      side: has the entries.
+      others: has the vectors.
+      members: bool[N], nodes of the side that share the vector.
+      size: i32[], its coordinates.
+
+    Returns:
+      System of one entity, and the sum f32[] of the members' regularisations.
+    """
+    problem, width = side.problem, others.vectors.shape[1]
+    matrix, right = _sums_over_entries(side, others, members)
+    weight = jnp.where(members, problem.regularisation, 0.0).sum()
+    factor = jnp.where(members, jnp.where(side.number == 0, 1.0, problem.bias), 0.0).sum()
+    has = jnp.arange(width) < jnp.where(members.any(), size, 0)
+    matrix += members.sum() * others.gram + weight * jnp.eye(width)
+    matrix = jnp.where(has[:, None] & has[None, :], matrix, jnp.eye(width))[None]
+    return System(matrix, jnp.where(has, right + factor * others.constant, 0.0)[None]), weight
+
+
+def _sums_over_entries(side: Side, others: Others, members: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums of w v v' and w t v over all entries of some of the side's nodes; `members` is bool[N]."""
+    problem, width = side.problem, others.vectors.shape[1]
+
+    def add(index, carry):
+        matrix, right = carry
+        at = index * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        entry = jnp.minimum(at, problem.neighbours.shape[0] - 1)
+        owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), members.shape[0] - 1)
+        live = (at < problem.indptr[-1]) & take(members, owner)
+        roots = jnp.where(live, take(problem.roots, entry), 0.0)
+        vectors = take(others.vectors, jnp.where(live, take(problem.neighbours, entry) - others.begin, 0))
+        vectors *= roots[:, None]
+        targets = take(problem.targets, entry) - take(problem.bias, owner) * roots
+        matrix += jnp.matmul(vectors.T, vectors, precision=EXACT)
+        return matrix, right + jnp.matmul(targets, vectors, precision=EXACT)
+
+    start = jnp.zeros((width, width)), jnp.zeros(width)
+    return jax.lax.fori_loop(0, ceil_div(problem.indptr[-1], BLOCK), add, start)
