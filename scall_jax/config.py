@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
-from scall_jax.sizes import FAMILIES, MOST_POWER
+from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.tables import ROTATIONS, STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 RECOMMENDERS = ("lightgcn", "mf", "ials")
 """What may train the vectors; see `Config.recommender`."""
+
+ACTIONS = ("shapes", "prices")
+"""What a search's actions may mean; see `SearchConfig.actions`."""
 
 CHARGES = ("table", "stored", "replay", "serving")
 """What a budget may pay for; see `Config.charge`."""
@@ -135,6 +138,9 @@ class SearchConfig:
     """How closely drawn sizes follow the expected ones, above 0; None takes the expected ones themselves."""
     learn_concentration: bool = False
     """Learn the concentration, as the fourth number of an action."""
+    actions: str = "shapes"
+    """What an action means: shapes, the users' share of the budget and a distribution of sizes for each side
+    (published); or prices, how the gains of coordinates are weighed that sizes follow from (`scall.prices`)."""
     converge: bool = False
     """Stop a search once the users' share in the policy's best action has settled (published)."""
     tolerance: float = 0.01
@@ -157,6 +163,11 @@ class SearchConfig:
         _check_choice("search start", self.start, ("fresh", "warm"))
         _check_choice("search on", self.on, ("previous", "current"))
         _check_choice("search reference", self.reference, ("uniform", "last_fit"))
+        _check_choice("search actions", self.actions, ACTIONS)
+        if self.actions == "prices" and (self.learn_concentration or self.concentration is not None):
+            raise ValueError(
+                "search actions=prices: sizes follow exactly, so that there is no concentration; leave it out"
+            )
         _check_choice("search map", self.map, ("log", "linear"))
         _check_choice("search family", self.family, FAMILIES)
 
@@ -224,6 +235,8 @@ class Config:
     """The embeddings that a segment starts from."""
     fit: FitConfig = FitConfig()
     """Training of a segment."""
+    gains: GainsConfig = GainsConfig()
+    """Methods gain, waterfill and those that search over prices: the fit that gains are read off, and their weights."""
     search: SearchConfig = SearchConfig()
     """Methods that search: the probes and their rewards."""
     policy: PolicyConfig = PolicyConfig()

@@ -57,6 +57,10 @@ class SegmentContext:
         """Random key of the segment's search."""
         return derive(derive(self.state.key, Purpose.SEGMENT, self.segment.index), Purpose.SEARCH)
 
+    def wide_fit_key(self) -> jax.Array:
+        """Random key of the fit that gains of coordinates are read off, the same for the search and the plan."""
+        return derive(derive(self.state.key, Purpose.SEGMENT, self.segment.index), Purpose.WIDE_FIT)
+
     def budget_total(self) -> jax.Array:
         """Budget units of the storage that the segment may spend, i32[]."""
         return self.state.totals[self.segment.index]

@@ -21,7 +21,7 @@ from scall_jax.methods.phases import (
     Prepared,
     Ranked,
 )
-from scall_jax.methods.planner import PlannerFactory, SizePlanner
+from scall_jax.methods.planner import Planned, PlannerFactory, SizePlanner
 from scall_jax.methods.recommender import recommender_of, settled
 from scall_jax.methods.state import RunState, StorageCapacity
 from scall_jax.ops.keys import Purpose, derive
@@ -173,8 +173,8 @@ def _choose(config: Config, state: RunState, segment: Segment) -> RunState:
 def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Segment) -> Prepared:
     context = segment_context(config, state, segment)
     keys, storage = context.keys(), context.storage
-    plan, action = planner.plan(context, keys.plan)
-    params = to_buffer(storage, context.warm_params(plan, keys.table))
+    plan, action, start = Planned(*planner.plan(context, keys.plan))
+    params = to_buffer(storage, context.warm_params(plan, keys.table)) if start is None else start
     sizes = storage.sizes(plan)
     return Prepared(params, plan, sizes, *context.item_bias(), action)
 

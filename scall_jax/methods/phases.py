@@ -116,3 +116,5 @@ class Method(NamedTuple):
     """(config of the run, callbacks) -> phases. It raises ValueError for a config that the method cannot follow."""
     budget_is_data: bool = True
     """One program serves all budgets, so that a sweep may map over them; False if shapes follow from the budget."""
+    configure: Callable[[Config], Config] = lambda config: config
+    """The run's config with what the method's name stands for put in."""

@@ -48,6 +48,18 @@ class Outcome(NamedTuple):
     """Metrics on the validation part."""
 
 
+class Planned(NamedTuple):
+    """What a planner decides for a segment."""
+
+    plan: Any
+    """Plan of the storage. For the sized storages i32[N + 2]: the size of every node's own vector, then those of the
+    two shared ones (`SegmentContext.budget` says both totals)."""
+    action: jax.Array
+    """f32[A], for the record; a planner without actions returns `no_action(config)`."""
+    start: Any = None
+    """Buffer of parameters that the fit starts from; None for those of the segment before, carried over."""
+
+
 SegmentSearch = Callable[[SegmentContext], tuple[RunState, SearchRecord]]
 """(context) -> the context's state with `planner` replaced, and the probes made."""
 
@@ -64,12 +76,8 @@ class SizePlanner(NamedTuple):
 
     init: Callable[[jax.Array, Storage], Any]
     """(key of the run, storage) -> S before the first segment. It is always traced."""
-    plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]]
-    """(context, typed PRNG key) -> the plan of the storage, and the action f32[A] for the record.
-
-    For the sized storages a plan is i32[N + 2]: the size of every node's own vector, then those of the two shared ones
-    (`SegmentContext.budget` says both totals). A planner without actions returns `no_action(config)`.
-    """
+    plan: Callable[[SegmentContext, jax.Array], tuple[Any, ...]]
+    """(context, typed PRNG key) -> `Planned`, or a tuple of its first fields."""
     search_before: SegmentSearch | None = None
     """Runs before the segment's plan, on the segment to be planned."""
     search_after: SegmentSearch | None = None
@@ -77,8 +85,9 @@ class SizePlanner(NamedTuple):
     update: Callable[[SegmentContext, Outcome], Any] | None = None
     """(context, outcome) -> S after the segment's evaluation. The context's state is the one after the segment."""
     search_holds: Callable[[SegmentContext], Any] | None = None
-    """(context) -> a pytree of the arrays that a search holds at once from step to step beside what is stored, those of
-    the trainings in it included. Only shapes and dtypes matter, for the account: it is traced and never run."""
+    """(context) -> a pytree of the arrays that a search, or a plan that fits something itself, holds at once beside
+    what is stored, those of the trainings in it included. Only shapes and dtypes matter, for the account: it is traced
+    and never run."""
 
 
 PlannerFactory = Callable[[Config, OnProbes | None], SizePlanner]
@@ -110,12 +119,17 @@ def allocator_planner(make_allocator: Callable[[SizesConfig], Allocator]) -> Pla
 
 
 def action_length(config: SearchConfig) -> int:
-    """Numbers in an action: the users' share, a shape per side, and the concentration where it is learned.
+    """Numbers in an action.
+
+    Of shapes: the users' share, a shape per side, and the concentration where it is learned. Of prices: the numbers of
+    `scall.prices.NUMBERS`.
 
     >>> action_length(SearchConfig()), action_length(SearchConfig(learn_concentration=True))
     (3, 4)
+    >>> action_length(SearchConfig(actions="prices"))
+    5
     """
-    return 3 + config.learn_concentration
+    return 5 if config.actions == "prices" else 3 + config.learn_concentration
 
 
 def no_action(config: Config) -> jax.Array:

@@ -49,14 +49,31 @@ class Probe(NamedTuple):
 Allocate = Callable[[jax.Array], jax.Array]
 """(coordinates to give out, i32[]) -> own sizes i32[N]."""
 
-Prober = Callable[[jax.Array, Allocate], Probe]
-"""(typed PRNG key of the training, sizes to train with) -> Probe."""
+ProbeStart = Callable[[Any, jax.Array], Any]
+"""(plan, typed PRNG key) -> buffer of parameters that a probe starts from."""
+
+
+class Prober(Protocol):
+    """Signature of what `make_prober` builds."""
+
+    def __call__(self, key: jax.Array, allocate: Allocate, start: ProbeStart | None = None) -> Probe:
+        """Train a segment briefly.
+
+        Args:
+          key: typed PRNG key of the training.
+          allocate: sizes to train with.
+          start: parameters to start from; None for `usual_start`.
+
+        Returns:
+          Probe.
+        """
+        ...
 
 
 def searching_planner(
     config: Config,
     init: Callable[[jax.Array, Storage], HasReference],
-    plan: Callable[[SegmentContext, jax.Array], tuple[Any, jax.Array]],
+    plan: Callable[[SegmentContext, jax.Array], tuple[Any, ...]],
     search: SegmentSearch,
     search_holds: Callable[[SegmentContext], Any],
 ) -> SizePlanner:
@@ -184,22 +201,33 @@ def make_prober(context: SegmentContext) -> Prober:
     Returns:
       Prober.
     """
-    config, storage, segment = context.config, context.storage, context.segment
+    storage, segment = context.storage, context.segment
     run_fit = context.recommender().make_probe_fit(storage)
     bias, _ = context.item_bias()
     total, shared = context.budget()
 
-    def probe(key: jax.Array, allocate: Allocate) -> Probe:
+    def probe(key: jax.Array, allocate: Allocate, start: ProbeStart | None = None) -> Probe:
         table_key, fit_key = derive(key, Purpose.TABLE), derive(key, Purpose.FIT)
         sizes = jnp.concatenate([allocate(total), shared])
-        start = context.warm_params if config.search.start == "warm" else context.fresh_params
-        params = to_buffer(storage, start(sizes, table_key))
+        params = usual_start(context, sizes, table_key) if start is None else start(sizes, table_key)
         fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias, context.state.recommender)
         fitness = jnp.where(fit_result.bad_step < 0, fit_result.fitness, 0.0)
         observation = observe(context, from_buffer(storage, fit_result.params), sizes, jnp.float32(0))
         return Probe(fitness, sizes.sum(), observation, fit_result.by_user)
 
     return probe
+
+
+def usual_start(context: SegmentContext, plan: Any, key: jax.Array) -> Any:
+    """A buffer of the parameters that a probe starts from, as `SearchConfig.start` says.
+
+    Args:
+      context: the segment.
+      plan: of the probe.
+      key: typed PRNG key, for new coordinates.
+    """
+    start = context.warm_params if context.config.search.start == "warm" else context.fresh_params
+    return to_buffer(context.storage, start(plan, key))
 
 
 def held_by_probes(context: SegmentContext, at_once: int = 1) -> Any:

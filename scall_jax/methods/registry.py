@@ -1,10 +1,13 @@
 """The methods by name. To add one to the command line and the experiments, enter it here."""
 
+import dataclasses
 import functools
 
+from scall_jax.config import Config
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.baseline_phases import baseline_method
 from scall_jax.methods.embedding_phases import embedding_method
+from scall_jax.methods.gains import gain_planner, waterfill_planner
 from scall_jax.methods.phases import Method
 from scall_jax.methods.planner import allocator_planner
 from scall_jax.methods.rivals.bet import bet_planner
@@ -21,8 +24,9 @@ from scall_jax.policies import POLICIES
 from scall_jax.recommenders.ease import EASE
 from scall_jax.recommenders.popularity import FLOORS
 
-SEARCHED = {"scall": "gp", "dlints": "dlints"} | {f"scall-{name}": name for name in POLICIES}
-"""Methods that search sizes by the actions of SCALL, and the name of the policy of each."""
+SEARCHED = {"scall": "gp", "dlints": "dlints", "scall-gain": "gp"} | {f"scall-{name}": name for name in POLICIES}
+"""Methods that search sizes as SCALL does, and the name of the policy of each. The actions of scall-gain are prices;
+those of the others are what `SearchConfig.actions` says."""
 
 _BY_PROBES = {"bet": bet_planner, "ciess": ciess_planner, "ducb": ducb_planner, "esapn": esapn_planner}
 
@@ -31,12 +35,24 @@ PROBED = (*SEARCHED, *_BY_PROBES)
 
 _HASHED = ("binary_hash", "binary_hash_skip", "quotient_remainder")
 
+
+def _searching(name: str) -> Method:
+    method = embedding_method(functools.partial(scall_planner, SEARCHED[name]))
+    return method._replace(configure=_by_prices) if name == "scall-gain" else method
+
+
+def _by_prices(config: Config) -> Config:
+    return dataclasses.replace(config, search=dataclasses.replace(config.search, actions="prices"))
+
+
 EMBEDDING_METHODS: dict[str, Method] = {
     **{
         name: embedding_method(allocator_planner(allocator), unlimited=name == "full")
         for name, allocator in ALLOCATORS.items()
     },
-    **{name: embedding_method(functools.partial(scall_planner, policy)) for name, policy in SEARCHED.items()},
+    **{name: _searching(name) for name in SEARCHED},
+    "gain": embedding_method(gain_planner),
+    "waterfill": embedding_method(waterfill_planner),
     "spectral": embedding_method(spectral_planner),
     **{name: embedding_method(planner) for name, planner in _BY_PROBES.items()},
     **{name: embedding_method(hashed_width_planner, name) for name in _HASHED},

@@ -69,6 +69,9 @@ class Purpose(enum.IntEnum):
     CHOICE = 0xC0DE002C
     """From a segment's key: fits by which a recommender chooses its parameters."""
 
+    WIDE_FIT = 0xC0DE002D
+    """From a segment's key: the fit that gains of coordinates are read off."""
+
     USERS = 0xC0DE0016
     """From any key: numbers for the users, or the policy of the users' side."""
     ITEMS = 0xC0DE0017

@@ -7,6 +7,7 @@ import jax
 
 from scall_jax.evaluation import Metrics, RankingOptions
 from scall_jax.recommenders.fit import Fit
+from scall_jax.recommenders.ials.gains import WideFit
 from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
@@ -45,6 +46,10 @@ class EvaluateParams(Protocol):
         ...
 
 
+WideFitter = Callable[[jax.Array, Any, Segment, jax.Array, int, int], WideFit]
+"""(typed PRNG key, what is remembered, segment, item bias f32[V], sweeps, width) -> fit; the last two are static."""
+
+
 class Recommender(NamedTuple):
     """Pure functions, traced but for `serves_by`.
 
@@ -74,5 +79,8 @@ class Recommender(NamedTuple):
     item_bias: Callable[[Any, Segment], tuple[jax.Array, jax.Array]] | None = None
     """(what is remembered, segment) -> bias of the items' scores, f32[V], and the row of `Segment.popularity` that it
     comes from, i32[], -1 if none. None: as `Config.bias` says."""
+    wide_fit: WideFitter | None = None
+    """A closed-form fit of one size for all that says what each coordinate is worth, and whose leading coordinates a
+    fit may start from. None: there is none."""
     describe: Callable[[Any], dict[str, Any]] = lambda remembered: {}
     """What is remembered -> entries that a line of metrics has for it; on the host."""

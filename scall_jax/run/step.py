@@ -93,6 +93,7 @@ def make_run(
       ValueError: unknown method, or a table that the method cannot plan for.
     """
     method = method or method_of(config.method)
+    config = method.configure(config)
     phases = method.phases(config, Callbacks(progress, on_probes))
 
     def call(name: str, *arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.budget import Budget
+from scall_jax.sizes.gains import GainRule, Gains, GainsConfig, sizes_by_gains
 from scall_jax.sizes.order import order_by
 from scall_jax.sizes.price import by_price
 from scall_jax.sizes.sample import sample
@@ -12,6 +13,9 @@ __all__ = [
     "FAMILIES",
     "MOST_POWER",
     "Budget",
+    "GainRule",
+    "Gains",
+    "GainsConfig",
     "allocate",
     "assign",
     "by_price",
@@ -20,5 +24,6 @@ __all__ = [
     "power_shares",
     "sample",
     "shared_vector_sizes",
+    "sizes_by_gains",
     "split_sides",
 ]

@@ -70,7 +70,7 @@ def expected_shares(family: str, shape: chex.Numeric, n: chex.Numeric, capacity:
 
 def power_shares(
     frequency: jax.Array,
-    power: float,
+    power: chex.Numeric,
     total: chex.Numeric,
     bounds: tuple[int, int],
     num_active: chex.Numeric | None = None,
@@ -83,7 +83,7 @@ def power_shares(
 
     Args:
       frequency: i32[n] >= 0, descending.
-      power: 0 to `MOST_POWER`; static.
+      power: 0 to `MOST_POWER`; a traced one is not checked.
       total: i32[], parameters that the shares are for.
       bounds: static (minimum, maximum) of a size, in parameters.
       num_active: i32[], entities that exist, the first ones; None for all.
@@ -97,7 +97,7 @@ def power_shares(
     >>> power_shares(jnp.array([8, 4, 4, 0]), 2.0, jnp.int32(10), (1, 8)).tolist()
     [1.0, 0.25, 0.25, 0.0]
     """
-    if not 0 <= power <= MOST_POWER:
+    if not is_traced(power) and not 0 <= power <= MOST_POWER:
         raise ValueError(f"power={power}: must lie between 0 and {MOST_POWER:g}")
     chex.assert_rank([frequency, total], [1, 0])
     chex.assert_type([frequency, total], int)

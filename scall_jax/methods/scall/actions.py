@@ -1,5 +1,8 @@
 """Actions of SCALL (arXiv 2407.15411): the meaning of a policy's numbers in (0, 1), and the sizes that follow."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import jax.numpy as jnp
 from scall_jax import sizes
 from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.allocators import allocate_by_order, split_by_side
+from scall_jax.methods.context import SegmentContext
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.streams import Segment
 
@@ -21,6 +25,45 @@ SHAPES = {
 
 CONCENTRATIONS = (0.1, 1000.0)
 """Range of a learned concentration, on a logarithmic scale."""
+
+
+class Meaning(NamedTuple):
+    """What actions mean in one segment."""
+
+    sizes: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    """(typed PRNG key, coordinates to give out i32[], action f32[A]) -> own sizes i32[N]."""
+    start: Callable[[jax.Array, Any, jax.Array], Any] | None = None
+    """(action f32[A], plan, typed PRNG key) -> buffer of parameters to start from. None: actions say nothing of it."""
+
+
+class ActionSpace(NamedTuple):
+    """What actions mean in a run, and what must be remembered for that from segment to segment."""
+
+    meaning: Callable[[SegmentContext, Any], Meaning]
+    """(segment, what is remembered) -> Meaning."""
+    init: Callable[[], Any] = tuple
+    """What is remembered before the first segment; `()` remembers nothing."""
+    choose: Callable[[SegmentContext, Any], Any] = lambda context, remembered: remembered
+    """(segment, what is remembered) -> what is remembered. Runs before the search of a segment."""
+    holds: Callable[[SegmentContext, Any], Any] = lambda context, remembered: ()
+    """(segment, what is remembered) -> a pytree of the arrays that a meaning is made of, for the account."""
+
+
+def shapes(config: Config) -> ActionSpace:
+    """The published actions: `sizes_by_action`.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      ActionSpace that remembers nothing.
+    """
+
+    def meaning(context: SegmentContext, remembered: Any) -> Meaning:
+        del remembered
+        return Meaning(lambda key, total, action: sizes_by_action(config, key, context.segment, total, action))
+
+    return ActionSpace(meaning)
 
 
 def to_shape(config: SearchConfig, number: chex.Numeric) -> chex.Numeric:

@@ -1,7 +1,7 @@
 """The search of SCALL (arXiv 2407.15411): probe actions, learn from their rewards, size the segment by the best.
 
-An action is rho (the users' share of the budget), one shape per side, and optionally the concentration of the sampler,
-each in (0, 1). A probe gives out the whole budget by an action, trains for a few steps, and is evaluated on valid.
+An action is a few numbers in (0, 1) that stand for sizes (`actions`, or `prices`). A probe gives out the whole budget
+by an action, trains for a few steps, and is evaluated on valid.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax import policies
-from scall_jax.config import Config
+from scall_jax.config import ACTIONS, Config
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import SegmentContext
-from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, action_length
+from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, action_length
 from scall_jax.methods.probe import (
     Probe,
     Prober,
@@ -29,10 +29,13 @@ from scall_jax.methods.probe import (
     ratio_of,
     reward_of,
     searching_planner,
+    usual_start,
 )
-from scall_jax.methods.scall.actions import sizes_by_action
+from scall_jax.methods.scall.actions import ActionSpace, Meaning, shapes
+from scall_jax.methods.scall.prices import prices
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive, derive_many
+from scall_jax.recommenders.fit import to_buffer
 
 
 class SearchState(NamedTuple):
@@ -41,6 +44,11 @@ class SearchState(NamedTuple):
     policy: Any  # state of the policy
     ratio: jax.Array  # f32[], the last probe's fitness relative to the reference
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
+    space: Any = ()  # what the meaning of actions remembers
+
+
+_SPACES: dict[str, Callable[[Config], ActionSpace]] = {"shapes": shapes, "prices": prices}
+assert tuple(_SPACES) == ACTIONS
 
 
 def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -55,6 +63,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
       SizePlanner whose state is a `SearchState`.
     """
     length = action_length(config.search)
+    space = _SPACES[config.search.actions](config)
 
     @functools.cache
     def policy_for(width: int) -> policies.Policy:
@@ -63,27 +72,42 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
 
     def init(key, storage):
         policy_state = policy_for(storage.width).init(derive(key, Purpose.POLICY_INIT))
-        return SearchState(policy_state, jnp.float32(1), jnp.float32(0))
+        return SearchState(policy_state, jnp.float32(1), jnp.float32(0), space.init())
 
-    def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def plan(context: SegmentContext, key: jax.Array) -> Planned:
         # Nothing has been searched before segment 0: its sizes are uniform, as published.
         state, segment, storage = context.state, context.segment, context.storage
         observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
         action = policy_for(storage.width).greedy(state.planner.policy, observation)
         total, shared = context.budget()
+        meaning = space.meaning(context, state.planner.space)
         own = jax.lax.cond(
             segment.index > 0,
-            lambda: sizes_by_action(config, key, segment, total, action),
+            lambda: meaning.sizes(key, total, action),
             lambda: ALLOCATORS["uniform"](config.sizes)(key, segment, total),
         )
-        return jnp.concatenate([own, shared]), action
+        new_plan = jnp.concatenate([own, shared])
+        start_by_action = meaning.start
+        if start_by_action is None:
+            return Planned(new_plan, action)
+        table_key = context.keys().table
+        start = jax.lax.cond(
+            segment.index > 0,
+            lambda: start_by_action(action, new_plan, table_key),
+            lambda: to_buffer(storage, context.warm_params(new_plan, table_key)),
+        )
+        return Planned(new_plan, action, start)
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
-        return _search(context, policy_for(context.storage.width), on_probes)
+        planner_state = context.state.planner
+        planner_state = planner_state._replace(space=space.choose(context, planner_state.space))
+        context = dataclasses.replace(context, state=context.state._replace(planner=planner_state))
+        return _search(context, space, policy_for(context.storage.width), on_probes)
 
     def search_holds(context: SegmentContext) -> Any:
-        start = _rounds(context, policy_for(context.storage.width), None).start()
-        return start, held_by_probes(context, config.search.probes_at_once)
+        start = _rounds(context, space, policy_for(context.storage.width), None).start()
+        held = space.holds(context, context.state.planner.space)
+        return start, held, held_by_probes(context, config.search.probes_at_once)
 
     return searching_planner(config, init, plan, search, search_holds)
 
@@ -101,14 +125,17 @@ class _SearchCarry(NamedTuple):
     record: SearchRecord
 
 
-def _rounds(context: SegmentContext, policy: policies.Policy, on_probes: OnProbes | None) -> "_Rounds":
-    return _Rounds(context, policy, on_probes, context.search_key(), make_prober(context))
+def _rounds(
+    context: SegmentContext, space: ActionSpace, policy: policies.Policy, on_probes: OnProbes | None
+) -> "_Rounds":
+    meaning = space.meaning(context, context.state.planner.space)
+    return _Rounds(context, meaning, policy, on_probes, context.search_key(), make_prober(context))
 
 
 def _search(
-    context: SegmentContext, policy: policies.Policy, on_probes: OnProbes | None
+    context: SegmentContext, space: ActionSpace, policy: policies.Policy, on_probes: OnProbes | None
 ) -> tuple[RunState, SearchRecord]:
-    rounds = _rounds(context, policy, on_probes)
+    rounds = _rounds(context, space, policy, on_probes)
     end = jax.lax.while_loop(rounds.unfinished, rounds.one_round, rounds.start())
     state = context.state
     planner_state = state.planner._replace(policy=end.policy, ratio=end.ratio)
@@ -120,6 +147,7 @@ class _Rounds:
     """The rounds of a segment's search, as pure functions of what a round carries."""
 
     context: SegmentContext
+    meaning: Meaning
     policy: policies.Policy
     on_probes: OnProbes | None
     key: jax.Array
@@ -197,15 +225,24 @@ class _Rounds:
 
     def probe_action(self, number: jax.Array, probe_key: jax.Array, sample_key: jax.Array, action: jax.Array) -> Probe:
         """Probe an action f32[A], or the reference in round -1."""
-        config, segment = self.context.config, self.context.segment
 
         def by_action(total):
-            return sizes_by_action(config, sample_key, segment, total, action)
+            return self.meaning.sizes(sample_key, total, action)
 
         def by_round(total):
             return jax.lax.cond(number < 0, self.uniform, by_action, total)
 
-        return self.probe(probe_key, by_round if self.reference_is_round else by_action)
+        start = None if self.meaning.start is None else functools.partial(self.start_of, number, action)
+        return self.probe(probe_key, by_round if self.reference_is_round else by_action, start)
+
+    def start_of(self, number: jax.Array, action: jax.Array, plan: jax.Array, key: jax.Array) -> Any:
+        """Parameters that a probe of an action starts from, where actions say so."""
+        meaning_start = cast(Callable[..., Any], self.meaning.start)
+        return jax.lax.cond(
+            number < 0,
+            lambda: usual_start(self.context, plan, key),
+            lambda: meaning_start(action, plan, key),
+        )
 
     def learned(self, carry: _SearchCarry, key: jax.Array, actions: jax.Array, probes: Probe) -> _SearchCarry:
         """The carry after a round of probes of actions f32[K, A], with what the policy learns from them."""

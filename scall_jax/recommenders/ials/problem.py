@@ -149,7 +149,7 @@ def classes(maximum: int) -> int:
     return class_number(len(width_classes(maximum)), 0, 0)
 
 
-def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int) -> Order:
+def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int, dual: bool = True) -> Order:
     """Sort nodes into classes of equal work.
 
     Args:
@@ -157,6 +157,7 @@ def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int) -> 
       sizes: i32[N], coordinates of each node's own vector.
       users: capacity of the users' side; static.
       maximum: the largest size; static.
+      dual: solve in the space of interactions where they are few; static. False: in that of coordinates only.
 
     Returns:
       Order.
@@ -168,13 +169,14 @@ def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int) -> 
     side = (node >= users).astype(jnp.int32)
     own = problem.active & (sizes > 0)
     common = jnp.stack([_common_sizes(own & (side == s), sizes) for s in (0, 1)])
+    common = common if dual else jnp.zeros_like(common)
     width = _places(widths, sizes)
     bound = _places(DUAL_DEGREES, degree)
     most = jnp.array([len(dual_degrees(w)) for w in widths])[jnp.minimum(width, len(widths) - 1)]
-    dual = (common[side, 1] > 0) & (bound < most)
+    by_interactions = (common[side, 1] > 0) & (bound < most)
     second = (sizes != common[side, 0]).astype(jnp.int32)
     per_width, count = 1 + 2 * len(DUAL_DEGREES), classes(maximum)
-    number = side * count + width * per_width + jnp.where(dual, 1 + second * len(DUAL_DEGREES) + bound, 0)
+    number = side * count + width * per_width + jnp.where(by_interactions, 1 + second * len(DUAL_DEGREES) + bound, 0)
     number = jnp.where(own, number, 2 * count).astype(jnp.int32)
     ordered = jax.lax.sort((number, -degree, node), num_keys=3)
     starts = (number[:, None] < jnp.arange(2 * count + 1)[None, :]).sum(0, dtype=jnp.int32)

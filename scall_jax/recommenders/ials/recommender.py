@@ -13,6 +13,7 @@ from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, fi
 from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
+from scall_jax.recommenders.ials.gains import WideFit, wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
@@ -140,6 +141,9 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     def item_bias(chosen: Chosen, segment: Segment) -> tuple[jax.Array, jax.Array]:
         return bias_of(segment, chosen.bias)
 
+    def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
+        return wide_fit(key, segment, item_bias, hyper_of(among, chosen), sweeps, width, config.exponent)
+
     def init() -> Chosen:
         halves = len(POPULARITY) - _FIRST_DECAYED
         count = 1 + len(BIAS_WEIGHTS) * halves if biases else 1
@@ -157,6 +161,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
             (config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
         ),
         item_bias=item_bias if biases else None,
+        wide_fit=fit_wide,
         describe=lambda chosen: _describe(among, chosen),
     )
 

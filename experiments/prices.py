@@ -1,0 +1,88 @@
+"""What sizes add on top of few bits: one size for all, formulas, and searches over shapes and over prices.
+
+    python -m experiments.prices --cut.new-entities 1600                                          # online-retail
+    python -m experiments.prices --data yelp2019_a.parquet --cut.segments 4
+    python -m experiments.prices --data movietweetings --cut.segments 8
+    python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4
+
+All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity; half-life and
+weights are chosen by each run. Uniform, frequency, waterfill and gain need no probe; scall (shapes) and scall-gain
+(prices) make 24 whole fits a segment, by a Gaussian process, at random and by SAC. Each cell is a row of --results as
+soon as it is finished, and is not run again. Writes, beside the file, a table of all of its cells with tests against
+one size for all, and prints it. Cost: 36 cells a seed and stream, of 10 seconds (formulas) to 4 minutes (searches) each
+on one core. Expect gains ahead where a coordinate is scarce, at 2 and 4 bytes, and little left of that at 16.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import polars as pl
+
+from experiments import cell_file, compare
+from scall_jax.cli.cli import cli
+from scall_jax.run.folder import write_atomically
+
+ROW = ("stream", "bias", "mean size")
+"""Columns that tell settings apart."""
+
+_BASE = "recommender=ials,table=packed_int4,sizes.minimum=0"
+
+METHODS = (
+    f"uniform@{_BASE}",
+    f"frequency@{_BASE}",
+    f"waterfill@{_BASE}",
+    f"gain@{_BASE}",
+    f"scall-gain@{_BASE}",
+    f"scall-random@{_BASE},search.actions=prices",
+    f"scall@{_BASE}",
+    f"scall-random@{_BASE}",
+    f"scall-sac@{_BASE},search.actions=prices",
+)
+"""Methods at the same bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices(compare.Compare):
+    """Flags; all those of `experiments.compare` apply."""
+
+    method: tuple[str, ...] = METHODS
+    """Methods at the same bytes."""
+    mean_sizes: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """Budgets, in float32 parameters per entity."""
+    seeds: tuple[int, ...] = tuple(range(8))
+    """Seeds of the runs; a run for each."""
+    report: bool = False
+    """Write the table of what is in the file, and run nothing."""
+    results: Path = Path("experiments/results/prices.parquet")
+    """File of the finished cells."""
+    out: Path = Path("runs/prices")
+    """Folder for the run in progress and for compiled programs."""
+
+
+def cells(flags: Prices) -> list[compare.Cell]:
+    """All runs, seed by seed, so that an unfinished comparison has about as many of each."""
+    found = []
+    for seed in flags.seeds:
+        for size, method in itertools.product(flags.mean_sizes, flags.method):
+            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
+            run = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
+            shown = {"bias": flags.biases[0], "mean size": f"{size:g}"}
+            found.append(compare.Cell(shown | {"method": method}, run))
+    return found
+
+
+def main(flags: Prices) -> str:
+    """Run the cells that are not in the file yet; the text of the table."""
+    flags = compare.checked(flags)
+    frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
+    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
+    text = f"{cell_file.comparison(shown, ROW, 'method', METHODS[0])}\n\n{cell_file.note(frame)}"
+    head = "# What sizes add on top of four bits\n\nBy `python -m experiments.prices`; its help has the commands."
+    write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
+    print(f"\n{text}")
+    return text
+
+
+if __name__ == "__main__":
+    cli(Prices, main, __doc__)

@@ -1,0 +1,178 @@
+"""Planners that read off a closed-form fit what each coordinate is worth: methods gain and waterfill.
+
+Where the recommender is solved for, the fit is its own, and the segment's training may start from the fit's leading
+coordinates. Other recommenders are given the sizes alone; the fit then chooses its parameters for itself, segment by
+segment, as it would as a recommender.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scall_jax import sizes
+from scall_jax.config import Config
+from scall_jax.methods.allocators import allocate_by_order, entities_order, ranking_frequency
+from scall_jax.methods.context import SegmentContext
+from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, no_action
+from scall_jax.methods.probe import no_search
+from scall_jax.methods.recommender import recommender_of
+from scall_jax.methods.state import RunState
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.recommenders.ials.gains import WideFit, truncated
+from scall_jax.recommenders.ials.recommender import ials_recommender
+from scall_jax.sizes.gains import GainRule, Gains, sizes_by_gains, spectral_exponent
+from scall_jax.streams import sides
+
+
+@dataclasses.dataclass(frozen=True)
+class WideFits:
+    """The wide fits of a run: what is remembered for them, and how they are made."""
+
+    config: Config
+    """Configuration of the run."""
+
+    @property
+    def solved_for(self) -> bool:
+        """Whether the recommender's own fit is used, which remembers its parameters itself."""
+        return recommender_of(self.config).wide_fit is not None
+
+    def _source(self):
+        if self.solved_for:
+            return recommender_of(self.config)
+        config = self.config
+        return ials_recommender(config.ials, config.fit.valid_users, config.candidates, bias="none")
+
+    def init(self) -> Any:
+        """What a planner must remember before the first segment; `()` where the recommender remembers it."""
+        return () if self.solved_for else self._source().init()
+
+    def choose(self, context: SegmentContext, remembered: Any) -> Any:
+        """What must be remembered once a segment's validation part is known."""
+        choose = None if self.solved_for else self._source().choose
+        if choose is None:
+            return remembered
+        return choose(derive(context.wide_fit_key(), Purpose.CHOICE), remembered, context.segment)
+
+    def fit(self, context: SegmentContext, remembered: Any) -> WideFit:
+        """The wide fit of a segment."""
+        remembered = context.state.recommender if self.solved_for else remembered
+        bias = context.item_bias()[0] if self.solved_for else jnp.zeros(sides(context.segment)[1])
+        make = self._source().wide_fit
+        assert make is not None
+        key = derive(context.wide_fit_key(), Purpose.TABLE)
+        return make(key, remembered, context.segment, bias, self.config.gains.sweeps, self.width(context))
+
+    def width(self, context: SegmentContext) -> int:
+        """Coordinates of the fit; static."""
+        config = self.config
+        units = context.state.capacity.budget_units
+        return config.gains.width(units, sum(sides(context.segment)), config.sizes.maximum)
+
+    def holds(self, context: SegmentContext, remembered: Any) -> Any:
+        """Arrays that are held at once while sizes are worked out: the fit, its table among them."""
+        found = jax.eval_shape(lambda: self.fit(context, remembered))
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (found, found.vectors))
+
+
+def sizes_from(context: SegmentContext, fit: WideFit, rule: GainRule, rho: float | None = None) -> jax.Array:
+    """Sizes of a segment by what coordinates are worth.
+
+    Args:
+      context: the segment.
+      fit: its wide fit.
+      rule: how gains are weighed.
+      rho: users' share of the budget; None for one price for both sides.
+
+    Returns:
+      i32[N], own sizes that spend the budget.
+    """
+    config, segment = context.config.sizes, context.segment
+    bounds, (users, _) = (config.minimum, config.maximum), sides(segment)
+    total, _ = context.budget()
+    gains = Gains(fit.gains, fit.weight, fit.residual)
+    users_total = None
+    if rho is not None:
+        users_total, _ = sizes.split_sides(total, rho, segment.users, segment.items, *bounds)
+    order = entities_order(config, segment)
+    return sizes_by_gains(gains, rule, total, users_total, bounds, context.active_mask(), order, users)
+
+
+class _Remembered(NamedTuple):
+    """State of the planners."""
+
+    wide: Any  # of the wide fits
+
+
+def gain_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner that gives coordinates to the entities whose loss they lower the most.
+
+    Args:
+      config: configuration of the run; `gains` says how gains are weighed.
+      on_probes: never called, because nothing is probed.
+
+    Returns:
+      SizePlanner.
+    """
+    del on_probes
+    options = config.gains
+    rule = GainRule(options.noise, options.exponent, options.mixture)
+    return _planner(config, lambda context, fit: sizes_from(context, fit, rule, options.rho))
+
+
+def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
+    """Build the planner of sizes by water-filling.
+
+    Coordinate l of an entity with frequency p is worth p s_l^2. With s_l falling as l^-beta, all that are worth more
+    than a price are l <= (p / price)^(1 / (2 beta)), so that sizes are proportional to p^(1 / (2 beta)), at one price
+    for users and items. Beta is fitted to the singular values of the wide fit's predictions, up to the mean size.
+
+    Args:
+      config: configuration of the run.
+      on_probes: never called, because nothing is probed.
+
+    Returns:
+      SizePlanner.
+    """
+    del on_probes
+
+    def own_sizes(context: SegmentContext, fit: WideFit) -> jax.Array:
+        segment, bounds = context.segment, (config.sizes.minimum, config.sizes.maximum)
+        total, _ = context.budget()
+        entities = segment.users + segment.items
+        rank = jnp.maximum(total // jnp.maximum(entities, 1), 4)
+        beta = spectral_exponent(fit.spectrum, rank)
+        order = entities_order(config.sizes, segment)
+        count = ranking_frequency(config.sizes, segment)[order]
+        power = jnp.minimum(1 / (2 * jnp.maximum(beta, 1e-3)), sizes.MOST_POWER)
+        shares = sizes.power_shares(count, power, total, bounds, entities)
+        return allocate_by_order(config.sizes, shares, total, entities, order)
+
+    return _planner(config, own_sizes)
+
+
+def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit], jax.Array]) -> SizePlanner:
+    wide_fits = WideFits(config)
+
+    def choose(context: SegmentContext) -> tuple[RunState, SearchRecord]:
+        remembered = wide_fits.choose(context, context.state.planner.wide)
+        return context.state._replace(planner=_Remembered(remembered)), no_search(config)
+
+    def plan(context: SegmentContext, key: jax.Array) -> Planned:
+        del key
+        fit = wide_fits.fit(context, context.state.planner.wide)
+        new_plan = jnp.concatenate([own_sizes(context, fit), context.budget()[1]])
+        rotated = wide_fits.solved_for and config.gains.start == "rotated"
+        start = None
+        if rotated:
+            start = truncated(context.storage, fit.vectors, context.storage.layout(new_plan))
+        return Planned(new_plan, no_action(config), start)
+
+    return SizePlanner(
+        init=lambda key, storage: _Remembered(wide_fits.init()),
+        plan=plan,
+        search_before=None if wide_fits.solved_for else choose,
+        search_holds=lambda context: wide_fits.holds(context, context.state.planner.wide),
+    )

@@ -1,0 +1,193 @@
+"""What each coordinate of each entity is worth: a wide closed-form fit, turned to its principal axes.
+
+With A x = b the system of an entity (`half_sweep`) and A = L L', L y = b, the least of its own loss over the vectors of
+its first k coordinates is constant - y_1^2 - ... - y_k^2: the k-th coordinate lowers it by y_k^2, given those before.
+Which coordinates come first is up to the basis, as U V' is the same in any. Balanced principal axes, in which the
+Gramians of both sides are one diagonal matrix of the singular values of U V', put the most of every prediction into the
+first ones.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from scall_jax.ops.indexing import dynamic_slice
+from scall_jax.ops.sums import padded_product, padded_sum
+from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.ials.batches import Entities, Side, batch_size, make_others, make_side, over_batches
+from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
+from scall_jax.recommenders.ials.primal import primal_system
+from scall_jax.recommenders.ials.problem import (
+    Hyper,
+    Order,
+    Problem,
+    class_number,
+    make_order,
+    make_problem,
+    width_classes,
+)
+from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows, windows, write_windows
+from scall_jax.recommenders.ials.systems import EXACT, cholesky, forward
+from scall_jax.streams import Segment, active_mask, sides
+from scall_jax.tables.packed import packed
+from scall_jax.tables.sized import sized
+from scall_jax.tables.storage import Storage, StorageLayout
+from scall_jax.tables.table import Params
+
+_INIT_STD = 0.1
+_LEAST_EIGENVALUE = 1e-6
+"""Directions with less than this part of a Gramian's largest eigenvalue have no share in the turned vectors."""
+
+
+class WideFit(NamedTuple):
+    """A fit of one large size for all, along balanced principal axes; of N nodes and D coordinates."""
+
+    vectors: jax.Array
+    """f32[N, D], zeros for nodes that do not exist."""
+    gains: jax.Array
+    """f32[N, D], what each coordinate lowers the node's own loss by, given those before it."""
+    weight: jax.Array
+    """f32[N], sum of the weights of the node's interactions."""
+    spectrum: jax.Array
+    """f32[D], singular values of the predictions U V', descending."""
+    residual: jax.Array
+    """f32[] from 0 to 1, the part of the users' loss at zero vectors that is left: the noise of a unit of weight."""
+
+
+def wide_fit(
+    key: jax.Array, segment: Segment, item_bias: jax.Array, hyper: Hyper, sweeps: int, width: int, exponent: float = 1.0
+) -> WideFit:
+    """Fit vectors of one size to a segment, and see what each of their coordinates is worth.
+
+    It holds two arrays f32[N, width] beside the fit's table.
+
+    Args:
+      key: typed PRNG key, for the vectors that the fit starts from.
+      segment: the data.
+      item_bias: f32[V], added to scores.
+      hyper: fading, a0 and lambda.
+      sweeps: of the fit; static.
+      width: D; static.
+      exponent: nu; static.
+
+    Returns:
+      WideFit.
+    """
+    users, items = sides(segment)
+    exists = active_mask(segment)
+    storage = sized(packed(width * (users + items), users, items, width), users, width)
+    sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
+    layout = storage.layout(sizes)
+    start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
+    params = solve(storage, Sweeps(sweeps, 0.0), start, layout, segment, item_bias, hyper, exponent).params
+    table = require_table(storage)
+    rows = row_layout(layout, users)
+    own = rows._replace(first=rows.first[:-2], sizes=rows.sizes[:-2])
+    fitted = windows(to_rows(table, params, layout, table.zeros().size), own.first, own.sizes, width)
+    vectors, spectrum = balanced(fitted, users)
+    problem = make_problem(segment, item_bias, hyper, exponent)
+    order = make_order(problem, sizes[:-2], users, width, dual=False)
+    pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
+    gains = coordinate_gains(problem, rows, order, pool, users, width)
+    weight, squares = _weights(problem, users)
+    residual = jnp.clip(1 - padded_sum(gains[:users].sum(1)) / jnp.where(squares > 0, squares, 1.0), 0.0, 1.0)
+    return WideFit(vectors, gains, weight, spectrum, residual)
+
+
+def balanced(vectors: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
+    """Turn the vectors of both sides so that U V' is what it was and U'U = V'V is diagonal and descends.
+
+    Args:
+      vectors: f32[N, D], users' U, then items' V.
+      users: capacity of the users' side; static.
+
+    Returns:
+      f32[N, D], and the diagonal f32[D], the singular values of U V'.
+
+    >>> turned, values = balanced(jnp.array([[0.0, 2.0], [1.0, 0.0], [0.0, 8.0], [1.0, 0.0]]), users=2)
+    >>> values.round(3).tolist(), abs(turned).round(3).tolist()
+    ([16.0, 1.0], [[4.0, 0.0], [0.0, 1.0], [4.0, 0.0], [0.0, 1.0]])
+    """
+    chex.assert_rank(vectors, 2)
+    of_users, of_items = vectors[:users], vectors[users:]
+    (root_u, inverse_u), (root_v, inverse_v) = _roots(of_users), _roots(of_items)
+    left, values, right = jnp.linalg.svd(_product(root_u, root_v.T))
+    scale = jnp.sqrt(values)[None, :]
+    turned_users = _product(of_users, _product(inverse_u, left * scale))
+    return jnp.concatenate([turned_users, _product(of_items, _product(inverse_v, right.T * scale))]), values
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=EXACT)
+
+
+def _roots(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """R with R'R the Gram matrix, and its pseudo-inverse."""
+    values, axes = jnp.linalg.eigh(padded_product(vectors, vectors))
+    kept = values > _LEAST_EIGENVALUE * values.max()
+    root = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1.0)), 0.0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, root, 1.0), 0.0)
+    return root[:, None] * axes.T, axes * inverse[None, :]
+
+
+def coordinate_gains(
+    problem: Problem, rows: RowLayout, order: Order, pool: jax.Array, users: int, width: int
+) -> jax.Array:
+    """What each coordinate of each node lowers its own loss by, given the ones before and the other side's vectors.
+
+    Args:
+      problem: of the segment.
+      rows: where vectors lie; all of size `width`.
+      order: of the nodes, with all systems in the space of coordinates.
+      pool: f32[P + width], coordinates by vector.
+      users: capacity of the users' side; static.
+      width: D; static.
+
+    Returns:
+      f32[N, D], zeros for nodes that do not exist.
+    """
+    nodes = problem.active.shape[0]
+    place = class_number(len(width_classes(width)) - 1, 0, 0)
+
+    def one_side(number: jax.Array, gains: jax.Array) -> jax.Array:
+        side: Side = make_side(problem, rows, order, users, number)
+        others = make_others(side, pool, width)
+
+        def visit(batch: Entities, at: jax.Array, exists: jax.Array, gains: jax.Array) -> jax.Array:
+            matrix, right = primal_system(side, others, batch)
+            found = forward(cholesky(matrix), right) ** 2
+            node = dynamic_slice(jnp.pad(order.nodes, (0, exists.shape[0])), (at,), exists.shape)
+            return gains.at[jnp.where(exists, node, nodes)].set(found, mode="drop")
+
+        return over_batches(side, place, batch_size(width), visit, gains)
+
+    return jax.lax.fori_loop(0, 2, one_side, jnp.zeros((nodes, width)))
+
+
+def _weights(problem: Problem, users: int) -> tuple[jax.Array, jax.Array]:
+    """Sum of the weights f32[N] by node, and the users' sum f32[] of weighted squared targets."""
+    nodes, entry = problem.active.shape[0], jnp.arange(problem.neighbours.shape[0], dtype=jnp.int32)
+    owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), nodes - 1)
+    by_node = jnp.zeros(nodes).at[owner].add(problem.roots**2)
+    squares = jnp.zeros(nodes).at[owner].add(problem.targets**2)
+    return by_node, padded_sum(squares[:users])
+
+
+def truncated(storage: Storage, vectors: jax.Array, layout: StorageLayout) -> Params:
+    """A buffer of a table whose vectors are the leading coordinates of given ones.
+
+    Args:
+      storage: has a table; static.
+      vectors: f32[N, D]. Coordinates beyond D are 0, and so are the shared vectors.
+      layout: of the table.
+
+    Returns:
+      Buffer of the table.
+    """
+    table = require_table(storage)
+    rows = row_layout(layout, table.users)
+    pool = jnp.zeros(table.zeros().size + table.width)
+    sizes = jnp.minimum(rows.sizes[:-2], vectors.shape[1])
+    return from_rows(table, write_windows(pool, rows.first[:-2], sizes, vectors), layout)
