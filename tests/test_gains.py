@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scall_jax import Budget, Config, make_run, run_segments, streams
 from scall_jax.methods.scall.prices import NUMBERS, rule_of
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.recommenders.ials.gains import WideFit, balanced, truncated, wide_fit
+from scall_jax.recommenders.ials.gains import balanced, truncated, wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.gains import GainRule, Gains, GainsConfig, sizes_by_gains
 from scall_jax.sizes.sides import split_sides
 from scall_jax.tables.packed import packed

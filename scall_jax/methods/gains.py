@@ -21,8 +21,9 @@ from scall_jax.methods.probe import no_search
 from scall_jax.methods.recommender import recommender_of
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.ials.gains import WideFit, truncated
+from scall_jax.recommenders.ials.gains import truncated
 from scall_jax.recommenders.ials.recommender import ials_recommender
+from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.gains import GainRule, Gains, sizes_by_gains, spectral_exponent
 from scall_jax.streams import sides
 

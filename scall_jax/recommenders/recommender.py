@@ -7,7 +7,6 @@ import jax
 
 from scall_jax.evaluation import Metrics, RankingOptions
 from scall_jax.recommenders.fit import Fit
-from scall_jax.recommenders.ials.gains import WideFit
 from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
@@ -44,6 +43,21 @@ class EvaluateParams(Protocol):
           Metrics of each part.
         """
         ...
+
+
+class WideFit(NamedTuple):
+    """A fit of one large size for all, along balanced principal axes; of N nodes and D coordinates."""
+
+    vectors: jax.Array
+    """f32[N, D], zeros for nodes that do not exist."""
+    gains: jax.Array
+    """f32[N, D], what each coordinate lowers the node's own loss by, given those before it."""
+    weight: jax.Array
+    """f32[N], sum of the weights of the node's interactions."""
+    spectrum: jax.Array
+    """f32[D], singular values of the predictions U V', descending."""
+    residual: jax.Array
+    """f32[] from 0 to 1, the part of the users' loss at zero vectors that is left: the noise of a unit of weight."""
 
 
 WideFitter = Callable[[jax.Array, Any, Segment, jax.Array, int, int], WideFit]

@@ -7,8 +7,6 @@ Gramians of both sides are one diagonal matrix of the singular values of U V', p
 first ones.
 """
 
-from typing import NamedTuple
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -30,6 +28,7 @@ from scall_jax.recommenders.ials.problem import (
 )
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows, windows, write_windows
 from scall_jax.recommenders.ials.systems import EXACT, cholesky, forward
+from scall_jax.recommenders.recommender import WideFit
 from scall_jax.streams import Segment, active_mask, sides
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
@@ -39,21 +38,6 @@ from scall_jax.tables.table import Params
 _INIT_STD = 0.1
 _LEAST_EIGENVALUE = 1e-6
 """Directions with less than this part of a Gramian's largest eigenvalue have no share in the turned vectors."""
-
-
-class WideFit(NamedTuple):
-    """A fit of one large size for all, along balanced principal axes; of N nodes and D coordinates."""
-
-    vectors: jax.Array
-    """f32[N, D], zeros for nodes that do not exist."""
-    gains: jax.Array
-    """f32[N, D], what each coordinate lowers the node's own loss by, given those before it."""
-    weight: jax.Array
-    """f32[N], sum of the weights of the node's interactions."""
-    spectrum: jax.Array
-    """f32[D], singular values of the predictions U V', descending."""
-    residual: jax.Array
-    """f32[] from 0 to 1, the part of the users' loss at zero vectors that is left: the noise of a unit of weight."""
 
 
 def wide_fit(

@@ -13,10 +13,10 @@ from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, fi
 from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
-from scall_jax.recommenders.ials.gains import WideFit, wide_fit
+from scall_jax.recommenders.ials.gains import wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.recommenders.recommender import Recommender
+from scall_jax.recommenders.recommender import Recommender, WideFit
 from scall_jax.streams import POPULARITY, Segment, active_mask, sides
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
