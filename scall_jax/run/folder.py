@@ -21,9 +21,11 @@ from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.lock import locked
 from scall_jax.run.manifest import GROWING, Manifest
 from scall_jax.run.step import Record
+from scall_jax.run.stream_files import keep_stream
 from scall_jax.streams import Segment, Stream, sides
 
 _CONFIG = "config.json"
+_KEPT = (_CONFIG, *manifest.STREAM, "sizes/", "users/")
 
 
 def store_segment(
@@ -68,7 +70,7 @@ def store_segment(
     checkpoint.publish(path)
     # A segment is finished when the manifest says so. The checkpoint before it stays until then.
     written = manifest.entries(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/{name}"])
-    kept = {file: entry for file, entry in before.files.items() if file.startswith((_CONFIG, "sizes/", "users/"))}
+    kept = {file: entry for file, entry in before.files.items() if file.startswith(_KEPT)}
     # The last checkpoint, and a summary, which a run that goes on has no longer.
     obsolete = {file: entry for file, entry in before.files.items() if file not in {*kept, *written}}
     manifest.write(folder, Manifest(kept | written, obsolete, None))
@@ -111,7 +113,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     }
     identity = json.loads(json.dumps(identity))
     path = folder / _CONFIG
-    manifest.refuse_links(folder, [_CONFIG, manifest.NAME])
+    manifest.refuse_links(folder, [_CONFIG, manifest.NAME, *manifest.STREAM])
     if not path.exists() or not any(file.name not in (_CONFIG, LOCK) for file in folder.iterdir()):
         start(folder, identity)
     found = manifest.check(folder)
@@ -122,7 +124,9 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         if other[name] != identity[name]:
             difference = _difference(other, identity, name)
             raise ValueError(f"{folder} holds another run ({difference}): choose another folder")
-    return _finished_lines(folder, found)
+    lines = _finished_lines(folder, found)
+    keep_stream(folder, manifest.read(folder), stream)
+    return lines
 
 
 def start(folder: Path, identity: dict[str, Any]) -> None:
@@ -267,7 +271,7 @@ def remove_run(folder: Path) -> None:
         found = manifest.read(folder)
         left_over = [] if found.writing is None else manifest.left_over(folder, found.writing)
         names = [name for name in (*found.files, *found.obsolete, *left_over) if name != _CONFIG]
-        manifest.delete(folder, [*names, *([GROWING] if found.writing else [])])
+        manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
         # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
         manifest.delete(folder, [_CONFIG, manifest.NAME])
     (folder / LOCK).unlink(missing_ok=True)
