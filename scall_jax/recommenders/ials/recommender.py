@@ -13,9 +13,11 @@ from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, fi
 from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
+from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
+from scall_jax.recommenders.served import serve_propagated
 from scall_jax.streams import POPULARITY, Segment, active_mask, sides
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
@@ -140,6 +142,12 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     def item_bias(chosen: Chosen, segment: Segment) -> tuple[jax.Array, jax.Array]:
         return bias_of(segment, chosen.bias)
 
+    def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
+        served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
+        hyper = hyper_of(among, remembered)
+        # Items that are not known have no vector of their own; those of size 0 have their side's.
+        return served._replace(fold=solving(served.items, item_bias, segment.items, hyper))
+
     def init() -> Chosen:
         halves = len(POPULARITY) - _FIRST_DECAYED
         count = 1 + len(BIAS_WEIGHTS) * halves if biases else 1
@@ -158,6 +166,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         ),
         item_bias=item_bias if biases else None,
         describe=lambda chosen: _describe(among, chosen),
+        serve=serve,
+        fold_in=make_fold_in(config.exponent),
     )
 
 
