@@ -1,6 +1,7 @@
 """A model of a run folder recommends what the run evaluated, by own ids, and so does its exported copy in NumPy."""
 
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 import scall_jax
 from scall_jax import Budget, run_segments, streams
+from scall_jax.cli.main import main
 from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.served import Served
@@ -152,7 +154,8 @@ def test_the_reader_of_the_guide_is_short_and_needs_no_jax(model, tmp_path):
     path = model.export(tmp_path / "out")
     assert block.rstrip() in (path / "README.md").read_text()
     user = model.users.ids[3]
-    more = f"import sys\nprint(recommend(load({str(path)!r}), {user!r}))\nassert not {{'jax', 'scall_jax'}} & set(sys.modules)"
+    more = f"import sys\nprint(recommend(load({str(path)!r}), {user!r}))\n"
+    more += "assert not {'jax', 'scall_jax'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", block + "\n" + more], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(model.recommend(user)["item"].to_list())
 
@@ -323,3 +326,21 @@ def test_a_folder_that_is_no_whole_run_is_refused(made, tmp_path):
     manifest.write(path, found._replace(files={"config.json": found.files["config.json"]}))
     with pytest.raises(ValueError, match="no finished segment"):
         scall_jax.load(path)
+
+
+def test_the_commands_recommend_and_export(made, model, tmp_path, capsys):
+    folder, _ = made("method-frequency")
+    users = model.users.ids[:2].to_list()
+    main(["recommend", str(folder), "--users", *users, "--k", "3"])
+    printed = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    assert printed.select("user", "item").equals(model.recommend(users, k=3).select("user", "item"))
+    out = tmp_path / "new.parquet"
+    main(["recommend", str(folder), "--users", "new", "--items", "8", "15", "--seen", "--out", str(out)])
+    assert set(pl.read_parquet(out)["source"]) == {"folded in"}
+    main(["export", str(folder), "--out", str(tmp_path / "out")])
+    size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert f"{size:,} bytes" in capsys.readouterr().out
+    for wrong in (["export", str(folder), "--out", str(tmp_path / "out")], ["recommend", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+    assert "is there already" in (error := capsys.readouterr().err) and "is no run folder" in error
