@@ -38,7 +38,7 @@ _CASES = golden.CASES | {
         for recommender in ("mf", "lightgcn", "ials")
         for table in SIZED
     },
-    "tiny-packed_int1": golden._config("uniform", table="packed_int1", budget=Budget.mean_size(0.02)),
+    "tiny-packed_int1": golden._config("uniform", table="packed_int1", budget=Budget.mean_size(0.1)),
 }
 GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "taking_a_model_away.md"
 

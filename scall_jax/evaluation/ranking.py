@@ -97,12 +97,12 @@ def evaluate(
     chex.assert_equal_shape_prefix([user_vectors, relevant.users], 1)
     chex.assert_equal_shape_prefix([item_vectors, item_bias], 1)
     chex.assert_equal_shape_suffix([user_vectors, item_vectors], 1)
-    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
+    columns = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
 
     def with_offset(offset):
         by_width = top.scorers(top.pad(item_vectors, offset.shape[0]), offset)
         return lambda first, user: by_width(
-            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), used_width
+            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), columns
         )
 
     return _evaluate(with_offset, item_bias, relevant, known, options)

@@ -215,7 +215,8 @@ def similar_items(model: ModelData, items: Any, k: int) -> pl.DataFrame:
         raise ValueError(f"method {model.config.method} has no vectors of items: choose one with embeddings, or ease")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     own = _Pairs(np.arange(len(rows) + 1), rows)
-    found = _ranked(Served(unit[:0], unit, np.zeros(len(unit), np.float32)), unit[rows], own, k)
+    cosines = Served(jnp.zeros((0, unit.shape[1])), jnp.asarray(unit), jnp.zeros(len(unit)))
+    found = _ranked(cosines, unit[rows], own, k)
     frame = _frame(model, _Request(ids, rows, rows[:0], rows[:0]), rows, [(np.arange(len(rows)), *found)])
     return frame.select(item="user", rank="rank", similar="item", score="score")
 

@@ -61,7 +61,7 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     segment = stream.segment(line["segment"])
     row = jnp.int32(POPULARITY.index(line["popularity"]) if line["popularity"] else 0)
     width = books.width(state.plan)
-    served = jax.jit(lambda state, segment, row: phases.serve(state, segment, row, width))(state, segment, row)
+    served = jax.jit(phases.serve, static_argnums=3)(state, segment, row, width)
     known = (int(segment.users), int(segment.items))
     counts = line["popularity"] or fallback(int(segment.period))
     return Model(
