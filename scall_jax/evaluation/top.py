@@ -16,7 +16,8 @@ from scall_jax.streams import Graph
 CHUNK = 32
 """Items per chunk of the two-level top-k in evaluation."""
 
-_SERVED_CHUNK = 128  # of more items at once the maxima are fewer, which is what the time of few users goes to
+_LEVELS = (128, 16)
+"""Chunks where the depth is small beside the items: what is sorted is short at every level."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("graph", "items"), meta_fields=("users",))
@@ -139,16 +140,16 @@ def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value
     return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
 
 
-def top_k(scores: jax.Array, depth: int = 20, chunk: int = CHUNK) -> tuple[jax.Array, jax.Array]:
+def top_k(scores: jax.Array, depth: int = 20, chunks: tuple[int, ...] = (CHUNK,)) -> tuple[jax.Array, jax.Array]:
     """The largest values of each row, ties to the lower column.
 
-    Exact in two levels: the `depth` chunks with the largest maxima, in order of column, hold the `depth` largest
-    values, since each value of another chunk has as many maxima before it.
+    Exact in levels: the `depth` chunks with the largest maxima, in order of column, hold the `depth` largest values,
+    since each value of another chunk has as many maxima before it.
 
     Args:
-      scores: f32[B, n], n a multiple of `chunk` and at least `depth`.
+      scores: f32[B, n], n a multiple of the first chunk and at least `depth`.
       depth: values of each row; static.
-      chunk: columns of a chunk; static.
+      chunks: columns of a chunk at each level, each a multiple of the next; static.
 
     Returns:
       (values f32[B, depth] in descending order, columns i32[B, depth]).
@@ -162,14 +163,14 @@ def top_k(scores: jax.Array, depth: int = 20, chunk: int = CHUNK) -> tuple[jax.A
     """
     chex.assert_rank(scores, 2)
     chex.assert_type(scores, float)
-    batch, n = scores.shape
+    (batch, n), (chunk, *finer) = scores.shape, chunks
     if n == 0 or n % chunk or n < depth:
         raise ValueError(f"top_k of {n} columns: pad them by -inf to a multiple of {chunk}, at least {depth}")
     chunked = scores.reshape(batch, n // chunk, chunk)
     _, best = jax.lax.top_k(chunked.max(-1), min(depth, n // chunk))
     best = jnp.sort(best, axis=1)
     chosen = jnp.take_along_axis(chunked, best[:, :, None], axis=1).reshape(batch, -1)
-    values, at = jax.lax.top_k(chosen, depth)
+    values, at = top_k(chosen, depth, tuple(finer)) if finer else jax.lax.top_k(chosen, depth)
     return values, jnp.take_along_axis(best, div(at, chunk), axis=1) * chunk + rem(at, chunk)
 
 
@@ -200,11 +201,11 @@ def best_items(
     chex.assert_rank([user_vectors, item_vectors, item_bias], [2, 2, 1])
     chex.assert_equal_shape_suffix([user_vectors, item_vectors], 1)
     users, width = user_vectors.shape
-    length, chunk = padded(item_vectors.shape[0], depth, _SERVED_CHUNK), _SERVED_CHUNK
+    length = padded(item_vectors.shape[0], depth, _LEVELS[0])
     allowed = jnp.arange(length) < seen.items
     score = scorers(pad(item_vectors, length), jnp.where(allowed, pad(item_bias, length), -jnp.inf))
     most = at_once()
-    block = max(1, min(most.users, users, 4 * most.scores // length))
+    block = max(1, min(most.users, users, 2 * most.scores // length))
 
     def rank_block(number, found):
         # A last block that would end beyond the capacity is moved back; its users are written twice.
@@ -214,7 +215,7 @@ def best_items(
         scores = mask_seen_items(score(vectors, jnp.int32(width)), seen, row, -jnp.inf)
         return tuple(
             dynamic_update_slice(whole, part, (first, 0))
-            for whole, part in zip(found, top_k(scores, depth, chunk), strict=True)
+            for whole, part in zip(found, top_k(scores, depth, _LEVELS), strict=True)
         )
 
     start = jnp.zeros((users, depth)), jnp.zeros((users, depth), jnp.int32)

@@ -191,11 +191,11 @@ def _frame(
     place = np.repeat(places, scores.shape[1])
     frame = pl.DataFrame(
         {
-            "user": request.users.gather(place),
+            "user": request.users[place],
             "rank": np.tile(np.arange(1, scores.shape[1] + 1, dtype=np.uint32), len(places)),
-            "item": model.items.ids.gather(np.minimum(items.ravel(), len(model.items) - 1)),
+            "item": model.items.ids[np.minimum(items.ravel(), len(model.items) - 1)],
             "score": scores.ravel(),
-            "source": pl.Series(source).gather(place),
+            "source": pl.Series(source)[place],
         }
     )
     left = np.isfinite(scores)

@@ -1,6 +1,7 @@
 """The caller's ids of one side, and their rows."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ class Ids:
         >>> Ids(pl.Series(["a", "b"])).rows(pl.Series(["b", "c"])).tolist()
         [1, -1]
         """
-        table = pl.DataFrame({"id": self.ids, "row": np.arange(len(self.ids), dtype=np.int64)})
-        found = pl.DataFrame({"id": values}).join(table, on="id", how="left", maintain_order="left")
-        return found["row"].fill_null(-1).to_numpy()
+        if not len(self.ids):
+            return np.full(len(values), -1)
+        ordered, rows = self._ordered
+        place = np.minimum(ordered.search_sorted(values).to_numpy(), len(ordered) - 1)
+        same = (ordered[place] == values).fill_null(False).to_numpy()
+        return np.where(same, rows[place], -1)
+
+    @functools.cached_property
+    def _ordered(self) -> tuple[pl.Series, np.ndarray]:
+        """Ids in ascending order, and their rows."""
+        order = self.ids.arg_sort().to_numpy().astype(np.int64)
+        return self.ids[order], order
