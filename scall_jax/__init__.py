@@ -2,8 +2,8 @@
 
 Read a stream with `streams`, describe a run with `Config` and `Budget`, and run it with `run_segments` (on the host,
 with a folder that can be continued), `scan` (one compiled program) or `sweep` (one program for several budgets and
-seeds). A new method is an allocator or a `SizePlanner`, which `embedding_method` turns into a `Method` for
-`run_segments`.
+seeds). `load` reads a `Model` from a run's folder, which recommends. A new method is an allocator or a `SizePlanner`,
+which `embedding_method` turns into a `Method` for `run_segments`.
 """
 
 from scall_jax import sizes, streams
@@ -15,6 +15,7 @@ from scall_jax.methods.registry import METHODS, PROBED, SEARCHED
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
+from scall_jax.serving import Model, load
 from scall_jax.sizes.budget import Budget
 from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "FitConfig",
     "Method",
     "MixedPrecisionConfig",
+    "Model",
     "ObserveConfig",
     "PolicyConfig",
     "PrunedConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "allocator_planner",
     "embedding_method",
+    "load",
     "make_run",
     "run_segments",
     "scan",

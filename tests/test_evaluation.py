@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from scall_jax.evaluation import ranking as evaluation
+from scall_jax import evaluation
+from scall_jax.evaluation import top
 from scall_jax.streams.segments import GraphCapacity, make_graph, make_ragged_items
 
 
@@ -115,8 +116,8 @@ def test_many_blocks_of_users_count_everyone_once(monkeypatch):
     padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
     args = (padded, item_vectors, bias, rows, _known(graph))
     whole = evaluation.evaluate(*args)
-    most = evaluation._AtOnce(users=1024, scores=7 * evaluation._padded(150), edges=32)  # 7 users at once
-    monkeypatch.setattr(evaluation, "_at_once", lambda: most)
+    most = top.AtOnce(users=1024, scores=7 * top.padded(150, 20), edges=32)  # 7 users at once
+    monkeypatch.setattr(top, "at_once", lambda: most)
     for one, many in zip(whole, evaluation.evaluate(*args), strict=True):
         np.testing.assert_allclose(one, many, atol=1e-6)
 
@@ -136,3 +137,18 @@ def test_no_users_gives_zeros():
     empty = rows._replace(count=np.int32(0), indptr=np.zeros_like(rows.indptr))
     got = evaluation.evaluate(jnp.zeros((400, 20)), item_vectors, bias, empty, _known(graph))
     assert int(got.users.sum()) == 0 and float(got.fitness()) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 20, 90])
+def test_the_best_items_are_those_of_a_stable_sort(depth, monkeypatch):
+    (user_vectors, item_vectors), bias, met, *_, graph, _ = _case(2)
+    monkeypatch.setattr(top, "at_once", lambda: top.AtOnce(users=7, scores=2**20, edges=32))
+    offsets, items = graph.indptr[:24], graph.indices - 23
+    seen = top.KnownGraph(graph._replace(indptr=offsets, indices=items), users=0, items=jnp.int32(140))
+    values, found = jax.jit(evaluation.best_items, static_argnums=4)(user_vectors, item_vectors, bias, seen, depth)
+    scores = np.where(met, -np.inf, user_vectors @ item_vectors.T + bias)
+    scores[:, 140:] = -np.inf
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, expected, 1))
+    finite = np.isfinite(values)
+    np.testing.assert_array_equal(np.asarray(found)[finite], expected[finite])

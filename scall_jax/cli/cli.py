@@ -17,6 +17,9 @@ from scall_jax.streams import DataWarning
 
 F = TypeVar("F")
 
+Positional = tyro.conf.Positional
+"""`Positional[Path]`: a flag that is given without its name."""
+
 
 def cli(
     flags: type[F],

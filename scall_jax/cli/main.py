@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import scall_jax
 from scall_jax.cli.commands import run_command
+from scall_jax.cli.serving_commands import export_command, recommend_command
 
 
 class Command(NamedTuple):
@@ -18,7 +19,11 @@ class Command(NamedTuple):
     """run(arguments, program=...) does it; bad input ends with a message and exit code 2."""
 
 
-COMMANDS = {"run": Command("run methods over a stream of interactions within a memory budget", run_command)}
+COMMANDS = {
+    "run": Command("run methods over a stream of interactions within a memory budget", run_command),
+    "recommend": Command("recommend items by the model that a run has left", recommend_command),
+    "export": Command("write a run's model to a folder that needs no JAX", export_command),
+}
 """The subcommands by name."""
 
 

@@ -4,14 +4,12 @@ from scall_jax.evaluation.ranking import (
     BY_USER,
     CUTOFFS,
     STRATA,
-    KnownGraph,
     Metrics,
     RankingOptions,
     evaluate,
     evaluate_scores,
-    mask_seen_items,
-    top_k,
 )
+from scall_jax.evaluation.top import KnownGraph, best_items, mask_seen_items, top_k
 
 __all__ = [
     "BY_USER",
@@ -20,6 +18,7 @@ __all__ = [
     "KnownGraph",
     "Metrics",
     "RankingOptions",
+    "best_items",
     "evaluate",
     "evaluate_scores",
     "mask_seen_items",

@@ -1,7 +1,5 @@
 """Full-ranking evaluation: exact top-k over all candidate items, in blocks of users that bound memory."""
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypedDict, Unpack
 
@@ -9,11 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.ops.backend import by_backend
+from scall_jax.evaluation import top
+from scall_jax.evaluation.top import KnownGraph
 from scall_jax.ops.bisection import first_false
-from scall_jax.ops.indexing import ceil_div, div, dynamic_update_slice, rem, take
+from scall_jax.ops.indexing import ceil_div, dynamic_update_slice, take
 from scall_jax.ops.sums import padded_sum
-from scall_jax.streams import Graph, RaggedItems
+from scall_jax.streams import RaggedItems
 
 CUTOFFS = (5, 10, 20)
 STRATA = ("all", "new", "warm")
@@ -24,7 +23,6 @@ BY_USER = tuple(
 others: recall by their number, NDCG by an ideal list that has them first. All items are ranked, as for the others."""
 
 _DEPTH = max(CUTOFFS)
-_CHUNK = 32  # items per chunk of the two-level top-k
 
 Scorer = Callable[[jax.Array, jax.Array], jax.Array]
 """score(first, user i32[B]) -> f32[B, items], scores of the users in rows first, ..., first + B - 1 of a ranking."""
@@ -43,19 +41,6 @@ class Metrics(NamedTuple):
     def fitness(self) -> jax.Array:
         """Mean of Recall@20 and NDCG@20 over all users, the quantity that selection and reward use; f32[]."""
         return (self.recall[0, -1] + self.ndcg[0, -1]) / 2
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("graph", "items"), meta_fields=("users",))
-@dataclasses.dataclass(frozen=True)
-class KnownGraph:
-    """The known interactions, and which of their graph's nodes are known items."""
-
-    graph: Graph
-    """All known interactions, of N nodes: users, then items."""
-    users: int
-    """Capacity of the user side, where the items' nodes begin; static."""
-    items: jax.Array
-    """i32[], items known so far: ids below it."""
 
 
 class RankingOptions(TypedDict, total=False):
@@ -98,6 +83,7 @@ def evaluate(
 
     One user who has met none of three items is to be recommended the last one:
 
+    >>> from scall_jax.streams import Graph
     >>> graph = Graph(jnp.zeros(5, jnp.int32), jnp.zeros(1, jnp.int32), jnp.zeros(1))
     >>> known = KnownGraph(graph, users=1, items=jnp.int32(3))
     >>> relevant = RaggedItems(jnp.array([0]), jnp.array([0, 1]), jnp.array([2]), jnp.int32(1))
@@ -111,12 +97,12 @@ def evaluate(
     chex.assert_equal_shape_prefix([user_vectors, relevant.users], 1)
     chex.assert_equal_shape_prefix([item_vectors, item_bias], 1)
     chex.assert_equal_shape_suffix([user_vectors, item_vectors], 1)
-    used_width = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
+    columns = jnp.int32(user_vectors.shape[1]) if used_width is None else used_width
 
     def with_offset(offset):
-        by_width = _scorers(_pad(item_vectors, offset.shape[0]), offset)
+        by_width = top.scorers(top.pad(item_vectors, offset.shape[0]), offset)
         return lambda first, user: by_width(
-            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), used_width
+            jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), columns
         )
 
     return _evaluate(with_offset, item_bias, relevant, known, options)
@@ -184,12 +170,12 @@ def _evaluate(
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
     relevant, known = jax.tree.map(jnp.asarray, (relevant, known))
-    padded_items = _padded(item_bias.shape[0])
+    padded_items = top.padded(item_bias.shape[0], _DEPTH)
     queries = relevant.users.shape[0]
-    most = _at_once()
+    most = top.at_once()
     block_users = max(1, min(most.users, queries, most.scores // padded_items))
     allowed = _allowed(padded_items, relevant, known, candidates)
-    score = with_offset(jnp.where(allowed, _pad(item_bias, padded_items), -jnp.inf))
+    score = with_offset(jnp.where(allowed, top.pad(item_bias, padded_items), -jnp.inf))
     items_before = options.get("items_before", 0)
 
     def rank_block(number, totals):
@@ -197,10 +183,10 @@ def _evaluate(
         first = jnp.minimum(number * block_users, queries - block_users)
         row = first + jnp.arange(block_users, dtype=jnp.int32)
         user = take(relevant.users, row)
-        scores = mask_seen_items(score(first, user), known, user, -jnp.inf)
-        values, top = top_k(scores)
+        scores = top.mask_seen_items(score(first, user), known, user, -jnp.inf)
+        values, best = top.top_k(scores, _DEPTH)
         counted = (row >= number * block_users) & (row < relevant.count)
-        return _add(totals, _Block(first, row, user, values, top, counted), relevant, items_before)
+        return _add(totals, _Block(first, row, user, values, best, counted), relevant, items_before)
 
     blocks = ceil_div(relevant.count, block_users)
     start = _Totals(
@@ -229,131 +215,6 @@ def _allowed(padded_items: int, relevant: RaggedItems, known: KnownGraph, candid
         at = jnp.where(used, relevant.items, padded_items)
         allowed &= jnp.zeros(padded_items, bool).at[at].set(True, mode="drop")
     return allowed
-
-
-class _AtOnce(NamedTuple):
-    """How much of a ranking is worked on at once."""
-
-    users: int
-    scores: int
-    edges: int  # known interactions that are masked
-
-
-def _at_once() -> _AtOnce:
-    """On a CPU as much as stays in its caches, elsewhere enough to keep all units busy."""
-    return by_backend(_AtOnce(1024, 2**20, 1024), _AtOnce(4096, 2**24, 2**18))
-
-
-def _padded(items: int) -> int:
-    """Items rounded up to whole chunks, enough of them for the two-level top-k."""
-    return -(-max(items, _DEPTH * _CHUNK) // _CHUNK) * _CHUNK
-
-
-def _pad(values, length):
-    return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
-
-
-def _scorers(item_vectors, offset):
-    """Function (vectors, used width) -> scores + offset, which multiplies no more columns than a few static widths ask.
-
-    The leading columns are copied once for each width, not in every block: a narrow product reads narrow rows.
-    """
-    width = item_vectors.shape[1]
-    ends = [w for w in (16, 32, 64, 128) if w < width] + [width]
-    # CPU: the offset is one more column of the product, which saves a pass over the scores. Accelerators: the sum is
-    # fused anyway, and a product that splits numbers into parts turns -inf into NaN.
-    as_column = by_backend(True, False)
-
-    def with_column(vectors, column):
-        return jnp.concatenate([vectors, column[:, None]], axis=1) if as_column else vectors
-
-    parts = [with_column(item_vectors[:, :end], offset) for end in ends]
-
-    def product(end, part):
-        # Accelerators round factors to fewer bits by default; an exact ranking needs them all.
-        return lambda vectors: jnp.matmul(
-            with_column(vectors[:, :end], jnp.ones(len(vectors))), part.T, precision=jax.lax.Precision.HIGHEST
-        )
-
-    def scores(vectors, used_width):
-        which = (used_width > jnp.asarray(ends[:-1], jnp.int32)).sum() if len(ends) > 1 else 0
-        made = jax.lax.switch(which, [product(*pair) for pair in zip(ends, parts, strict=True)], vectors)
-        return made if as_column else made + offset[None, :]
-
-    return scores
-
-
-def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value: float) -> jax.Array:
-    """Scores with `value` where a row's user has met the item, a fixed number of interactions at a time.
-
-    Args:
-      scores: f32[B, V].
-      known: interactions of all users.
-      user: i32[B], users of the rows; they may repeat.
-      value: put in place of the scores.
-
-    Returns:
-      f32[B, V].
-
-    The second of two users has met item 0, which is node 2:
-
-    >>> graph = Graph(jnp.array([0, 0, 1, 2, 2]), jnp.array([2, 1]), jnp.ones(2))
-    >>> mask_seen_items(jnp.ones((1, 2)), KnownGraph(graph, 2, jnp.int32(2)), jnp.array([1]), 0.0).tolist()
-    [[0.0, 1.0]]
-    """
-    chex.assert_rank([scores, user], [2, 1])
-    chex.assert_type([scores, user], [float, int])
-    chex.assert_equal_shape_prefix([scores, user], 1)
-    graph, users = jax.tree.map(jnp.asarray, known.graph), known.users
-    start = take(graph.indptr, user)
-    degree = take(graph.indptr, user + 1) - start
-    ends = jnp.cumsum(degree)
-    begins = ends - degree
-    edges = min(_at_once().edges, graph.indices.shape[0])
-
-    def body(carry):
-        done, scores = carry
-        flat = done + jnp.arange(edges, dtype=jnp.int32)
-        row = jnp.searchsorted(ends, flat, side="right").astype(jnp.int32)
-        valid = flat < ends[-1]
-        row = jnp.where(valid, row, 0)
-        item = take(graph.indices, jnp.where(valid, take(start, row) + flat - take(begins, row), 0)) - users
-        row = jnp.where(valid, row, scores.shape[0])
-        return done + edges, scores.at[row, item].set(value, mode="drop", wrap_negative_indices=False)
-
-    return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
-
-
-def top_k(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The 20 largest of each row, ties to the lower column.
-
-    Exact in two levels: the 20 chunks with the largest maxima, in order of column, hold the 20 largest values,
-    since each value of another chunk has 20 maxima before it.
-
-    Args:
-      scores: f32[B, n], n a multiple of 32.
-
-    Returns:
-      (values f32[B, 20] in descending order, columns i32[B, 20]).
-
-    Raises:
-      ValueError: n is no multiple of 32.
-
-    >>> values, columns = top_k(jnp.arange(64.0)[None])
-    >>> values[0, :3].tolist(), columns[0, :3].tolist()
-    ([63.0, 62.0, 61.0], [63, 62, 61])
-    """
-    chex.assert_rank(scores, 2)
-    chex.assert_type(scores, float)
-    batch, n = scores.shape
-    if n == 0 or n % _CHUNK:
-        raise ValueError(f"top_k of {n} columns: pad them by -inf to a multiple of {_CHUNK}")
-    chunked = scores.reshape(batch, n // _CHUNK, _CHUNK)
-    _, chunk = jax.lax.top_k(chunked.max(-1), min(_DEPTH, n // _CHUNK))
-    chunk = jnp.sort(chunk, axis=1)
-    chosen = jnp.take_along_axis(chunked, chunk[:, :, None], axis=1).reshape(batch, -1)
-    values, at = jax.lax.top_k(chosen, _DEPTH)
-    return values, jnp.take_along_axis(chunk, div(at, _CHUNK), axis=1) * _CHUNK + rem(at, _CHUNK)
 
 
 def _add(totals: _Totals, block: _Block, relevant: RaggedItems, items_before: chex.Numeric) -> _Totals:

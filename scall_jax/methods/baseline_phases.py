@@ -13,6 +13,7 @@ from scall_jax.methods.planner import no_action
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Baseline
 from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.served import Served
 from scall_jax.streams import Segment, Stream
 
 
@@ -40,6 +41,8 @@ def _baseline_phases(baseline: Baseline, config: Config, callbacks: Callbacks) -
         fit=functools.partial(_fit, baseline, config),
         rank=functools.partial(_rank, baseline),
         bookkeeping=functools.partial(_bookkeeping, baseline),
+        serve=None if baseline.serve is None else functools.partial(_serve, baseline),
+        fold_in=baseline.fold_in,
         keeps_shapes=False,
     )
 
@@ -85,6 +88,12 @@ def _rank(
     return Ranked(fit_result.params, valid, test, jnp.int32(0))
 
 
+def _serve(baseline: Baseline, state: RunState, segment: Segment, row: jax.Array, width: int) -> Served:
+    del width
+    assert baseline.serve is not None
+    return baseline.serve(state.params, segment, row)
+
+
 def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkeeping:
     del state
     users, items = stream.capacity.users, stream.capacity.items
@@ -96,4 +105,6 @@ def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkee
         serves_by=lambda plan, known, graph_bytes: baseline.serves_by(known, graph_bytes),
         training_bytes=lambda state, segment, params: 0,
         describe=lambda state: baseline.describe(state.params),
+        width=lambda plan: 0,
+        bits=lambda plan: np.zeros(users + items, np.int32),
     )

@@ -165,6 +165,29 @@ def bias_bytes(config: Config, items: int) -> int:
     return 0 if config.bias == "none" else 4 * items
 
 
+def served_bias(
+    config: Config, recommender: Recommender, state: RunState, segment: Segment, row: jax.Array
+) -> jax.Array:
+    """The bias that a segment was ranked with, without choosing again.
+
+    Args:
+      config: configuration of the run.
+      recommender: of the run.
+      state: after the segment.
+      segment: the data.
+      row: i32[], the row of `Segment.popularity` that was in use.
+
+    Returns:
+      f32[V], zeros without a bias.
+    """
+    chex.assert_rank(row, 0)
+    if recommender.item_bias is not None:
+        return recommender.item_bias(state.recommender, segment)[0]
+    if config.bias == "none":
+        return jnp.zeros(segment.popularity.shape[1])
+    return jnp.log1p(segment.popularity[row])
+
+
 def item_bias(config: Config, segment: Segment) -> tuple[jax.Array, jax.Array]:
     """Bias of the items' scores: the log of their decayed counts, with the half-life that ranks best on valid.
 

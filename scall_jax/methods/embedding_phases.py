@@ -12,7 +12,7 @@ import numpy as np
 from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.evaluation import RankingOptions
-from scall_jax.methods.context import bias_bytes, segment_context
+from scall_jax.methods.context import bias_bytes, segment_context, served_bias
 from scall_jax.methods.phases import (
     Bookkeeping,
     Callbacks,
@@ -28,6 +28,7 @@ from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.recommenders.fit import FitResult, as_served, from_buffer, to_buffer
 from scall_jax.recommenders.recommender import OnEvaluation
+from scall_jax.recommenders.served import Served
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
@@ -138,6 +139,8 @@ def _embedding_phases(
         rank=functools.partial(_rank, config),
         bookkeeping=functools.partial(_bookkeeping, config, planner, unlimited),
         choose=None if recommender.choose is None else functools.partial(_choose, config),
+        serve=None if recommender.serve is None else functools.partial(_serve, config),
+        fold_in=recommender.fold_in,
         search_before=optional(planner.search_before),
         search_after=optional(planner.search_after),
         update=optional(planner.update),
@@ -208,6 +211,16 @@ def _rank(
     return Ranked(stored, valid, test, storage.allocated(prepared.plan))
 
 
+def _serve(config: Config, state: RunState, segment: Segment, row: jax.Array, width: int) -> Served:
+    context = segment_context(config, state, segment)
+    storage, recommender = context.storage, context.recommender()
+    layout = storage.layout(state.plan)
+    served, params = as_served(storage, state.params, layout)
+    bias = served_bias(config, recommender, state, segment, row)
+    assert recommender.serve is not None
+    return recommender.serve(served, params, layout, segment, bias, state.recommender, width)
+
+
 def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: RunState, stream: Stream) -> Bookkeeping:
     users, items = stream.capacity.users, stream.capacity.items
     factory, recommender = tables.storage_factory(config), recommender_of(config)
@@ -230,17 +243,18 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
     def sizes(plan: Any) -> np.ndarray:
         return np.asarray(storage.sizes(plan))
 
-    def serves_by(plan: Any, known: tuple[int, int], graph_bytes: int) -> dict[str, int]:
+    def width(plan: Any) -> int:
         # The layout of a table says no more than whole column blocks.
-        width = sizes(plan).max() if storage.table is not None else storage.used(storage.layout(plan))
-        return recommender.serves_by(known, graph_bytes, int(width))
+        return int(sizes(plan).max() if storage.table is not None else storage.used(storage.layout(plan)))
 
     return Bookkeeping(
         exporter=Exporter(storage.export, storage.restore),
         sizes=sizes,
         budget_bytes=budget_bytes,
         side_bytes=lambda known: bias_bytes(config, known[1]),
-        serves_by=serves_by,
+        serves_by=lambda plan, known, graph_bytes: recommender.serves_by(known, graph_bytes, width(plan)),
         training_bytes=training_bytes,
         describe=lambda state: recommender.describe(state.recommender),
+        width=width,
+        bits=lambda plan: np.broadcast_to(np.asarray(storage.bits(plan), np.int32), users + items),
     )

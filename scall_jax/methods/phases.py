@@ -18,6 +18,7 @@ from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.recommenders.fit import FitResult
 from scall_jax.recommenders.recommender import OnEvaluation
+from scall_jax.recommenders.served import FoldIn, Served
 from scall_jax.streams import Segment, Stream
 
 
@@ -79,6 +80,10 @@ class Bookkeeping(NamedTuple):
     to step: a search, with what is stored beside it, or the segment's training."""
     describe: Callable[[RunState], dict[str, Any]]
     """(state after the segment) -> entries that the method adds to the segment's line of metrics."""
+    width: Callable[[Any], int]
+    """plan -> columns of vectors that are in use; 0 for methods without vectors of a table."""
+    bits: Callable[[Any], np.ndarray]
+    """plan -> i32[N], bits of a stored coordinate of each node; zeros for methods without."""
 
 
 class MethodPhases(NamedTuple):
@@ -105,6 +110,11 @@ class MethodPhases(NamedTuple):
     """Runs after `update`, on the same segment; None if the method does not search there."""
     update: Callable[[RunState, Segment, Outcome], Any] | None = None
     """Runs after `rank`, with the state after the segment; returns the next `RunState.planner`. None keeps it."""
+    serve: Callable[[RunState, Segment, jax.Array, int], Served] | None = None
+    """(state after the segment, segment, row of `Segment.popularity` in use i32[], `Bookkeeping.width`, static) -> what
+    answers requests: its scores are those that `rank` evaluates. None: the method cannot be loaded to recommend."""
+    fold_in: FoldIn | None = None
+    """Users whom the run has not seen, by their items; None where there is no rule for it."""
     keeps_shapes: bool = True
     """`fit` returns parameters of the shapes that it takes, so that their memory may be donated to it."""
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, Unpack
 import jax
 
 from scall_jax.evaluation import Metrics, RankingOptions
+from scall_jax.recommenders.served import FoldIn, Served
 from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Exported
 
@@ -95,3 +96,7 @@ class Baseline(NamedTuple):
     its bytes; the cheapest of several ways counts."""
     describe: Callable[[Any], dict[str, Any]]
     """stored -> entries that a line of metrics has beside the usual ones."""
+    serve: Callable[[Any, Segment, jax.Array], Served] | None = None
+    """(stored, segment, row of `Segment.popularity` that the run chose, i32[]) -> what answers requests. Traced."""
+    fold_in: FoldIn | None = None
+    """Users by their items; None where items are the same for all users."""

@@ -15,6 +15,7 @@ import numpy as np
 from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
+from scall_jax.recommenders.served import Served
 from scall_jax.streams import RaggedItems, Segment, sides
 
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
@@ -125,6 +126,19 @@ def _rank(
     return evaluation.evaluate_scores(score, scores, relevant, known, **options)
 
 
+def _serve(stored: Ease, segment: Segment, row: jax.Array) -> Served:
+    """A user's vector is the user's row of X, the items' vectors are the columns of B."""
+    del row
+    items = sides(segment)[1]
+    return Served(jnp.zeros((0, items)), stored.weights.T, jnp.zeros(items))
+
+
+def _fold_in(served: Served, items: jax.Array, count: jax.Array) -> jax.Array:
+    used = jnp.arange(items.shape[0]) < count
+    row = jnp.zeros(served.items.shape[1])
+    return row.at[jnp.where(used, items, row.shape[0])].set(1.0, mode="drop")
+
+
 def _export(stored: Ease, plan, known: tuple[int, int]) -> dict[str, np.ndarray]:
     del plan
     return {
@@ -158,5 +172,7 @@ EASE = Baseline(
     # A user's scores are sums over the user's items.
     serves_by=lambda known, graph_bytes: {"graph": graph_bytes},
     describe=_describe,
+    serve=_serve,
+    fold_in=_fold_in,
 )
 """EASE with its ridge chosen on valid, learned afresh in every segment from all interactions before the cut."""

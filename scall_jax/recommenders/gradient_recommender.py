@@ -6,6 +6,7 @@ import jax
 from scall_jax.recommenders.fit import FitConfig, evaluate_params, held_by_training, make_fit
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
+from scall_jax.recommenders.served import fold_neighbours, serve_propagated
 from scall_jax.tables.storage import Storage
 
 
@@ -26,6 +27,10 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str) -
         model = LightGcn(storage, config.layers)
         return evaluate_params(model, params, layout, segment, parts, item_bias, **options)
 
+    def serve(storage: Storage, params, layout, segment, item_bias: jax.Array, remembered, width: int):
+        del remembered
+        return serve_propagated(LightGcn(storage, config.layers), params, layout, segment, item_bias, width)
+
     def serves_by(known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
         # The graph, or the float32 vectors that propagation makes of it.
         return {"graph": graph_bytes, "final_vectors": 4 * sum(known) * width} if config.layers else {}
@@ -36,4 +41,6 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str) -
         evaluate=evaluate,
         held_by_training=held_by_training,
         serves_by=serves_by,
+        serve=serve,
+        fold_in=fold_neighbours,
     )

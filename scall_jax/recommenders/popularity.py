@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.fit import first_users
+from scall_jax.recommenders.served import Served
 from scall_jax.streams import POPULARITY, RaggedItems, Segment, sides
 
 _FIRST_DECAYED = POPULARITY.index("segment") + 1
@@ -70,6 +71,11 @@ def _by_popularity(row_of: Callable[..., jax.Array]) -> Baseline:
         del stored
         return evaluate_item_scores(scores, segment, relevant, **options)
 
+    def serve(stored: Any, segment: Segment, row: jax.Array) -> Served:
+        del stored
+        users, items = sides(segment)
+        return Served(jnp.zeros((users, 1)), jnp.zeros((items, 1)), segment.popularity[row])
+
     return Baseline(
         empty=lambda users, items: jnp.zeros(0),
         scores=scores,
@@ -80,6 +86,7 @@ def _by_popularity(row_of: Callable[..., jax.Array]) -> Baseline:
         ),
         serves_by=lambda known, graph_bytes: {"counts": 4 * known[1]},
         describe=lambda stored: {},
+        serve=serve,
     )
 
 

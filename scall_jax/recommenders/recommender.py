@@ -7,6 +7,7 @@ import jax
 
 from scall_jax.evaluation import Metrics, RankingOptions
 from scall_jax.recommenders.fit import Fit
+from scall_jax.recommenders.served import FoldIn, Served
 from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
@@ -64,6 +65,32 @@ WideFitter = Callable[[jax.Array, Any, Segment, jax.Array, int, int], WideFit]
 """(typed PRNG key, what is remembered, segment, item bias f32[V], sweeps, width) -> fit; the last two are static."""
 
 
+class ServeParams(Protocol):
+    """Signature of `Recommender.serve`."""
+
+    def __call__(
+        self,
+        storage: Storage,
+        params: Params,
+        layout: StorageLayout,
+        segment: Segment,
+        item_bias: jax.Array,
+        remembered: Any,
+        width: int,
+    ) -> Served:
+        """Vectors that rank as `Recommender.evaluate` does.
+
+        Args:
+          storage, params, layout, segment, item_bias: as in `EvaluateParams`.
+          remembered: what the recommender remembers.
+          width: columns in use; static.
+
+        Returns:
+          Served.
+        """
+        ...
+
+
 class Recommender(NamedTuple):
     """Pure functions, traced but for `serves_by`.
 
@@ -98,3 +125,7 @@ class Recommender(NamedTuple):
     fit may start from. None: there is none."""
     describe: Callable[[Any], dict[str, Any]] = lambda remembered: {}
     """What is remembered -> entries that a line of metrics has for it; on the host."""
+    serve: ServeParams | None = None
+    """What answers requests. None: a run cannot be loaded to recommend."""
+    fold_in: FoldIn | None = None
+    """Users whom training has not seen, by their items. None: there is no such rule."""

@@ -7,6 +7,7 @@ with the file's name.
 import dataclasses
 import json
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.lock import locked
 from scall_jax.run.manifest import GROWING, Manifest
 from scall_jax.run.step import Record
+from scall_jax.run.stream_files import keep_stream
 from scall_jax.streams import Segment, Stream, sides
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
+"""Name of the file that says what a run is."""
+_KEPT = (CONFIG, *manifest.STREAM, "sizes/", "users/")
 
 
 def store_segment(
@@ -68,7 +72,7 @@ def store_segment(
     checkpoint.publish(path)
     # A segment is finished when the manifest says so. The checkpoint before it stays until then.
     written = manifest.entries(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/{name}"])
-    kept = {file: entry for file, entry in before.files.items() if file.startswith((_CONFIG, "sizes/", "users/"))}
+    kept = {file: entry for file, entry in before.files.items() if file.startswith(_KEPT)}
     # The last checkpoint, and a summary, which a run that goes on has no longer.
     obsolete = {file: entry for file, entry in before.files.items() if file not in {*kept, *written}}
     manifest.write(folder, Manifest(kept | written, obsolete, None))
@@ -110,9 +114,9 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         "device": jax.devices()[0].device_kind,
     }
     identity = json.loads(json.dumps(identity))
-    path = folder / _CONFIG
-    manifest.refuse_links(folder, [_CONFIG, manifest.NAME])
-    if not path.exists() or not any(file.name not in (_CONFIG, LOCK) for file in folder.iterdir()):
+    path = folder / CONFIG
+    manifest.refuse_links(folder, [CONFIG, manifest.NAME, *manifest.STREAM])
+    if not path.exists() or not any(file.name not in (CONFIG, LOCK) for file in folder.iterdir()):
         start(folder, identity)
     found = manifest.check(folder)
     other = read_identity(path)
@@ -122,7 +126,9 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         if other[name] != identity[name]:
             difference = _difference(other, identity, name)
             raise ValueError(f"{folder} holds another run ({difference}): choose another folder")
-    return _finished_lines(folder, found)
+    lines = _finished_lines(folder, found)
+    keep_stream(folder, manifest.read(folder), stream)
+    return lines
 
 
 def start(folder: Path, identity: dict[str, Any]) -> None:
@@ -133,8 +139,8 @@ def start(folder: Path, identity: dict[str, Any]) -> None:
       identity: the content of config.json, with the keys that `read_identity` names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_durably(folder / _CONFIG, json.dumps(identity, indent=2) + "\n")
-    manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [_CONFIG])))
+    manifest.write_durably(folder / CONFIG, json.dumps(identity, indent=2) + "\n")
+    manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [CONFIG])))
 
 
 def _finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
@@ -155,6 +161,20 @@ def _finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
     if found.writing is not None or found.obsolete:
         manifest.write(folder, found._replace(writing=None, obsolete={}))
     return lines
+
+
+def finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
+    """Lines of the finished segments, of a folder that is read and not written to.
+
+    Args:
+      folder: of a run.
+      found: its manifest.
+
+    Returns:
+      As `read_lines`, without what a segment that is being written has appended.
+    """
+    finished = found.files[GROWING].nbytes if GROWING in found.files else 0
+    return read_lines(folder / GROWING, finished) if finished else []
 
 
 def finish(folder: Path, *names: str) -> None:
@@ -195,6 +215,41 @@ def read_identity(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not that of a run: choose another folder")
 
 
+def config_of(stored: dict[str, Any], path: Path) -> Config:
+    """The configuration that a config.json describes.
+
+    Args:
+      stored: `read_identity(path)["config"]`.
+      path: of the file, for messages.
+
+    Returns:
+      Config, equal to the run's.
+
+    Raises:
+      ValueError: fields or values that this version does not know.
+
+    >>> from scall_jax import Budget
+    >>> config = Config("uniform", Budget.schedule([Budget.mean_size(2), Budget.megabytes(1)]))
+    >>> config_of(json.loads(json.dumps(dataclasses.asdict(config))), Path("config.json")) == config
+    True
+    """
+    try:
+        return _built(Config, stored)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is of another version ({error}): make the run anew in another folder") from None
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of a type annotation from what JSON made of it."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        kinds = typing.get_type_hints(kind)
+        return kind(**{name: _built(kinds[name], inner) for name, inner in value.items()})
+    if isinstance(value, list):
+        inner = (typing.get_args(kind) or (Any,))[0]
+        return tuple(_built(inner, one) for one in value)
+    return value
+
+
 def _difference(other: dict[str, Any], identity: dict[str, Any], name: str) -> str:
     if not isinstance(other[name], dict):
         return f"{name} {other[name]} there, {identity[name]} here"
@@ -212,11 +267,12 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, nbytes: int | None = None) -> list[dict[str, Any]]:
     """Read a JSON-lines file.
 
     Args:
       path: of the file; a missing file has no lines.
+      nbytes: bytes from its beginning that count; None for all of them.
 
     Returns:
       The complete lines; a last line that was cut off while it was written is left out.
@@ -225,7 +281,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
       ValueError: another line is no JSON, or a byte is not UTF-8; the message names the file and the place.
     """
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_bytes()[:nbytes].decode("utf-8") if path.exists() else ""
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8: {_DAMAGED}") from None
     lines: list[dict[str, Any]] = []
@@ -261,13 +317,13 @@ def remove_run(folder: Path) -> None:
       ValueError: the folder has no manifest of this version, or a link leads out of it, or another process writes to
         it; nothing has been deleted then.
     """
-    if not (folder / _CONFIG).exists() and not (folder / manifest.NAME).exists():
+    if not (folder / CONFIG).exists() and not (folder / manifest.NAME).exists():
         return
     with locked(folder):
         found = manifest.read(folder)
         left_over = [] if found.writing is None else manifest.left_over(folder, found.writing)
-        names = [name for name in (*found.files, *found.obsolete, *left_over) if name != _CONFIG]
-        manifest.delete(folder, [*names, *([GROWING] if found.writing else [])])
+        names = [name for name in (*found.files, *found.obsolete, *left_over) if name != CONFIG]
+        manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
         # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
-        manifest.delete(folder, [_CONFIG, manifest.NAME])
+        manifest.delete(folder, [CONFIG, manifest.NAME])
     (folder / LOCK).unlink(missing_ok=True)

@@ -18,6 +18,12 @@ NAME = "manifest.json"
 FORMAT = 1
 """Version of the manifest; a folder of another version is refused."""
 
+STREAM = ("stream.json", "users.parquet", "items.parquet", "interactions.parquet", "replay.parquet")
+"""Files of the stream, written once; `stream_files` says what they hold. The last one is not there in every run."""
+
+STREAM_NAME = "stream"
+"""What `Manifest.writing` says while these are being written."""
+
 _BLOCK = 2**20
 
 
@@ -38,7 +44,8 @@ class Manifest(NamedTuple):
     obsolete: dict[str, Entry]
     """Files that have been replaced and may be deleted."""
     writing: str | None
-    """Name of the segment whose files are being written, `segment-0007`; they are left over if the run was killed."""
+    """Name of the segment whose files are being written, `segment-0007`, or `STREAM_NAME`; they are left over if the
+    run was killed."""
 
 
 EMPTY = Manifest({}, {}, None)
@@ -213,12 +220,15 @@ def _remove_empty(folder: Path, inner: Path) -> None:
 
 
 def left_over(folder: Path, segment: str) -> list[str]:
-    """Paths of the files of a segment that was being written.
+    """Paths of the files of a segment, or of the stream, that was being written.
 
     Args:
       folder: of a run.
       segment: `Manifest.writing`.
     """
+    if segment == STREAM_NAME:
+        temporary = f"{STREAM[0]}.tmp"
+        return [name for name in (*STREAM, temporary) if (folder / name).exists() or (folder / name).is_symlink()]
     places = [f"sizes/{segment}.npz", f"users/{segment}.npz"]
     for checkpoint in (f"checkpoints/.pending/{segment}", f"checkpoints/{segment}"):
         refuse_links(folder, [checkpoint])

@@ -137,6 +137,8 @@ class Storage(NamedTuple):
     """(parameters, layout) -> a table like `table` whose `read` gives coordinates as they would be stored, with the
     scales of these parameters: what a training reads that is to learn coordinates that bear rounding. Traced. None:
     there is no such table."""
+    bits: Callable[[Plan], Any] = lambda plan: 32
+    """plan -> bits of a stored coordinate, int or i32[N]; for records."""
     served: Table | None = None
     """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
     what is stored, and it is never trained. None: ranking reads what `load` gives."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.served import FoldIn, Served
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -94,3 +95,39 @@ def fold_in(
     matrix = jnp.where(has[:, None] & has[None, :], matrix, jnp.eye(width))
     factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
     return jax.scipy.linalg.cho_solve(factor, jnp.where(has, right, 0.0))
+
+
+class Solving(NamedTuple):
+    """`Served.fold`: what `ItemModel` has beside the items' vectors and bias."""
+
+    gram: jax.Array
+    """f32[D, D]."""
+    biased: jax.Array
+    """f32[D]."""
+    known: jax.Array
+    """i32[]."""
+    hyper: Hyper
+    """Of the fit."""
+
+
+def solving(vectors: jax.Array, bias: jax.Array, known: jax.Array, hyper: Hyper) -> Solving:
+    """Prepare fold-ins of a model that is served; arguments as in `item_model`."""
+    model = item_model(vectors, bias, known, hyper)
+    return Solving(model.gram, model.biased, model.known, model.hyper)
+
+
+def make_fold_in(exponent: float) -> FoldIn:
+    """Fold-in of users who have met their items just now.
+
+    Args:
+      exponent: nu of the fit.
+
+    Returns:
+      Function as `FoldIn` describes it, for a `Served` whose `fold` is of `solving`.
+    """
+
+    def fold_in_now(served: Served, items: jax.Array, count: jax.Array) -> jax.Array:
+        model = ItemModel(served.items, served.bias, *served.fold)
+        return fold_in(model, items, jnp.zeros(items.shape[0]), count, exponent=exponent)
+
+    return fold_in_now

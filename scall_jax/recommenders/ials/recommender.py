@@ -13,10 +13,12 @@ from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, fi
 from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
+from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.gains import wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender, WideFit
+from scall_jax.recommenders.served import serve_propagated
 from scall_jax.streams import POPULARITY, Segment, active_mask, sides
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
@@ -144,6 +146,12 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
         return wide_fit(key, segment, item_bias, hyper_of(among, chosen), sweeps, width, config.exponent)
 
+    def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
+        served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
+        hyper = hyper_of(among, remembered)
+        # Items that are not known have no vector of their own; those of size 0 have their side's.
+        return served._replace(fold=solving(served.items, item_bias, segment.items, hyper))
+
     def init() -> Chosen:
         halves = len(POPULARITY) - _FIRST_DECAYED
         count = 1 + len(BIAS_WEIGHTS) * halves if biases else 1
@@ -163,6 +171,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         item_bias=item_bias if biases else None,
         wide_fit=fit_wide,
         describe=lambda chosen: _describe(among, chosen),
+        serve=serve,
+        fold_in=make_fold_in(config.exponent),
     )
 
 

@@ -236,6 +236,7 @@ def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) ->
         return Coded(jnp.asarray(codes), jnp.asarray(scales), jnp.asarray(arrays["codes_top"][0]))
 
     rounding = Rounding(
+        bits=bits,
         empty=lambda: Coded(jnp.zeros((groups, bits), jnp.uint8), jnp.zeros(vectors, jnp.uint8), jnp.float32(0)),
         store=lambda pool, layout: encode(pool, layout, bits),
         load=lambda stored, layout: decode(stored, layout, capacity),

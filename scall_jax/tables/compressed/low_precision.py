@@ -30,6 +30,7 @@ from scall_jax.tables.storage import (
 class Rounding(NamedTuple):
     """How a pool is rounded; fields as in `Storage`, but `export` and `restore` know nothing of sizes in use."""
 
+    bits: int  # of a stored coordinate
     empty: Callable[[], Stored]
     store: Callable[[jax.Array, Layout], Stored]  # pool f32[capacity], layout -> stored
     load: Callable[[Stored, Layout], jax.Array]  # and back
@@ -90,6 +91,7 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         export=export,
         restore=restore,
         rounds=True,
+        bits=lambda plan: rounding.bits,
         rounding=rounding_table,
         served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
@@ -108,6 +110,7 @@ def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
         return pool.view(jnp.bfloat16)
 
     rounding = Rounding(
+        bits=16,
         empty=lambda: jnp.zeros(capacity, jnp.bfloat16),
         store=lambda pool, layout: pool.astype(jnp.bfloat16),
         load=lambda stored, layout: stored.astype(jnp.float32),

@@ -191,6 +191,7 @@ def mixed_precision(capacity: int, users: int, items: int, maximum: int, options
         sizes=sizes,
         allocated=lambda plan: octets * _bits_of(users, plan).sum() + fixed,
         used=lambda codes: jnp.int32(width),
+        bits=functools.partial(_bits_of, users),
         export=functools.partial(_export, users),
         restore=functools.partial(_restore, _Shapes(planes, users, items, groups, width)),
         nodes=nodes,

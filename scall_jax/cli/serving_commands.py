@@ -1,0 +1,115 @@
+"""The commands that use what a run has learned: recommend and export."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from scall_jax.cli.cli import Positional, cli
+from scall_jax.serving import load
+
+RECOMMEND = """
+Recommend items by the model that a run has left, as lines of CSV.
+
+    scall-jax recommend runs/demo/uniform --users 17850 13047 --k 5
+    scall-jax recommend runs/demo/uniform --users new --items 85123A 71053   # someone who has met these two
+
+The column source says what a line comes from: the user's own vector (known), the vector that the given items lead to
+(folded in), or popularity.
+"""
+"""What `scall-jax recommend` does, as its help shows it."""
+
+EXPORT = """
+Write the model that a run has left to a folder that can be read without this library: arrays in safetensors, ids in
+Parquet, a manifest with the bytes of each, and a card with a reader in NumPy.
+
+    scall-jax export runs/demo/uniform --out models/uniform
+"""
+"""What `scall-jax export` does, as its help shows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommend:
+    """Flags of `scall-jax recommend`."""
+
+    run: Positional[Path]
+    """Folder of a run, such as runs/demo/uniform."""
+    users: tuple[str, ...] = ()
+    """Ids of users, as in the file that the run read; none: all known users."""
+    k: int = 10
+    """Items of each user."""
+    items: tuple[str, ...] = ()
+    """Ids of items that these users have met: a user whom the run does not know is folded in from them."""
+    seen: bool = False
+    """Recommend what a user has met, too."""
+    out: Path | None = None
+    """File to write, .csv or .parquet; none: standard output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Flags of `scall-jax export`."""
+
+    run: Positional[Path]
+    """Folder of a run, such as runs/demo/uniform."""
+    out: Path
+    """Folder to write, which must not exist or be empty."""
+
+
+def recommend_job(flags: Recommend) -> pl.DataFrame:
+    """Recommend, and print or write the rows.
+
+    Args:
+      flags: of the request.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ValueError: a folder that holds no model, a request that no model answers, or a file of another kind.
+    """
+    if flags.out is not None and flags.out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--out {flags.out}: give a name that ends with .csv or .parquet")
+    if flags.items and not flags.users:
+        raise ValueError("--items: name the users who have met them by --users")
+    model = load(flags.run)
+    given = {user: list(flags.items) for user in flags.users} if flags.items else None
+    frame = model.recommend(list(flags.users) or None, flags.k, exclude_seen=not flags.seen, items_of=given)
+    if flags.out is None:
+        frame.write_csv(sys.stdout)
+    elif flags.out.suffix == ".csv":
+        frame.write_csv(flags.out)
+    else:
+        frame.write_parquet(flags.out)
+    return frame
+
+
+def export_job(flags: Export) -> Path:
+    """Export the model of a run.
+
+    Args:
+      flags: of the export.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: a folder that holds no model, or one that cannot be written.
+    """
+    model = load(flags.run)
+    path = model.export(flags.out)
+    nbytes = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{model}: {nbytes:,} bytes in {path}/, listed in {path / 'manifest.json'}")
+    return path
+
+
+def recommend_command(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """The command line `scall-jax recommend`; arguments and errors as in `run_command`."""
+    cli(Recommend, recommend_job, RECOMMEND, arguments, program)
+
+
+def export_command(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """The command line `scall-jax export`; arguments and errors as in `run_command`."""
+    cli(Export, export_job, EXPORT, arguments, program)

@@ -1,0 +1,135 @@
+"""The stream of a run as files of its folder, so that what was learned can be read by the caller's own ids.
+
+    users.parquet, items.parquet   id (as it was read), row (its number in every array of the run)
+    interactions.parquet           user and item (rows of these), time, in the order of the stream
+    replay.parquet                 segment, row: the rows that a segment is trained on again; only where there are any
+    stream.json                    bounds of the segments, and how the stream was made
+
+They are written once, before the first segment, and are input, not model: no account of bytes counts them. What serving
+reads of them is charged there as before: the graph, the bias, or the counts behind popularity.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from scall_jax.run import manifest
+from scall_jax.run.manifest import Manifest
+from scall_jax.streams import Bounds, Stream
+
+FORMAT = 1
+"""Version of these files; others are refused."""
+
+_SIDES = ("users", "items")
+
+
+def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
+    """Write the stream to a run folder that lacks it, or compare the ids with those that are there.
+
+    Args:
+      folder: of a run of this stream.
+      found: its manifest, which names no segment that is being written.
+      stream: of the run.
+
+    Raises:
+      ValueError: the folder has other ids for the same rows, or a file of another's where one of these belongs.
+    """
+    frames = _frames(stream)
+    names = [manifest.STREAM[0], *frames]
+    if all(name in found.files for name in names):
+        for side in _SIDES:
+            if not _same_ids(pl.read_parquet(folder / f"{side}.parquet")["id"], frames[f"{side}.parquet"]["id"]):
+                raise ValueError(f"{folder} holds another run (the ids of {side} differ): choose another folder")
+        return
+    for name in names:
+        if name not in found.files and (folder / name).exists():
+            raise ValueError(f"{folder / name} is in the way, and no file of the run: choose another folder")
+    manifest.write(folder, found._replace(writing=manifest.STREAM_NAME))
+    about = {
+        "format": FORMAT,
+        "bounds": [[b.start, b.train, b.valid, b.end] for b in stream.bounds],
+        "select_on_test": stream.select_on_test,
+        "seed": stream.seed,
+        "source": stream.source,
+        "notes": list(stream.notes),
+    }
+    manifest.write_durably(folder / manifest.STREAM[0], json.dumps(about) + "\n")
+    for name, frame in frames.items():
+        with (folder / name).open("wb") as file:
+            frame.write_parquet(file)
+            file.flush()
+            os.fsync(file.fileno())
+    manifest.write(folder, found._replace(files=found.files | manifest.entries(folder, names)))
+
+
+def _frames(stream: Stream) -> dict[str, pl.DataFrame]:
+    """What is written, by the names of the files."""
+    frames = {
+        f"{side}.parquet": pl.DataFrame({"id": ids, "row": np.arange(len(ids), dtype=np.uint32)})
+        for side, ids in zip(_SIDES, (stream.user_ids, stream.item_ids), strict=True)
+    }
+    time = pl.Series("time", stream.time).cast(pl.Datetime("ms"))
+    frames["interactions.parquet"] = pl.DataFrame({"user": stream.user, "item": stream.item, "time": time})
+    lengths = [len(rows) for rows in stream.replay]
+    if any(lengths):
+        segment = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
+        frames["replay.parquet"] = pl.DataFrame({"segment": segment, "row": np.concatenate(stream.replay)})
+    return frames
+
+
+def _same_ids(one: pl.Series, other: pl.Series) -> bool:
+    return one.dtype == other.dtype and len(one) == len(other) and bool((one == other).all())
+
+
+def read_stream(folder: Path, found: Manifest) -> Stream:
+    """Read the stream that a run was made of.
+
+    Args:
+      folder: of a run.
+      found: its manifest, of which the files have been checked.
+
+    Returns:
+      Stream, equal to the one that was given to the run.
+
+    Raises:
+      ValueError: the folder has no stream, or one of another version.
+    """
+    if manifest.STREAM[0] not in found.files:
+        raise ValueError(
+            f"{folder / manifest.STREAM[0]} is missing, because an earlier version made the run or it has no segments: "
+            "run the same command with --resume, which adds the stream"
+        )
+    about: dict[str, Any] = json.loads((folder / manifest.STREAM[0]).read_text(encoding="utf-8"))
+    if about["format"] != FORMAT:
+        raise ValueError(
+            f"{folder / manifest.STREAM[0]}: format {about['format']}, this version reads {FORMAT}: "
+            "make the run anew in another folder"
+        )
+    user_ids, item_ids = (pl.read_parquet(folder / f"{side}.parquet")["id"] for side in _SIDES)
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    bounds = tuple(Bounds(*numbers) for numbers in about["bounds"])
+    return Stream(
+        user=rows["user"].to_numpy(),
+        item=rows["item"].to_numpy(),
+        time=rows["time"].cast(pl.Int64).to_numpy(),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        bounds=bounds,
+        replay=_replay(folder, found, len(bounds)),
+        select_on_test=about["select_on_test"],
+        seed=about["seed"],
+        source=about["source"],
+        notes=tuple(about["notes"]),
+    )
+
+
+def _replay(folder: Path, found: Manifest, segments: int) -> tuple[np.ndarray, ...]:
+    if "replay.parquet" not in found.files:
+        return tuple(np.zeros(0, np.int64) for _ in range(segments))
+    rows = pl.read_parquet(folder / "replay.parquet")
+    ends = np.searchsorted(rows["segment"].to_numpy(), np.arange(1, segments))
+    return tuple(np.split(rows["row"].to_numpy(), ends))

@@ -1,0 +1,76 @@
+"""The fields of a model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from scall_jax.config import Config
+from scall_jax.recommenders.served import FoldIn, Served
+from scall_jax.serving.ids import Ids
+from scall_jax.sizes.budget import Budget
+from scall_jax.tables.storage import Exported
+
+
+class ModelBudget(NamedTuple):
+    """The budget of a model and the bytes that it takes, as the last line of the run's `metrics.jsonl` has them."""
+
+    rule: Budget
+    """As it was given to the run."""
+    charge: str
+    """What it pays for (`Config.charge`)."""
+    allowed: int
+    """Bytes that it allowed at the last segment; 0 for baselines, which have none."""
+    table: int
+    """Bytes of parameters and codes."""
+    at_rest: int
+    """These, and sizes and the items' bias."""
+    serving: int
+    """These, and what else a request reads: LightGCN's graph or final vectors, counts of popularity."""
+
+
+class Seen(NamedTuple):
+    """Items of each known user in compressed rows, ascending."""
+
+    offsets: np.ndarray
+    """u32[known users + 1], where each user's items begin, and the end."""
+    items: np.ndarray
+    """Unsigned integers [pairs], rows of items."""
+
+    def of(self, row: int) -> np.ndarray:
+        """Items i64[...] of a user."""
+        return self.items[self.offsets[row] : self.offsets[row + 1]].astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelData:
+    """What a run has left after its last finished segment; nothing changes it."""
+
+    config: Config
+    """Of the run."""
+    segment: int
+    """Number of the segment, from 0, after whose training the model stands."""
+    budget: ModelBudget
+    """What it was allowed, and what it takes."""
+    users: Ids
+    """Known users: the caller's ids."""
+    items: Ids
+    """Known items."""
+    served: Served
+    """Vectors of the known users and items, and the items' bias."""
+    fold_in: FoldIn | None
+    """How a user whom training has not seen gets a vector; None where items are the same for all users."""
+    popularity: np.ndarray
+    """f32[items], what users are ranked by of whom nothing is known."""
+    popularity_name: str
+    """Which counts these are: one of `streams.POPULARITY`."""
+    seen: Seen
+    """What users have met before the segment's cut."""
+    table: pl.DataFrame
+    """As `sizes` returns it."""
+    stored: Exported
+    """What the run stores, by name."""
+    origin: Mapping[str, Any]
+    """How the model was made: versions, method, stream, segment, key."""

@@ -1,0 +1,210 @@
+"""A model as a folder that needs no JAX: a manifest, arrays in safetensors, ids in Parquet, and a card.
+
+`reader` reads it; the format is what that file does. Arrays of `model.safetensors` (n users, m items, known ones):
+
+    values          coordinates of all vectors, one vector after the other: users, items, and the two shared ones;
+                    float32, bfloat16 as u16, or u8[groups, b], where byte k of a group has bit k of 8 coordinates
+    columns         u8, the column of each value; only where vectors have gaps
+    sizes           coordinates of each vector, [n + m + 2]
+    scales, top     of codes: the limit of a vector is top x 2^((scale - 255) / 16), or 0 where the scale is; a scale
+                    for each vector that has coordinates
+    vectors         f32[n + m, D] instead of these, for storages in which vectors share parameters
+    weights         f32[m, m], of EASE instead of these
+    bias            f32[m], added to scores; missing where there is none
+    popularity      f32[m], scores for users of whom nothing is known
+    seen_offsets, seen_items   what each user has met, in compressed rows; also the graph of LightGCN
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from scall_jax.methods.recommender import settled
+from scall_jax.serving.data import ModelData
+from scall_jax.tables.storage import Exported
+
+FORMAT = 1
+"""Version of the format."""
+
+Arrays = dict[str, np.ndarray]
+
+_PURPOSES = {
+    "values": "table",
+    "columns": "table",
+    "scales": "table",
+    "top": "table",
+    "weights": "table",
+    "vectors": "final vectors",
+    "sizes": "sizes",
+    "bias": "bias",
+    "popularity": "popularity",
+    "seen_offsets": "interactions",
+    "seen_items": "interactions",
+}
+"""What the bytes of an array are for."""
+
+
+def write(model: ModelData, path: Path) -> Path:
+    """Write a folder; see `Model.export`."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already: choose another folder, or remove it")
+    from safetensors.numpy import save_file
+
+    arrays, layers = _arrays(model)
+    pending = path.with_name(f".{path.name}.pending")
+    shutil.rmtree(pending, ignore_errors=True)
+    pending.mkdir(parents=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, pending / "model.safetensors")
+    for side, ids in (("users", model.users), ("items", model.items)):
+        size = model.table.filter(pl.col("side") == side)["size"].cast(pl.UInt32)
+        row = np.arange(len(ids), dtype=np.uint32)
+        pl.DataFrame({"id": ids.ids, "row": row, "size": size}).write_parquet(pending / f"{side}.parquet")
+    about = _about(model, arrays, layers)
+    (pending / "README.md").write_text(_card(model, about), encoding="utf-8")
+    about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
+    (pending / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    # What is there is a whole model, or nothing.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(pending, path)
+    return path
+
+
+def _arrays(model: ModelData) -> tuple[Arrays, int]:
+    """What is written, and how often vectors are propagated."""
+    beside: Arrays = {
+        "popularity": model.popularity.astype(np.float32),
+        "seen_offsets": model.seen.offsets,
+        "seen_items": model.seen.items,
+    }
+    bias = np.asarray(model.served.bias)
+    if bias.any():
+        beside["bias"] = bias
+    if "parameters_ridge" in model.stored:
+        return beside | {"weights": model.stored["parameters"]}, 0
+    layers = settled(model.config).fit.layers if model.config.recommender != "ials" else 0
+    own = _own_arrays(model.stored)
+    if own is not None and _reads_as_served(model, own | beside, layers):
+        return own | beside, layers
+    served = model.served
+    return beside | {"vectors": np.concatenate([np.asarray(served.users), np.asarray(served.items)])}, 0
+
+
+def _own_arrays(stored: Exported) -> Arrays | None:
+    """What a storage of sized vectors stores, vector after vector; None for other storages."""
+    if "metadata_sizes" not in stored:
+        return None
+    sizes = stored["metadata_sizes"]
+    if "codes_positions" in stored:
+        return {"values": stored["parameters"], "columns": stored["codes_positions"], "sizes": sizes}
+    order = np.argsort(-sizes.astype(np.int64), kind="stable")
+    place = _places(sizes.astype(np.int64), order)
+    if "codes" not in stored:
+        values = stored.get("parameters", np.zeros(0, np.float32))
+        return {"values": values[place], "sizes": sizes} if values.ndim == 1 else None
+    codes = stored["codes"]
+    bits = np.unpackbits(codes, axis=1, bitorder="little").reshape(-1, codes.shape[1], 8).swapaxes(1, 2)
+    by_vector = np.zeros_like(bits).reshape(-1, codes.shape[1])
+    by_vector[: len(place)] = bits.reshape(by_vector.shape)[place]
+    packed = np.packbits(by_vector.reshape(bits.shape).swapaxes(1, 2).reshape(len(codes), -1), 1, "little")
+    # There is a scale for each vector that has coordinates, and those come first in the order.
+    scales = stored["codes_scales"][np.argsort(order[: len(stored["codes_scales"])])]
+    return {"values": packed, "sizes": sizes, "scales": scales, "top": stored["codes_top"]}
+
+
+def _places(sizes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Places in a packed pool, which has column after column (`tables.Layout`), of coordinates vector after vector."""
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    lengths = np.bincount(sizes, minlength=2)[::-1].cumsum()[::-1]  # vectors of size k or more
+    starts = np.concatenate([[0], lengths[1:].cumsum()])
+    vector = np.repeat(np.arange(len(sizes)), sizes)
+    column = np.arange(len(vector)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return starts[column] + rank[vector]
+
+
+def _reads_as_served(model: ModelData, arrays: Arrays, layers: int) -> bool:
+    """Whether the reader makes the vectors that serve of some arrays; it may not know a storage."""
+    from scall_jax.serving import reader
+
+    users = len(model.users)
+    wanted = np.concatenate([np.asarray(model.served.users), np.asarray(model.served.items)])
+    found = reader.propagated(reader.stored(arrays, users), arrays, users, layers)
+    width = min(found.shape[1], wanted.shape[1])
+    beyond = [values[:, width:] for values in (found, wanted)]
+    scale = np.abs(wanted).max(initial=1e-30)
+    return (
+        len(found) == len(wanted)
+        and not any(values.any() for values in beyond)
+        and bool(np.abs(found[:, :width] - wanted[:, :width]).max(initial=0) < 1e-4 * scale)
+    )
+
+
+def _about(model: ModelData, arrays: Arrays, layers: int) -> dict[str, Any]:
+    budget = model.budget
+    listed = {
+        name: {
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "bytes": array.nbytes,
+            "for": _PURPOSES[name],
+        }
+        for name, array in arrays.items()
+    }
+    bytes_for = {purpose: 0 for purpose in dict.fromkeys(_PURPOSES.values())}
+    for entry in listed.values():
+        bytes_for[entry["for"]] += entry["bytes"]
+    return {
+        "format": FORMAT,
+        "layers": layers,
+        "users": len(model.users),
+        "items": len(model.items),
+        "budget": {
+            "rule": str(budget.rule),
+            "charge": budget.charge,
+            "allowed_bytes": budget.allowed,
+            "table_bytes": budget.table,
+            "at_rest_bytes": budget.at_rest,
+            "serving_bytes": budget.serving,
+            "is_kept_here": bytes_for["table"] > 0 or budget.allowed == 0,
+        },
+        "bytes": bytes_for,
+        "arrays": listed,
+        "popularity": model.popularity_name,
+        "made": dict(model.origin),
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _card(model: ModelData, about: dict[str, Any]) -> str:
+    made, budget = about["made"], about["budget"]
+    lines = [
+        f"# {made['method']}: {about['users']:,} users, {about['items']:,} items",
+        "",
+        f"Made by scall_jax {made['scall_jax']} from {made['stream']['source']} ({made['stream']['span']}), after "
+        f"segment {made['segment']}, {made['rows']:,} rows. Recall@20 on what came next: "
+        f"{made['test_recall@20']:.4f}.",
+        "",
+        f"Budget: {budget['rule']}, {budget['allowed_bytes']:,} bytes (charge {budget['charge']}); the table that was "
+        f"trained has {budget['table_bytes']:,}.",
+    ]
+    if not budget["is_kept_here"]:
+        lines += [
+            "",
+            "In this folder the vectors are written out, one by one, because the storage of the method has no format "
+            "of its own here: they take more than the budget.",
+        ]
+    rows = [f"| {purpose} | {nbytes:,} |" for purpose, nbytes in about["bytes"].items() if nbytes]
+    code = Path(__file__).with_name("reader.py").read_text(encoding="utf-8")
+    return "\n".join(
+        [*lines, "", "| bytes for | |", "| --- | ---: |", *rows, "", "```python", code.rstrip(), "```", ""]
+    )

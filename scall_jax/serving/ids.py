@@ -1,0 +1,64 @@
+"""The caller's ids of one side, and their rows."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ids:
+    """Ids by row: `ids[row]` is the id that the caller's file has."""
+
+    ids: pl.Series
+    """Distinct integers or text, [n]."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def given(self, values: Any) -> pl.Series:
+        """Ids as a caller gives them, in the type of these.
+
+        Args:
+          values: one id, or anything that makes a polars Series.
+
+        Returns:
+          [m] in the type of `ids`; null where a value cannot be one of them, such as text among numbers.
+
+        >>> Ids(pl.Series([7, 12])).given("7").to_list(), Ids(pl.Series(["a", "7"])).given([7, "b"]).to_list()
+        ([7], ['7', 'b'])
+        """
+        values = [values] if isinstance(values, str | int | np.integer) else values
+        if not isinstance(values, pl.Series):
+            values = list(values)
+            if any(isinstance(value, str) for value in values):
+                values = [str(value) for value in values]
+            values = pl.Series(values, dtype=None if values else self.ids.dtype)
+        return values.cast(self.ids.dtype, strict=False)
+
+    def rows(self, values: pl.Series) -> np.ndarray:
+        """Rows of some ids.
+
+        Args:
+          values: [m], of `given`.
+
+        Returns:
+          i64[m], -1 for an id that is not among these.
+
+        >>> Ids(pl.Series(["a", "b"])).rows(pl.Series(["b", "c"])).tolist()
+        [1, -1]
+        """
+        if not len(self.ids):
+            return np.full(len(values), -1)
+        ordered, rows = self._ordered
+        place = np.minimum(ordered.search_sorted(values).to_numpy(), len(ordered) - 1)
+        same = (ordered[place] == values).fill_null(False).to_numpy()
+        return np.where(same, rows[place], -1)
+
+    @functools.cached_property
+    def _ordered(self) -> tuple[pl.Series, np.ndarray]:
+        """Ids in ascending order, and their rows."""
+        order = self.ids.arg_sort().to_numpy().astype(np.int64)
+        return self.ids[order], order

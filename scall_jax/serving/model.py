@@ -1,0 +1,107 @@
+"""Model: what a run has learned, by the caller's own ids; immutable."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from scall_jax.serving import answers, export_folder
+from scall_jax.serving.data import ModelData
+
+
+class Model(ModelData):
+    """A recommender as a run has left it after its last finished segment; `scall_jax.load` reads one.
+
+    Vectors are decoded from what the run stores, and all known users' and items' are held in float32. Nothing changes a
+    model: every method is a function of its fields.
+    """
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.config.method}, segment {self.segment}: {len(self.users):,} users, "
+            f"{len(self.items):,} items, {self.budget.table:,} bytes of table)"
+        )
+
+    def recommend(
+        self,
+        users: Any = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        items_of: Any = None,
+    ) -> pl.DataFrame:
+        """Recommend items.
+
+        Args:
+          users: ids, or one id; None for all known users.
+          k: items of each user.
+          exclude_seen: leave out what a user has met, in the run or in `items_of`.
+          items_of: items of some users, as a dictionary from id to ids or a frame with the columns `user` and `item`.
+            A user whom the run does not know is folded in from them; of a known one they count as seen. Items that the
+            run does not know are left out.
+
+        Returns:
+          A row per recommendation with the columns `user`, `rank` (from 1), `item`, `score` and `source`: `known`, the
+          user's own vector; `folded in` from `items_of`; `popularity` where neither is there, and for methods that rank
+          by nothing else. Users are in the order given. A user has fewer than k rows where no more items are left.
+
+        Raises:
+          ValueError: k below 1, no users, or `items_of` in another form.
+        """
+        return answers.recommend(self, users, k, exclude_seen, items_of)
+
+    def similar_items(self, items: Any, k: int = 10) -> pl.DataFrame:
+        """Items whose vectors have the largest cosine with an item's.
+
+        Args:
+          items: ids, or one id.
+          k: similar items of each.
+
+        Returns:
+          A row each with the columns `item`, `rank` (from 1), `similar` and `score`, the cosine.
+
+        Raises:
+          ValueError: k below 1, an unknown item, or a method without vectors.
+        """
+        return answers.similar_items(self, items, k)
+
+    def sizes(self) -> pl.DataFrame:
+        """Sizes of all known entities.
+
+        Returns:
+          A row each with the columns `id` (text where users and items have ids of different types), `side` (`users` or
+          `items`), `size` (coordinates of the entity's own vector; 0 for one that reads its side's shared vector),
+          `bits` (of a coordinate as it is stored) and `frequency` (rows of the entity before the segment's cut).
+        """
+        return self.table
+
+    def vectors(self, side: str) -> np.ndarray:
+        """Vectors whose inner products, plus the items' bias, are the scores.
+
+        Args:
+          side: `users` or `items`.
+
+        Returns:
+          f32[n, D] in the order of `self.users.ids` or `self.items.ids`. Methods without users' vectors have n = 0
+          there.
+
+        Raises:
+          ValueError: another side.
+        """
+        if side not in ("users", "items"):
+            raise ValueError(f"side={side!r}: choose users or items")
+        return np.asarray(getattr(self.served, side))
+
+    def export(self, path: str | Path) -> Path:
+        """Write the model to a folder that can be read without this library.
+
+        Args:
+          path: of a folder that does not exist or is empty.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: the folder has files.
+        """
+        return export_folder.write(self, Path(path))

@@ -1,0 +1,346 @@
+"""A model of a run folder recommends what the run evaluated, by own ids, and so does its exported copy in NumPy."""
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+import scall_jax
+from scall_jax import Budget, run_segments, streams
+from scall_jax.cli.main import main
+from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
+from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.served import Served
+from scall_jax.run import manifest
+from scall_jax.serving import answers
+from scall_jax.serving.load import fallback
+from scall_jax.streams.statistics import popularity
+from scall_jax.tables import SIZED
+from tests import golden
+
+pytest.importorskip("safetensors")
+
+_QUICK = ("method-frequency", "method-popularity-decayed", "budget-tiny-fixed", "table-packed_int4-bias")
+_CODED = golden._config("fixed", table="packed_int4", bias="decayed")
+_CASES = golden.CASES | {
+    "table-packed_int4-bias": _CODED,
+    **{
+        f"{recommender}-{table}": golden._config("frequency", table=table, recommender=recommender, bias="decayed")
+        for recommender in ("mf", "lightgcn", "ials")
+        for table in SIZED
+    },
+    "tiny-packed_int1": golden._config("uniform", table="packed_int1", budget=Budget.mean_size(0.1)),
+}
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "taking_a_model_away.md"
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """Users are text, items numbers."""
+    rows = golden.stream()
+    users = pl.Series([f"ann {code}" for code in range(len(rows.user_ids))])
+    return dataclasses.replace(rows, user_ids=users, item_ids=7 * pl.Series(np.arange(len(rows.item_ids))) + 1)
+
+
+@pytest.fixture(scope="module")
+def made(stream, tmp_path_factory):
+    """Folder and lines of a case, run once."""
+    found, root = {}, tmp_path_factory.mktemp("made")
+
+    def run(name):
+        if name not in found:
+            found[name] = root / name, run_segments(_CASES[name], stream, jax.random.key(3), folder=root / name)
+        return found[name]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(made):
+    return scall_jax.load(made("method-frequency")[0])
+
+
+def _recall(items_of, stream, t, k=20):
+    """Recall@k by a loop over the rows of the test part."""
+    bounds = stream.bounds[t]
+    before = set(zip(stream.user[: bounds.train].tolist(), stream.item[: bounds.train].tolist(), strict=True))
+    users, items = stream.known(bounds.train)
+    relevant = {}
+    for row in range(bounds.valid, bounds.end):
+        user, item = int(stream.user[row]), int(stream.item[row])
+        if user < users and item < items and (user, item) not in before:
+            relevant.setdefault(stream.user_ids[user], set()).add(stream.item_ids[item])
+    return np.mean([len(wanted & set(items_of(user)[:k])) / len(wanted) for user, wanted in relevant.items()])
+
+
+def _by_user(frame):
+    return dict(frame.group_by("user", maintain_order=True).agg("item").iter_rows())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in _CASES]
+)
+def test_recommendations_of_model_and_export_have_the_recall_of_the_record(stream, made, tmp_path, name):
+    folder, lines = made(name)
+    model, line = scall_jax.load(folder), lines[-1]
+    assert model.segment == line["segment"] == len(stream) - 1
+    frame = model.recommend(k=20)
+    found = _by_user(frame)
+    assert line["test_users"] > 20
+    assert abs(_recall(found.get, stream, line["segment"]) - line["test_recall@20"]) < 1e-6
+
+    reader = _reader()
+    exported = reader["load"](model.export(tmp_path / "out"))
+    for user, items in found.items():
+        other = reader["recommend"](exported, user, 20)
+        if items != other:
+            # NumPy adds in another order: items may change places where their scores are equal but for that.
+            scores = dict(zip(items, frame.filter(pl.col("user") == user)["score"], strict=True))
+            assert len(other) == len(items)
+            worst = min(scores.values())
+            differ = [i for i, (a, b) in enumerate(zip(items, other, strict=True)) if a != b]
+            for i in differ:
+                assert abs(scores.get(other[i], worst) - scores[items[i]]) < 1e-5 * max(map(abs, scores.values()))
+    by_reader = _recall(lambda user: reader["recommend"](exported, user, 20), stream, line["segment"])
+    assert abs(by_reader - line["test_recall@20"]) < 1e-6
+    _check_bytes(tmp_path / "out", line)
+
+
+def _reader():
+    named = {}
+    exec((Path(scall_jax.__file__).parent / "serving" / "reader.py").read_text(), named)
+    return named
+
+
+def _check_bytes(folder, line):
+    about = json.loads((folder / "manifest.json").read_text())
+    on_disk = {file.name: file.stat().st_size for file in folder.iterdir()}
+    del on_disk["manifest.json"]
+    assert {name: entry["bytes"] for name, entry in about["files"].items()} == on_disk
+    assert all(about["files"][name] == _entry(folder / name) for name in on_disk)
+    assert set(on_disk) == {"model.safetensors", "users.parquet", "items.parquet", "README.md"}
+    sums = dict.fromkeys(about["bytes"], 0)
+    for entry in about["arrays"].values():
+        sums[entry["for"]] += entry["bytes"]
+    assert sums == about["bytes"]
+    header = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    assert on_disk["model.safetensors"] == 8 + header + sum(sums.values())
+    if about["budget"]["is_kept_here"] and line["budget_bytes"]:
+        assert sums["table"] == line["bytes_table"] and sums["final vectors"] == 0
+        bound = line["budget_bytes"] if about["made"]["method"] != "full" else sums["table"]
+        assert line["bytes_table"] <= bound
+        assert sums["table"] + sums["sizes"] + sums["bias"] == line["bytes_at_rest"]
+
+
+def _entry(path):
+    listed = manifest.entries(path.parent, [path.name])[path.name]
+    return {"bytes": listed.nbytes, "sha256": listed.sha256}
+
+
+def test_the_reader_of_the_guide_is_short_and_needs_no_jax(model, tmp_path):
+    code = GUIDE.read_text().split("```python\n")
+    (block,) = [part.split("```")[0] for part in code[1:] if "def propagated" in part]
+    assert block == (Path(scall_jax.__file__).parent / "serving" / "reader.py").read_text()
+    assert len(block.splitlines()) < 60
+    path = model.export(tmp_path / "out")
+    assert block.rstrip() in (path / "README.md").read_text()
+    user = model.users.ids[3]
+    more = f"import sys\nprint(recommend(load({str(path)!r}), {user!r}))\n"
+    more += "assert not {'jax', 'scall_jax'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", block + "\n" + more], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(model.recommend(user)["item"].to_list())
+
+
+def test_an_export_overwrites_nothing(model, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for path in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(ValueError, match="is there already"):
+            model.export(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+    users = pl.read_parquet(model.export(tmp_path / "deep" / "out") / "users.parquet")
+    assert users.equals(pl.DataFrame({"id": model.users.ids, "row": users["row"], "size": users["size"]}))
+    assert users["size"].to_list() == model.sizes().filter(pl.col("side") == "users")["size"].to_list()
+
+
+def test_scores_are_inner_products_and_seen_items_are_left_out(model, stream):
+    users = model.users.ids[[5, 2, 5]]
+    scores = model.vectors("users")[[5, 2, 5]] @ model.vectors("items").T
+    for exclude in (False, True):
+        frame = model.recommend(users, k=7, exclude_seen=exclude)
+        wanted = scores.copy()
+        if exclude:
+            cut = stream.bounds[-1].train
+            for place, row in enumerate((5, 2, 5)):
+                wanted[place, stream.item[:cut][stream.user[:cut] == row]] = -np.inf
+        best = np.argsort(-wanted, axis=1, kind="stable")[:, :7]
+        assert frame["user"].to_list() == [user for user in users for _ in range(7)]
+        assert frame["rank"].to_list() == list(range(1, 8)) * 3
+        assert frame["item"].to_list() == model.items.ids[best.ravel()].to_list()
+        np.testing.assert_allclose(frame["score"], np.take_along_axis(wanted, best, 1).ravel(), rtol=1e-5)
+    assert set(frame["source"]) == {"known"}
+
+
+def test_a_new_user_is_folded_in_by_propagation_with_the_graph_as_it_is(model, stream):
+    """Against a dense graph in float64 that has one more user, whose links lead to the user alone."""
+    liked = model.items.ids[[4, 9, 30]]
+    frame = model.recommend(["nobody"], k=60, items_of={"nobody": liked.to_list()})
+    assert set(frame["source"]) == {"folded in"} and not set(frame["item"]) & set(liked)
+    cut, (users, items) = stream.bounds[-1].train, stream.known(stream.bounds[-1].train)
+    met = np.zeros((users, items))
+    met[stream.user[:cut], stream.item[:cut]] = 1
+    degree = [np.maximum(met.sum(axis), 1) for axis in (1, 0)]
+    link = met / np.sqrt(np.outer(*degree))
+    own_users, own_items = _own_vectors(model, link)
+    total, layer = np.zeros(own_items.shape[1]), own_items
+    for x_items in (layer, link.T @ own_users):
+        total += sum(x_items[i] / np.sqrt(3 * degree[1][i]) for i in (4, 9, 30))
+    scores = model.vectors("items") @ (total / 3)
+    scores[[4, 9, 30]] = -np.inf
+    wanted = np.sort(scores)[::-1][:57]
+    np.testing.assert_allclose(frame["score"].to_numpy()[:57], wanted[: len(frame)], rtol=1e-3, atol=1e-6)
+
+
+def _own_vectors(model, link):
+    """Vectors before two propagations, in float64."""
+    users, items = (model.vectors(side).astype(np.float64) for side in ("users", "items"))
+    n = len(users)
+    adjacency = np.zeros((n + len(items),) * 2)
+    adjacency[:n, n:], adjacency[n:, :n] = link, link.T
+    smooth = (np.eye(len(adjacency)) + adjacency + adjacency @ adjacency) / 3
+    own = np.linalg.lstsq(smooth, np.concatenate([users, items]), rcond=None)[0]
+    return own[:n], own[n:]
+
+
+def test_who_is_unknown_gets_what_is_popular(model, stream):
+    cut = stream.bounds[-1].train
+    period = cut - stream.bounds[-2].train
+    name = model.popularity_name
+    assert name == fallback(period)
+    item = stream.item[:cut]
+    counts = popularity(item, stream.bounds[-1].start, np.bincount(item, minlength=stream.capacity.items))
+    wanted = np.argsort(-counts[streams.POPULARITY.index(name)], kind="stable")
+    given = {"who": [], "some": [10**9], "met": [10**9, int(model.items.ids[0])], model.users.ids[0]: [8, 15]}
+    frame = model.recommend(["who", "some", "met", model.users.ids[0]], k=5, items_of=given)
+    sources = dict(frame.select("user", "source").unique().iter_rows())
+    assert sources == {"who": "popularity", "some": "popularity", "met": "folded in", model.users.ids[0]: "known"}
+    found = _by_user(frame)
+    assert found["who"] == found["some"] == model.items.ids[wanted[:5]].to_list()
+    assert not {8, 15} & set(found[model.users.ids[0]])
+
+
+def test_a_fold_in_of_least_squares_solves_the_users_system():
+    rng = np.random.default_rng(0)
+    vectors, bias = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=20).astype(np.float32)
+    hyper = Hyper(jnp.float32(0.5), jnp.float32(0.1), jnp.float32(0.01))
+    served = Served(jnp.zeros((0, 4)), jnp.asarray(vectors), jnp.asarray(bias), solving(vectors, bias, 20, hyper))
+    found = answers._folded(make_fold_in(1.0), served, answers._Pairs(np.array([0, 2, 5]), np.array([3, 7, 1, 2, 19])))
+    for items, vector in zip(([3, 7], [1, 2, 19]), found, strict=True):
+        v, all_v = vectors[items].astype(float), vectors.astype(float)
+        matrix = v.T @ v + 0.1 * all_v.T @ all_v + 0.01 * (len(items) + 0.1 * 20) * np.eye(4)
+        right = v.T @ (1 - bias[items]) - 0.1 * all_v.T @ bias
+        np.testing.assert_allclose(vector, np.linalg.solve(matrix, right), rtol=1e-4)
+
+
+def test_similar_items_have_the_largest_cosines(model):
+    frame = model.similar_items(model.items.ids[[6, 0]], k=4)
+    unit = model.vectors("items") / np.linalg.norm(model.vectors("items"), axis=1, keepdims=True)
+    cosine = unit[[6, 0]] @ unit.T
+    cosine[[0, 1], [6, 0]] = -np.inf
+    best = np.argsort(-cosine, axis=1)[:, :4]
+    assert frame.columns == ["item", "rank", "similar", "score"]
+    assert frame["similar"].to_list() == model.items.ids[best.ravel()].to_list()
+    np.testing.assert_allclose(frame["score"], np.take_along_axis(cosine, best, 1).ravel(), rtol=1e-5)
+    with pytest.raises(ValueError, match="not among"):
+        model.similar_items([10**9])
+
+
+def test_sizes_and_budget_are_those_of_the_run(model, made, stream):
+    folder, lines = made("method-frequency")
+    sizes = model.sizes()
+    with np.load(folder / "sizes" / f"segment-{model.segment:04d}.npz") as stored:
+        assert sizes["size"].to_list() == [*stored["users"], *stored["items"]]
+    cut = stream.bounds[-1].train
+    items = sizes.filter(pl.col("side") == "items")
+    assert items["frequency"].to_list() == np.bincount(stream.item[:cut]).tolist()
+    assert items["id"].to_list() == [str(x) for x in model.items.ids] and set(sizes["bits"]) == {32}
+    budget = model.budget
+    assert sizes["size"].sum() * 4 == budget.table == lines[-1]["bytes_table"] <= budget.allowed
+    assert budget.rule == Budget.mean_size(8) and budget.serving == lines[-1]["bytes_serving"]
+
+
+def test_ids_are_found_whatever_their_type(model, made):
+    assert model.recommend("ann 3", k=2).equals(model.recommend(pl.Series(["ann 3"]), k=2))
+    as_text = model.recommend(["x"], k=3, items_of={"x": [str(x) for x in model.items.ids[[3, 4]]]})
+    assert as_text.equals(model.recommend(["x"], k=3, items_of=pl.DataFrame({"user": ["x"] * 2, "item": [22, 29]})))
+    unknown = model.recommend([17, "y"], k=1)
+    assert unknown["user"].to_list() == ["17", "y"] and set(unknown["source"]) == {"popularity"}
+    assert len(model.recommend("ann 0", k=1000)) < len(model.items)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"k": 0}, "at least 1"), ({"users": []}, "no users"), ({"items_of": ["a"]}, "items_of: give")],
+)
+def test_what_cannot_be_answered_is_refused(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model.recommend(**({"users": ["ann 0"]} | change))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.segment = 3
+    with pytest.raises(ValueError, match="side"):
+        model.vectors("both")
+
+
+def test_requests_of_many_lengths_compile_few_programs(model, monkeypatch):
+    before = answers._best._cache_size()
+    for count in range(1, 40):
+        model.recommend(model.users.ids[:count], k=3, exclude_seen=False)
+    assert answers._best._cache_size() - before <= 4
+    whole = model.recommend(k=3)
+    monkeypatch.setattr(answers, "_MOST", 16)
+    assert model.recommend(k=3).equals(whole)
+
+
+def test_a_folder_that_is_no_whole_run_is_refused(made, tmp_path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        scall_jax.load(tmp_path)
+    path = shutil.copytree(made("method-popularity-decayed")[0], tmp_path / "run")
+    file = path / "interactions.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"interactions\.parquet is not what the run wrote"):
+        scall_jax.load(path)
+    file.write_bytes(whole)
+    with (path / "metrics.jsonl").open("a") as growing:
+        growing.write('{"segment": 9, "torn')
+    assert scall_jax.load(path).segment == 2
+    found = manifest.read(path)
+    manifest.write(path, found._replace(files={"config.json": found.files["config.json"]}))
+    with pytest.raises(ValueError, match="no finished segment"):
+        scall_jax.load(path)
+
+
+def test_the_commands_recommend_and_export(made, model, tmp_path, capsys):
+    folder, _ = made("method-frequency")
+    users = model.users.ids[:2].to_list()
+    main(["recommend", str(folder), "--users", *users, "--k", "3"])
+    printed = pl.read_csv(io.StringIO(capsys.readouterr().out))
+    assert printed.select("user", "item").equals(model.recommend(users, k=3).select("user", "item"))
+    out = tmp_path / "new.parquet"
+    main(["recommend", str(folder), "--users", "new", "--items", "8", "15", "--seen", "--out", str(out)])
+    assert set(pl.read_parquet(out)["source"]) == {"folded in"}
+    main(["export", str(folder), "--out", str(tmp_path / "out")])
+    size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert f"{size:,} bytes" in capsys.readouterr().out
+    for wrong in (["export", str(folder), "--out", str(tmp_path / "out")], ["recommend", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+    assert "is there already" in (error := capsys.readouterr().err) and "is no run folder" in error
