@@ -150,10 +150,38 @@ def test_a_fit_stops_when_the_loss_settles():
     hyper = Hyper(jnp.float32(0), jnp.float32(A0), jnp.float32(LAMBDA))
     fit = jax.jit(functools.partial(solve, storage, Sweeps(40, 0.01)))
     found = fit(start, layout, _segment(), jnp.zeros(items), hyper)
+    faded = fit(start, layout, _segment(), jnp.zeros(items), hyper._replace(fading=jnp.float32(250)))
+    assert float(faded.residual) < 1e-4, "weights that float32 hardly tells from 0 are no failure"
     sweeps, losses = int(found.sweeps), np.asarray(found.losses)
     falls = 1 - losses[3 : 2 * sweeps : 2] / losses[1 : 2 * sweeps - 2 : 2]
     assert sweeps < 40
     assert falls[-1] < 0.01 <= falls[:-1].min()
+
+
+def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
+    (sizes, maximum), stream = _sizes("shared vectors"), _stream()
+    users, items = stream.capacity.users, stream.capacity.items
+    bias = np.random.default_rng(2).random(items) * 0.3
+    storage = sized(packed(int(sizes.sum()), users, items, maximum), users, maximum)
+    layout = storage.layout(jnp.asarray(sizes))
+    params = storage.fresh(jax.random.key(1), layout, 0.1)
+    hyper = Hyper(jnp.float32(2.0), jnp.float32(A0), jnp.float32(LAMBDA))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(6, 0.0, gradients_from=0, gradient_steps=2)))
+    found = fit(storage.table.to_buffer(params), layout, _segment(), jnp.asarray(bias, jnp.float32), hyper)
+
+    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
+    for half in range(13):
+        reference.half_sweep(half % 2)
+    losses = np.asarray(found.losses[1:])
+    assert (np.diff(losses) < 1e-5 * losses[-1]).all()
+    np.testing.assert_allclose(losses[-1], reference.loss(), rtol=0.01)
+    # The users are those of float64 given the items, and the loss is that of the vectors.
+    vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout))
+    given = _Reference(vectors, sizes, bias, fading=2.0)
+    np.testing.assert_allclose(losses[-1], given.loss(), rtol=1e-4)
+    given.half_sweep(0)
+    assert np.abs(vectors - given.vectors).max() < 1e-3 * np.abs(vectors).max()
+    assert 0 < float(found.residual) < 2e-4
 
 
 def _run(**options) -> tuple[list[dict], Config]:
@@ -315,7 +343,14 @@ def test_a_method_whose_vectors_share_parameters_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"sweeps": 0}, {"half_life": 0.0}, {"unobserved": -1.0}, {"regularisation": 0.0}, {"tolerance": -1.0}],
+    [
+        {"sweeps": 0},
+        {"half_life": 0.0},
+        {"unobserved": -1.0},
+        {"regularisation": 0.0},
+        {"tolerance": -1.0},
+        {"solver": "qr"},
+    ],
 )
 def test_values_out_of_range_are_named(wrong):
     (name,) = wrong

@@ -9,6 +9,8 @@ HALF_LIVES = (0.25, 1.0, math.inf)
 """Half-lives to choose from, in segments."""
 REGULARISATIONS = (0.001, 0.003, 0.01)
 """Regularisations to choose from."""
+SOLVERS = {"exact": math.inf, "cg": 0, "auto": 16}
+"""Padded width from which each solver goes by conjugate gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,11 @@ class IalsConfig:
     """Power by which the regularisation of an entity grows with its interactions (nu)."""
     warm: bool = False
     """Start from the vectors of the segment before, instead of random ones."""
+    solver: str = "auto"
+    """How systems are solved: exact; cg, by a few conjugate gradients from the vector of the sweep before; or auto, by
+    these where vectors are padded to 16 coordinates or more, from where on they reach the same loss sooner."""
+    cg_steps: int = 2
+    """Conjugate gradients of a half sweep; the last half sweep goes on until its systems are solved."""
     choice_width: int = 8
     """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen."""
     choice_sweeps: int = 4
@@ -41,9 +48,11 @@ class IalsConfig:
     """Sweeps of a probe, which is a whole fit."""
 
     def __post_init__(self) -> None:
-        for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps"):
+        for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps", "cg_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ials {name}={getattr(self, name)}: must be at least 1")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"ials solver={self.solver!r}: choose one of {', '.join(SOLVERS)}")
         for name in ("half_life", "unobserved", "regularisation"):
             value = getattr(self, name)
             if value is not None and not value > 0:

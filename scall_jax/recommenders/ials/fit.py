@@ -1,17 +1,24 @@
 """A whole fit by implicit alternating least squares: sweeps until the loss settles, then users given stored items."""
 
+import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.recommenders.ials.half_sweep import half_sweep
-from scall_jax.recommenders.ials.problem import Hyper, Order, Problem, make_order, make_problem
+from scall_jax.recommenders.ials.batches import make_side
+from scall_jax.recommenders.ials.gradients import Steps
+from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
+from scall_jax.recommenders.ials.problem import Hyper, Order, Problem, make_order, make_problem, width_classes
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows
 from scall_jax.streams import Segment, sides
+from scall_jax.tables.layout import Layout
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params, Table
+
+_LAST_STEPS, _LAST_TOLERANCE = 64, 1e-4
+"""How far conjugate gradients go in the last half sweep, whose users are what a request gets."""
 
 
 class Sweeps(NamedTuple):
@@ -21,6 +28,10 @@ class Sweeps(NamedTuple):
     """Sweeps, at most."""
     tolerance: float
     """A sweep that lowers the loss by less than this part of it is the last."""
+    gradients_from: float = math.inf
+    """Padded width (`width_classes`) from which systems are solved by conjugate gradients; inf for none."""
+    gradient_steps: int = 3
+    """Steps of these in a half sweep; the last one goes on until systems are solved."""
 
 
 class Solution(NamedTuple):
@@ -34,7 +45,7 @@ class Solution(NamedTuple):
     sweeps: jax.Array
     """i32[], sweeps made."""
     residual: jax.Array
-    """f32[], the largest relative residual of all systems."""
+    """f32[], the largest relative residual of all systems; by conjugate gradients, of the last half sweep's."""
 
 
 class _Setting(NamedTuple):
@@ -45,6 +56,7 @@ class _Setting(NamedTuple):
     order: Order
     users: int
     maximum: int
+    sweeps: Sweeps
 
 
 class _State(NamedTuple):
@@ -88,7 +100,7 @@ def solve(
     """
     table = require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
-    setting = _setting(table, layout, segment, item_bias, hyper, exponent)
+    setting = _setting(table, sweeps, layout, make_problem(segment, item_bias, hyper, exponent))
     capacity = table.zeros().size
     start = _State(
         pool=to_rows(table, params, layout, capacity),
@@ -141,25 +153,30 @@ def require_table(storage: Storage) -> Table:
     return storage.table
 
 
-def _setting(table: Table, layout, segment: Segment, item_bias, hyper: Hyper, exponent: float) -> _Setting:
-    problem = make_problem(segment, item_bias, hyper, exponent)
-    order = make_order(problem, layout.sizes[:-2], table.users, table.width)
-    return _Setting(problem, row_layout(layout, table.users), order, table.users, table.width)
+def _setting(table: Table, sweeps: Sweeps, layout: Layout, problem: Problem) -> _Setting:
+    order = make_order(problem, layout.sizes[:-2], table.users, table.width, sweeps.gradients_from)
+    return _Setting(problem, row_layout(layout, table.users), order, table.users, table.width, sweeps)
 
 
 def _half(setting: _Setting, state: _State) -> _State:
     """The next half sweep: users, then items, and so on."""
-    number = state.half % 2
-    solved = half_sweep(
-        setting.problem, setting.rows, setting.order, state.pool, setting.users, setting.maximum, number
+    number, sweeps = state.half % 2, setting.sweeps
+    steps = Steps(
+        most=jnp.where(state.last, _LAST_STEPS, sweeps.gradient_steps),
+        tolerance=jnp.where(state.last, _LAST_TOLERANCE, 0.0),
     )
+    side = make_side(setting.problem, setting.rows, setting.order, setting.users, number)
+    solved = half_sweep(side, state.pool, setting.maximum, Approximation(sweeps.gradients_from, steps))
     loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
+    residual = jnp.maximum(state.residual, solved.residual)
+    if width_classes(setting.maximum)[-1] >= sweeps.gradients_from:
+        residual = solved.residual
     return state._replace(
         pool=solved.pool,
         losses=state.losses.at[state.half].set(loss),
         penalty=state.penalty.at[number].set(solved.penalty),
         half=state.half + 1,
-        residual=jnp.maximum(state.residual, solved.residual),
+        residual=residual,
     )
 
 

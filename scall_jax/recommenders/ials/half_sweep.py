@@ -5,11 +5,13 @@ The system of entity n with d coordinates is A x = b with
     A = a0 G + sum_e w_e v_e v_e' + lambda_n I,   b = sum_e w_e t_e v_e + c,
 
 where e runs over its interactions, G is the Gram matrix of the other side, t_e = 1 - beta, and c comes from the biases;
-all of it the leading d coordinates, since the entity has no others. It is solved in one of two ways:
+all of it the leading d coordinates, since the entity has no others. It is solved in one of three ways:
 
 * In the space of the d coordinates (`primal`), by a Cholesky factor of A: m d^2 operations for m interactions' sum, and
   d^3 / 3.
 * In the space of the m interactions (`dual`), where they are fewer and vectors have at most two sizes.
+* To an approximation, by a few conjugate gradients from the vector of the sweep before (`gradients`), where vectors are
+  wide.
 
 Entities of equal work are solved in batches (`batches`).
 """
@@ -31,14 +33,14 @@ from scall_jax.recommenders.ials.batches import (
     batch_numbers,
     batch_size,
     make_others,
-    make_side,
     over_batches,
     range_of,
 )
-from scall_jax.recommenders.ials.dual import dual, turn
+from scall_jax.recommenders.ials.dual import Turned, dual, turn
+from scall_jax.recommenders.ials.gradients import Steps, by_gradients, preconditioner
 from scall_jax.recommenders.ials.primal import primal, shared_system
-from scall_jax.recommenders.ials.problem import Order, Problem, class_number, dual_degrees, width_classes
-from scall_jax.recommenders.ials.rows import RowLayout, write_windows
+from scall_jax.recommenders.ials.problem import DUAL_DEGREES, class_number, dual_degrees, width_classes
+from scall_jax.recommenders.ials.rows import windows, write_windows
 from scall_jax.recommenders.ials.systems import errors, relative, solve
 
 
@@ -62,49 +64,58 @@ class _Progress(NamedTuple):
     outcomes: jax.Array  # f32[4, N + some], b'x, lambda_n |x|^2, |A x - b|, |b|, by place in the order; else 0
 
 
-def half_sweep(
-    problem: Problem, rows: RowLayout, order: Order, pool: jax.Array, users: int, maximum: int, number: jax.Array
-) -> Solved:
+class Approximation(NamedTuple):
+    """Where systems are solved to an approximation, and to which."""
+
+    width: float
+    """Padded width from which systems are solved by conjugate gradients; inf for none; static."""
+    steps: Steps
+    """How far they go."""
+
+
+def half_sweep(side: Side, pool: jax.Array, maximum: int, approximation: Approximation) -> Solved:
     """Solve for all vectors of one side.
 
     Args:
-      problem: of the segment.
-      rows: where vectors lie.
-      order: of the nodes.
+      side: to solve for; its order was made for the width of the approximation.
       pool: f32[P + width], coordinates by vector.
-      users: capacity of the users' side; static.
       maximum: the largest size; static.
-      number: i32[], 0 to solve for users, 1 for items.
+      approximation: for wide vectors.
 
     Returns:
       Solved.
     """
-    chex.assert_rank([pool, number], [1, 0])
-    side = make_side(problem, rows, order, users, number)
+    chex.assert_rank(pool, 1)
     # Classes by ascending place in the order: a batch puts zeros behind its class, where the next class writes.
     progress = _Progress(pool, jnp.zeros((4, side.entities.sizes.shape[0])))
     for place, width in enumerate(width_classes(maximum)):
-        progress = _solve_width(side, place, width, progress)
+        exact = width < approximation.width
+        solve_all = (
+            functools.partial(_exactly, side, place, width)
+            if exact
+            else functools.partial(_by_gradients, side, place, width, approximation.steps)
+        )
+        at = class_number(place, 0, 0)
+        first, end = range_of(side, at, class_number(place + 1, 0, 0) - at)
+        progress = jax.lax.cond(first < end, solve_all, lambda p: p, progress)
     gain, penalty, error, scale = progress.outcomes
     solved = Solved(progress.pool, gain.sum(), penalty.sum(), relative(error, scale).max())
     return _solve_shared(side, maximum, solved)
 
 
-def _solve_width(side: Side, place: int, width: int, progress: _Progress) -> _Progress:
+_SolveBatch = Callable[[jax.Array, Entities], Outcome]
+"""(pool, batch) -> its solutions."""
+
+
+def _exactly(side: Side, place: int, width: int, progress: _Progress) -> _Progress:
     """Solve for the vectors that are padded to a width."""
-    at = class_number(place, 0, 0)
-    first, end = range_of(side, at, class_number(place + 1, 0, 0) - at)
-
-    def solve_all(progress: _Progress) -> _Progress:
-        # Read before anything is written, which changes this side's vectors only.
-        others = make_others(side, progress.pool, width)
-        solve_batch = functools.partial(primal, side, others)
-        progress = _solve_class(side, at, batch_size(width), solve_batch, progress)
-        if not dual_degrees(width):
-            return progress
-        return jax.lax.fori_loop(0, 2, functools.partial(_solve_dual, side, others, place), progress)
-
-    return jax.lax.cond(first < end, solve_all, lambda p: p, progress)
+    # Read before anything is written, which changes this side's vectors only.
+    others = make_others(side, progress.pool, width)
+    number = class_number(place, 0, 0)
+    progress = _solve_class(side, number, batch_size(width), lambda pool, batch: primal(side, others, batch), progress)
+    if not dual_degrees(width):
+        return progress
+    return jax.lax.fori_loop(0, 2, functools.partial(_solve_dual, side, others, place), progress)
 
 
 def _solve_dual(side: Side, others: Others, place: int, common: jax.Array, progress: _Progress) -> _Progress:
@@ -116,7 +127,7 @@ def _solve_dual(side: Side, others: Others, place: int, common: jax.Array, progr
     def solve_all(progress: _Progress) -> _Progress:
         turned = turn(others, side.order.common[side.number, common])
         for number, degree in enumerate(degrees, 1):
-            solve_batch = functools.partial(dual, side, turned, degree)
+            solve_batch = functools.partial(_dual_batch, side, turned, degree)
             size = batch_numbers() // (degree * width)
             progress = _solve_class(side, class_number(place, common, number), size, solve_batch, progress)
         return progress
@@ -124,13 +135,34 @@ def _solve_dual(side: Side, others: Others, place: int, common: jax.Array, progr
     return jax.lax.cond(begin < end, solve_all, lambda p: p, progress)
 
 
+def _dual_batch(side: Side, turned: Turned, degree: int, pool: jax.Array, batch: Entities) -> Outcome:
+    del pool
+    return dual(side, turned, degree, batch)
+
+
+def _by_gradients(side: Side, place: int, width: int, steps: Steps, progress: _Progress) -> _Progress:
+    """Approximate the vectors that are padded to a width, from those that there are."""
+    others = make_others(side, progress.pool, width)
+    common = preconditioner(side, others)
+
+    def solve_batch(degree: int | None, pool: jax.Array, batch: Entities) -> Outcome:
+        start = windows(pool, batch.place, batch.sizes, width)
+        return by_gradients(side, others, common, steps, degree, start, batch)
+
+    for number, degree in enumerate((None, *DUAL_DEGREES)):
+        size = batch_size(width) if degree is None else batch_numbers() // (degree * width)
+        solve = functools.partial(solve_batch, degree)
+        progress = _solve_class(side, class_number(place, 0, number), size, solve, progress)
+    return progress
+
+
 def _solve_class(
-    side: Side, number: jax.Array | int, size: int, solve_batch: Callable[[Entities], Outcome], progress: _Progress
+    side: Side, number: jax.Array | int, size: int, solve_batch: _SolveBatch, progress: _Progress
 ) -> _Progress:
     """Solve for the entities of a class in batches of a size."""
 
     def visit(batch: Entities, at: jax.Array, exists: jax.Array, progress: _Progress) -> _Progress:
-        x, gain, error, scale = solve_batch(batch)
+        x, gain, error, scale = solve_batch(progress.pool, batch)
         outcomes = jnp.stack([gain, batch.regularisation * (x * x).sum(1), error, scale])
         return _Progress(
             write_windows(progress.pool, batch.place, batch.sizes, x),

@@ -10,6 +10,7 @@ item recommendation benchmarks, RecSys 2022, equations 1 to 3. The weight of a p
 it was met last.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -20,8 +21,8 @@ from scall_jax.ops.indexing import take
 from scall_jax.streams import Segment, active_mask, sides
 
 DUAL_DEGREES = (8, 16, 32)
-"""Numbers of interactions up to which an entity's system is solved in their space (`dual`): each one, and each
-width, adds a second to compile time."""
+"""Numbers of interactions up to which entities are solved for in batches of their own, in the space of interactions
+(`dual`) or by conjugate gradients (`gradients`): each one, and each width, adds a second to compile time."""
 
 
 class Hyper(NamedTuple):
@@ -137,8 +138,8 @@ def class_number(width: int, common: Any, degree: int) -> Any:
 
     Args:
       width: place in `width_classes`.
-      common: which of the two common sizes, int or i32[]; 0 where the system is solved in the vectors' space.
-      degree: 1 + place in `DUAL_DEGREES`; 0 where the system is solved in the vectors' space.
+      common: which of the two common sizes, int or i32[]; 0 where the system is not solved in the interactions' space.
+      degree: 1 + place in `DUAL_DEGREES`; 0 where interactions have no bound.
     """
     per_width = 1 + 2 * len(DUAL_DEGREES)
     return width * per_width + (0 if degree == 0 else 1 + common * len(DUAL_DEGREES) + degree - 1)
@@ -149,7 +150,15 @@ def classes(maximum: int) -> int:
     return class_number(len(width_classes(maximum)), 0, 0)
 
 
-def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int, dual: bool = True) -> Order:
+def make_order(
+    problem: Problem,
+    sizes: jax.Array,
+    users: int,
+    maximum: int,
+    gradients_from: float = math.inf,
+    *,
+    dual: bool = True,
+) -> Order:
     """Sort nodes into classes of equal work.
 
     Args:
@@ -158,6 +167,7 @@ def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int, dua
       users: capacity of the users' side; static.
       maximum: the largest size; static.
       dual: solve in the space of interactions where they are few; static. False: in that of coordinates only.
+      gradients_from: width from which systems are solved by conjugate gradients (`gradients`); static.
 
     Returns:
       Order.
@@ -173,10 +183,11 @@ def make_order(problem: Problem, sizes: jax.Array, users: int, maximum: int, dua
     width = _places(widths, sizes)
     bound = _places(DUAL_DEGREES, degree)
     most = jnp.array([len(dual_degrees(w)) for w in widths])[jnp.minimum(width, len(widths) - 1)]
-    by_interactions = (common[side, 1] > 0) & (bound < most)
-    second = (sizes != common[side, 0]).astype(jnp.int32)
+    by_gradients = jnp.array([w >= gradients_from for w in widths])[jnp.minimum(width, len(widths) - 1)]
+    by_degree = jnp.where(by_gradients, bound < len(DUAL_DEGREES), (common[side, 1] > 0) & (bound < most))
+    second = (~by_gradients & (sizes != common[side, 0])).astype(jnp.int32)
     per_width, count = 1 + 2 * len(DUAL_DEGREES), classes(maximum)
-    number = side * count + width * per_width + jnp.where(by_interactions, 1 + second * len(DUAL_DEGREES) + bound, 0)
+    number = side * count + width * per_width + jnp.where(by_degree, 1 + second * len(DUAL_DEGREES) + bound, 0)
     number = jnp.where(own, number, 2 * count).astype(jnp.int32)
     ordered = jax.lax.sort((number, -degree, node), num_keys=3)
     starts = (number[:, None] < jnp.arange(2 * count + 1)[None, :]).sum(0, dtype=jnp.int32)

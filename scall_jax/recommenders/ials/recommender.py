@@ -11,7 +11,7 @@ import numpy as np
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, first_users, from_buffer, to_buffer
 from scall_jax.recommenders.ials.batches import batch_numbers
-from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, UNOBSERVED, IalsConfig
+from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, SOLVERS, UNOBSERVED, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.gains import wide_fit
@@ -119,14 +119,14 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     """
     among, biases = grid(config), bias != "none"
 
-    def make(sweeps: int, tolerance: float):
+    def make(sweeps: int):
         def make_fit(storage: Storage, progress=None):
             require_table(storage)
 
             def fit(key, params, layout, segment: Segment, item_bias, remembered=None, /) -> FitResult:
                 del key
                 hyper = hyper_of(among, remembered)
-                length = Sweeps(sweeps, tolerance)
+                length = _length(config, sweeps)
                 solution = solve(storage, length, params, layout, segment, item_bias, hyper, config.exponent)
                 result = _judged(storage, solution, layout, segment, item_bias, valid_users, candidates)
                 if progress is not None:
@@ -158,8 +158,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         return _nothing_chosen(among, count)
 
     return Recommender(
-        make_fit=make(config.sweeps, config.tolerance),
-        make_probe_fit=make(config.probe_sweeps, config.tolerance),
+        make_fit=make(config.sweeps),
+        make_probe_fit=make(config.probe_sweeps),
         evaluate=_evaluate,
         held_by_training=lambda storage, params: (params, jnp.zeros(2 * batch_numbers())),
         serves_by=lambda known, graph_bytes, width: {},
@@ -174,6 +174,10 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         serve=serve,
         fold_in=make_fold_in(config.exponent),
     )
+
+
+def _length(config: IalsConfig, sweeps: int) -> Sweeps:
+    return Sweeps(sweeps, config.tolerance, SOLVERS[config.solver], config.cg_steps)
 
 
 def _evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
@@ -232,7 +236,7 @@ def _choose(config: IalsConfig, among: Grid, biases: bool, judged_by: tuple[int,
     no_bias = jnp.zeros(items)
 
     def fitted(hyper: Hyper):
-        length = Sweeps(config.choice_sweeps, config.tolerance)
+        length = _length(config, config.choice_sweeps)
         return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent).params
 
     def fitness(params, item_bias) -> jax.Array:

@@ -89,5 +89,10 @@ def errors(matrix: jax.Array, x: jax.Array, right: jax.Array) -> tuple[jax.Array
 
 
 def relative(error: jax.Array, scale: jax.Array) -> jax.Array:
-    """error / scale, 0 where both are 0."""
-    return jnp.where(scale > 0, error / jnp.where(scale > 0, scale, 1.0), 0.0)
+    """error / scale; 0 where the scale is so near the least float32 that rounding is no longer relative.
+
+    It is for an entity whose interactions have faded to nothing, whose vector is 0 as far as float32 can tell.
+    """
+    info = jnp.finfo(jnp.float32)
+    counts = scale > info.tiny / info.eps
+    return jnp.where(counts, error / jnp.where(counts, scale, 1.0), 0.0)
