@@ -272,7 +272,7 @@ def tests(groups: compare.Groups) -> list[str]:
         valid = {m: _valid(folders) for m, folders in here.items() if m in within}
         best = max(valid, key=valid.__getitem__)
         pairs = {f"{budget} MB: {best} - {m}": (here[best], here[m]) for m in here if m != best}
-        lines += compare.tested(pairs)
+        lines += significance.tested(pairs)
     note = (
         f"Per budget the method that valid prefers against every other. {significance.READING} p-values are corrected "
         "by Holm's rule for the tests of a budget."

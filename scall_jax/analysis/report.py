@@ -109,6 +109,30 @@ def mean_and_spread(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
 
 
+_QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
+
+
+def row_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The cells of one method's row in a table over seeds.
+
+    Args:
+      summaries: of the method's runs, each `describe(...) | records.summarise(...)`.
+
+    Returns:
+      Text by the column's title; quality as mean ± standard deviation over seeds, bytes and users of the first run.
+    """
+    row = {"seeds": str(len(summaries))}
+    titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
+    for title, metric in zip(titles, _QUALITY, strict=True):
+        row[title] = mean_and_spread([summary[metric] for summary in summaries])
+    row["table MB"], row["serving MB"] = (cell(summaries[0], (f"{x}_mb",), "{:.3f}") for x in ("table", "serving"))
+    row["test users"] = cell(summaries[0], ("least_test_users", "most_test_users"), "{}-{}")
+    row["dropped"] = cell(summaries[0], ("dropped_share",), "{:.0%}")
+    for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
+        row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
+    return row
+
+
 def cell(summary: Mapping[str, Any], keys: Sequence[str], form: str) -> str:
     """A cell of a table.
 

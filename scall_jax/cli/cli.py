@@ -1,6 +1,8 @@
 """A command line made of a dataclass of flags and a job."""
 
 import contextlib
+import difflib
+import re
 import shlex
 import sys
 import warnings
@@ -16,6 +18,9 @@ from scall_jax.run import process_memory
 from scall_jax.streams import DataWarning
 
 F = TypeVar("F")
+
+Positional = tyro.conf.Positional
+"""Annotation of a field of flags that is given without a name."""
 
 
 def cli(
@@ -47,6 +52,7 @@ def cli(
         raise SystemExit(0)
     arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
+        _check_names(flags, arguments)
         with _plain_warnings():
             job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
@@ -58,6 +64,24 @@ def cli(
         way = "lower --sizes.maximum or --fit.batch, or take fewer users and items (--cut.k-core)"
         print(f"error: {str(error).splitlines()[0]}: {way}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _check_names(flags: type, arguments: Sequence[str]) -> None:
+    """Refuse an unknown flag, with the nearest one that there is."""
+    found = [(flag.name, flag.value) for flag in help_page.all_flags(flags)]
+    known = ["help", *(name for name, _ in found), *(_negated(name) for name, value in found if not value)]
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=", 1)[0].replace("_", "-")
+        if re.match("--[a-z]", argument) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else "--help-all shows all flags"
+            raise ValueError(f"unknown flag {argument.split('=', 1)[0]}: {hint}")
+
+
+def _negated(name: str) -> str:
+    """The flag that turns a switch off: `no-` stands before the last part of its name."""
+    *groups, last = name.split(".")
+    return ".".join([*groups, f"no-{last}"])
 
 
 @contextlib.contextmanager

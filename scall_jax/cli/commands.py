@@ -27,9 +27,6 @@ from scall_jax.methods.registry import PROBED
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records, run_segments
 
-SUMMARY = "summary.json"
-"""Name of the file that marks a finished run."""
-
 _PLOTS = ("quality.png", "sizes.png", "memory.png", "histories.png")
 
 Lines = list[dict[str, Any]]
@@ -123,7 +120,7 @@ def _check_folder(flags: Main, folder: Path) -> None:
     if not (folder / "config.json").exists() or flags.resume:
         return
     if not flags.overwrite:
-        state = "a finished" if (folder / "summary.json").exists() else "an unfinished"
+        state = "a finished" if (folder / run_folder.SUMMARY).exists() else "an unfinished"
         raise ValueError(f"{folder} holds {state} run: --resume it, --overwrite it, or choose another --out")
 
 
@@ -160,8 +157,8 @@ def run_method(
     if report.has_matplotlib():
         _plot_run(config, stream, folder, lines)
     summary = report.describe(label or config.method, lines) | records.summarise(lines)
-    run_folder.write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    run_folder.finish(folder, SUMMARY, *_PLOTS)
+    run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    run_folder.finish(folder, run_folder.SUMMARY, *_PLOTS)
     return summary, lines
 
 

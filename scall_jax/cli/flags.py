@@ -1,6 +1,7 @@
 """The flags of a run: a stream, a budget, methods and their options."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 import jax
 
 from scall_jax import streams
+from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
@@ -400,8 +402,10 @@ def for_method(flags: F, spelled: str) -> tuple[F, str]:
 def _replaced(flags: Any, path: list[str], text: str, where: str) -> Any:
     """A dataclass with the field at a path replaced by a value that is spelled as text."""
     field = path[0]
-    if not dataclasses.is_dataclass(flags) or field not in {f.name for f in dataclasses.fields(flags)}:
-        raise ValueError(f"{where} is no flag")
+    names = [f.name for f in dataclasses.fields(flags)] if dataclasses.is_dataclass(flags) else []
+    if field not in names:
+        near = [x.replace("_", "-") for x in difflib.get_close_matches(field, names, n=1)]
+        raise ValueError(f"{where} is no flag" + "".join(f": did you mean {x}?" for x in near))
     if len(path) > 1:
         value = _replaced(getattr(flags, field), path[1:], text, where)
     else:
@@ -447,7 +451,7 @@ def make_config(flags: Main, method: str) -> Config:
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join([*METHODS, *GROUPS])}")
+        raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, *GROUPS])}")
     return Config(
         method=method,
         budget=flags.budget.budget(),

@@ -25,6 +25,9 @@ from scall_jax.streams import Segment, Stream, sides
 
 _CONFIG = "config.json"
 
+SUMMARY = "summary.json"
+"""Name of the file that marks a finished run."""
+
 
 def store_segment(
     folder: Path,
