@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare, identical
+from experiments import identical
 from scall_jax import Budget, FitConfig, sweep
 from scall_jax.analysis import significance
 from scall_jax.cli.cli import cli

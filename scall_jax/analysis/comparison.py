@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scall_jax.analysis import report, significance
-from scall_jax.run.folder import SUMMARY
 from scall_jax.run import manifest
-from scall_jax.run.folder import read_identity, read_lines
+from scall_jax.run.folder import SUMMARY, read_identity, read_lines
 
 
 class FinishedRun(NamedTuple):

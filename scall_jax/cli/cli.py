@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ import jax
 import tyro
 
 from scall_jax.cli import help_page
+from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.run import process_memory
 from scall_jax.streams import DataWarning
 
@@ -32,6 +34,8 @@ def cli(
 ) -> None:
     """Parse flags and do a job; bad input and files that cannot be read end with a message and exit code 2.
 
+    Ctrl-C and SIGTERM end the process with a line and exit code 130 or 143 (`stopping`). Output goes out line by line.
+
     `-h` and `--help` print the flags that `flags.SHOWN` lists, where it has this attribute, and `--help-all` all flags.
 
     Args:
@@ -45,6 +49,8 @@ def cli(
       SystemExit: with code 2 for bad input, and with code 0 after help.
     """
     process_memory.limit_heap()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = program or _program()
     if hasattr(flags, "SHOWN") and not {"-h", "--help"}.isdisjoint(arguments):
@@ -53,7 +59,7 @@ def cli(
     arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
         _check_names(flags, arguments)
-        with _plain_warnings():
+        with _plain_warnings(), stop_on_signals(lambda: "stopped"):
             job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The jobs behind the commands: a stream in, a recommender within its budget out, several methods side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from scall_jax import streams
 from scall_jax.analysis import report
+from scall_jax.cli import head
 from scall_jax.cli.cli import cli, command
+from scall_jax.cli.compilation_cache import NO_CACHE, OpenCache, persistent_cache
 from scall_jax.cli.flags import (
     PUBLISHED_DIFFERS,
     Main,
@@ -22,6 +24,7 @@ from scall_jax.cli.flags import (
     make_config,
 )
 from scall_jax.cli.progress import Progress
+from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
 from scall_jax.run import folder as run_folder
@@ -65,16 +68,25 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
         _check_folder(flags, flags.out / method)
-    stream = load_stream(flags)
+    stream = load_stream(flags, segments="auto")
     check_stream(stream)
     for config in configs.values():
         check_run(config, stream)
     _print_head(flags, stream)
+    stopped = "stopped; continue with --resume"
+    with persistent_cache(flags.compilation_cache) as cache, stop_on_signals(lambda: stopped, cache.clean):
+        return _run_methods(flags, configs, stream, cache)
+
+
+def _run_methods(
+    flags: Main, configs: Mapping[str, Config], stream: streams.Stream, cache: OpenCache
+) -> list[dict[str, Any]]:
+    """Run checked methods one after the other, and write and print their table."""
     summaries: list[dict[str, Any]] = []
     runs: dict[str, Lines] = {}
     warnings: dict[str, list[str]] = {}
     for method, config in configs.items():
-        summary, lines = run_method(flags, config, stream, flags.out / method, method)
+        summary, lines = run_method(flags, config, stream, flags.out / method, method, cache)
         summaries.append(summary)
         runs[method] = lines
         warnings[method] = report.warnings(lines, config)
@@ -91,12 +103,10 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
 
 
 def _print_head(flags: Main, stream: streams.Stream) -> None:
-    print(
-        f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
-        f"{len(stream.item_ids):,} items, {stream.span}, {len(stream)} segments; budget {flags.budget.budget()}"
-    )
+    print(head.first_line(stream, flags.budget.budget()))
     for note in stream.notes:
         print(note)
+    print(head.ruler(stream, flags.budget.budget()))
     if stream.select_on_test:
         print("published protocol: models and rewards are selected on the test part; figures are optimistic")
     if flags.protocol == "published":
@@ -125,15 +135,23 @@ def _check_folder(flags: Main, folder: Path) -> None:
 
 
 def run_method(
-    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str | None = None
+    flags: Main,
+    config: Config,
+    stream: streams.Stream,
+    folder: Path,
+    label: str | None = None,
+    cache: OpenCache = NO_CACHE,
 ) -> tuple[dict[str, Any], Lines]:
-    """Run one method over the stream, with progress bars, plots and a summary in its folder.
+    """Run one method over the stream, with progress, plots and a summary in its folder.
+
+    Ctrl-C ends the process, and says after which segment.
 
     Args:
-      flags: of which seed, resume and overwrite matter.
+      flags: of which seed, method, resume, overwrite and compilation_cache matter.
       config, stream: of the run.
       folder: of the run.
       label: what the method is called in summaries; None for its name.
+      cache: that compiled programs are kept in.
 
     Returns:
       The summary, and the lines of metrics.
@@ -141,25 +159,45 @@ def run_method(
     Raises:
       ValueError: the folder holds another run, or a loss was not finite.
     """
-    if flags.overwrite and not flags.resume:
-        run_folder.remove_run(folder)
-    key = jax.random.key(flags.seed)
+    of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
+    with stop_on_signals(lambda: _stopped(flags, folder, of_method), cache.clean):
+        if flags.overwrite and not flags.resume:
+            run_folder.remove_run(folder)
+        lines = _run_segments(flags, config, stream, folder, label or config.method, cache)
+        return _finish(config, stream, folder, label or config.method, lines), lines
+
+
+def _run_segments(
+    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str, cache: OpenCache
+) -> Lines:
     probes = config.search.planned_probes if config.method in PROBED else 0
-    with Progress(config.method, stream, config.fit.steps, probes) as progress:
 
-        def on_segment(line: dict[str, Any]) -> None:
-            progress.segment(line)
-
+    def on_compiled() -> None:
+        cache.settled()
         # A command traces each program once, so the caches of tracing can be freed after each compilation.
-        callbacks: dict[str, Any] = progress.callbacks
-        callbacks |= {"on_compiled": jax.clear_caches, "on_segment": on_segment}
-        lines = run_segments(config, stream, key, folder=folder, **callbacks)
+        jax.clear_caches()
+
+    with Progress(label, stream, config.fit.steps, probes, not flags.compilation_cache) as progress:
+        callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
+        return run_segments(config, stream, jax.random.key(flags.seed), folder=folder, **callbacks)
+
+
+def _stopped(flags: Main, folder: Path, of_method: str) -> str:
+    """The line that says how far a run came and how it goes on."""
+    done = run_folder.finished_segments(folder)
+    after = f"after segment {done - 1}" if done else "before the first segment was finished"
+    instead = " instead of --overwrite" if flags.overwrite else ""
+    return f"stopped{of_method} {after}; continue with --resume{instead}"
+
+
+def _finish(config: Config, stream: streams.Stream, folder: Path, label: str, lines: Lines) -> dict[str, Any]:
+    """Write plots and the summary of a run."""
     if report.has_matplotlib():
         _plot_run(config, stream, folder, lines)
-    summary = report.describe(label or config.method, lines) | records.summarise(lines)
+    summary = report.describe(label, lines) | records.summarise(lines)
     run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     run_folder.finish(folder, run_folder.SUMMARY, *_PLOTS)
-    return summary, lines
+    return summary
 
 
 def _plot_run(config: Config, stream: streams.Stream, folder: Path, lines: Lines) -> None:

@@ -14,8 +14,8 @@ Finished runs side by side, with tests over users and seeds.
     scall-jax compare runs/demo                                  # the methods of one command
     scall-jax compare runs/seed0 runs/seed1 --against uniform    # several seeds of each
 
-A RUN is the folder of a run, or a folder with runs below it. Runs that differ in nothing but their seed are one row. The
-difference of each method from the one named by --against is tested with the variance over users and seeds.
+A RUN is the folder of a run, or a folder with runs below it. Runs that differ in nothing but their seed are one row.
+The difference of each method from the one named by --against is tested with the variance over users and seeds.
 """
 
 

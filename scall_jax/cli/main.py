@@ -17,8 +17,8 @@ class Command(NamedTuple):
     text: str
     """What it does, in one line."""
     place: str
-    """Module and function, `module:function`, imported only when it is called for. function(arguments, program=...) does
-    it; bad input ends with a message and exit code 2."""
+    """Module and function, `module:function`, imported only when it is called for. function(arguments, program=...)
+    does it; bad input ends with a message and exit code 2."""
 
 
 COMMANDS = {

@@ -160,6 +160,18 @@ def _finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
     return lines
 
 
+def finished_segments(folder: Path) -> int:
+    """How many segments of a run are finished, those of a run that is being written included.
+
+    Args:
+      folder: of a run; 0 where there is none.
+    """
+    try:
+        return sum(name.startswith("users/") for name in manifest.read(folder).files)
+    except ValueError:
+        return 0
+
+
 def finish(folder: Path, *names: str) -> None:
     """List files that belong to a run beside those of its segments, such as its summary.
 
