@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import scall_jax
 from scall_jax.cli.nearest import advice
+from scall_jax.cli.stopping import stop_on_signals
 
 
 class Command(NamedTuple):
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"scall-jax {scall_jax.__version__}")
     elif name in COMMANDS:
         module, function = COMMANDS[name].place.split(":")
-        getattr(importlib.import_module(module), function)(rest, program=f"scall-jax {name}")
+        # Importing takes seconds, during which Ctrl-C may come too.
+        with stop_on_signals(lambda: "stopped"):
+            getattr(importlib.import_module(module), function)(rest, program=f"scall-jax {name}")
     else:
         hint = advice(name, [*COMMANDS, "--help", "--version"])
         print(f"error: unknown subcommand {name!r}: {hint}", file=sys.stderr)
