@@ -34,6 +34,10 @@ main(["run", *sys.argv[2:]])
 """The command, with a file beside it that says what it is doing."""
 
 
+DELAYS = {"reading": 0.2, "compiling": 0.0, "running": 0.0, "writing": 0.0}
+"""Seconds to wait after a phase is marked; the mark of reading is written before the command takes signals."""
+
+
 def stopped(arguments, marks: Path, phase: str, delay: float, number: signal.Signals) -> tuple[int, str, str]:
     """Exit code, standard error and last phase of a command that gets a signal some time after a phase began."""
     marks.write_text("")
@@ -87,7 +91,7 @@ def test_a_signal_ends_a_run_with_one_line_and_the_run_goes_on_from_there(data, 
     arguments = tiny_arguments(data, tmp_path / "run", *whole[1], "--resume")
     run = tmp_path / "run" / "popularity-decayed"
     for phase, number in stops:
-        found = check_stop(stopped(arguments, tmp_path / "marks", phase, 0.0, number), number, run)
+        found = check_stop(stopped(arguments, tmp_path / "marks", phase, DELAYS[phase], number), number, run)
         assert found == phase or phase in ("running", "writing")
     assert run_folder.finished_segments(run) < 6
     run_command(arguments=arguments)
@@ -110,7 +114,8 @@ def test_a_hundred_signals_at_random_moments(data, tmp_path, method):
         arguments = tiny_arguments(data, out, *more, "--resume")
         number = draw.choice([*CODES])
         phase = draw.choice(["reading", "compiling", "running", "writing"])
-        delay = draw.uniform(0, {"reading": 1.5, "compiling": 4, "running": 0.6, "writing": 0.02}[phase])
+        most = {"reading": 2.0, "compiling": 4.0, "running": 0.6, "writing": 0.02}[phase]
+        delay = draw.uniform(DELAYS[phase], most)
         result = stopped(arguments, tmp_path / "marks", phase, delay, number)
         if result[0] != 0:
             counts[check_stop(result, number, out / method)] += 1
