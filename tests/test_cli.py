@@ -413,4 +413,4 @@ def test_a_run_without_matplotlib_has_no_plots_and_says_so(data, tmp_path, capsy
     assert 'pip install "scall_jax[plot]"' in capsys.readouterr().out
     assert (tmp_path / "popularity-all" / "summary.json").exists() and not list(tmp_path.rglob("*.png"))
     with pytest.raises(ValueError, match="plots need matplotlib"):
-        commands.report.plot_quality(tmp_path / "x.png", {}, "title")
+        commands.plots.plot_quality(tmp_path / "x.png", {}, "title")

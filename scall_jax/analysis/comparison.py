@@ -85,15 +85,20 @@ def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
 def _differing(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """The settings of a configuration that are not the same in all others, in words."""
-    flat = [_flat(other) for other in others]
-    own = _flat(config)
-    return "".join(f", {key} {own[key]}" for key in own if len({str(other.get(key)) for other in flat}) > 1)
+    found = [flat(other) for other in others]
+    own = flat(config)
+    return "".join(f", {key} {own[key]}" for key in own if len({str(other.get(key)) for other in found}) > 1)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration by their dotted names.
+
+    >>> flat({"method": "uniform", "fit": {"steps": 3}})
+    {'method': 'uniform', 'fit.steps': 3}
+    """
     found: dict[str, Any] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from scall_jax.analysis import comparison, report, significance
+from scall_jax.analysis import comparison, comparison_report, report, significance
 from scall_jax.cli.cli import Positional, cli
 from scall_jax.cli.nearest import advice
 
@@ -13,6 +13,7 @@ Finished runs side by side, with tests over users and seeds.
 
     scall-jax compare runs/demo                                  # the methods of one command
     scall-jax compare runs/seed0 runs/seed1 --against uniform    # several seeds of each
+    scall-jax compare runs/demo --html runs/demo.html            # as a page with pictures
 
 A RUN is the folder of a run, or a folder with runs below it. Runs that differ in nothing but their seed are one row.
 The difference of each method from the one named by --against is tested with the variance over users and seeds.
@@ -27,6 +28,8 @@ class Compare:
     """Folders of runs, or folders with runs below them."""
     against: str | None = None
     """Method that the others are tested against; default: that of the first run."""
+    html: Path | None = None
+    """File for the comparison as a page with pictures."""
 
 
 def compare_job(flags: Compare) -> str:
@@ -53,6 +56,8 @@ def compare_job(flags: Compare) -> str:
         parts += ["\n".join(comparison.tested_against(groups, against)), significance.READING]
     text = "\n\n".join([*parts, f"{report.COLUMNS_NOTE}."])
     print(text)
+    if flags.html is not None:
+        print(f"\npage: {comparison_report.write(flags.html, groups, against)}")
     return text
 
 

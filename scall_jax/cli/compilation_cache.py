@@ -9,26 +9,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 MOST_BYTES = 10**9
 """Bytes that the cache holds after a command; the programs that were used longest ago go first."""
-
-
-class OpenCache(NamedTuple):
-    """What a command tells the cache that it uses."""
-
-    settled: Callable[[], None]
-    """Call it after each compilation: what has been written is complete."""
-    clean: Callable[[], None]
-    """Removes what was written since then, which may be half an entry when the process stops now."""
-
-
-NO_CACHE = OpenCache(lambda: None, lambda: None)
-"""For a command that keeps no programs."""
 
 
 def cache_folder() -> Path:
@@ -50,7 +36,7 @@ def _processor() -> str:
 
 
 @contextlib.contextmanager
-def persistent_cache(enabled: bool = True) -> Iterator[OpenCache]:
+def persistent_cache(enabled: bool = True) -> Iterator[Callable[[], None]]:
     """Within this context, programs that take over a second to compile are kept for later processes.
 
     A cache that is configured already (`JAX_COMPILATION_CACHE_DIR`) is left as it is, and so is a folder that cannot be
@@ -61,10 +47,13 @@ def persistent_cache(enabled: bool = True) -> Iterator[OpenCache]:
 
     Args:
       enabled: False does nothing.
+
+    Yields:
+      A function to call after each compilation: what has been written is complete.
     """
     folder = cache_folder()
     if not enabled or jax.config.values["jax_compilation_cache_dir"] or not _writable(folder):
-        yield NO_CACHE
+        yield lambda: None
         return
     _mend(folder)
     trim(folder.parent, MOST_BYTES)
@@ -72,7 +61,7 @@ def persistent_cache(enabled: bool = True) -> Iterator[OpenCache]:
     mark.touch()
     _use(str(folder))
     try:
-        yield OpenCache(mark.touch, lambda: _remove_unsettled(mark))
+        yield mark.touch
     finally:
         _use(None)
         _remove_unsettled(mark)

@@ -29,9 +29,14 @@ COMMANDS = {
         "scall_jax.cli.commands:run_command",
     ),
     "compare": Command(
-        "RUN...",
+        "RUN... [--html FILE]",
         "finished runs side by side, with tests over users and seeds",
         "scall_jax.cli.compare:compare_command",
+    ),
+    "report": Command(
+        "RUN...",
+        "write report.html of finished runs anew",
+        "scall_jax.cli.write_reports:report_command",
     ),
     "methods": Command(
         "[NAME...]",

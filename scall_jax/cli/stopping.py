@@ -18,7 +18,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @contextlib.contextmanager
-def stop_on_signals(line: Callable[[], str], clean: Callable[[], object] | None = None) -> Iterator[None]:
+def stop_on_signals(line: Callable[[], str]) -> Iterator[None]:
     """Within this context, a signal of `CODES` ends the process with a line on standard error.
 
     A thread waits for the signal, because the main thread may not come back from compiled code for minutes. Outside of
@@ -26,7 +26,6 @@ def stop_on_signals(line: Callable[[], str], clean: Callable[[], object] | None 
 
     Args:
       line: returns the text; called in that thread.
-      clean: called after the line is printed, to remove what is half done.
     """
     here = threading.current_thread() is threading.main_thread()
     numbers = [x for x in CODES if here and signal.getsignal(x) is not signal.SIG_IGN]
@@ -35,7 +34,7 @@ def stop_on_signals(line: Callable[[], str], clean: Callable[[], object] | None 
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    threading.Thread(target=_watch, args=(reader, line, clean), daemon=True).start()
+    threading.Thread(target=_watch, args=(reader, line), daemon=True).start()
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, _nothing) for number in numbers}
     try:
@@ -52,14 +51,14 @@ def _nothing(number: int, frame: object) -> None:
     """The thread has the signal already."""
 
 
-def _watch(reader: socket.socket, line: Callable[[], str], clean: Callable[[], object] | None) -> None:
+def _watch(reader: socket.socket, line: Callable[[], str]) -> None:
     with reader:
         while received := reader.recv(1):
             if received[0] in CODES:
-                _stop(received[0], line, clean)
+                _stop(received[0], line)
 
 
-def _stop(number: int, line: Callable[[], str], clean: Callable[[], object] | None) -> None:
+def _stop(number: int, line: Callable[[], str]) -> None:
     try:
         try:
             text = line()
@@ -69,7 +68,5 @@ def _stop(number: int, line: Callable[[], str], clean: Callable[[], object] | No
         start = "\r\033[J" if sys.stderr.isatty() else ""
         # The stream's own lock may be held by the main thread, so that nothing but the system writes here.
         os.write(2, f"{start}{text}\n".encode())
-        if clean is not None:
-            clean()
     finally:
         os._exit(CODES[signal.Signals(number)])

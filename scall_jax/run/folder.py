@@ -166,10 +166,30 @@ def finished_segments(folder: Path) -> int:
     Args:
       folder: of a run; 0 where there is none.
     """
+    path = folder / manifest.NAME
     try:
-        return sum(name.startswith("users/") for name in manifest.read(folder).files)
-    except ValueError:
+        while True:
+            before = path.stat().st_mtime_ns
+            found = sum(name.startswith("users/") for name in manifest.read(folder).files)
+            # A segment may have been finished while the manifest was read.
+            if path.stat().st_mtime_ns == before:
+                return found
+    except (ValueError, FileNotFoundError):
         return 0
+
+
+def unlist(folder: Path, *names: str) -> None:
+    """Take files off a run's list before they are written anew, so that the folder stays valid in between.
+
+    Args:
+      folder: of a run.
+      names: paths in it, listed or not.
+    """
+    with locked(folder):
+        found = manifest.read(folder)
+        kept = {name: entry for name, entry in found.files.items() if name not in names}
+        if len(kept) < len(found.files):
+            manifest.write(folder, found._replace(files=kept))
 
 
 def finish(folder: Path, *names: str) -> None:
