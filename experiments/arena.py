@@ -31,7 +31,7 @@ import polars as pl
 
 from experiments import compare, strata
 from scall_jax import FitConfig
-from scall_jax.analysis import memory_curves, report, significance
+from scall_jax.analysis import memory_curves, plots, report, significance
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.evaluation.user_strata import StrataConfig
@@ -272,7 +272,7 @@ def tests(groups: compare.Groups) -> list[str]:
         valid = {m: _valid(folders) for m, folders in here.items() if m in within}
         best = max(valid, key=valid.__getitem__)
         pairs = {f"{budget} MB: {best} - {m}": (here[best], here[m]) for m in here if m != best}
-        lines += compare.tested(pairs)
+        lines += significance.tested(pairs)
     note = (
         f"Per budget the method that valid prefers against every other. {significance.READING} p-values are corrected "
         "by Holm's rule for the tests of a budget."
@@ -300,7 +300,7 @@ def main(flags: Arena) -> list[dict[str, str]]:
         series = {m: (x.megabytes, x.mean, x.spread) for m, x in by_metric["recall@20"].items()}
         charge = "replay" if flags.replays else flags.charge
         labels = Path(flags.data).name, f"budget (10^6 bytes, {charge})", "test Recall@20"
-        report.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups, charge))
+        plots.plot_lines(flags.out / "arena.png", series, *labels, ceiling(groups, charge))
         parts = [areas(found, metric, charge) for metric, found in by_metric.items()]
         if any(parts):
             parts.append(

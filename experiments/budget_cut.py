@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from scall_jax.analysis import report
+from scall_jax.analysis import plots, report
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
@@ -51,7 +51,7 @@ def main(flags: BudgetCut) -> dict[str, list[dict[str, Any]]]:
             config = run_flags.make_config(cell, method)
             _, found[f"{method}, {name}"] = commands.run_method(cell, config, stream, cell.out)
     title = f"{stream.source}: mean size {flags.size:g}, cut {flags.cut_size:g}"
-    report.plot_quality(flags.out / "cut.png", found, title)
+    plots.plot_quality(flags.out / "cut.png", found, title)
     text = _table(found, {"before": range(1, cut.start), "during": cut, "after": range(cut.stop, len(stream))})
     run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n")
     print(f"\n{text}")

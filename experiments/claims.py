@@ -20,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from experiments import cell_file, compare
-from scall_jax.analysis import report
+from scall_jax.analysis import figures, plots
 from scall_jax.cli.cli import cli
 from scall_jax.config import SizesConfig
 from scall_jax.run.folder import write_atomically
@@ -117,7 +117,7 @@ def plot(path: Path, frame: pl.DataFrame, stream: str) -> None:
     chosen = (pl.col("stream") == stream) & ~pl.col("method").str.starts_with("fixed ")
     for size, method, recall in frame.filter(chosen).select("mean size", "method", "recall@20").rows():
         curves.setdefault(method, {}).setdefault(4 * float(size), []).append(recall)
-    report.plot_budgets(path, curves, f"{stream}, mean and standard deviation over seeds")
+    plots.plot_budgets(path, curves, f"{stream}, mean and standard deviation over seeds")
 
 
 def main(flags: Claims) -> str:
@@ -131,7 +131,7 @@ def main(flags: Claims) -> str:
         frame = cell_file.run(flags.results, flags, by_all_seeds(flags, size, best))
     text = tables(frame)
     write_atomically(flags.results.with_suffix(".md"), f"# Methods at the same budgets\n\n{text}\n")
-    if report.has_matplotlib():
+    if figures.has_matplotlib():
         for stream in frame["stream"].unique():
             plot(flags.results.with_name(f"claims-{stream}.png"), frame, stream)
     print(f"\n{text}")

@@ -10,15 +10,14 @@ Expect `shuffled` last, and `frequency` above `uniform` from mean size 4 on (onl
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 
 from scall_jax import Config
-from scall_jax.analysis import report, significance
+from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
@@ -29,12 +28,8 @@ from scall_jax.streams import Stream
 
 ANY_SIZE = 8.0
 """Mean size on record of runs that no budget binds: the same whatever is asked for, so that they continue."""
-QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
-"""Keys of a summary that the table shows."""
 REFUSED = ("budget.mean-size", "budget.megabytes", "budget.schedule", "bias", "overwrite", "method")
 """Flags of `experiments.run` that `-h` does not show under its titles: refused, or shown as flags of the comparison."""
-
-_P_VALUES = ("p_value", "p_equal")
 
 Groups = dict[tuple[tuple[str, str], ...], list[Path]]
 """Run folders, one for each seed, by the columns and values of their row of the table."""
@@ -184,7 +179,8 @@ def run_cells(
         groups.setdefault(tuple(shown.items()), []).append((cell.out, summary))
         own = warnings.setdefault(" ".join(value for value in shown.values() if value not in ("-", "none")), [])
         own += [text for text in report.warnings(lines, config) if text not in own]
-    rows = [dict(shown) | _row([summary for _, summary in members]) for shown, members in groups.items()]
+    found_summaries = {shown: [summary for _, summary in members] for shown, members in groups.items()}
+    rows = [dict(shown) | report.row_over_seeds(summaries) for shown, summaries in found_summaries.items()]
     text = report.markdown(list(rows[0]), [list(row.values()) for row in rows])
     counted = f"segments after the first with at least {records.LEAST_USERS} test users"
     note = f"Means over {counted}; by user: over all their users; mean ± standard deviation over seeds; "
@@ -202,44 +198,6 @@ def run_cells(
     run_folder.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows
-
-
-def tested(pairs: Mapping[str, tuple[Sequence[Path], Sequence[Path]]]) -> list[str]:
-    """Markdown lines of the tests between pairs of methods, corrected together for their number by Holm's rule.
-
-    Args:
-      pairs: run folders of the one method and of the other by the words that name the pair.
-
-    Returns:
-      A line for each pair: what the test found, or why there is none.
-    """
-    found: dict[str, significance.Comparison] = {}
-    lines = {}
-    for name, (ours, theirs) in pairs.items():
-        try:
-            found[name] = significance.compare_runs(ours, theirs)
-        except ValueError as error:
-            lines[name] = f"- {name}: {error}"
-    differences = [comparison.difference for comparison in found.values()]
-    corrected = zip(*(significance.holm([getattr(x, p) for x in differences]) for p in _P_VALUES), strict=True)
-    for (name, comparison), p_values in zip(found.items(), corrected, strict=True):
-        lines[name] = f"- {name}: {significance.sentence(comparison, *p_values)}"
-    return [lines[name] for name in pairs]
-
-
-def _row(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    row = {"seeds": str(len(summaries))}
-    titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
-    for title, metric in zip(titles, QUALITY, strict=True):
-        row[title] = report.mean_and_spread([summary[metric] for summary in summaries])
-    row["table MB"], row["serving MB"] = (
-        report.cell(summaries[0], (f"{x}_mb",), "{:.3f}") for x in ("table", "serving")
-    )
-    row["test users"] = report.cell(summaries[0], ("least_test_users", "most_test_users"), "{}-{}")
-    row["dropped"] = report.cell(summaries[0], ("dropped_share",), "{:.0%}")
-    for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
-        row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
-    return row
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax import Budget, Config, scan
-from scall_jax.analysis import report
+from scall_jax.analysis import plots, report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
@@ -85,7 +85,7 @@ def main(flags: Sweep) -> list[dict[str, Any]]:
         run_folder.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     pl.concat(frames, how="diagonal_relaxed").write_parquet(flags.out / "sweep.parquet")
     title = f"{stream.source}, last segment's memory"
-    report.plot_lines(
+    plots.plot_lines(
         flags.out / "sweep.png", series, title, f"budget (10^6 bytes, {flags.charge})", "test Recall@20", levels
     )
     head = f"# {stream.source}: {len(stream)} segments, mapped over budgets and seeds\n\n`{command()}`"

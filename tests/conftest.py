@@ -39,6 +39,8 @@ if _CACHE not in os.environ:
     os.environ[_CACHE] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+# The processes that tests start must not use the cache in the home folder either.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)

@@ -156,6 +156,7 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
 
 
 HEAD = "user,item,timestamp\n1,2,3\n"
+ROWS = "user,item,timestamp\n" + "".join(f"{k},{k},{k}\n" for k in range(50))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,8 @@ HEAD = "user,item,timestamp\n1,2,3\n"
         (HEAD, ["--columns.user", "uid"], "no column 'uid'"),
         (HEAD, ["--seed", "-1"], "seed -1"),
         (HEAD, ["--method"], "--method: name at least one"),
-        ("user,item,timestamp\n" + "".join(f"{k},{k},{k}\n" for k in range(50)), [], "one segment, and the first"),
+        (ROWS, [], "no segment after the first has 20 test users"),
+        (ROWS, ["--cut.new-entities", "15000"], "one segment, and the first"),
         (None, [], "no such file"),
     ],
 )
@@ -411,4 +413,4 @@ def test_a_run_without_matplotlib_has_no_plots_and_says_so(data, tmp_path, capsy
     assert 'pip install "scall_jax[plot]"' in capsys.readouterr().out
     assert (tmp_path / "popularity-all" / "summary.json").exists() and not list(tmp_path.rglob("*.png"))
     with pytest.raises(ValueError, match="plots need matplotlib"):
-        commands.report.plot_quality(tmp_path / "x.png", {}, "title")
+        commands.plots.plot_quality(tmp_path / "x.png", {}, "title")

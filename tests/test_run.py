@@ -20,7 +20,7 @@ from scall_jax import (
     sweep,
     tables,
 )
-from scall_jax.analysis import report
+from scall_jax.analysis import plots
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.embedding_phases import budget_totals
 from scall_jax.run import compilation, records
@@ -418,7 +418,7 @@ def test_means_over_valid_leave_out_segments_without_valid_users(stream):
 
 
 def test_dollar_signs_in_titles_are_shown(tmp_path):
-    report.plot_lines(tmp_path / "x.png", {"a": ([1, 2], [0.1, 0.2], [0, 0])}, r"pri$ce_$x\frac", "x", "y", {"b": 0.1})
+    plots.plot_lines(tmp_path / "x.png", {"a": ([1, 2], [0.1, 0.2], [0, 0])}, r"pri$ce_$x\frac", "x", "y", {"b": 0.1})
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 

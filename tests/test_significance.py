@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare, identical
+from experiments import identical
 from scall_jax import Budget, FitConfig, sweep
 from scall_jax.analysis import significance
 from scall_jax.cli.cli import cli
@@ -168,7 +168,7 @@ def test_a_baseline_needs_one_run_and_other_methods_two(tmp_path):
     popular = _run(tmp_path / "popular", {1: {1: 0.1, 2: 0.1, 3: 0.1}}, method="popularity-all")
     found = significance.compare_runs(ours, [popular])
     assert found.seeds == (8, None) and "too few" not in significance.sentence(found)
-    lines = compare.tested({"a - b": (ours[:1], ours[1:2]), "a - popular": (ours, [popular])})
+    lines = significance.tested({"a - b": (ours[:1], ours[1:2]), "a - popular": (ours, [popular])})
     assert lines[0].startswith("- a - b: 1 and 1 seeds: no test is possible") and "8 and any seeds" in lines[1]
     elsewhere = _run(tmp_path / "elsewhere", {1: {1: 0.1, 2: 0.1, 4: 0.1}})
     with pytest.raises(ValueError, match="compare runs on one stream"):
@@ -183,7 +183,7 @@ def test_tests_of_a_budget_are_corrected_together(tmp_path):
     }
     pairs = {f"a - {name}": (runs["a"], runs[name]) for name in "bc"}
     p_values = [significance.compare_runs(*pair).difference.p_value for pair in pairs.values()]
-    shown = [float(line.split(", p ")[1].split(",")[0]) for line in compare.tested(pairs)]
+    shown = [float(line.split(", p ")[1].split(",")[0]) for line in significance.tested(pairs)]
     assert shown == pytest.approx(significance.holm(p_values), rel=0.06) and max(shown) > max(p_values) - 1e-9
 
 

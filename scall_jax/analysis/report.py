@@ -1,23 +1,15 @@
-"""Tables and plots of finished runs; matplotlib is imported when a plot is made, and only then."""
-
-from __future__ import annotations
+"""Tables of finished runs, and what to know before their figures are believed."""
 
 import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import chex
 import numpy as np
 
 from scall_jax.config import Config
 from scall_jax.evaluation.ranking import CUTOFFS
 from scall_jax.methods.registry import EMBEDDING_METHODS
 from scall_jax.run import records
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
@@ -61,8 +53,20 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     Returns:
       The table, a row per run.
     """
-    header = [title for title, _, _ in _COLUMNS]
-    return markdown(header, [[cell(summary, keys, form) for _, keys, form in _COLUMNS] for summary in summaries])
+    rows = [cells(summary) for summary in summaries]
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def cells(summary: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `table`.
+
+    Args:
+      summary: of the run, `describe(...) | records.summarise(...)`.
+
+    Returns:
+      Text by the column's title.
+    """
+    return {title: cell(summary, keys, form) for title, keys, form in _COLUMNS}
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -107,6 +111,30 @@ def mean_and_spread(values: Sequence[float | None]) -> str:
     if len(known) < len(values):
         return "-"
     return f"{np.mean(known):.4f}" + (f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else "")
+
+
+_QUALITY = ("mean_test_recall@20", "mean_test_ndcg@20", "pooled_test_recall@20", "mean_valid_recall@20")
+
+
+def row_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The cells of one method's row in a table over seeds.
+
+    Args:
+      summaries: of the method's runs, each `describe(...) | records.summarise(...)`.
+
+    Returns:
+      Text by the column's title; quality as mean ± standard deviation over seeds, bytes and users of the first run.
+    """
+    row = {"seeds": str(len(summaries))}
+    titles = ("Recall@20", "NDCG@20", "by user R@20", "valid R@20")
+    for title, metric in zip(titles, _QUALITY, strict=True):
+        row[title] = mean_and_spread([summary[metric] for summary in summaries])
+    row["table MB"], row["serving MB"] = (cell(summaries[0], (f"{x}_mb",), "{:.3f}") for x in ("table", "serving"))
+    row["test users"] = cell(summaries[0], ("least_test_users", "most_test_users"), "{}-{}")
+    row["dropped"] = cell(summaries[0], ("dropped_share",), "{:.0%}")
+    for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
+        row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
+    return row
 
 
 def cell(summary: Mapping[str, Any], keys: Sequence[str], form: str) -> str:
@@ -223,190 +251,3 @@ def describe(method: str, lines: Lines) -> dict[str, Any]:
         "table_mb": 1e-6 * last["bytes_table"] or None,
         "serving_mb": 1e-6 * last["bytes_serving"],
     }
-
-
-def has_matplotlib() -> bool:
-    """Whether plots can be made: matplotlib is optional (the extra `plot`)."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def plot_quality(path: Path, runs: Mapping[str, Lines], title: str) -> None:
-    """Plot test Recall@20 and NDCG@20 by segment, with a line per run.
-
-    Args:
-      path: of the picture.
-      runs: lines of metrics by the run's name.
-      title: above the picture.
-    """
-    figure, axes = _figure(1, 2)
-    for axis, metric in zip(axes, ("recall@20", "ndcg@20"), strict=True):
-        for name, lines in runs.items():
-            shown = [line for line in lines if line["test_users"] > 0]
-            style = "--" if name.startswith("popularity") else "-"
-            axis.plot(
-                [x["segment"] for x in shown],
-                [x[f"test_{metric}"] for x in shown],
-                style,
-                label=name,
-                marker=".",
-            )
-        axis.set(xlabel="segment", ylabel=f"test {metric}", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    _save(figure, path, title)
-
-
-def plot_budgets(path: Path, curves: Mapping[str, Mapping[float, Sequence[float]]], title: str) -> None:
-    """Plot test Recall@20 by bytes for each entity, with a line per method.
-
-    Args:
-      path: of the picture.
-      curves: by the method's name, values of several seeds by bytes.
-      title: above the picture.
-    """
-    figure, (axis,) = _figure(1, 1)
-    for name, values in curves.items():
-        at = sorted(values)
-        means = [float(np.mean(values[x])) for x in at]
-        spread = [float(np.std(values[x], ddof=1)) if len(values[x]) > 1 else 0.0 for x in at]
-        axis.errorbar(at, means, spread, label=name, marker=".", capsize=2, lw=1)
-    axis.set_xscale("log", base=2)
-    ticks = sorted({x for values in curves.values() for x in values})
-    axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axis.set(xlabel="bytes of the table for each user and item", ylabel="test recall@20")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    _save(figure, path, title)
-
-
-def plot_memory(path: Path, lines: Lines, title: str) -> None:
-    """Plot the budget, the bytes of the table and of serving, and the bytes on disk by segment.
-
-    Args:
-      path: of the picture.
-      lines: of metrics of a run.
-      title: above the picture.
-    """
-    figure, (axis,) = _figure(1, 1)
-    segments = [line["segment"] for line in lines]
-    axis.plot(segments, [1e-6 * x["budget_bytes"] for x in lines], "k-", lw=3, alpha=0.3, label="budget")
-    axis.plot(segments, [1e-6 * x["bytes_table"] for x in lines], ".-", label="table")
-    axis.plot(segments, [1e-6 * x["bytes_serving"] for x in lines], "s:", label="serving")
-    axis.plot(segments, [1e-6 * (x["disk_bytes"] or np.nan) for x in lines], "x--", label="table and sizes on disk")
-    axis.set(xlabel="segment", ylabel="MB (10^6 bytes)", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    _save(figure, path, title)
-
-
-def plot_sizes(path: Path, users: np.ndarray, items: np.ndarray, title: str) -> None:
-    """Plot the sizes of one segment from the largest to the smallest, for users and items.
-
-    Args:
-      path: of the picture.
-      users: i32[n_u], sizes of the known users.
-      items: i32[n_v], sizes of the known items.
-      title: above the picture.
-    """
-    chex.assert_rank([users, items], 1)
-    figure, (axis,) = _figure(1, 1)
-    for name, sizes in (("users", users), ("items", items)):
-        axis.step(np.arange(1, len(sizes) + 1), np.sort(sizes)[::-1], where="mid", label=name)
-    axis.set(xlabel="rank by frequency", ylabel="embedding size", xscale="log", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    _save(figure, path, title)
-
-
-def plot_histories(path: Path, files: Sequence[Path], title: str) -> None:
-    """Plot sizes and frequencies by segment of the entities that grew and that shrank the most.
-
-    Only entities known in the third segment are candidates, because later ones have short histories.
-
-    Args:
-      path: of the picture.
-      files: the sizes of each segment, as a run writes them (sizes/segment-NNNN.npz), in order.
-      title: above the picture.
-    """
-    steps: list[dict[str, np.ndarray]] = []
-    for file in files:
-        with np.load(file) as stored:
-            steps.append(dict(stored))
-    figure, axes = _figure(2, 2)
-    axes = axes.reshape(2, 2)
-    for row, side in zip(axes, ("user", "item"), strict=True):
-        early = len(steps[min(2, len(steps) - 1)][f"{side}s"])
-        for entity in _movers(steps, f"{side}s", early):
-            for axis, name in zip(row, (f"{side}s", f"{side}_frequency"), strict=True):
-                known = [(t, step[name][entity]) for t, step in enumerate(steps) if entity < len(step[name])]
-                axis.plot(*zip(*known, strict=True), ".-", label=f"{side} {entity}")
-        row[0].set(xlabel="segment", ylabel="embedding size", ylim=(0, None))
-        row[1].set(xlabel="segment", ylabel="interactions in the segment", yscale="symlog", ylim=(0, None))
-        row[0].legend(fontsize=8)
-        for axis in row:
-            axis.grid(alpha=0.3)
-    _save(figure, path, title)
-
-
-def _movers(steps: Sequence[Mapping[str, np.ndarray]], name: str, early: int) -> list[int]:
-    """Of the first `early` entities, the two that shrank most from the third segment on, and the two that grew most."""
-    change = steps[-1][name][:early].astype(np.int64) - steps[min(2, len(steps) - 1)][name]
-    order = np.argsort(change, kind="stable")
-    return list(dict.fromkeys([*order[:2], *order[::-1][:2]]))
-
-
-def plot_lines(
-    path: Path,
-    series: Mapping[str, tuple[Any, Any, Any]],
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    levels: Mapping[str, float] | None = None,
-) -> None:
-    """Plot means with their spread over a logarithmic axis.
-
-    Args:
-      path: of the picture.
-      series: by the line's name its x, mean and spread, three sequences of the same length.
-      title: above the picture.
-      xlabel, ylabel: of the axes.
-      levels: by name the y of horizontal lines.
-    """
-    # Colours repeat after eight lines; then strokes and markers change, and the legend moves outside the axes.
-    many = len(series) > _COLOURS
-    figure, (axis,) = _figure(1, 1, width=8.5 if many else 5.5, height=5 if many else 4)
-    for number, (name, (x, mean, spread)) in enumerate(series.items()):
-        turn = number // _COLOURS % 3
-        stroke, marker = ("-", "--", ":")[turn], (".", "s", "^")[turn]
-        axis.errorbar(x, mean, yerr=spread, marker=marker, ms=5, ls=stroke, capsize=2, label=name, lw=1.2)
-    for number, (name, y) in enumerate((levels or {}).items()):
-        axis.axhline(y, color="k", ls=("--", ":", "-.", (0, (1, 4)))[number % 4], lw=1, label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
-    axis.grid(alpha=0.3)
-    if many:
-        figure.legend(fontsize=8, loc="outside right upper")
-    else:
-        axis.legend(fontsize=8)
-    _save(figure, path, title)
-
-
-# The last two colours of matplotlib's cycle of ten are hard to tell from others.
-_COLOURS = 8
-
-
-def _figure(rows: int, columns: int, width: float = 5.5, height: float = 4) -> tuple[Figure, np.ndarray]:
-    if not has_matplotlib():
-        raise ValueError('plots need matplotlib: pip install "scall_jax[plot]"')
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
-
-
-def _save(figure: Figure, path: Path, title: str) -> None:
-    # Matplotlib would read text between dollar signs as mathematics.
-    figure.suptitle(title.replace("$", r"\$"))
-    for axis in figure.axes:
-        if axis.get_xlabel() == "segment":
-            axis.locator_params(axis="x", integer=True)
-    figure.savefig(path, dpi=110)

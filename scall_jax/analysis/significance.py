@@ -10,7 +10,7 @@ seed_ms out and rejects identical methods far more often than it says, and the m
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,3 +294,29 @@ def sentence(comparison: Comparison, p_value: float | None = None, p_equal: floa
     )
     least = comparison.least_seeds
     return text + (f"; {least} seeds: too few for a claim" if least is not None and least < LEAST_SEEDS else "")
+
+
+_P_VALUES = ("p_value", "p_equal")
+
+
+def tested(pairs: Mapping[str, tuple[Sequence[Path], Sequence[Path]]]) -> list[str]:
+    """Markdown lines of the tests between pairs of methods, corrected together for their number by Holm's rule.
+
+    Args:
+      pairs: run folders of the one method and of the other by the words that name the pair.
+
+    Returns:
+      A line for each pair: what the test found, or why there is none.
+    """
+    found: dict[str, Comparison] = {}
+    lines: dict[str, str] = {}
+    for name, (ours, theirs) in pairs.items():
+        try:
+            found[name] = compare_runs(ours, theirs)
+        except ValueError as error:
+            lines[name] = f"- {name}: {error}"
+    differences = [comparison.difference for comparison in found.values()]
+    corrected = zip(*(holm([getattr(x, p) for x in differences]) for p in _P_VALUES), strict=True)
+    for (name, comparison), p_values in zip(found.items(), corrected, strict=True):
+        lines[name] = f"- {name}: {sentence(comparison, *p_values)}"
+    return [lines[name] for name in pairs]

@@ -1,6 +1,9 @@
 """A command line made of a dataclass of flags and a job."""
 
 import contextlib
+import difflib
+import io
+import re
 import shlex
 import sys
 import warnings
@@ -12,13 +15,14 @@ import jax
 import tyro
 
 from scall_jax.cli import help_page
+from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.run import process_memory
 from scall_jax.streams import DataWarning
 
 F = TypeVar("F")
 
 Positional = tyro.conf.Positional
-"""`Positional[Path]`: a flag that is given without its name."""
+"""Annotation of a field of flags that is given without a name."""
 
 
 def cli(
@@ -29,6 +33,8 @@ def cli(
     program: str | None = None,
 ) -> None:
     """Parse flags and do a job; bad input and files that cannot be read end with a message and exit code 2.
+
+    Ctrl-C and SIGTERM end the process with a line and exit code 130 or 143 (`stopping`). Output goes out line by line.
 
     `-h` and `--help` print the flags that `flags.SHOWN` lists, where it has this attribute, and `--help-all` all flags.
 
@@ -43,6 +49,8 @@ def cli(
       SystemExit: with code 2 for bad input, and with code 0 after help.
     """
     process_memory.limit_heap()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = program or _program()
     if hasattr(flags, "SHOWN") and not {"-h", "--help"}.isdisjoint(arguments):
@@ -50,7 +58,8 @@ def cli(
         raise SystemExit(0)
     arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
-        with _plain_warnings():
+        _check_names(flags, arguments)
+        with _plain_warnings(), stop_on_signals(lambda: "stopped"):
             job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,6 +70,24 @@ def cli(
         way = "lower --sizes.maximum or --fit.batch, or take fewer users and items (--cut.k-core)"
         print(f"error: {str(error).splitlines()[0]}: {way}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _check_names(flags: type, arguments: Sequence[str]) -> None:
+    """Refuse an unknown flag, with the nearest one that there is."""
+    found = [(flag.name, flag.value) for flag in help_page.all_flags(flags)]
+    known = ["help", *(name for name, _ in found), *(_negated(name) for name, value in found if not value)]
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=", 1)[0].replace("_", "-")
+        if re.match("--[a-z]", argument) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else "--help-all shows all flags"
+            raise ValueError(f"unknown flag {argument.split('=', 1)[0]}: {hint}")
+
+
+def _negated(name: str) -> str:
+    """The flag that turns a switch off: `no-` stands before the last part of its name."""
+    *groups, last = name.split(".")
+    return ".".join([*groups, f"no-{last}"])
 
 
 @contextlib.contextmanager

@@ -1,16 +1,18 @@
 """The jobs behind the commands: a stream in, a recommender within its budget out, several methods side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from scall_jax import streams
-from scall_jax.analysis import report
+from scall_jax.analysis import about, comparison, comparison_report, figures, plots, report, run_report
+from scall_jax.cli import head
 from scall_jax.cli.cli import cli, command
+from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import (
     PUBLISHED_DIFFERS,
     Main,
@@ -22,15 +24,29 @@ from scall_jax.cli.flags import (
     make_config,
 )
 from scall_jax.cli.progress import Progress
+from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records, run_segments
 
-SUMMARY = "summary.json"
-"""Name of the file that marks a finished run."""
+_MADE_AT_THE_END = (
+    run_folder.SUMMARY,
+    about.NAME,
+    *("quality.png", "sizes.png", "memory.png", "histories.png"),
+    run_report.NAME,
+)
+"""Files of a run's folder that follow from what its segments left."""
 
-_PLOTS = ("quality.png", "sizes.png", "memory.png", "histories.png")
+
+class Extras(NamedTuple):
+    """What a command does beside its runs."""
+
+    settled: Callable[[], object] = lambda: None
+    """Called after each compilation (`compilation_cache.persistent_cache`)."""
+    html: bool = False
+    """Write report.html."""
+
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
@@ -45,6 +61,9 @@ Writes a folder per method: config.json, metrics.jsonl (a line per segment), sum
 finished run), sizes/, users/ (each test user's metrics), checkpoints/ and plots; beside them table.md and quality.png.
 """
 """What `scall-jax run` does, as its help shows it."""
+
+
+_NO_EXTRAS = Extras()
 
 
 def run_job(flags: Main) -> list[dict[str, Any]]:
@@ -68,43 +87,54 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
         _check_folder(flags, flags.out / method)
-    stream = load_stream(flags)
+    stream = load_stream(flags, segments="auto")
     check_stream(stream)
     for config in configs.values():
         check_run(config, stream)
     _print_head(flags, stream)
+    stopped = "stopped; continue with --resume"
+    with persistent_cache(flags.compilation_cache) as settled, stop_on_signals(lambda: stopped):
+        return _run_methods(flags, configs, stream, Extras(settled, flags.report))
+
+
+def _run_methods(
+    flags: Main, configs: Mapping[str, Config], stream: streams.Stream, extras: Extras
+) -> list[dict[str, Any]]:
+    """Run checked methods one after the other, and write and print their table."""
     summaries: list[dict[str, Any]] = []
     runs: dict[str, Lines] = {}
     warnings: dict[str, list[str]] = {}
     for method, config in configs.items():
-        summary, lines = run_method(flags, config, stream, flags.out / method, method)
+        summary, lines = run_method(flags, config, stream, flags.out / method, method, extras)
         summaries.append(summary)
         runs[method] = lines
         warnings[method] = report.warnings(lines, config)
-    if report.has_matplotlib():
-        report.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
+    if figures.has_matplotlib():
+        plots.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
     text = report.table(summaries)
     note = f"means over segments after the first with at least {records.LEAST_USERS} test users; "
     note += f"by user: over all these users; {report.COLUMNS_NOTE}"
     warned = report.warning_lines(warnings)
     _write_table(flags, stream, f"{text}\n\n{note}", summaries, warned)
     print("\n".join(["", text, note, *([warned] if warned else [])]))
-    print(f"plots, metrics and checkpoints: {flags.out}/")
+    if flags.report and len(configs) > 1:
+        groups = comparison.by_method([comparison.read_run(flags.out / method) for method in configs])
+        comparison_report.write(flags.out / run_report.NAME, groups, next(iter(groups)))
+    pages = "report.html, " if flags.report else ""
+    print(f"{pages}plots, metrics and checkpoints: {flags.out}/")
     return summaries
 
 
 def _print_head(flags: Main, stream: streams.Stream) -> None:
-    print(
-        f"{stream.source}: {len(stream.user):,} interactions, {len(stream.user_ids):,} users, "
-        f"{len(stream.item_ids):,} items, {stream.span}, {len(stream)} segments; budget {flags.budget.budget()}"
-    )
+    print(head.first_line(stream, flags.budget.budget()))
     for note in stream.notes:
         print(note)
+    print(head.ruler(stream, flags.budget.budget()))
     if stream.select_on_test:
         print("published protocol: models and rewards are selected on the test part; figures are optimistic")
     if flags.protocol == "published":
         print("\n".join(["it differs from the official code:", *(f"- {text}" for text in PUBLISHED_DIFFERS)]))
-    if not report.has_matplotlib():
+    if not figures.has_matplotlib():
         print('matplotlib is not installed, so there will be no plots: pip install "scall_jax[plot]"')
 
 
@@ -123,20 +153,28 @@ def _check_folder(flags: Main, folder: Path) -> None:
     if not (folder / "config.json").exists() or flags.resume:
         return
     if not flags.overwrite:
-        state = "a finished" if (folder / "summary.json").exists() else "an unfinished"
+        state = "a finished" if (folder / run_folder.SUMMARY).exists() else "an unfinished"
         raise ValueError(f"{folder} holds {state} run: --resume it, --overwrite it, or choose another --out")
 
 
 def run_method(
-    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str | None = None
+    flags: Main,
+    config: Config,
+    stream: streams.Stream,
+    folder: Path,
+    label: str | None = None,
+    extras: Extras = _NO_EXTRAS,
 ) -> tuple[dict[str, Any], Lines]:
-    """Run one method over the stream, with progress bars, plots and a summary in its folder.
+    """Run one method over the stream, with progress, plots and a summary in its folder.
+
+    Ctrl-C ends the process, and says after which segment.
 
     Args:
-      flags: of which seed, resume and overwrite matter.
+      flags: of which seed, method, resume, overwrite and compilation_cache matter.
       config, stream: of the run.
       folder: of the run.
       label: what the method is called in summaries; None for its name.
+      extras: what is done beside it.
 
     Returns:
       The summary, and the lines of metrics.
@@ -144,36 +182,61 @@ def run_method(
     Raises:
       ValueError: the folder holds another run, or a loss was not finite.
     """
-    if flags.overwrite and not flags.resume:
-        run_folder.remove_run(folder)
-    key = jax.random.key(flags.seed)
+    of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
+    with stop_on_signals(lambda: _stopped(flags, folder, of_method)):
+        if flags.overwrite and not flags.resume:
+            run_folder.remove_run(folder)
+        lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
+        summary = _finish(config, stream, folder, label or config.method, lines)
+        if extras.html:
+            run_report.write(folder)
+        return summary, lines
+
+
+def _run_segments(
+    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str, extras: Extras
+) -> Lines:
     probes = config.search.planned_probes if config.method in PROBED else 0
-    with Progress(config.method, stream, config.fit.steps, probes) as progress:
 
-        def on_segment(line: dict[str, Any]) -> None:
-            progress.segment(line)
-
+    def on_compiled() -> None:
+        extras.settled()
         # A command traces each program once, so the caches of tracing can be freed after each compilation.
-        callbacks: dict[str, Any] = progress.callbacks
-        callbacks |= {"on_compiled": jax.clear_caches, "on_segment": on_segment}
-        lines = run_segments(config, stream, key, folder=folder, **callbacks)
-    if report.has_matplotlib():
+        jax.clear_caches()
+
+    with Progress(label, stream, config.fit.steps, probes, not flags.compilation_cache) as progress:
+        callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
+        return run_segments(config, stream, jax.random.key(flags.seed), folder=folder, **callbacks)
+
+
+def _stopped(flags: Main, folder: Path, of_method: str) -> str:
+    """The line that says how far a run came and how it goes on."""
+    done = run_folder.finished_segments(folder)
+    after = f"after segment {done - 1}" if done else "before the first segment was finished"
+    instead = " instead of --overwrite" if flags.overwrite else ""
+    return f"stopped{of_method} {after}; continue with --resume{instead}"
+
+
+def _finish(config: Config, stream: streams.Stream, folder: Path, label: str, lines: Lines) -> dict[str, Any]:
+    """Write plots and the summary of a run."""
+    run_folder.unlist(folder, *_MADE_AT_THE_END)
+    if figures.has_matplotlib():
         _plot_run(config, stream, folder, lines)
-    summary = report.describe(label or config.method, lines) | records.summarise(lines)
-    run_folder.write_atomically(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    run_folder.finish(folder, SUMMARY, *_PLOTS)
-    return summary, lines
+    summary = report.describe(label, lines) | records.summarise(lines)
+    run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    about.write(folder, stream, command())
+    run_folder.finish(folder, *_MADE_AT_THE_END)
+    return summary
 
 
 def _plot_run(config: Config, stream: streams.Stream, folder: Path, lines: Lines) -> None:
     title = f"{stream.source}, {config.method}, {config.budget}"
-    report.plot_quality(folder / "quality.png", {config.method: lines}, title)
+    plots.plot_quality(folder / "quality.png", {config.method: lines}, title)
     with np.load(folder / "sizes" / f"segment-{len(lines) - 1:04d}.npz") as stored:
         users, items = stored["users"], stored["items"]
     if users.any():
-        report.plot_sizes(folder / "sizes.png", users, items, title)
-        report.plot_memory(folder / "memory.png", lines, title)
-        report.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
+        plots.plot_sizes(folder / "sizes.png", users, items, title)
+        plots.plot_memory(folder / "memory.png", lines, title)
+        plots.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
 
 
 def run_command(

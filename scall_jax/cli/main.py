@@ -1,28 +1,58 @@
 """The console command `scall-jax`: one word for the job, then its flags."""
 
-import difflib
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import scall_jax
-from scall_jax.cli.commands import run_command
-from scall_jax.cli.serving_commands import export_command, recommend_command
+from scall_jax.cli.nearest import advice
+from scall_jax.cli.stopping import stop_on_signals
 
 
 class Command(NamedTuple):
     """A subcommand."""
 
+    usage: str
+    """What follows its name, in the form that is used most."""
     text: str
     """What it does, in one line."""
-    run: Callable[..., None]
-    """run(arguments, program=...) does it; bad input ends with a message and exit code 2."""
+    place: str
+    """Module and function, `module:function`, imported only when it is called for. function(arguments, program=...)
+    does it; bad input ends with a message and exit code 2."""
 
 
 COMMANDS = {
-    "run": Command("run methods over a stream of interactions within a memory budget", run_command),
-    "recommend": Command("recommend items by the model that a run has left", recommend_command),
-    "export": Command("write a run's model to a folder that needs no JAX", export_command),
+    "run": Command(
+        "--data FILE --out FOLDER",
+        "run methods over a stream of interactions within a memory budget",
+        "scall_jax.cli.commands:run_command",
+    ),
+    "recommend": Command(
+        "RUN --users ID...",
+        "recommend items by the model that a run has left",
+        "scall_jax.cli.serving_commands:recommend_command",
+    ),
+    "export": Command(
+        "RUN --out FOLDER",
+        "write a run's model to a folder that needs no JAX",
+        "scall_jax.cli.serving_commands:export_command",
+    ),
+    "compare": Command(
+        "RUN... [--html FILE]",
+        "finished runs side by side, with tests over users and seeds",
+        "scall_jax.cli.compare:compare_command",
+    ),
+    "report": Command(
+        "RUN...",
+        "write report.html of finished runs anew",
+        "scall_jax.cli.write_reports:report_command",
+    ),
+    "methods": Command(
+        "[NAME...]",
+        "the methods, one line each",
+        "scall_jax.cli.list_methods:methods_command",
+    ),
 }
 """The subcommands by name."""
 
@@ -42,16 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(f"scall-jax {scall_jax.__version__}")
     elif name in COMMANDS:
-        COMMANDS[name].run(rest, program=f"scall-jax {name}")
+        module, function = COMMANDS[name].place.split(":")
+        # Importing takes seconds, during which Ctrl-C may come too.
+        with stop_on_signals(lambda: "stopped"):
+            getattr(importlib.import_module(module), function)(rest, program=f"scall-jax {name}")
     else:
-        near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        hint = advice(name, [*COMMANDS, "--help", "--version"])
         print(f"error: unknown subcommand {name!r}: {hint}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def _usage() -> str:
-    lines = [f"  {name:12s}{command.text}" for name, command in COMMANDS.items()]
+    lines = [f"  {name + ' ' + command.usage:34s}{command.text}" for name, command in COMMANDS.items()]
     head = "usage: scall-jax SUBCOMMAND [flags]\n\nStreaming recommendation under an exact memory budget."
     foot = "scall-jax SUBCOMMAND -h shows the flags of a subcommand, scall-jax --version the version."
     return "\n".join([head, "", "subcommands:", *lines, "", foot])

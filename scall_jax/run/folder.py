@@ -29,6 +29,9 @@ CONFIG = "config.json"
 """Name of the file that says what a run is."""
 _KEPT = (CONFIG, *manifest.STREAM, "sizes/", "users/")
 
+SUMMARY = "summary.json"
+"""Name of the file that marks a finished run."""
+
 
 def store_segment(
     folder: Path,
@@ -175,6 +178,38 @@ def finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
     """
     finished = found.files[GROWING].nbytes if GROWING in found.files else 0
     return read_lines(folder / GROWING, finished) if finished else []
+
+
+def finished_segments(folder: Path) -> int:
+    """How many segments of a run are finished, those of a run that is being written included.
+
+    Args:
+      folder: of a run; 0 where there is none.
+    """
+    path = folder / manifest.NAME
+    try:
+        while True:
+            before = path.stat().st_mtime_ns
+            found = sum(name.startswith("users/") for name in manifest.read(folder).files)
+            # A segment may have been finished while the manifest was read.
+            if path.stat().st_mtime_ns == before:
+                return found
+    except (ValueError, FileNotFoundError):
+        return 0
+
+
+def unlist(folder: Path, *names: str) -> None:
+    """Take files off a run's list before they are written anew, so that the folder stays valid in between.
+
+    Args:
+      folder: of a run.
+      names: paths in it, listed or not.
+    """
+    with locked(folder):
+        found = manifest.read(folder)
+        kept = {name: entry for name, entry in found.files.items() if name not in names}
+        if len(kept) < len(found.files):
+            manifest.write(folder, found._replace(files=kept))
 
 
 def finish(folder: Path, *names: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +15,22 @@ from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, compilation, process_memory, records
 from scall_jax.run.folder import open_folder, store_segment
 from scall_jax.run.lock import locked
-from scall_jax.run.phases import CompiledPhases
+from scall_jax.run.phases import CompiledPhases, OnPhase
 from scall_jax.run.step import Record, Run, make_run
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
+
+
+class _Hooks(NamedTuple):
+    """Functions of the caller; those that were not given do nothing."""
+
+    compiled: Callable[[], object]
+    segment: Callable[[dict[str, Any]], object]
+    phase: OnPhase
+
+
+def _nothing(*arguments: object) -> None:
+    """A hook that nobody gave."""
 
 
 def run_segments(
@@ -31,6 +43,7 @@ def run_segments(
     on_probes: Callable[..., object] | None = None,
     on_compiled: Callable[[], object] | None = None,
     on_segment: Callable[[dict[str, Any]], object] | None = None,
+    on_phase: OnPhase | None = None,
     method: Method | None = None,
 ) -> list[dict[str, Any]]:
     """Run over a stream segment by segment.
@@ -42,6 +55,7 @@ def run_segments(
       progress, on_probes, method: as in `make_run`.
       on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` frees what tracing left.
       on_segment: called with each new line.
+      on_phase: called as on_phase(doing, name) where something begins: doing is compiling, running or writing.
 
     Returns:
       The lines of `metrics.jsonl`, one per segment; `records.summarise` averages them.
@@ -53,7 +67,8 @@ def run_segments(
     folder = None if folder is None else Path(folder)
     with contextlib.nullcontext() if folder is None else locked(folder):
         run = make_run(config, progress, on_probes, method)
-        return _run_segments(run, config, stream, key, folder, on_compiled, on_segment)
+        hooks = _Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
+        return _run_segments(run, config, stream, key, folder, hooks)
 
 
 def _run_segments(
@@ -62,8 +77,7 @@ def _run_segments(
     stream: Stream,
     key: jax.Array,
     folder: Path | None,
-    on_compiled: Callable[[], object] | None,
-    on_segment: Callable[[dict[str, Any]], object] | None,
+    hooks: _Hooks,
 ) -> list[dict[str, Any]]:
     def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
@@ -75,10 +89,10 @@ def _run_segments(
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
     segment = stream.segment(len(lines))
-    phases = CompiledPhases(run, shapes, segment, on_compiled)
+    phases = CompiledPhases(run, shapes, segment, hooks.compiled, hooks.phase)
     training = books.training_bytes(shapes, segment, phases.params)
     del segment
-    state = _first_state(init, key, on_compiled)
+    state = _first_state(init, key, hooks)
     if folder is not None and lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
     for t in range(len(lines), len(stream)):
@@ -87,22 +101,20 @@ def _run_segments(
         state, line, record = _one_segment(phases, state, segment)
         line |= {"bytes_training": training} | _account(books, state, line, stream)
         if folder is not None:
+            hooks.phase("writing", f"segment {t}")
             store_segment(folder, books, state, line, record, segment)
         lines.append(line)
-        if on_segment is not None:
-            on_segment(line)
+        hooks.segment(line)
         # Free this segment's arrays before the next one's are made.
         del segment, record
     return lines
 
 
-def _first_state(
-    init: Callable[[jax.Array], RunState], key: jax.Array, on_compiled: Callable[[], object] | None
-) -> RunState:
+def _first_state(init: Callable[[jax.Array], RunState], key: jax.Array, hooks: _Hooks) -> RunState:
     """Compile `init` as one program and drop it; run eagerly, each operation would be compiled and cached."""
+    hooks.phase("compiling", "init")
     program = compilation.compiled(init, key)
-    if on_compiled is not None:
-        on_compiled()
+    hooks.compiled()
     state = jax.block_until_ready(program(key))
     del program
     process_memory.trim_heap()

@@ -11,6 +11,9 @@ from scall_jax.run import compilation, process_memory
 from scall_jax.run.step import Record, Run, in_order
 from scall_jax.streams import Segment
 
+OnPhase = Callable[[str, str], object]
+"""(what is being done: compiling, running or writing; name of the program or of what is written)."""
+
 
 class CompiledPhases:
     """Programs of a run for states and segments of given shapes.
@@ -30,6 +33,7 @@ class CompiledPhases:
         state: RunState,
         segment: Segment,
         on_compiled: Callable[[], object] | None = None,
+        on_phase: OnPhase | None = None,
     ):
         """Compile all phases.
 
@@ -37,9 +41,10 @@ class CompiledPhases:
           run: its functions.
           state, segment: arrays or `jax.ShapeDtypeStruct`, of which the shapes and dtypes matter.
           on_compiled: called after each program.
+          on_phase: called before each program is compiled, and before it runs.
         """
         start, self._programs, self._on_compiled, self._run = time.perf_counter(), {}, on_compiled, run
-        self.seconds = {}
+        self.seconds, self._on_phase = {}, on_phase or _unheard
 
         def fit(params, state, segment, prepared):
             return run.fit(state, segment, prepared._replace(params=params))
@@ -64,6 +69,7 @@ class CompiledPhases:
 
     def _compile(self, name: str, function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
         """Compile one phase; the shapes and dtypes of its result."""
+        self._on_phase("compiling", name)
         self._programs[name] = program = compilation.compiled(function, *arguments, donate=donate)
         if self._on_compiled is not None:
             self._on_compiled()
@@ -101,6 +107,7 @@ class CompiledPhases:
         return state, record if found is None else record._replace(search=found)
 
     def _timed(self, name: str, *arguments: Any) -> Any:
+        self._on_phase("running", name)
         start = time.perf_counter()
         result = jax.block_until_ready(self._programs[name](*arguments))
         self.seconds[name] = time.perf_counter() - start
@@ -111,6 +118,10 @@ class CompiledPhases:
         """Seconds that compilation took, on the first call; 0 from then on."""
         seconds, self._seconds_compile = self._seconds_compile, 0.0
         return seconds
+
+
+def _unheard(doing: str, name: str) -> None:
+    """Nobody wants to know."""
 
 
 def _donating(search: Callable[[RunState, Segment], Any]) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
 """Interactions to a Stream: order, cores, segment boundaries, parts of a segment, replay."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from scall_jax.streams import boundaries, row_order
+from scall_jax.streams.enough_users import edges_with_enough_users
 from scall_jax.streams.interactions import Interactions
 from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.replay import draw_replay
@@ -17,7 +18,7 @@ def cut(
     interactions: Interactions,
     *,
     new_entities: int | None = None,
-    segments: int | None = None,
+    segments: int | Literal["auto"] | None = None,
     at: Sequence[Any] | None = None,
     split: tuple[float, float, float] = (0.7, 0.1, 0.2),
     published: bool = False,
@@ -34,7 +35,8 @@ def cut(
       new_entities: start a new segment before the row with which new users + new items since the last cut exceed this
         (SCALL: 15,000; the default if no other rule is given). A last segment with fewer than a tenth as many joins the
         one before it.
-      segments: instead, this many parts of equally many rows.
+      segments: instead, this many parts of equally many rows; "auto" takes as many, up to 12, as leave enough test
+        users in each, which `Stream.notes` explains.
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
       split: parts of train, valid and test. A boundary moves back to the first row of its timestamp, so that no rows of
         equal time lie on both sides (the rows of an invoice have one time), unless that would empty a part.
@@ -81,30 +83,35 @@ def cut(
     item, item_ids = row_order.by_appearance(rows.item, rows.item_ids)
     if sum(rule is not None for rule in (new_entities, segments, at)) > 1:
         raise ValueError(f"give one of {option('new_entities')}, {option('segments')} and {option('at')}")
+    split = _PUBLISHED_SPLIT if published else split
+    stream = Stream(
+        user=user,
+        item=item,
+        time=rows.time,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        bounds=(),
+        replay=(),
+        select_on_test=split[1] == 0,
+        seed=seed,
+        source=rows.source,
+        notes=rows.notes,
+    )
+    how: list[str] = []
     if at is not None:
         edges = boundaries.edges_by_time(rows.time, at, rows.source)
+    elif segments == "auto":
+        edges, explained = edges_with_enough_users(stream, split, align=not published)
+        how.append(explained)
     elif segments is not None:
         edges = boundaries.edges_of_equal_parts(len(rows), segments, rows.source)
     else:
         edges = boundaries.edges_by_arrivals(user, item, new_entities)
     edges = edges[: None if max_segments is None else max_segments + 1]
-    split = _PUBLISHED_SPLIT if published else split
     bounds = boundaries.parts_of_segments(edges, rows.time, split, align=not published, source=rows.source)
     replayed = draw_replay(user, bounds, replay, published, seed)
     if published:
         # What is replayed depends on whole segments there, so that it is known before these are split.
         in_front = [len(drawn) for drawn in replayed]
         bounds = boundaries.parts_of_segments(edges, rows.time, split, False, rows.source, in_front)
-    return Stream(
-        user=user,
-        item=item,
-        time=rows.time,
-        user_ids=user_ids,
-        item_ids=item_ids,
-        bounds=bounds,
-        replay=replayed,
-        select_on_test=split[1] == 0,
-        seed=seed,
-        source=rows.source,
-        notes=rows.notes,
-    )
+    return stream.with_bounds(bounds, replayed, how)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -95,6 +95,18 @@ class Stream:
 
     def __iter__(self) -> Iterator[Segment]:
         return (self.segment(t) for t in range(len(self)))
+
+    def with_bounds(self, bounds: tuple[Bounds, ...], replay: tuple[np.ndarray, ...], notes: Sequence[str]) -> "Stream":
+        """The same rows, cut otherwise.
+
+        Args:
+          bounds, replay: of the new stream.
+          notes: added to those of the stream.
+        """
+        found = dataclasses.replace(self, bounds=bounds, replay=replay, notes=(*self.notes, *notes))
+        # What does not depend on the bounds is not computed again.
+        found.__dict__.update({name: self.__dict__[name] for name in ("_arrivals", "_first") if name in self.__dict__})
+        return found
 
     @property
     def span(self) -> str:
@@ -258,7 +270,14 @@ class Stream:
         >>> stream.evaluated(1).users == int(stream.test(1).count)
         True
         """
-        bounds = self.bounds[t]
+        return self.evaluated_part(self.bounds[t])
+
+    def evaluated_part(self, bounds: Bounds) -> Evaluated:
+        """What becomes of the test rows of a segment with these bounds, which need not be one of the stream.
+
+        Args:
+          bounds: rows of its parts.
+        """
         users, items = self.known(bounds.train)
         part = slice(bounds.valid, bounds.end)
         known_user, known_item = self.user[part] < users, self.item[part] < items

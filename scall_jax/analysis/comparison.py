@@ -1,0 +1,142 @@
+"""Finished runs side by side: read from their folders, grouped over seeds, and tested against each other."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scall_jax.analysis import report, significance
+from scall_jax.run import manifest
+from scall_jax.run.folder import SUMMARY, read_identity, read_lines
+
+
+class FinishedRun(NamedTuple):
+    """A finished run, as its folder has it."""
+
+    folder: Path
+    """Where it is."""
+    identity: dict[str, Any]
+    """Content of config.json: `config`, `stream`, `key` and what it ran on."""
+    summary: dict[str, Any]
+    """Content of summary.json."""
+    lines: list[dict[str, Any]]
+    """Lines of metrics.jsonl, one per segment."""
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Folders of runs below some folders.
+
+    Args:
+      paths: folders of runs, or folders that have such somewhere below them.
+
+    Returns:
+      Each folder of a run once, in the order of `paths`, those below one path by name.
+
+    Raises:
+      ValueError: a path that has no run.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        places = [path / manifest.NAME, *sorted(path.rglob(f"*/{manifest.NAME}"))]
+        inside = [x.parent for x in places if x.exists() and (x.parent / "config.json").exists()]
+        if not inside:
+            raise ValueError(f"{path}: no run is in this folder or below it: name the --out of a run")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run folder.
+
+    Args:
+      folder: of a finished run.
+
+    Raises:
+      ValueError: the run is not finished, or a file is not what the run wrote; the message names it.
+    """
+    manifest.check(folder)
+    if not (folder / SUMMARY).exists():
+        raise ValueError(f"{folder}: the run is not finished: continue it with scall-jax run --resume")
+    summary = json.loads((folder / SUMMARY).read_text())
+    return FinishedRun(folder, read_identity(folder / "config.json"), summary, read_lines(folder / "metrics.jsonl"))
+
+
+def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Group runs that differ in nothing but their seed.
+
+    Args:
+      runs: to be compared.
+
+    Returns:
+      Runs by a name: the method's, and where runs of one method differ in their configuration, the settings that do.
+    """
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in runs:
+        settings = json.dumps(run.identity["config"], sort_keys=True)
+        groups.setdefault((run.summary["method"], settings), []).append(run)
+    names = [method for method, _ in groups]
+    named = {}
+    for (method, settings), members in groups.items():
+        others = [json.loads(text) for name, text in groups if name == method]
+        own = _differing(json.loads(settings), others) if names.count(method) > 1 else ""
+        named[method + own] = members
+    return named
+
+
+def _differing(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The settings of a configuration that are not the same in all others, in words."""
+    found = [flat(other) for other in others]
+    own = flat(config)
+    return "".join(f", {key} {own[key]}" for key in own if len({str(other.get(key)) for other in found}) > 1)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration by their dotted names.
+
+    >>> flat({"method": "uniform", "fit": {"steps": 3}})
+    {'method': 'uniform', 'fit.steps': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def table(groups: Mapping[str, Sequence[FinishedRun]]) -> str:
+    """Markdown table with a row for each method, quality as mean ± standard deviation over seeds.
+
+    Args:
+      groups: as `by_method` gives them.
+    """
+    rows = {name: report.row_over_seeds([run.summary for run in runs]) for name, runs in groups.items()}
+    header = ["method", *next(iter(rows.values()))]
+    return report.markdown(header, [[name, *row.values()] for name, row in rows.items()])
+
+
+def tested_against(groups: Mapping[str, Sequence[FinishedRun]], against: str) -> list[str]:
+    """Markdown lines of the tests of every method against one, over users and seeds, corrected for their number.
+
+    Args:
+      groups: as `by_method` gives them.
+      against: name of the one.
+
+    Returns:
+      A line for each other method; a reason that holds for all of them stands once.
+    """
+    folders = {name: [run.folder for run in runs] for name, runs in groups.items()}
+    pairs = {f"{name} - {against}": (own, folders[against]) for name, own in folders.items() if name != against}
+    lines = significance.tested(pairs)
+    reasons = {line.split(": ", 1)[1] for line in lines}
+    return [f"- all against {against}: {reasons.pop()}"] if len(lines) > 1 and len(reasons) == 1 else lines
+
+
+def other_users(groups: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
+    """Sentences on methods whose segments have other test users than those of the first method.
+
+    Args:
+      groups: as `by_method` gives them.
+    """
+    users = {name: [line["test_users"] for line in runs[0].lines] for name, runs in groups.items()}
+    first, counts = next(iter(users.items()))
+    text = "another stream or another cut than {}: their figures cannot be compared"
+    return [f"{name}: {text.format(first)}" for name, own in users.items() if own != counts]

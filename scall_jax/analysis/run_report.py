@@ -1,0 +1,278 @@
+"""report.html of a run folder: what the run did, segment by segment, in one self-contained file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scall_jax.analysis import about, figures, page, pictures, report
+from scall_jax.analysis.comparison import FinishedRun, flat, read_run
+from scall_jax.analysis.page import Picture, Section
+from scall_jax.methods.registry import SEARCHED
+from scall_jax.run import folder as run_folder
+from scall_jax.run import records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "report.html"
+"""Name of the file in a run folder."""
+
+_SCALL_ACTION = ("users' share of the budget", "shape of users' sizes", "shape of items' sizes", "concentration")
+_ACTIVITY = ((0, 0, "none"), (1, 5, "1 to 5"), (6, 20, "6 to 20"), (21, 100, "21 to 100"), (101, None, "over 100"))
+_NORMAL = 1.96
+"""Half the width of a 95% interval, in standard errors."""
+
+
+def write(folder: Path) -> Path:
+    """Write report.html of a finished run and list it in the folder's manifest.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      Path of the file.
+
+    Raises:
+      ValueError: the run is not finished, or a file is not what the run wrote; the message names it.
+    """
+    run_folder.unlist(folder, NAME)
+    run_folder.write_atomically(folder / NAME, build(read_run(folder)))
+    run_folder.finish(folder, NAME)
+    return folder / NAME
+
+
+def build(run: FinishedRun) -> str:
+    """The page of a run.
+
+    Args:
+      run: as its folder has it.
+
+    Returns:
+      HTML. Without matplotlib it has no pictures, and says so.
+    """
+    known = about.read(run.folder)
+    last, stream = run.lines[-1], run.identity["stream"]
+    title = f"{run.summary['method']} on {Path(stream['source']).name}"
+    rows = f"{known['interactions']:,} interactions, {known['span']}, " if known else ""
+    lead = (
+        f"{rows}{len(run.lines)} segments; in the last one {last['users']:,} users and {last['items']:,} items. "
+        "A segment's rows are cut by time: it is trained on the first 70%, models are chosen on the next 10% (valid), "
+        "and its quality is measured on the last 20% (test)."
+    )
+    if run.identity["config"]["candidates"] != "all":
+        lead = f"{rows}{len(run.lines)} segments. Published protocol: models are chosen on the test part, so that "
+        lead += "figures are optimistic."
+    steps = pictures.read_sizes(sorted((run.folder / "sizes").glob("segment-*.npz")))
+    sections = [
+        Section("Result", _result(run)),
+        Section("Quality", _quality(run, known)),
+        Section("Memory", _memory(run)),
+        Section("Sizes", _sizes(steps, known)),
+        Section("Search", _search(run)),
+        Section("Users", _users(run, steps)),
+        Section("How it was made", _made(run, known)),
+    ]
+    return page.page(title, lead, sections)
+
+
+def drawn(found: Sequence[tuple[str, str, str, Callable[[], "Figure"]]]) -> list[str]:
+    """Pictures as a part of a page; a line instead where matplotlib is missing.
+
+    Args:
+      found: name of the picture within the page, title, text, and the function that draws it.
+    """
+    if not found:
+        return []
+    if not figures.has_matplotlib():
+        return [page.text('No pictures: matplotlib was not installed (pip install "scall_jax[plot]").')]
+    made = [Picture(title, figures.to_svg(draw(), name, title), text) for name, title, text, draw in found]
+    return [page.pictures(made)]
+
+
+def _result(run: FinishedRun) -> list[str]:
+    note = (
+        f"Means over the {run.summary['averaged_segments']} segments after the first with at least "
+        f"{records.LEAST_USERS} test users; {report.COLUMNS_NOTE}."
+    )
+    cells = report.cells(run.summary)
+    return [page.table(list(cells), [list(cells.values())]), page.text(note)]
+
+
+def spread(run: FinishedRun, metric: int) -> np.ndarray:
+    """Half the width of the 95% interval over test users of each segment's mean.
+
+    Args:
+      run: as its folder has it.
+      metric: column of `scall_jax.evaluation.BY_USER`.
+
+    Returns:
+      f64[T], NaN where a segment has fewer than two test users.
+    """
+    found = np.full(len(run.lines), np.nan)
+    for t, _ in enumerate(run.lines):
+        _, metrics = read_users(run, t)
+        if len(metrics) > 1:
+            found[t] = _NORMAL * metrics[:, metric].std(ddof=1) / np.sqrt(len(metrics))
+    return found
+
+
+def read_users(run: FinishedRun, segment: int) -> tuple[np.ndarray, np.ndarray]:
+    """Test users of a segment i32[Q] and their metrics f32[Q, 6]."""
+    with np.load(run.folder / "users" / f"segment-{segment:04d}.npz") as stored:
+        return stored["users"], stored["metrics"]
+
+
+def by_segment(run: FinishedRun, key: str, users: str = "test_users") -> np.ndarray:
+    """A metric of each segment f64[T], NaN where it has no such users."""
+    return np.array([line[key] if line[users] else np.nan for line in run.lines])
+
+
+def _quality(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
+    recall, ndcg = spread(run, 0), spread(run, 1)
+    means = {"Recall@20": by_segment(run, "test_recall@20"), "NDCG@20": by_segment(run, "test_ndcg@20")}
+    errors = {"Recall@20": recall, "NDCG@20": ndcg}
+    band = "The band is the 95% interval of the mean over the segment's test users."
+    shown = [
+        ("quality", "Quality on test by segment", band, lambda: pictures.quality(means, errors, "test, mean of users")),
+        (
+            "users",
+            "Test users by segment",
+            "The users that each mean is over.",
+            lambda: pictures.users_by_segment(run.lines),
+        ),
+    ]
+    header = [
+        "segment",
+        "starts",
+        "users",
+        "items",
+        "new users",
+        "new items",
+        "test users",
+        "Recall@20",
+        "NDCG@20",
+        "dropped",
+    ]
+    starts = known.get("starts", ["-"] * len(run.lines))
+    rows = []
+    for line, start, *errors_of in zip(run.lines, starts, recall, ndcg, strict=True):
+        dropped = (line["unknown_test_rows"] + line["seen_test_rows"]) / max(line["test_rows"], 1)
+        counts = [f"{line[x]:,}" for x in ("users", "items", "new_users", "new_items", "test_users")]
+        metrics = [f"{line[f'test_{x}@20']:.4f} ± {e:.4f}" for x, e in zip(("recall", "ndcg"), errors_of, strict=True)]
+        rows.append([str(line["segment"]), start.replace("T", " "), *counts, *metrics, f"{dropped:.0%}"])
+    return [*drawn(shown), page.folded("Each segment in figures", page.table(header, rows))]
+
+
+def _memory(run: FinishedRun) -> list[str]:
+    last = run.lines[-1]
+    kinds = {
+        "budget": last["budget_bytes"],
+        "table: parameters and codes": last["bytes_table"],
+        "of these parameters": last["bytes_parameters"],
+        "of these codes": last["bytes_codes"],
+        "sizes, scales and the items' bias": last["bytes_metadata"],
+        "serving": last["bytes_serving"],
+        "checkpoint of the table on disk": last["disk_bytes"],
+        "held while training": last["bytes_training"],
+        "state of the search": last["policy_bytes"],
+    }
+    rows = [[name, f"{value:,}"] for name, value in kinds.items() if value]
+    text = "The table may not exceed the budget in any segment; a method may leave bytes unspent."
+    shown = [("memory", "Budget and real bytes by segment", text, lambda: pictures.memory(run.lines))]
+    return [*drawn(shown), page.folded("Bytes of the last segment", page.table(["what", "bytes"], rows))]
+
+
+def _sizes(steps: pictures.Sizes, known: Mapping[str, Any]) -> list[str]:
+    last = steps[-1]
+    if not (last["users"].any() or last["items"].any()):
+        return []
+    ids = {side: {int(k): v for k, v in own.items()} for side, own in known.get("ids", {}).items()}
+    ranked = "Users and items of the last segment, each from the largest size to the smallest."
+    groups = "Entities are ranked by size anew in each segment; equal lines lie on each other."
+    moved = "The two users and items that grew most since segment 2, and the two that shrank most, by their own ids."
+    shown = [
+        ("sizes", "Sizes by rank", ranked, lambda: pictures.sizes_by_rank(last["users"], last["items"])),
+        ("users-sizes", "Users' sizes over segments", groups, lambda: pictures.sizes_by_group(steps, "users")),
+        ("items-sizes", "Items' sizes over segments", groups, lambda: pictures.sizes_by_group(steps, "items")),
+        ("histories", "Who grew and who shrank", moved, lambda: pictures.histories(steps, ids)),
+    ]
+    return drawn(shown)
+
+
+def _search(run: FinishedRun) -> list[str]:
+    taken = [line for line in run.lines if line.get("action")]
+    if not taken:
+        return []
+    length = len(taken[0]["action"])
+    known = run.identity["config"]["method"] in SEARCHED
+    names = _SCALL_ACTION[:length] if known else [f"number {number + 1}" for number in range(length)]
+    shown = []
+    if any(line.get("probe_rewards") for line in run.lines):
+        text = (
+            "A reward of 10 and 0 stand for the ends of the range of fitness, relative to a probe with uniform sizes."
+        )
+        shown.append(("rewards", "Rewards of the probes", text, lambda: pictures.rewards(run.lines)))
+    if length <= len(_SCALL_ACTION):
+        text = "The line is the action that the segment's sizes come from; grey points are the probes'."
+        shown.append(("actions", "Actions by segment", text, lambda: pictures.actions(run.lines, names)))
+    probes = sum(line.get("probes", 0) for line in run.lines)
+    said = f"{probes} probes in all, {run.summary['seconds_search']:.1f} s of search."
+    return [page.text(said), *drawn(shown)]
+
+
+def _users(run: FinishedRun, steps: pictures.Sizes) -> list[str]:
+    parts = {"users known before the segment": "warm", "users new in the segment": "new"}
+    means = {x: by_segment(run, f"test_{k}_recall@20", f"test_{k}_users") for x, k in parts.items()}
+    activity = _by_activity(run, steps)
+    shown = [
+        (
+            "cold",
+            "New and known users",
+            "Test Recall@20 of users whom the segment brought, and of those who were there before.",
+            lambda: pictures.quality(means, {}, "test Recall@20"),
+        )
+    ]
+    if activity:
+        text = "All segments after the first; lines on the bars are 95% intervals."
+        label = "rows of the user in the segment's training"
+        shown.append(
+            ("activity", "Quality by users' activity", text, lambda: pictures.bars(activity, label, "test Recall@20"))
+        )
+    return drawn(shown)
+
+
+def _by_activity(run: FinishedRun, steps: pictures.Sizes) -> dict[str, tuple[float, float, int]]:
+    """Mean test Recall@20, half of its interval and the number of users, by how often they are in the training part."""
+    recalls, rows = [], []
+    for t in range(1, len(steps)):
+        users, metrics = read_users(run, t)
+        recalls.append(metrics[:, 0])
+        rows.append(steps[t]["user_frequency"][users])
+    if not recalls:
+        return {}
+    recall, frequency = np.concatenate(recalls), np.concatenate(rows)
+    found = {}
+    for low, high, name in _ACTIVITY:
+        own = recall[(frequency >= low) & (frequency <= (np.inf if high is None else high))]
+        if len(own) > 1:
+            found[name] = (float(own.mean()), float(_NORMAL * own.std(ddof=1) / np.sqrt(len(own))), len(own))
+    return found
+
+
+def _made(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
+    versions = known.get("versions", {"jax": run.identity.get("jax", "-")})
+    seconds = {x: run.summary[f"seconds_{x}"] for x in ("compile", "search", "fit", "evaluate")}
+    facts = {name: str(value) for name, value in versions.items()}
+    facts |= {"device": str(run.identity.get("device", "-")), "key": str(run.identity["key"])}
+    facts |= {"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())}
+    facts |= {"peak memory of the process": f"{1e-6 * run.summary['peak_rss_bytes']:,.0f} MB"}
+    facts |= {"fingerprint of the stream": str(run.identity["stream"]["fingerprint"])}
+    settings = {name: str(value) for name, value in flat(run.identity["config"]).items()}
+    return [
+        *([page.code(known["command"])] if known else []),
+        *([page.bullets(known["notes"])] if known.get("notes") else []),
+        page.pairs(facts),
+        page.folded("Configuration", page.pairs(settings)),
+    ]

@@ -1,0 +1,86 @@
+"""The command `scall-jax methods`: what there is to choose, one line each."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from scall_jax.cli.cli import Positional, cli
+from scall_jax.cli.nearest import advice
+from scall_jax.methods.registry import BASELINES, METHODS, PROBED
+
+TEXTS = {
+    "uniform": "the same size for all",
+    "fixed": "one split of the budget and one shape of sizes by frequency rank, for all segments",
+    "frequency": "sizes proportional to a power of frequency",
+    "shuffled": "the sizes of fixed in random order: a control",
+    "random": "random sizes",
+    "full": "the largest size for all, whatever the budget",
+    "scall": "SCALL's actions searched by a Gaussian process (CIKM 2024, arXiv 2407.15411)",
+    "dlints": "SCALL's actions searched by discounted linear Thompson sampling (arXiv 2202.03167)",
+    "scall-sac": "SCALL with the policy of its paper, soft actor-critic",
+    "scall-ddpg": "SCALL with deep deterministic policy gradient",
+    "scall-gp": "the same as scall",
+    "scall-dlints": "the same as dlints",
+    "scall-random": "SCALL's actions drawn at random: the baseline of a search",
+    "scall-grid": "SCALL's actions on a lattice",
+    "spectral": "a coordinate more for the entity whose vectors hold the most energy on it",
+    "bet": "sizes searched as sets of actions (BET, WSDM 2024)",
+    "ciess": "an actor chooses each entity's size (CIESS, SIGIR 2023)",
+    "ducb": "a bandit chooses among candidate sizes (stands in for DESS, arXiv 2308.07760)",
+    "esapn": "a policy lets entities grow (ESAPN, SIGIR 2020)",
+    "binary_hash": "vectors composed by binary codes (CIKM 2021, arXiv 2109.02471)",
+    "binary_hash_skip": "the same, with codes that skip",
+    "quotient_remainder": "vectors composed by quotient and remainder (KDD 2020)",
+    "shared_memory": "vectors read from one shared memory at hashed places (LMA, arXiv 2103.06124)",
+    "mixed_precision": "bits chosen by groups of entities (MPE, arXiv 2409.20305)",
+    "pep": "coordinates pruned until the budget fits (PEP, ICLR 2021)",
+    "popularity-all": "items by their count so far",
+    "popularity-segment": "items by their count in the segment",
+    "popularity-decayed": "items by a count that decays",
+    "ease": "EASE, item to item weights in closed form (WWW 2019)",
+}
+"""Each method in one line; the sources in full are in docs/methods.md."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """Flags of the list of methods."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Methods to show; all of them by default."""
+
+
+def listing(names: Sequence[str] = ()) -> str:
+    """The methods with a line each, in groups by what they cost.
+
+    Args:
+      names: methods to show; all where there are none.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}: {advice(name, METHODS)}")
+    outside = {*BASELINES, "full"}
+    groups = {
+        "within the budget, without probes:": [x for x in METHODS if x not in outside and x not in PROBED],
+        "within the budget, with probes (short trainings before a segment's own):": list(PROBED),
+        "outside the budget:": [x for x in METHODS if x in outside],
+    }
+    shown = {title: [x for x in group if not names or x in names] for title, group in groups.items()}
+    blocks = [[title, *(f"  {x:20s}{TEXTS[x]}" for x in group)] for title, group in shown.items() if group]
+    foot = "popularity stands for the three popularity-*; flags of one method follow an @: uniform@table=packed_int4"
+    return "\n\n".join(["\n".join(block) for block in blocks] + ([] if names else [foot]))
+
+
+def methods_command(arguments: Sequence[str] | None = None, program: str = "scall-jax methods") -> None:
+    """The command line of `scall-jax methods`.
+
+    Args:
+      arguments: flags; None for those of the process.
+      program: how the process was started, for help.
+
+    Raises:
+      SystemExit: with code 2 for an unknown method, and with code 0 after help.
+    """
+    cli(Methods, lambda flags: print(listing(flags.names)), "The methods, one line each.", arguments, program)
