@@ -1,5 +1,6 @@
 """What a run folder says about its stream and its command, for whoever reads its report without the stream."""
 
+import importlib.metadata
 import json
 import platform
 import shlex
@@ -9,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import scall_jax
 from scall_jax.analysis import pictures
 from scall_jax.run import folder as run_folder
 from scall_jax.streams import Stream
@@ -28,7 +28,11 @@ def write(folder: Path, stream: Stream, command: str) -> None:
     """
     found = {
         "command": without_folders(command),
-        "versions": {"scall_jax": scall_jax.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "versions": {
+            "scall_jax": importlib.metadata.version("scall_jax"),
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
         "span": stream.span,
         "notes": list(stream.notes),
         "interactions": len(stream.user),

@@ -16,6 +16,7 @@ from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import (
     PUBLISHED_DIFFERS,
     Main,
+    by_data,
     by_protocol,
     check_run,
     check_stream,
@@ -27,8 +28,8 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
+from scall_jax.run import auto, records, run_segments
 from scall_jax.run import folder as run_folder
-from scall_jax.run import records, run_segments
 
 _MADE_AT_THE_END = (
     run_folder.SUMMARY,
@@ -78,7 +79,7 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     Raises:
       ValueError: flags, a stream or a folder that no run can use; nothing has been run then.
     """
-    flags = by_protocol(flags)
+    flags = by_data(by_protocol(flags))
     methods = expand(flags.method)
     if not methods:
         raise ValueError("--method: name at least one")
@@ -185,7 +186,7 @@ def run_method(
     of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
     with stop_on_signals(lambda: _stopped(flags, folder, of_method)):
         if flags.overwrite and not flags.resume:
-            run_folder.remove_run(folder)
+            (auto.remove if config.method == auto.NAME else run_folder.remove_run)(folder)
         lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
         summary = _finish(config, stream, folder, label or config.method, lines)
         if extras.html:
@@ -196,6 +197,8 @@ def run_method(
 def _run_segments(
     flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str, extras: Extras
 ) -> Lines:
+    if config.method == auto.NAME:
+        return _run_auto(flags, config, stream, folder, extras)
     probes = config.search.planned_probes if config.method in PROBED else 0
 
     def on_compiled() -> None:
@@ -206,6 +209,16 @@ def _run_segments(
     with Progress(label, stream, config.fit.steps, probes, not flags.compilation_cache) as progress:
         callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
         return run_segments(config, stream, jax.random.key(flags.seed), folder=folder, **callbacks)
+
+
+def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path, extras: Extras) -> Lines:
+    def run(name: str, candidate: Config, part: Path) -> Lines:
+        with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
+            return _run_segments(flags, candidate, stream, part, name, extras)
+
+    lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
+    print(f"\n{auto.describe(folder)}")
+    return lines
 
 
 def _stopped(flags: Main, folder: Path, of_method: str) -> str:

@@ -15,7 +15,8 @@ from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
-from scall_jax.run import make_run, records
+from scall_jax.run import auto, make_run, records
+from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
 from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
@@ -156,8 +157,9 @@ class Main:
         "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=96",
         "popularity",
     )
-    """Methods to run, one after the other; popularity stands for its three floors. Flags that differ for one method
-    follow its name after an @, as in uniform@recommender=ials,table=packed_int4."""
+    """Methods to run, one after the other; popularity stands for its three floors, and auto for the candidate that
+    leads on valid. Flags that differ for one method follow its name after an @, as in
+    uniform@recommender=ials,table=packed_int4. For a file of one's own the default is auto alone."""
     budget: BudgetFlags = BudgetFlags()
     """What the table may hold."""
     seed: int = 0
@@ -192,6 +194,8 @@ class Main:
     implicit alternating least squares with weights that fade, which solves for them."""
     ials: IalsConfig = IalsConfig()
     """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
+    gains: GainsConfig = GainsConfig()
+    """Methods gain, waterfill and scall-gain: what coordinates are worth."""
     policy: PolicyConfig = PolicyConfig()
     """The policy of a search."""
     observe: ObserveConfig = ObserveConfig()
@@ -340,7 +344,10 @@ def check_run(config: Config, stream: streams.Stream) -> None:
 
 def trace_init(config: Config, stream: streams.Stream) -> None:
     """As `check_run`, with a message that does not name method and budget."""
-    jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
+    if config.method == auto.NAME:
+        auto.feasible(auto.candidates(config), stream)
+    else:
+        jax.eval_shape(lambda key: make_run(config).init(key, stream), jax.random.key(0))
 
 
 def by_protocol(flags: F) -> F:
@@ -371,6 +378,17 @@ def by_protocol(flags: F) -> F:
         warm_start=WarmStartConfig(shrink=1.0, rotation="none", init_std=0.01, grow_std=0.0),
         bias="none",
     )
+
+
+def by_data(flags: F) -> F:
+    """Put in the methods for a file of one's own where none are given.
+
+    >>> by_data(Main(data="clicks.csv")).method, len(by_data(Main()).method)
+    (('auto',), 7)
+    """
+    if flags.data in streams.EMBEDDED or flags.method != type(flags)().method:
+        return flags
+    return dataclasses.replace(flags, method=(auto.NAME,))
 
 
 def expand(names: tuple[str, ...]) -> list[str]:
@@ -460,7 +478,7 @@ def make_config(flags: Main, method: str) -> Config:
     flags, method = for_method(flags, method)
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
-    if method not in METHODS:
+    if method not in (*METHODS, auto.NAME):
         raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, *GROUPS])}")
     return Config(
         method=method,
@@ -470,6 +488,7 @@ def make_config(flags: Main, method: str) -> Config:
         fit=flags.fit,
         recommender=flags.recommender,
         ials=flags.ials,
+        gains=flags.gains,
         search=flags.search,
         policy=flags.policy,
         observe=flags.observe,

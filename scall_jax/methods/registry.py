@@ -8,7 +8,7 @@ from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.baseline_phases import baseline_method
 from scall_jax.methods.embedding_phases import embedding_method
 from scall_jax.methods.gains import gain_planner, waterfill_planner
-from scall_jax.methods.phases import Method
+from scall_jax.methods.phases import Callbacks, Method, MethodPhases
 from scall_jax.methods.planner import allocator_planner
 from scall_jax.methods.rivals.bet import bet_planner
 from scall_jax.methods.rivals.bit_search import bit_search_planner
@@ -38,7 +38,13 @@ _HASHED = ("binary_hash", "binary_hash_skip", "quotient_remainder")
 
 def _searching(name: str) -> Method:
     method = embedding_method(functools.partial(scall_planner, SEARCHED[name]))
-    return method._replace(configure=_by_prices) if name == "scall-gain" else method
+    if name != "scall-gain":
+        return method
+
+    def phases(config: Config, callbacks: Callbacks) -> MethodPhases:
+        return method.phases(_by_prices(config), callbacks)
+
+    return method._replace(phases=phases, configure=_by_prices)
 
 
 def _by_prices(config: Config) -> Config:

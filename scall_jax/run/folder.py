@@ -109,14 +109,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     Raises:
       ValueError: the folder holds another run, or a file of it is not what the run wrote; the message names the file.
     """
-    identity = {
-        "config": dataclasses.asdict(config),
-        "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-    identity = json.loads(json.dumps(identity))
+    identity = identity_of(config, stream, key)
     path = folder / CONFIG
     manifest.refuse_links(folder, [CONFIG, manifest.NAME, *manifest.STREAM])
     if not path.exists() or not any(file.name not in (CONFIG, LOCK) for file in folder.iterdir()):
@@ -132,6 +125,25 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     lines = _finished_lines(folder, found)
     keep_stream(folder, manifest.read(folder), stream)
     return lines
+
+
+def identity_of(config: Config, stream: Stream, key: jax.Array) -> dict[str, Any]:
+    """What determines a run's result: the content of its config.json.
+
+    Args:
+      config, stream, key: of the run.
+
+    Returns:
+      A dictionary as JSON reads it, with the keys that `read_identity` names and the versions that computed.
+    """
+    identity = {
+        "config": dataclasses.asdict(config),
+        "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    return json.loads(json.dumps(identity))
 
 
 def start(folder: Path, identity: dict[str, Any]) -> None:

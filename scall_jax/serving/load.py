@@ -14,6 +14,7 @@ from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
+from scall_jax.run.auto import leader_folder
 from scall_jax.run.stream_files import read_stream
 from scall_jax.serving.data import ModelBudget, Seen
 from scall_jax.serving.ids import Ids
@@ -26,7 +27,7 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     """Read the model that a run has left after its last finished segment.
 
     Args:
-      path: a run folder, such as `runs/demo/uniform`; it is not written to.
+      path: a run folder, such as `runs/demo/uniform`; it is not written to. Of a run of auto the leader is read.
       method: a method that `METHODS` does not list, as in `run_segments`.
 
     Returns:
@@ -40,6 +41,9 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     if not (folder / manifest.NAME).exists():
         raise ValueError(f"{folder} is no run folder: give one that has a {manifest.NAME}, such as runs/demo/uniform")
     found = manifest.check(folder)
+    leader = leader_folder(folder)
+    if leader is not None:
+        return load(leader)
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
     lines = run_folder.finished_lines(folder, found)
