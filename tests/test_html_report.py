@@ -59,7 +59,7 @@ def made(data, tmp_path_factory):
     """Two methods on two seeds, the first with report."""
     root = tmp_path_factory.mktemp("made")
     for seed, more in (("0", ["--report"]), ("1", [])):
-        same = "--method fixed popularity-all --cut.segments 3 --fit.layers 0".split()
+        same = ["--method", "fixed", "popularity-all", "--cut.segments", "3", "--fit.layers", "0"]
         run_command(arguments=tiny_arguments(data, root / f"seed{seed}", *same, "--seed", seed, *more))
     return root
 

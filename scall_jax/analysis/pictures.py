@@ -12,7 +12,7 @@ import numpy as np
 from scall_jax.analysis.figures import COLOURS, new_figure, style
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from scall_jax.analysis.figures import Figure
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""

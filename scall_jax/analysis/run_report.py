@@ -14,7 +14,7 @@ from scall_jax.run import folder as run_folder
 from scall_jax.run import records
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from scall_jax.analysis.figures import Figure
 
 NAME = "report.html"
 """Name of the file in a run folder."""
