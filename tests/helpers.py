@@ -19,7 +19,7 @@ def small_stream(segments: int = 4, **options) -> streams.Stream:
 
 def tiny_arguments(data, out, *more: str) -> list[str]:
     """Flags of an experiment that is over in seconds."""
-    tiny = ["--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
+    tiny = ["--no-report", "--fit.steps", "20", "--fit.eval-every", "10", "--fit.batch", "128", "--sizes.maximum", "32"]
     return ["--data", str(data), "--cut.segments", "4", "--out", str(out), *tiny, *more]
 
 

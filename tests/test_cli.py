@@ -78,7 +78,7 @@ def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_pa
     shown = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress.Progress, "_refresh", lambda self, bar, number, text: shown.append(text))
-    more = "--method scall-random --search.probes 2 --search.probe-steps 2 --cut.max-segments 2"
+    more = "--method scall-random --search.probes 2 --search.probe-steps 2 --cut.max-segments 2 --no-compilation-cache"
     run_command(arguments=tiny_arguments(data, tmp_path, *more.split()))
     jax.effects_barrier()
     assert sum(text.startswith("segment 1 loss") for text in shown) == 2

@@ -75,7 +75,7 @@ def check_stop(result: tuple[int, str, str], number: signal.Signals, run: Path) 
 def whole(data, tmp_path_factory):
     """A run that nobody stopped: its folder and its flags."""
     path = tmp_path_factory.mktemp("whole")
-    more = ["--method", "popularity-decayed", "--cut.segments", "6", "--no-report"]
+    more = ["--method", "popularity-decayed", "--cut.segments", "6"]
     run_command(arguments=tiny_arguments(data, path, *more))
     return path / "popularity-decayed", more
 
@@ -105,7 +105,7 @@ def test_a_signal_ends_a_run_with_one_line_and_the_run_goes_on_from_there(data, 
 def test_a_hundred_signals_at_random_moments(data, tmp_path, method):
     """Each folder is stopped and continued until its run is finished; then the next one begins."""
     draw, counts = random.Random(0), collections.Counter()
-    more = ["--method", method, "--cut.segments", "12", "--no-report"]
+    more = ["--method", method, "--cut.segments", "12"]
     run_command(arguments=tiny_arguments(data, tmp_path / "whole", *more))
     wanted = comparable(run_folder.read_lines(tmp_path / "whole" / method / "metrics.jsonl"))
     finished = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scall_jax.analysis import report, significance
+from scall_jax.methods.registry import BASELINES
 from scall_jax.run import manifest
 from scall_jax.run.folder import SUMMARY, read_identity, read_lines
 
@@ -121,13 +122,21 @@ def tested_against(groups: Mapping[str, Sequence[FinishedRun]], against: str) ->
       against: name of the one.
 
     Returns:
-      A line for each other method; a reason that holds for all of them stands once.
+      A line for each other method that has seeds enough, and one for those that have not.
     """
-    folders = {name: [run.folder for run in runs] for name, runs in groups.items()}
-    pairs = {f"{name} - {against}": (own, folders[against]) for name, own in folders.items() if name != against}
-    lines = significance.tested(pairs)
-    reasons = {line.split(": ", 1)[1] for line in lines}
-    return [f"- all against {against}: {reasons.pop()}"] if len(lines) > 1 and len(reasons) == 1 else lines
+    baselines = {name for name, runs in groups.items() if runs[0].identity["config"]["method"] in BASELINES}
+    # A baseline comes out the same for any seed, so that one run of it is all of them.
+    folders = {name: [run.folder for run in runs][: 1 if name in baselines else None] for name, runs in groups.items()}
+    lonely = [name for name, runs in groups.items() if len(runs) < 2 and name not in baselines]
+    others = [name for name in groups if name != against and name not in lonely]
+    pairs = {f"{name} - {against}": (folders[name], folders[against]) for name in others}
+    lines = significance.tested({} if against in lonely else pairs)
+    if lonely:
+        lines.append(
+            f"- no test for {', '.join(lonely)}: one seed says nothing of the variance over seeds; run others too "
+            f"(--seed 1 --out ANOTHER), at least 2 of each method, and {significance.LEAST_SEEDS} for a claim"
+        )
+    return lines
 
 
 def other_users(groups: Mapping[str, Sequence[FinishedRun]]) -> list[str]:

@@ -48,7 +48,8 @@ def build(groups: Groups, against: str) -> str:
     source = Path(first.identity["stream"]["source"]).name
     seeds = sorted({len(runs) for runs in groups.values()})
     of_each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    lead = f"{len(groups)} methods, {of_each} runs of each, {len(first.lines)} segments."
+    runs = "run" if of_each == "1" else "runs"
+    lead = f"{len(groups)} methods, {of_each} {runs} of each, {len(first.lines)} segments."
     sections = [
         Section("Result", _result(groups)),
         Section("Tests", _tests(groups, against)),
@@ -75,7 +76,8 @@ def _tests(groups: Groups, against: str) -> list[str]:
     if len(groups) < 2:
         return []
     lines = [line.removeprefix("- ") for line in comparison.tested_against(groups, against)]
-    return [page.bullets(lines), page.text(significance.READING)]
+    reading = [page.text(significance.READING)] if any(", p " in line for line in lines) else []
+    return [page.bullets(lines), *reading]
 
 
 def _over_seeds(runs: Sequence[FinishedRun], key: str) -> tuple[np.ndarray, np.ndarray]:

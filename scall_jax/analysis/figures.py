@@ -64,6 +64,7 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 5.5, height: floa
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
     return figure, axes
 
 

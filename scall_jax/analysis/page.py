@@ -14,6 +14,8 @@ class Picture(NamedTuple):
     """An `svg` element (`figures.to_svg`)."""
     text: str = ""
     """How to read it."""
+    broad: bool = False
+    """It takes a row of its own, since it has several axes."""
 
 
 class Section(NamedTuple):
@@ -98,7 +100,7 @@ def pairs(values: Mapping[str, str]) -> str:
 def pictures(found: Sequence[Picture]) -> str:
     """Pictures side by side where the page is wide enough."""
     figures = [
-        f"<figure><figcaption><b>{html.escape(x.title)}</b></figcaption>\n{x.svg}\n"
+        f"<figure{' class=broad' if x.broad else ''}><figcaption><b>{html.escape(x.title)}</b></figcaption>\n{x.svg}\n"
         + (text(x.text) if x.text else "")
         + "</figure>"
         for x in found
@@ -115,7 +117,8 @@ p { max-width: 48rem; } nav a { margin-right: 1rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
 .pairs td { white-space: normal; overflow-wrap: anywhere; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1.5rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: 1.5rem; }
+.broad { grid-column: 1 / -1; max-width: 60rem; }
 figure { margin: 0; min-width: 0; } svg { width: 100%; height: auto; } figure p { font-size: .85rem; margin: .2rem 0; }
 svg text { font-family: system-ui, sans-serif !important; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .6rem; font-size: .85rem; white-space: pre-wrap; }

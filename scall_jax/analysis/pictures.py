@@ -12,13 +12,15 @@ import numpy as np
 from scall_jax.analysis.figures import COLOURS, new_figure, style
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from scall_jax.analysis.figures import Figure
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
 Sizes = list[dict[str, np.ndarray]]
 """Arrays of sizes/segment-NNNN.npz by name, one dictionary per segment."""
 
+_LONGEST = 70
+"""Characters of a name in a legend."""
 _GROUPS = ((0.0, 0.01, "top 1%"), (0.01, 0.1, "1 to 10%"), (0.1, 0.5, "10 to 50%"), (0.5, 1.0, "lower half"))
 
 
@@ -58,13 +60,13 @@ def quality(means: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], y
 
 def users_by_segment(lines: Lines) -> Figure:
     """Test users by segment, new and known ones."""
-    figure, (axis,) = new_figure(width=6.4, height=2.6)
+    figure, (axis,) = new_figure(width=6.4, height=3.6)
     segments = [line["segment"] for line in lines]
     warm, new = ([line[f"test_{name}_users"] for line in lines] for name in ("warm", "new"))
     axis.bar(segments, warm, color=COLOURS[0], label="known before the segment")
     axis.bar(segments, new, bottom=warm, color=COLOURS[4], hatch="//", edgecolor="white", label="new in the segment")
     axis.set(xlabel="segment", ylabel="test users")
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -225,8 +227,11 @@ def bytes_and_quality(points: Mapping[str, tuple[float, float, float]], xlabel: 
 
 
 def _legend(figure: Figure, axis: Any, lines: int) -> None:
-    """Names below the axes where they would cover the lines."""
+    """Names below the axes where they would cover the lines, and cut where they are long."""
+    handles, names = axis.get_legend_handles_labels()
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     if lines > 3:
-        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+        columns = 2 if max(map(len, names)) <= _LONGEST // 2 else 1
+        figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=columns)
     elif lines > 1:
-        axis.legend(fontsize=8)
+        axis.legend(handles, names, fontsize=8)

@@ -14,13 +14,15 @@ from scall_jax.run import folder as run_folder
 from scall_jax.run import records
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from scall_jax.analysis.figures import Figure
 
 NAME = "report.html"
 """Name of the file in a run folder."""
 
 _SCALL_ACTION = ("users' share of the budget", "shape of users' sizes", "shape of items' sizes", "concentration")
 _ACTIVITY = ((0, 0, "none"), (1, 5, "1 to 5"), (6, 20, "6 to 20"), (21, 100, "21 to 100"), (101, None, "over 100"))
+_BROAD = ("histories", "actions")
+"""Pictures with several axes."""
 _NORMAL = 1.96
 """Half the width of a 95% interval, in standard errors."""
 
@@ -64,14 +66,14 @@ def build(run: FinishedRun) -> str:
     if run.identity["config"]["candidates"] != "all":
         lead = f"{rows}{len(run.lines)} segments. Published protocol: models are chosen on the test part, so that "
         lead += "figures are optimistic."
-    steps = pictures.read_sizes(sorted((run.folder / "sizes").glob("segment-*.npz")))
+    steps = read_steps(run)
     sections = [
         Section("Result", _result(run)),
         Section("Quality", _quality(run, known)),
         Section("Memory", _memory(run)),
         Section("Sizes", _sizes(steps, known)),
         Section("Search", _search(run)),
-        Section("Users", _users(run, steps)),
+        Section("Users", _users(run)),
         Section("How it was made", _made(run, known)),
     ]
     return page.page(title, lead, sections)
@@ -87,7 +89,9 @@ def drawn(found: Sequence[tuple[str, str, str, Callable[[], "Figure"]]]) -> list
         return []
     if not figures.has_matplotlib():
         return [page.text('No pictures: matplotlib was not installed (pip install "scall_jax[plot]").')]
-    made = [Picture(title, figures.to_svg(draw(), name, title), text) for name, title, text, draw in found]
+    made = [
+        Picture(title, figures.to_svg(draw(), name, title), text, name in _BROAD) for name, title, text, draw in found
+    ]
     return [page.pictures(made)]
 
 
@@ -118,6 +122,11 @@ def spread(run: FinishedRun, metric: int) -> np.ndarray:
     return found
 
 
+def read_steps(run: FinishedRun) -> pictures.Sizes:
+    """Sizes and frequencies of every segment."""
+    return pictures.read_sizes(sorted((run.folder / "sizes").glob("segment-*.npz")))
+
+
 def read_users(run: FinishedRun, segment: int) -> tuple[np.ndarray, np.ndarray]:
     """Test users of a segment i32[Q] and their metrics f32[Q, 6]."""
     with np.load(run.folder / "users" / f"segment-{segment:04d}.npz") as stored:
@@ -135,7 +144,12 @@ def _quality(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
     errors = {"Recall@20": recall, "NDCG@20": ndcg}
     band = "The band is the 95% interval of the mean over the segment's test users."
     shown = [
-        ("quality", "Quality on test by segment", band, lambda: pictures.quality(means, errors, "test, mean of users")),
+        (
+            "quality",
+            "Quality on test by segment",
+            band,
+            lambda: pictures.quality(means, errors, "mean over test users"),
+        ),
         (
             "users",
             "Test users by segment",
@@ -222,10 +236,10 @@ def _search(run: FinishedRun) -> list[str]:
     return [page.text(said), *drawn(shown)]
 
 
-def _users(run: FinishedRun, steps: pictures.Sizes) -> list[str]:
+def _users(run: FinishedRun) -> list[str]:
     parts = {"users known before the segment": "warm", "users new in the segment": "new"}
     means = {x: by_segment(run, f"test_{k}_recall@20", f"test_{k}_users") for x, k in parts.items()}
-    activity = _by_activity(run, steps)
+    activity = by_activity(run)
     shown = [
         (
             "cold",
@@ -243,8 +257,16 @@ def _users(run: FinishedRun, steps: pictures.Sizes) -> list[str]:
     return drawn(shown)
 
 
-def _by_activity(run: FinishedRun, steps: pictures.Sizes) -> dict[str, tuple[float, float, int]]:
-    """Mean test Recall@20, half of its interval and the number of users, by how often they are in the training part."""
+def by_activity(run: FinishedRun) -> dict[str, tuple[float, float, int]]:
+    """Quality by how often users are in the training part of their segment, the first segment left out.
+
+    Args:
+      run: as its folder has it.
+
+    Returns:
+      Mean test Recall@20, half the width of its 95% interval and the number of users, by the name of the group.
+    """
+    steps = read_steps(run)
     recalls, rows = [], []
     for t in range(1, len(steps)):
         users, metrics = read_users(run, t)

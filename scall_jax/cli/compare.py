@@ -53,7 +53,8 @@ def compare_job(flags: Compare) -> str:
     warned = [f"- Warning, {text}" for text in comparison.other_users(groups)]
     parts = [comparison.table(groups), *(["\n".join(warned)] if warned else [])]
     if len(groups) > 1:
-        parts += ["\n".join(comparison.tested_against(groups, against)), significance.READING]
+        lines = comparison.tested_against(groups, against)
+        parts += ["\n".join(lines), *([significance.READING] if any(", p " in line for line in lines) else [])]
     text = "\n\n".join([*parts, f"{report.COLUMNS_NOTE}."])
     print(text)
     if flags.html is not None:

@@ -1,0 +1,224 @@
+"""report.html: one file without anything from elsewhere, with every picture, whose figures are counted another way."""
+
+import collections
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from scall_jax.analysis import comparison, page, run_report
+from scall_jax.cli.commands import run_command
+from scall_jax.cli.main import main
+from scall_jax.run import manifest
+from tests.helpers import tiny_arguments
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """Tags that are not closed in order, pictures by their label, ids and references of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.wrong, self.ids, self.refers, self.drawn = [], [], [], [], collections.Counter()
+        self.label = ""
+        self.feed(text)
+        self.close()
+        self.wrong += self.open
+
+    def handle_starttag(self, tag, attrs):
+        self._attributes(attrs)
+        if tag == "svg":
+            self.label = dict(attrs)["aria-label"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._attributes(attrs)
+
+    def _attributes(self, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "srcset", "xlink:href", "data", "action"):
+                self.refers.append(value)
+            if name == "d":
+                self.drawn[self.label] += 1
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+    """Two methods on two seeds, the first with report."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, more in (("0", ["--report"]), ("1", [])):
+        same = ["--method", "fixed", "popularity-all", "--cut.segments", "3", "--fit.layers", "0"]
+        run_command(arguments=tiny_arguments(data, root / f"seed{seed}", *same, "--seed", seed, *more))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(made):
+    return comparison.read_run(made / "seed0" / "fixed")
+
+
+def check_page(text: str, titles: list[str]) -> Parsed:
+    """Asserts that a page is well formed and self-contained, and that it has these pictures, which are not empty."""
+    parsed = Parsed(text)
+    assert parsed.wrong == []
+    assert [x for x in parsed.refers if not x.startswith("#") and x != "data:,"] == []
+    assert {x[1:] for x in parsed.refers if x.startswith("#")} <= set(parsed.ids)
+    assert [x for x, count in collections.Counter(parsed.ids).items() if count > 1] == []
+    # Names of XML dialects are no references.
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text) and "@import" not in text
+    assert all(x.startswith("#") for x in re.findall(r"url\(([^)]*)\)", text)) and "<script" not in text
+    assert set(titles) <= set(parsed.drawn) and min(parsed.drawn.values()) > 5
+    assert "/tmp/" not in text and len(text) < 3_000_000
+    return parsed
+
+
+EVERY = ["Quality on test by segment", "Test users by segment", "Budget and real bytes by segment"]
+EVERY += ["New and known users", "Quality by users' activity"]
+SIZED = ["Sizes by rank", "Users' sizes over segments", "Items' sizes over segments", "Who grew and who shrank"]
+
+
+def test_the_report_of_a_run_is_one_whole_file_with_every_picture(made, run):
+    text = (run.folder / "report.html").read_text()
+    check_page(text, EVERY + SIZED)
+    assert "fixed on rows.csv" in text and "Rewards" not in text
+    assert f"{run.summary['mean_test_recall@20']:.4f}" in text and run.identity["stream"]["fingerprint"] in text
+    assert "report.html" in manifest.check(run.folder).files
+    # A baseline has no sizes.
+    parsed = check_page((made / "seed0" / "popularity-all" / "report.html").read_text(), EVERY)
+    assert not set(SIZED) & set(parsed.drawn)
+    assert not (made / "seed1" / "fixed" / "report.html").exists()
+
+
+def test_the_report_is_written_anew_from_the_folder_alone(made, run, tmp_path, capsys):
+    folder = shutil.copytree(run.folder, tmp_path / "fixed")
+    before = (folder / "report.html").read_text()
+    (folder / "report.html").write_text("touched")
+    main(["report", str(tmp_path)])
+    assert (folder / "report.html").read_text() == before
+    manifest.check(folder)
+    (folder / "summary.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(folder)])
+    assert stop.value.code == 2 and "summary.json is missing" in capsys.readouterr().err
+
+
+def test_what_a_search_did_is_shown(run):
+    def searched(line):
+        tried = [[0.2, 0.4, 0.6], [0.3, 0.5, 0.7]]
+        return line | {"action": tried[0], "probe_actions": tried, "probe_rewards": [4.0, 7.0], "probes": 2}
+
+    lines = [run.lines[0], *map(searched, run.lines[1:])]
+    identity = run.identity | {"config": run.identity["config"] | {"method": "scall"}}
+    text = run_report.build(run._replace(lines=lines, identity=identity))
+    check_page(text, ["Rewards of the probes", "Actions by segment"])
+    assert "users&#x27; share of the budget" in text or "users' share of the budget" in text
+    assert "4 probes in all" in text
+
+
+MOST = {"none": 0, "1 to 5": 5, "6 to 20": 20, "21 to 100": 100, "over 100": 10**9}
+
+
+def test_spread_and_activity_are_those_of_the_users_files(run):
+    recalls = collections.defaultdict(list)
+    for t in range(3):
+        with np.load(run.folder / "users" / f"segment-{t:04d}.npz") as stored:
+            users, recall = stored["users"], stored["metrics"][:, 0]
+        assert len(users) == run.lines[t]["test_users"]
+        error = (sum((x - recall.mean()) ** 2 for x in recall) / (len(recall) - 1) / len(recall)) ** 0.5
+        assert run_report.spread(run, 0)[t] == pytest.approx(1.96 * error, rel=1e-4)
+        with np.load(run.folder / "sizes" / f"segment-{t:04d}.npz") as stored:
+            for user, value in zip(users, recall, strict=True):
+                rows = stored["user_frequency"][user]
+                group = next(name for name, most in MOST.items() if rows <= most)
+                if t > 0:
+                    recalls[group].append(float(value))
+    found = run_report.by_activity(run)
+    assert {name: users for name, (_, _, users) in found.items()} == {
+        x: len(v) for x, v in recalls.items() if len(v) > 1
+    }
+    for name, (mean, _, _) in found.items():
+        assert mean == pytest.approx(np.mean(recalls[name]), rel=1e-5)
+
+
+def test_runs_are_compared_over_seeds_on_the_terminal_and_as_a_page(made, tmp_path, capsys):
+    main(["compare", str(made), "--against", "popularity-all", "--html", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    assert re.search(r"\| fixed +\| +2 \| 0\.\d{4} ± 0\.\d{4}", printed)
+    assert re.search(r"- fixed - popularity-all: Recall@20 [+-]0\.\d{4} .*2 and any seeds", printed)
+    text = (tmp_path / "page.html").read_text()
+    check_page(text, ["Test Recall@20 by segment", "Test NDCG@20 by segment", "Quality over bytes"])
+    assert "fixed - popularity-all: Recall@20" in text
+    main(["compare", str(made / "seed0")])
+    assert "- no test for fixed: one seed" in capsys.readouterr().out
+    # The command that ran both wrote their comparison too.
+    check_page((made / "seed0" / "report.html").read_text(), ["Quality over bytes"])
+    with pytest.raises(SystemExit):
+        main(["compare", str(made), "--against", "fixd"])
+    assert "--against fixd: did you mean fixed?" in capsys.readouterr().err
+
+
+def test_runs_that_differ_in_a_setting_are_told_apart_and_other_users_are_said(run):
+    other = run._replace(identity=run.identity | {"config": run.identity["config"] | {"bias": "decayed"}})
+    groups = comparison.by_method([run, other, run])
+    assert {name: len(runs) for name, runs in groups.items()} == {"fixed, bias none": 2, "fixed, bias decayed": 1}
+    fewer = run._replace(lines=[line | {"test_users": 1} for line in run.lines])
+    assert comparison.other_users({"a": [run], "b": [run], "c": [fewer]}) == [
+        "c: another stream or another cut than a: their figures cannot be compared"
+    ]
+
+
+def test_words_of_the_user_are_not_markup():
+    text = page.page("a < b", "<i>", [page.Section("x & y", [page.table(["<td>"], [["</table>"]])])])
+    assert Parsed(text).wrong == [] and "<i>" not in text and "&lt;/table&gt;" in text
+
+
+def test_without_matplotlib_the_report_says_that_it_has_no_pictures(run, monkeypatch):
+    monkeypatch.setattr(run_report.figures, "has_matplotlib", lambda: False)
+    text = run_report.build(run)
+    assert Parsed(text).wrong == [] and "matplotlib was not installed" in text and "<svg" not in text
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+MEASURE = """<script>
+const drawn = [...document.querySelectorAll("svg")].map(x => x.getBoundingClientRect().width);
+document.title = JSON.stringify({page: document.documentElement.scrollWidth, window: innerWidth, drawn: drawn});
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_draws_every_picture_within_the_page(run, tmp_path, width):
+    text = (run.folder / "report.html").read_text()
+    measured = tmp_path / "page.html"
+    measured.write_text(re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", MEASURE))
+    for path in (run.folder / "report.html", measured):
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--enable-logging=stderr",
+        ]
+        options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+        command = [str(BROWSER), *options, path.absolute().as_uri()]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "CONSOLE" not in found.stderr
+    title = re.search(r"<title>(.*?)</title>", found.stdout)
+    assert title is not None
+    sizes = json.loads(title[1])
+    assert sizes["page"] <= sizes["window"] and len(sizes["drawn"]) == text.count("<svg")
+    assert all(200 < x <= sizes["window"] for x in sizes["drawn"])
