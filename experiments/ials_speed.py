@@ -5,8 +5,8 @@
 
 All distinct interactions before the last segment's cut, one width for all, no fading, the same confidence and
 regularisation, as many sweeps, float32 throughout, by exact solves and by conjugate gradients each, on as many threads
-as there are cores to run on. Each figure is the fastest of --repeats; compilation stands apart. The objective that each has
-reached is computed in float64 from its factors. The bound is the time of the products and steps of the conjugate
+as there are cores to run on. Each figure is the fastest of --repeats; compilation stands apart. The objective that each
+has reached is computed in float64 from its factors. The bound is the time of the products and steps of the conjugate
 gradients alone, on arrays that stay in the caches: what is beyond it is gathers, writes and Gram matrices. Cost: two
 minutes on two cores at the default widths. Expect conjugate gradients to reach the objective of exact solves in half
 of their time, and sooner than the library's.

@@ -127,7 +127,9 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
                 del key
                 hyper = hyper_of(among, remembered)
                 length = _length(config, sweeps)
-                solution = solve(storage, length, params, layout, segment, item_bias, hyper, config.exponent)
+                solution = solve(
+                    storage, length, params, layout, segment, item_bias, hyper, config.exponent, config.counts
+                )
                 result = _judged(storage, solution, layout, segment, item_bias, valid_users, candidates)
                 if progress is not None:
                     jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
@@ -237,7 +239,7 @@ def _choose(config: IalsConfig, among: Grid, biases: bool, judged_by: tuple[int,
 
     def fitted(hyper: Hyper):
         length = _length(config, config.choice_sweeps)
-        return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent).params
+        return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent, config.counts).params
 
     def fitness(params, item_bias) -> jax.Array:
         (metrics,) = _evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)
