@@ -146,7 +146,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         return bias_of(segment, chosen.bias)
 
     def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
-        return wide_fit(key, segment, item_bias, hyper_of(among, chosen), sweeps, width, config.exponent)
+        hyper = hyper_of(among, chosen)
+        return wide_fit(key, segment, item_bias, hyper, sweeps, width, config.exponent, config.counts)
 
     def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
         served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
