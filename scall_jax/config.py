@@ -274,5 +274,10 @@ class Config:
         _check_choice("table", self.table, STORAGES)
         _check_choice("charge", self.charge, CHARGES)
         _check_choice("recommender", self.recommender, RECOMMENDERS)
+        if self.fit.served_bits is not None and self.recommender != "lightgcn":
+            raise ValueError(
+                f"fit.served_bits={self.fit.served_bits}: recommender={self.recommender!r} serves from its table: "
+                "choose table=packed_int4 or the like"
+            )
         if self.recommender == "ials" and self.search.probes is None:
             object.__setattr__(self, "search", dataclasses.replace(self.search, probes=24))

@@ -40,14 +40,21 @@ def _segment():
 class _Reference:
     """The same model in float64, one entity at a time, with dense arrays."""
 
-    def __init__(self, vectors, sizes, bias, fading):
-        segment = _segment()
+    def __init__(self, vectors, sizes, bias, fading, counts=False):
+        segment, stream = _segment(), _stream()
         self.users, self.items = int(segment.users), int(segment.items)
         self.capacity, self.nodes = _stream().capacity.users, _stream().capacity.nodes
         self.vectors, self.sizes = np.asarray(vectors, np.float64), np.asarray(sizes)
         self.indptr, self.neighbours = np.asarray(segment.graph.indptr), np.asarray(segment.graph.indices)
         ages = np.asarray(segment.ages, np.float64) / int(segment.period)
         self.weight, self.bias = 2.0 ** (-ages * fading), np.concatenate([np.zeros(self.capacity), bias])
+        if counts:
+            cut = stream.bounds[1].train
+            pairs = list(zip(stream.user[:cut].tolist(), stream.item[:cut].tolist(), strict=True))
+            owner = np.repeat(np.arange(self.nodes), np.diff(self.indptr))
+            for entry, (a, b) in enumerate(zip(owner.tolist(), self.neighbours.tolist(), strict=False)):
+                met = pairs.count((min(a, b), max(a, b) - self.capacity))
+                self.weight[entry] *= np.log(1 + met) / np.log(2)
         self.known = [np.arange(self.users), self.capacity + np.arange(self.items)]
         others = np.where(np.arange(self.nodes) < self.capacity, self.items, self.users)
         self.regularisation = LAMBDA * (np.diff(self.indptr) + A0 * others)
@@ -121,10 +128,12 @@ def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
     layout = storage.layout(jnp.asarray(sizes))
     params = storage.fresh(jax.random.key(1), layout, 0.1)
     hyper = Hyper(jnp.float32(2.0), jnp.float32(A0), jnp.float32(LAMBDA))
-    fit = jax.jit(functools.partial(solve, storage, Sweeps(SWEEPS, 0.0)))
+    # Pairs of the stream are met once or several times.
+    counts = kind == "many sizes"
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(SWEEPS, 0.0), counts=counts))
     found = fit(storage.table.to_buffer(params), layout, _segment(), jnp.asarray(bias, jnp.float32), hyper)
 
-    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
+    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0, counts=counts)
     losses = []
     for half in range(2 * SWEEPS + 1):
         reference.half_sweep(half % 2)
@@ -218,6 +227,11 @@ def test_a_stranger_with_the_rows_of_a_user_gets_the_user_s_vector():
         met = jnp.zeros(most, jnp.int32).at[: end - first].set(graph.indices[first:end] - stream.capacity.users)
         ages = jnp.zeros(most).at[: end - first].set(segment.ages[first:end] / period)
         np.testing.assert_allclose(fold_in(model, met, ages, end - first), vectors[user], rtol=2e-3, atol=2e-5)
+    once = fold_in(model, met, ages, end - first, repeats=jnp.ones(most, jnp.int32))
+    np.testing.assert_array_equal(once, fold_in(model, met, ages, end - first))
+    # A pair met three times weighs twice as much, which is what half a life less of age does: half-life is .5 segments.
+    thrice = fold_in(model, met, ages, end - first, repeats=jnp.full(most, 3))
+    np.testing.assert_allclose(thrice, fold_in(model, met, ages - 0.5, end - first), rtol=1e-4, atol=1e-6)
     shorter = fold_in(model, met, ages, end - first, size=4)
     assert (shorter[4:] == 0).all() and (shorter[:4] != 0).all()
 

@@ -132,6 +132,8 @@ def row_over_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     row["table MB"], row["serving MB"] = (cell(summaries[0], (f"{x}_mb",), "{:.3f}") for x in ("table", "serving"))
     row["test users"] = cell(summaries[0], ("least_test_users", "most_test_users"), "{}-{}")
     row["dropped"] = cell(summaries[0], ("dropped_share",), "{:.0%}")
+    steps = [summary["mean_steps"] for summary in summaries if summary.get("mean_steps")]
+    row["steps"] = f"{np.mean(steps):.1f}" if steps else "-"
     for title, metric in (("fit s", "seconds_fit"), ("search s", "seconds_search")):
         row[title] = f"{np.mean([summary[metric] for summary in summaries]):.0f}"
     return row

@@ -25,6 +25,7 @@ from scall_jax.recommenders.train_step import (
     train_step,
 )
 from scall_jax.streams import RaggedItems, Segment, sides
+from scall_jax.tables.compressed.few_bits import BITS, round_rows
 from scall_jax.tables.storage import Storage, StorageLayout, Stored
 from scall_jax.tables.table import Params
 
@@ -58,6 +59,9 @@ class FitConfig:
     rounding: str = "after"
     """For storages that round: round after the training, or train within it: each step reads coordinates as they would
     be stored, with the scales of the last evaluation, and changes those that are not rounded (straight-through)."""
+    served_bits: int | None = None
+    """LightGCN ranks and serves by final vectors (after propagation) in 1, 2, 3, 4 or 8 bits a coordinate, with a scale
+    for each vector; None: in float32."""
     positives: str = "segment"
     """Positives are drawn from the user's interactions in the `segment` or from `all` of them."""
 
@@ -74,6 +78,11 @@ class FitConfig:
         for name in ("least_learning_rate", "l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.served_bits is not None and (self.served_bits not in BITS or not self.layers):
+            raise ValueError(
+                f"served_bits={self.served_bits} at layers={self.layers}: choose one of {', '.join(map(str, BITS))}, "
+                "and at least one layer; without propagation the table serves: choose table=packed_int4 or the like"
+            )
         if self.rounding not in ("after", "within"):
             raise ValueError(f"rounding={self.rounding!r}: choose after or within")
         if self.positives not in ("segment", "all"):
@@ -235,6 +244,7 @@ def evaluate_params(
     segment: Segment,
     parts: Sequence[RaggedItems],
     item_bias: jax.Array,
+    served_bits: int | None = None,
     **options: Unpack[evaluation.RankingOptions],
 ) -> list[evaluation.Metrics]:
     """Evaluate parameters on parts of a segment, each on its users.
@@ -246,6 +256,7 @@ def evaluate_params(
       segment: the data.
       parts: items to be found by user, such as `segment.valid` and `segment.test`.
       item_bias: f32[V], added to scores.
+      served_bits: bits a coordinate of the final vectors that rank; None for float32; static.
       **options: as in `evaluation.RankingOptions`.
 
     Returns:
@@ -261,6 +272,8 @@ def evaluate_params(
     rows = jnp.concatenate([*(part.users for part in parts), items])
     # All parts share one propagation.
     final, _ = embed(model, params, layout, with_chunks(segment.graph), rows)
+    if served_bits is not None:
+        final = round_rows(final, storage.used(layout), served_bits)
     *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
     known, used = evaluation.KnownGraph(segment.graph, users, segment.items), storage.used(layout)
     return [
@@ -443,6 +456,7 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
         data.segment,
         [data.sampled],
         data.item_bias,
+        config.served_bits,
         candidates=trainer.candidates,
     )
     mean_loss = carry.total / count

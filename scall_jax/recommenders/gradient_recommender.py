@@ -7,6 +7,7 @@ from scall_jax.recommenders.fit import FitConfig, evaluate_params, held_by_train
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import fold_neighbours, serve_propagated
+from scall_jax.tables.compressed.few_bits import round_rows, rows_bytes
 from scall_jax.tables.storage import Storage
 
 
@@ -25,15 +26,23 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str) -
     def evaluate(storage: Storage, params, layout, segment, parts, item_bias: jax.Array, **options):
         chex.assert_rank(item_bias, 1)
         model = LightGcn(storage, config.layers)
-        return evaluate_params(model, params, layout, segment, parts, item_bias, **options)
+        return evaluate_params(model, params, layout, segment, parts, item_bias, config.served_bits, **options)
 
     def serve(storage: Storage, params, layout, segment, item_bias: jax.Array, remembered, width: int):
         del remembered
-        return serve_propagated(LightGcn(storage, config.layers), params, layout, segment, item_bias, width)
+        served = serve_propagated(LightGcn(storage, config.layers), params, layout, segment, item_bias, width)
+        if config.served_bits is None:
+            return served
+        users, items = (round_rows(vectors, width, config.served_bits) for vectors in (served.users, served.items))
+        return served._replace(users=users, items=items)
 
     def serves_by(known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
-        # The graph, or the float32 vectors that propagation makes of it.
-        return {"graph": graph_bytes, "final_vectors": 4 * sum(known) * width} if config.layers else {}
+        # The graph, or the vectors that propagation makes of it.
+        if not config.layers:
+            return {}
+        bits, count = config.served_bits, sum(known)
+        final = 4 * count * width if bits is None else rows_bytes(bits, count, width)
+        return {"graph": graph_bytes, "final_vectors": final}
 
     return Recommender(
         make_fit=lambda storage, progress: make_fit(storage, config, progress, candidates),

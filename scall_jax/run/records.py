@@ -248,7 +248,8 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
       A dictionary with `mean_` and `pooled_` Recall@20 and NDCG@20 of valid and test (None where no segment counts),
       the number of segments and of those that count, the test users of the latter, the share of their test rows that no
-      metric counts (`rows_of`; None for lines that do not say), seconds by phase, and peak memory in bytes.
+      metric counts (`rows_of`; None for lines that do not say), the mean number of steps or sweeps of a fit, seconds by
+      phase, and peak memory in bytes.
 
     >>> zero = {f"{part}_{name}": 0 for part in ("valid", "test") for name in ("users", "recall@20", "ndcg@20")}
     >>> rows = [(0, 30, 0.9), (1, 20, 0.1), (2, 60, 0.3)]
@@ -274,6 +275,7 @@ def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
             summary[f"mean_{part}_{metric}"] = float(values.mean()) if counted else None
             pooled = float(values @ weights / weights.sum()) if weights.any() else None
             summary[f"pooled_{part}_{metric}"] = pooled
+    summary["mean_steps"] = float(np.mean([line.get("steps", 0) for line in later])) if later else None
     for name in ("seconds_fit", "seconds_evaluate", "seconds_search", "seconds_compile"):
         summary[name] = sum(line.get(name, 0.0) for line in lines)
     summary["peak_rss_bytes"] = max((line.get("peak_rss_bytes", 0) for line in lines), default=0)

@@ -57,6 +57,7 @@ class Segment(NamedTuple):
     recency: jax.Array  # i32[N], 1 + position of the last row before the cut, 0 if there is none
     popularity: jax.Array  # f32[H, V], all-time, segment, then decayed counts by half-life
     ages: jax.Array  # i32[E], rows from the last one of the entry's pair to the cut, at least 1; 0 in padding
+    repeats: jax.Array  # i32[E], rows of the entry's pair before the cut; 0 in padding
     period: jax.Array  # i32[], rows from the cut before, or from the stream's start, to the cut
 
 

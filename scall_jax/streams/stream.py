@@ -229,6 +229,7 @@ class Stream:
             recency=host_leaf(statistics.recency(user, item, capacity.users, capacity.items)),
             popularity=host_leaf(statistics.popularity(item, bounds.start, total[capacity.users :])),
             ages=host_leaf(self._ages(bounds.train)),
+            repeats=host_leaf(self._repeats(bounds.train)),
             period=host_leaf(np.int32(bounds.train - (self.bounds[t - 1].train if t else 0))),
         )
 
@@ -304,10 +305,18 @@ class Stream:
         last = np.empty(cut, np.int32)
         # Of several rows of a pair the last one's number stays.
         last[self._first[:cut]] = np.arange(cut, dtype=np.int32)
-        ages = np.zeros(self.capacity.edges, np.int32)
-        of_pairs = [cut - last[order[order < cut]] for order in (self._by_user, self._by_item)]
-        ages[: 2 * len(of_pairs[0])] = np.concatenate(of_pairs)
-        return ages
+        return self._by_entry(cut, cut - last)
+
+    def _repeats(self, cut: int) -> np.ndarray:
+        """Rows of each graph entry's pair; i32[E]."""
+        return self._by_entry(cut, np.bincount(self._first[:cut], minlength=cut))
+
+    def _by_entry(self, cut: int, of_row: np.ndarray) -> np.ndarray:
+        """What the first row of each graph entry's pair has; i32[E], 0 in padding."""
+        entries = np.zeros(self.capacity.edges, np.int32)
+        of_pairs = [of_row[order[order < cut]] for order in (self._by_user, self._by_item)]
+        entries[: 2 * len(of_pairs[0])] = np.concatenate(of_pairs)
+        return entries
 
     def _trained(self, t: int) -> np.ndarray:
         """Rows that segment t is trained on; i64[...]."""

@@ -33,6 +33,9 @@ class IalsConfig:
     """Weight of the squared vectors (lambda). None chooses on valid."""
     exponent: float = 1.0
     """Power by which the regularisation of an entity grows with its interactions (nu)."""
+    counts: bool = False
+    """Weights grow with the number n of times that a pair was met, as log2(1 + n); otherwise only its last
+    time counts."""
     warm: bool = False
     """Start from the vectors of the segment before, instead of random ones."""
     solver: str = "auto"

@@ -78,6 +78,7 @@ def solve(
     item_bias: jax.Array,
     hyper: Hyper,
     exponent: float = 1.0,
+    counts: bool = False,
 ) -> Solution:
     """Fit the vectors of a table to all interactions before the cut.
 
@@ -90,6 +91,7 @@ def solve(
       item_bias: f32[V], added to scores.
       hyper: fading, a0 and lambda.
       exponent: nu; static.
+      counts: weights grow with the number of times that a pair was met; static.
 
     Returns:
       Solution. Where the storage rounds what it stores, its items are those that will be stored, and its users are the
@@ -100,7 +102,7 @@ def solve(
     """
     table = require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
-    setting = _setting(table, sweeps, layout, make_problem(segment, item_bias, hyper, exponent))
+    setting = _setting(table, sweeps, layout, make_problem(segment, item_bias, hyper, exponent, counts))
     capacity = table.zeros().size
     start = _State(
         pool=to_rows(table, params, layout, capacity),

@@ -57,6 +57,7 @@ def fold_in(
     count: jax.Array | int | None = None,
     size: jax.Array | int | None = None,
     *,
+    repeats: jax.Array | None = None,
     exponent: float = 1.0,
 ) -> jax.Array:
     """The vector that training would give a user with these interactions; the model stays as it is.
@@ -68,6 +69,7 @@ def fold_in(
       count: i32[], how many of the m are in use, the first ones; None for all. Padding lets one program serve users
         with different numbers of interactions, and `vmap` serve many users at once.
       size: i32[], coordinates of the vector; None for all D.
+      repeats: i32[m], how often the user has met each item, for a fit whose weights grow with it; None otherwise.
       exponent: nu of the fit.
 
     Returns:
@@ -85,6 +87,8 @@ def fold_in(
     width, hyper = model.gram.shape[0], model.hyper
     used = jnp.arange(items.shape[0]) < (items.shape[0] if count is None else count)
     weight = jnp.where(used, jnp.exp2(-ages * hyper.fading), 0.0)
+    if repeats is not None:
+        weight *= jnp.log2(1.0 + repeats.astype(jnp.float32))
     vectors = model.vectors[items]
     weighted = weight[:, None] * vectors
     regularisation = hyper.regularisation * (used.sum() + hyper.unobserved * model.known) ** exponent

@@ -41,7 +41,14 @@ _LEAST_EIGENVALUE = 1e-6
 
 
 def wide_fit(
-    key: jax.Array, segment: Segment, item_bias: jax.Array, hyper: Hyper, sweeps: int, width: int, exponent: float = 1.0
+    key: jax.Array,
+    segment: Segment,
+    item_bias: jax.Array,
+    hyper: Hyper,
+    sweeps: int,
+    width: int,
+    exponent: float = 1.0,
+    counts: bool = False,
 ) -> WideFit:
     """Fit vectors of one size to a segment, and see what each of their coordinates is worth.
 
@@ -55,6 +62,7 @@ def wide_fit(
       sweeps: of the fit; static.
       width: D; static.
       exponent: nu; static.
+      counts: weights grow with the number of times that a pair was met; static.
 
     Returns:
       WideFit.
@@ -65,13 +73,13 @@ def wide_fit(
     sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
     start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
-    params = solve(storage, Sweeps(sweeps, 0.0), start, layout, segment, item_bias, hyper, exponent).params
+    params = solve(storage, Sweeps(sweeps, 0.0), start, layout, segment, item_bias, hyper, exponent, counts).params
     table = require_table(storage)
     rows = row_layout(layout, users)
     own = rows._replace(first=rows.first[:-2], sizes=rows.sizes[:-2])
     fitted = windows(to_rows(table, params, layout, table.zeros().size), own.first, own.sizes, width)
     vectors, spectrum = balanced(fitted, users)
-    problem = make_problem(segment, item_bias, hyper, exponent)
+    problem = make_problem(segment, item_bias, hyper, exponent, counts)
     order = make_order(problem, sizes[:-2], users, width, dual=False)
     pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
     gains = coordinate_gains(problem, rows, order, pool, users, width)

@@ -7,7 +7,9 @@ With w the weight of a pair that was met, beta an item's bias, and pred = u.v + 
 
 Without biases and with w = 1 this is the loss of Rendle, Krichene, Zhang, Koren, Revisiting the performance of iALS on
 item recommendation benchmarks, RecSys 2022, equations 1 to 3. The weight of a pair halves with every h segments since
-it was met last.
+it was met last. It may grow with the number n of times that the pair was met, by log2(1 + n): the logarithmic
+confidence of Hu, Koren, Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008, scaled to leave a
+pair that was met once as it is.
 """
 
 import math
@@ -59,7 +61,9 @@ class Problem(NamedTuple):
     """f32[], the loss where all vectors are 0."""
 
 
-def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent: float) -> Problem:
+def make_problem(
+    segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent: float, counts: bool = False
+) -> Problem:
     """Set the problem of a segment up.
 
     Args:
@@ -67,6 +71,7 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent:
       item_bias: f32[V], beta.
       hyper: fading, a0 and lambda.
       exponent: nu; static.
+      counts: weights grow with the number of times that a pair was met; static.
 
     Returns:
       Problem.
@@ -83,6 +88,8 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent:
     bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
     entry = jnp.arange(graph.indices.shape[0])
     roots = jnp.where(entry < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
+    if counts:
+        roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))
     targets = roots * (1 - take(bias, graph.indices))
     # Each pair has an entry in its user's row, whose neighbour is the item.
     met = jnp.where(entry < graph.indptr[users], targets**2, 0.0).sum()

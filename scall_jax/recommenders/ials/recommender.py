@@ -127,7 +127,9 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
                 del key
                 hyper = hyper_of(among, remembered)
                 length = _length(config, sweeps)
-                solution = solve(storage, length, params, layout, segment, item_bias, hyper, config.exponent)
+                solution = solve(
+                    storage, length, params, layout, segment, item_bias, hyper, config.exponent, config.counts
+                )
                 result = _judged(storage, solution, layout, segment, item_bias, valid_users, candidates)
                 if progress is not None:
                     jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
@@ -144,7 +146,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         return bias_of(segment, chosen.bias)
 
     def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
-        return wide_fit(key, segment, item_bias, hyper_of(among, chosen), sweeps, width, config.exponent)
+        hyper = hyper_of(among, chosen)
+        return wide_fit(key, segment, item_bias, hyper, sweeps, width, config.exponent, config.counts)
 
     def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
         served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
@@ -237,7 +240,7 @@ def _choose(config: IalsConfig, among: Grid, biases: bool, judged_by: tuple[int,
 
     def fitted(hyper: Hyper):
         length = _length(config, config.choice_sweeps)
-        return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent).params
+        return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent, config.counts).params
 
     def fitness(params, item_bias) -> jax.Array:
         (metrics,) = _evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)

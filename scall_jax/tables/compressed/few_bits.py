@@ -176,6 +176,51 @@ def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> 
     return jnp.where(place[None, :] < jnp.diff(starts)[:, None], values, 0.0)
 
 
+def round_rows(vectors: jax.Array, width: jax.Array | int, bits: int) -> jax.Array:
+    """Vectors of one width as codes and scales would give them back, those of `encode`.
+
+    Args:
+      vectors: f32[R, D].
+      width: i32[], coordinates of each; zeros are beyond it, and stay.
+      bits: b; static.
+
+    Returns:
+      f32[R, D].
+
+    >>> round_rows(jnp.array([[4.0, 1.0, -3.0, 0.0]]), 3, bits=1).round(2).tolist()
+    [[2.700000047683716, 2.700000047683716, -2.700000047683716, 0.0]]
+    """
+    chex.assert_rank(vectors, 2)
+    chex.assert_type(vectors, jnp.float32)
+    half, has = 2 ** (bits - 1), jnp.arange(vectors.shape[1])[None, :] < width
+    largest = jnp.where(has, jnp.abs(vectors), 0.0).max(1)
+    top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
+    start = _scale_of(2 * largest, top)
+
+    def given_back(scales: jax.Array) -> jax.Array:
+        step = (_limit_of(scales, top) / half)[:, None]
+        code = jnp.clip(jnp.floor(vectors / jnp.where(step > 0, step, 1.0)), -half, half - 1)
+        return jnp.where(has, (code + 0.5) * step, 0.0)
+
+    def try_next(number, best):
+        scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
+        wrong = ((vectors - given_back(scales)) ** 2).sum(1)
+        better = wrong < best[0]
+        return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
+
+    found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors.shape[0], jnp.inf), start))[1]
+    return given_back(found)
+
+
+def rows_bytes(bits: int, rows: int, width: int) -> int:
+    """Bytes of vectors of one width: codes, a scale for each, and the largest limit.
+
+    >>> rows_bytes(4, rows=100, width=16)
+    904
+    """
+    return -(-bits * rows * width // 8) + rows + _TOP_BYTES
+
+
 def _rounded_columns(bits: int, pool: jax.Array, layout: Layout):
     """`Rounding.reading`: to the codes of the scales that a pool has."""
     coded, half = encode(pool, layout, bits), 2 ** (bits - 1)
