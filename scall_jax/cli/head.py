@@ -32,10 +32,10 @@ def ruler(stream: streams.Stream, budget: Budget) -> str:
     >>> import jax
     >>> rows = streams.synthetic(jax.random.key(0), users=100, items=50, interactions=1000)
     >>> print(ruler(streams.cut(rows, segments=4), Budget.mean_size(8)))
-    in the last segment the budget is 32 bytes for each of 149 users and items; neighbours:
-      bytes an entity           8        16      [32]        64       128
-      mean size (float32)       2         4       [8]        16        32
-      MB                  0.00119   0.00238 [0.00477]   0.00954    0.0191
+    in the last segment the budget is 32 bytes for each of 83 users and items; neighbours:
+      bytes an entity             8        16      [32]        64       128
+      mean size (float32)         2         4       [8]        16        32
+      MB                   0.000664   0.00133 [0.00266]   0.00531    0.0106
     """
     last = len(stream) - 1
     entities = sum(stream.known(stream.bounds[last].train))
