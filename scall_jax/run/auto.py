@@ -75,8 +75,6 @@ def candidates(config: Config) -> dict[str, Config]:
         "ials int4 waterfill": of("waterfill"),
         "ials int4 gain": of("gain"),
         "ials int4 gain bias": of("gain", bias="decayed"),
-        "ials int4 scall-gain": of("scall-gain"),
-        "ials int8 uniform": of("uniform", bits=8),
         "ials int2 uniform": of("uniform", bits=2),
         "lightgcn int2 frequency": of("frequency", "lightgcn", bits=2),
     }
@@ -229,7 +227,8 @@ def _compose(config: Config, stream: Stream, key: jax.Array, folder: Path, parts
         line |= {"peak_rss_bytes": max(other["peak_rss_bytes"] for other in every)}
         # All candidates' tables are resident while a segment is trained, and one candidate trains at a time.
         line |= {"bytes_training": max(other["bytes_training"] for other in every)}
-        line |= {"auto_leader": choice.leader}
+        allowed = 4 * config.budget.parameters(choice.segment, line["users"] + line["items"])
+        line |= {"auto_leader": choice.leader, "budget_bytes": allowed}
         composed.append(line)
         name = f"segment-{choice.segment:04d}.npz"
         for kind in ("sizes", "users"):

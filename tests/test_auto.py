@@ -1,0 +1,110 @@
+"""Method auto: the choice follows valid alone, and the folder is that of the leader's model."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from scall_jax import Budget, Config, load, streams
+from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.run import auto, run_segments
+from scall_jax.run import folder as run_folder
+
+_IALS = IalsConfig(sweeps=2, half_life=0.5, unobserved=0.3, regularisation=0.003)
+
+
+def _config(mean_size: float = 4) -> Config:
+    fit = dataclasses.replace(Config().fit, steps=10, eval_every=5)
+    return Config(method=auto.NAME, budget=Budget.mean_size(mean_size), ials=_IALS, fit=fit)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    rows = streams.synthetic(jax.random.key(0), users=120, items=80, interactions=3000)
+    return streams.cut(rows, segments=3)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Three candidates that compile quickly."""
+    every = auto.candidates
+
+    def some(config: Config) -> dict[str, Config]:
+        names = ("popularity", "ials int4 uniform", "ials int2 uniform")
+        return {name: candidate for name, candidate in every(config).items() if name in names}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "candidates", some)
+        yield some(_config())
+
+
+@pytest.fixture(scope="module")
+def finished(few, stream, tmp_path_factory):
+    """A finished run: its lines and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "auto"
+    return auto.run_auto(_config(), stream, jax.random.key(0), folder), folder
+
+
+def test_a_run_serves_by_whoever_leads_on_valid(few, finished, stream, tmp_path):
+    (lines, folder), config, key = finished, _config(), jax.random.key(0)
+    alone = {name: run_segments(one, stream, key, folder=tmp_path / name) for name, one in few.items()}
+    score = dict.fromkeys(alone, 0.0)
+    for t, line in enumerate(lines):
+        for name, theirs in alone.items():
+            part = theirs[t]
+            score[name] += part["valid_users"] * (part["valid_recall@20"] + part["valid_ndcg@20"])
+        best = max(score, key=lambda name: score[name])
+        assert line["auto_leader"] == best
+        assert line["test_recall@20"] == alone[best][t]["test_recall@20"]
+        assert line["bytes_serving"] == alone[best][t]["bytes_serving"]
+        assert line["bytes_serving"] <= line["budget_bytes"]
+    leader = lines[-1]["auto_leader"]
+    ours, theirs = load(folder).recommend(k=5), load(tmp_path / leader).recommend(k=5)
+    assert ours.equals(theirs)
+    text = auto.describe(folder)
+    assert leader in text.splitlines()[0]
+    assert all(name in text for name in alone)
+    # Nothing is run again, and the folder is written as it was.
+    before = (folder / "metrics.jsonl").read_text()
+    assert auto.run_auto(config, stream, key, folder, run=lambda name, c, f: run_segments(c, stream, key, folder=f))
+    assert (folder / "metrics.jsonl").read_text() == before
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    auto.remove(copy)
+    assert not [path for path in copy.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_the_test_part_chooses_nothing():
+    rng = np.random.default_rng(0)
+
+    def line(test: float) -> dict[str, float]:
+        valid = rng.random(2)
+        return {"valid_users": 9, "valid_recall@20": valid[0], "valid_ndcg@20": valid[1], "test_recall@20": test}
+
+    lines = {name: [line(t) for t in range(5)] for name in "abc"}
+    chosen = [choice.leader for choice in auto.follow_the_leader(lines)]
+    garbage = {name: [one | {"test_recall@20": rng.random()} for one in found] for name, found in lines.items()}
+    assert [choice.leader for choice in auto.follow_the_leader(garbage)] == chosen
+    with pytest.raises(ValueError, match="as many"):
+        auto.follow_the_leader(lines | {"d": lines["a"][:2]})
+
+
+def test_candidates_that_do_not_fit_are_named(stream):
+    fitting, reasons = auto.feasible(auto.candidates(_config(0.5)), stream)
+    assert "ials int4 uniform" in fitting
+    assert "graph or final vectors" in reasons["lightgcn int2 frequency"]
+    nothing = {"lightgcn int2 frequency": auto.candidates(_config(0.5))["lightgcn int2 frequency"]}
+    with pytest.raises(ValueError, match="no candidate"):
+        auto.feasible(nothing, stream)
+
+
+def test_an_edited_choice_is_found(finished, tmp_path):
+    folder = shutil.copytree(finished[1], tmp_path / "copy")
+    path = folder / auto.CHOICES
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"leader": "../../elsewhere"}))
+    with pytest.raises(ValueError, match="choices"):
+        load(folder)
+    assert run_folder.read_identity(folder / "config.json")["config"]["method"] == auto.NAME
