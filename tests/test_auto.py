@@ -13,6 +13,7 @@ from scall_jax.recommenders.ials import IalsConfig
 from scall_jax.run import auto, run_segments
 from scall_jax.run import folder as run_folder
 
+_CANDIDATES = auto.candidates
 _IALS = IalsConfig(sweeps=2, half_life=0.5, unobserved=0.3, regularisation=0.003)
 
 
@@ -92,10 +93,11 @@ def test_the_test_part_chooses_nothing():
 
 
 def test_candidates_that_do_not_fit_are_named(stream):
-    fitting, reasons = auto.feasible(auto.candidates(_config(0.5)), stream)
+    every = _CANDIDATES(_config(0.5))
+    fitting, reasons = auto.feasible(every, stream)
     assert "ials int4 uniform" in fitting
     assert "graph or final vectors" in reasons["lightgcn int2 frequency"]
-    nothing = {"lightgcn int2 frequency": auto.candidates(_config(0.5))["lightgcn int2 frequency"]}
+    nothing = {"lightgcn int2 frequency": every["lightgcn int2 frequency"]}
     with pytest.raises(ValueError, match="no candidate"):
         auto.feasible(nothing, stream)
 
