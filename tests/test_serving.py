@@ -22,6 +22,7 @@ from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.served import Served
 from scall_jax.run import manifest
 from scall_jax.serving import answers
+from scall_jax.serving.ids import Ids
 from scall_jax.serving.load import fallback
 from scall_jax.streams.statistics import popularity
 from scall_jax.tables import SIZED
@@ -281,9 +282,22 @@ def test_ids_are_found_whatever_their_type(model, made):
     assert model.recommend("ann 3", k=2).equals(model.recommend(pl.Series(["ann 3"]), k=2))
     as_text = model.recommend(["x"], k=3, items_of={"x": [str(x) for x in model.items.ids[[3, 4]]]})
     assert as_text.equals(model.recommend(["x"], k=3, items_of=pl.DataFrame({"user": ["x"] * 2, "item": [22, 29]})))
+    like = model.similar_items(str(model.items.ids[3]), k=2)
+    assert like["item"].to_list() == [22, 22] and like["similar"].dtype == model.items.ids.dtype
     unknown = model.recommend([17, "y"], k=1)
     assert unknown["user"].to_list() == ["17", "y"] and set(unknown["source"]) == {"popularity"}
     assert len(model.recommend("ann 0", k=1000)) < len(model.items)
+
+
+def test_text_beside_numbers_is_an_unknown_id_and_keeps_its_name(model):
+    turned = dataclasses.replace(model, users=Ids(pl.Series(np.arange(len(model.users)))))
+    frame = turned.recommend(["3", "new", "newer"], k=2, items_of={"new": [22], "3": [29]})
+    assert frame["user"].to_list() == ["3", "3", "new", "new", "newer", "newer"]
+    assert frame["source"].to_list()[::2] == ["known", "folded in", "popularity"]
+    assert turned.recommend(["3"], k=2)["user"].to_list() == [3, 3]
+    assert turned.recommend([3, 4, 10**9], k=1, items_of={3: ["8"]})["source"].to_list() == ["known"] * 2 + [
+        "popularity"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,9 @@ def _request(model: ModelData, users: Any, items_of: Any) -> _Request:
     if items_of is None:
         return _Request(ids, rows, np.zeros(0, np.int64), np.zeros(0, np.int64))
     given = _given_items(items_of)
-    given = pl.DataFrame(
-        {"user": model.users.given(given["user"]), "row": model.items.rows(model.items.given(given["item"]))}
-    )
-    places = pl.DataFrame({"user": ids, "place": np.arange(len(ids), dtype=np.int64)})
+    # Text, since the ids of a request and those beside it may be given in different types.
+    given = pl.DataFrame({"user": given["user"].cast(pl.String), "row": model.items.rows(given["item"])})
+    places = pl.DataFrame({"user": ids.cast(pl.String), "place": np.arange(len(ids), dtype=np.int64)})
     pairs = places.join(given.filter(pl.col("row") >= 0).unique(), on="user", nulls_equal=False).sort("place", "row")
     return _Request(ids, rows, pairs["place"].to_numpy(), pairs["row"].to_numpy())
 

@@ -19,15 +19,15 @@ class Ids:
         return len(self.ids)
 
     def given(self, values: Any) -> pl.Series:
-        """Ids as a caller gives them, in the type of these.
+        """Ids as a caller gives them.
 
         Args:
           values: one id, or anything that makes a polars Series.
 
         Returns:
-          [m] in the type of `ids`; null where a value cannot be one of them, such as text among numbers.
+          [m] in the type of `ids`, or all of them as text where one cannot be of that type.
 
-        >>> Ids(pl.Series([7, 12])).given("7").to_list(), Ids(pl.Series(["a", "7"])).given([7, "b"]).to_list()
+        >>> Ids(pl.Series([7, 12])).given("7").to_list(), Ids(pl.Series([7, 12])).given([7, "b"]).to_list()
         ([7], ['7', 'b'])
         """
         values = [values] if isinstance(values, str | int | np.integer) else values
@@ -36,13 +36,14 @@ class Ids:
             if any(isinstance(value, str) for value in values):
                 values = [str(value) for value in values]
             values = pl.Series(values, dtype=None if values else self.ids.dtype)
-        return values.cast(self.ids.dtype, strict=False)
+        same = values.cast(self.ids.dtype, strict=False)
+        return same if same.null_count() == values.null_count() else values.cast(pl.String)
 
     def rows(self, values: pl.Series) -> np.ndarray:
         """Rows of some ids.
 
         Args:
-          values: [m], of `given`.
+          values: [m], integers or text.
 
         Returns:
           i64[m], -1 for an id that is not among these.
@@ -53,6 +54,7 @@ class Ids:
         if not len(self.ids):
             return np.full(len(values), -1)
         ordered, rows = self._ordered
+        values = values.cast(self.ids.dtype, strict=False)
         place = np.minimum(ordered.search_sorted(values).to_numpy(), len(ordered) - 1)
         same = (ordered[place] == values).fill_null(False).to_numpy()
         return np.where(same, rows[place], -1)
