@@ -6,8 +6,8 @@
 A model of random vectors, of users who have met --seen items each, answers `Model.recommend` for --users users at
 --items items of --width columns, and NumPy multiplies the same vectors into blocks that stay in the cache, which is the
 least that an exact ranking does. They take turns, --repeats of each; medians and the least are printed, on the wall and
-of the process, which other work on the core does not lengthen as much. The first request compiles, and stands apart. Cost:
-some seconds. Expect a request to take one and a half times as long as the product.
+of the process, which other work on the core does not lengthen as much. The first request compiles, and stands apart.
+Cost: some seconds. Expect a request to take less than twice as long as the product.
 """
 
 import dataclasses

@@ -10,7 +10,17 @@ import polars as pl
 import pytest
 
 import experiments
-from experiments import ablate_policy, ablate_state, bases, budget_cut, claims, official_ml1m, rotation, sweep_budgets
+from experiments import (
+    ablate_policy,
+    ablate_state,
+    bases,
+    budget_cut,
+    claims,
+    official_ml1m,
+    rotation,
+    serving_speed,
+    sweep_budgets,
+)
 from scall_jax import tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
@@ -220,3 +230,15 @@ def test_every_experiment_says_its_command_its_cost_and_what_to_expect():
         text = imported.__doc__
         assert f"    python -m experiments.{name}" in text, name
         assert "Cost:" in text and "Expect" in text, name
+
+
+def test_the_speed_of_requests_is_measured_beside_the_product(capsys):
+    tiny = serving_speed.ServingSpeed(users=30, items=400, width=4, k=3, seen=5, known=60, repeats=2, rounds=2)
+    result = serving_speed.main(tiny)
+    assert min(result.values()) > 0 and result["request, wall"] >= result["request, wall, least"]
+    assert f"request, process {result['request, process']:.1f} ms" in capsys.readouterr().out
+    model = serving_speed.random_model(tiny)
+    frame = model.recommend(model.users.ids[:2], k=395)
+    wanted = model.vectors("users")[:2] @ model.vectors("items").T
+    wanted[np.arange(2)[:, None], model.seen.items.reshape(60, 5)[:2]] = -np.inf
+    assert frame["item"].to_list()[0] == wanted[0].argmax() and len(frame) == np.isfinite(wanted).sum()

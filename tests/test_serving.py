@@ -30,10 +30,11 @@ from tests import golden
 
 pytest.importorskip("safetensors")
 
-_QUICK = ("method-frequency", "method-popularity-decayed", "budget-tiny-fixed", "table-packed_int4-bias")
-_CODED = golden._config("fixed", table="packed_int4", bias="decayed")
+# Codes, a bias, and entities that read the vector that they share.
+_CODED = golden._config("fixed", table="packed_int4", bias="decayed", budget=Budget.mean_size(0.3))
+_QUICK = ("method-frequency", "method-popularity-decayed", "tiny-packed_int4-bias")
 _CASES = golden.CASES | {
-    "table-packed_int4-bias": _CODED,
+    "tiny-packed_int4-bias": _CODED,
     **{
         f"{recommender}-{table}": golden._config("frequency", table=table, recommender=recommender, bias="decayed")
         for recommender in ("mf", "lightgcn", "ials")
