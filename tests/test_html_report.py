@@ -125,6 +125,9 @@ def test_what_a_search_did_is_shown(run):
     check_page(text, ["Rewards of the probes", "Actions by segment"])
     assert "users&#x27; share of the budget" in text or "users' share of the budget" in text
     assert "4 probes in all" in text
+    priced = {"method": "scall-gain", "search": {"actions": "shapes"}}
+    assert run_report.action_names(priced, 5) == ["users", "noise", "exponent", "mixture", "start"]
+    assert run_report.action_names({"method": "bet"}, 2) == ["number 1", "number 2"]
 
 
 MOST = {"none": 0, "1 to 5": 5, "6 to 20": 20, "21 to 100": 100, "over 100": 10**9}
