@@ -222,9 +222,8 @@ def test_comparisons_refuse_before_they_run(data, tmp_path, capsys, experiment, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "segments"), [("popularity-decayed", 12), pytest.param("fixed", 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_stopping.py ends a process in the same places, and test_folder.py in more of them
+@pytest.mark.parametrize(("method", "segments"), [("popularity-decayed", 12), ("fixed", 4)])
 def test_kill_and_resume_reach_the_same_records(data, tmp_path, method, segments):
     """kill -9 while segments are being written, then --resume."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

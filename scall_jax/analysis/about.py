@@ -1,6 +1,5 @@
 """What a run folder says about its stream and its command, for whoever reads its report without the stream."""
 
-import importlib.metadata
 import json
 import platform
 import shlex
@@ -18,21 +17,18 @@ NAME = "about.json"
 """Name of the file in a run folder."""
 
 
-def write(folder: Path, stream: Stream, command: str) -> None:
+def write(folder: Path, stream: Stream, command: str, version: str) -> None:
     """Write about.json: command, versions, times of the segments, and ids of the entities that changed the most.
 
     Args:
       folder: of a run, all segments of which are written.
       stream: of the run.
       command: that made it.
+      version: of this package.
     """
     found = {
         "command": without_folders(command),
-        "versions": {
-            "scall_jax": importlib.metadata.version("scall_jax"),
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"scall_jax": version, "jax": jax.__version__, "python": platform.python_version()},
         "span": stream.span,
         "notes": list(stream.notes),
         "interactions": len(stream.user),

@@ -132,8 +132,9 @@ def tested_against(groups: Mapping[str, Sequence[FinishedRun]], against: str) ->
     pairs = {f"{name} - {against}": (folders[name], folders[against]) for name in others}
     lines = significance.tested({} if against in lonely else pairs)
     if lonely:
+        named = "any method" if len(lonely) + len(baselines) == len(groups) else ", ".join(lonely)
         lines.append(
-            f"- no test for {', '.join(lonely)}: one seed says nothing of the variance over seeds; run others too "
+            f"- no test for {named}: one seed says nothing of the variance over seeds; run others too "
             f"(--seed 1 --out ANOTHER), at least 2 of each method, and {significance.LEAST_SEEDS} for a claim"
         )
     return lines

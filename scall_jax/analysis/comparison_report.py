@@ -87,7 +87,7 @@ def _over_seeds(runs: Sequence[FinishedRun], key: str) -> tuple[np.ndarray, np.n
 
 
 def _quality(groups: Groups) -> list[str]:
-    text = "The band is the standard deviation over seeds, where there are several."
+    text = "The band is the standard deviation over seeds, where there are several. The axis need not begin at 0."
     found = []
     for key, title in (("recall", "Recall@20"), ("ndcg", "NDCG@20")):
         both = {name: _over_seeds(runs, f"test_{key}@20") for name, runs in groups.items()}

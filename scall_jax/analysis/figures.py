@@ -34,7 +34,7 @@ def style(number: int, many: int = 1) -> dict[str, Any]:
         "linestyle": STROKES[number % len(STROKES)],
         "marker": MARKERS[number % len(MARKERS)],
         "markersize": 4,
-        "linewidth": 1.3 + 0.5 * min(max(many - 1 - number, 0), 5),
+        "linewidth": 1.2 + 0.6 * min(max(many - 1 - number, 0), 3),
     }
 
 

@@ -116,6 +116,7 @@ p { max-width: 48rem; } nav a { margin-right: 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, .pairs td { text-align: left; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 14rem; max-width: 24rem; }
 .pairs td { white-space: normal; overflow-wrap: anywhere; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: 1.5rem; }
 .broad { grid-column: 1 / -1; max-width: 60rem; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ Sizes = list[dict[str, np.ndarray]]
 
 _LONGEST = 70
 """Characters of a name in a legend."""
+_INSIDE = 3
+"""Lines whose names fit within the axes."""
 _GROUPS = ((0.0, 0.01, "top 1%"), (0.01, 0.1, "1 to 10%"), (0.1, 0.5, "10 to 50%"), (0.5, 1.0, "lower half"))
 
 
@@ -45,7 +47,7 @@ def quality(means: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], y
       errors: f64[T] by the line's name, half the width of its band; names without bands are left out.
       ylabel: of the axis.
     """
-    figure, (axis,) = new_figure(width=6.4, height=3.6)
+    figure, axis = _with_room(means)
     for number, (name, values) in enumerate(means.items()):
         segments = np.arange(len(values))
         look = style(number, len(means))
@@ -53,8 +55,10 @@ def quality(means: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], y
         if name in errors:
             low, high = values - errors[name], values + errors[name]
             axis.fill_between(segments, low, high, color=look["color"], alpha=0.15, lw=0)
-    axis.set(xlabel="segment", ylabel=ylabel, ylim=(0, None))
-    _legend(figure, axis, len(means))
+    axis.set(xlabel="segment", ylabel=ylabel)
+    if len(means) <= _INSIDE:  # With more lines the differences between them matter.
+        axis.set_ylim(0, None)
+    _legend(figure, axis)
     return figure
 
 
@@ -217,21 +221,31 @@ def bytes_and_quality(points: Mapping[str, tuple[float, float, float]], xlabel: 
       points: megabytes, mean and half the width of its interval, by the method's name.
       xlabel, ylabel: of the axes.
     """
-    figure, (axis,) = new_figure(width=6.4, height=3.6)
+    figure, axis = _with_room(points)
     for number, (name, (x, y, error)) in enumerate(points.items()):
         look = style(number) | {"linestyle": "", "markersize": 7}
         axis.errorbar([x], [y], yerr=[error], capsize=3, label=name, **look)
     axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
-    _legend(figure, axis, len(points))
+    _legend(figure, axis)
     return figure
 
 
-def _legend(figure: Figure, axis: Any, lines: int) -> None:
+def _with_room(names: Collection[str]) -> tuple[Figure, Any]:
+    """A figure whose axes keep their height above the names of its lines."""
+    rows = -(-len(names) // _columns(names)) if len(names) > _INSIDE else 0
+    figure, (axis,) = new_figure(width=6.4, height=3.6 + 0.17 * rows)
+    return figure, axis
+
+
+def _columns(names: Collection[str]) -> int:
+    return 2 if max(map(len, names), default=0) <= _LONGEST // 2 else 1
+
+
+def _legend(figure: Figure, axis: Any) -> None:
     """Names below the axes where they would cover the lines, and cut where they are long."""
     handles, names = axis.get_legend_handles_labels()
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
-    if lines > 3:
-        columns = 2 if max(map(len, names)) <= _LONGEST // 2 else 1
-        figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=columns)
-    elif lines > 1:
-        axis.legend(handles, names, fontsize=8)
+    shown = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    if len(names) > _INSIDE:
+        figure.legend(handles, shown, fontsize=8, loc="outside lower center", ncols=_columns(names))
+    elif len(names) > 1:
+        axis.legend(handles, shown, fontsize=8)

@@ -10,6 +10,7 @@ from scall_jax.analysis import about, figures, page, pictures, report
 from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
+from scall_jax.methods.scall import prices
 from scall_jax.run import folder as run_folder
 from scall_jax.run import records
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 NAME = "report.html"
 """Name of the file in a run folder."""
 
-_SCALL_ACTION = ("users' share of the budget", "shape of users' sizes", "shape of items' sizes", "concentration")
+_SHAPES = ("users' share of the budget", "shape of users' sizes", "shape of items' sizes", "concentration")
 _ACTIVITY = ((0, 0, "none"), (1, 5, "1 to 5"), (6, 20, "6 to 20"), (21, 100, "21 to 100"), (101, None, "over 100"))
+_MOST_NUMBERS = 6
+"""Numbers of an action that are drawn side by side; an action of more has no picture."""
 _BROAD = ("histories", "actions")
 """Pictures with several axes."""
 _NORMAL = 1.96
@@ -220,20 +223,32 @@ def _search(run: FinishedRun) -> list[str]:
     if not taken:
         return []
     length = len(taken[0]["action"])
-    known = run.identity["config"]["method"] in SEARCHED
-    names = _SCALL_ACTION[:length] if known else [f"number {number + 1}" for number in range(length)]
+    names = action_names(run.identity["config"], length)
     shown = []
     if any(line.get("probe_rewards") for line in run.lines):
         text = (
             "A reward of 10 and 0 stand for the ends of the range of fitness, relative to a probe with uniform sizes."
         )
         shown.append(("rewards", "Rewards of the probes", text, lambda: pictures.rewards(run.lines)))
-    if length <= len(_SCALL_ACTION):
+    if length <= _MOST_NUMBERS:
         text = "The line is the action that the segment's sizes come from; grey points are the probes'."
         shown.append(("actions", "Actions by segment", text, lambda: pictures.actions(run.lines, names)))
     probes = sum(line.get("probes", 0) for line in run.lines)
     said = f"{probes} probes in all, {run.summary['seconds_search']:.1f} s of search."
     return [page.text(said), *drawn(shown)]
+
+
+def action_names(config: Mapping[str, Any], length: int) -> list[str]:
+    """What the numbers of an action mean.
+
+    Args:
+      config: of the run, as config.json has it.
+      length: of an action.
+    """
+    if config["method"] not in SEARCHED:
+        return [f"number {number + 1}" for number in range(length)]
+    by_prices = config["method"] == "scall-gain" or config["search"].get("actions") == "prices"
+    return list((prices.NUMBERS if by_prices else _SHAPES)[:length])
 
 
 def _users(run: FinishedRun) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import scall_jax
 from scall_jax import streams
 from scall_jax.analysis import about, comparison, comparison_report, figures, plots, report, run_report
 from scall_jax.cli import head
@@ -236,7 +237,7 @@ def _finish(config: Config, stream: streams.Stream, folder: Path, label: str, li
         _plot_run(config, stream, folder, lines)
     summary = report.describe(label, lines) | records.summarise(lines)
     run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
-    about.write(folder, stream, command())
+    about.write(folder, stream, command(), scall_jax.__version__)
     run_folder.finish(folder, *_MADE_AT_THE_END)
     return summary
 

@@ -44,13 +44,14 @@ def all_flags(flags: Any, prefix: str = "") -> list[Flag]:
       prefix: of the names.
 
     Returns:
-      Flags in the order of the fields.
+      Flags in the order of the fields; None is the default of one that must be given.
     """
-    values = flags() if isinstance(flags, type) else flags
-    hints, texts = typing.get_type_hints(type(values)), _texts(type(values))
+    cls = flags if isinstance(flags, type) else type(flags)
+    hints, texts = typing.get_type_hints(cls), _texts(cls)
     found: list[Flag] = []
-    for field in dataclasses.fields(values):
-        name, default = prefix + field.name.replace("_", "-"), getattr(values, field.name)
+    for field in dataclasses.fields(cls):
+        # A field without a default is no attribute of the class.
+        name, default = prefix + field.name.replace("_", "-"), getattr(flags, field.name, None)
         if dataclasses.is_dataclass(default):
             found += all_flags(default, f"{name}.")
         else:

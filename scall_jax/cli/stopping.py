@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -60,13 +59,17 @@ def _watch(reader: socket.socket, line: Callable[[], str]) -> None:
 
 def _stop(number: int, line: Callable[[], str]) -> None:
     try:
+        # On a terminal this overwrites the progress bars and the echo of the keys.
+        start = "\r\033[J" if os.isatty(2) else ""
+        # The main thread goes on for the moment; what it prints must not follow the line.
+        out, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
         try:
             text = line()
         except Exception:
             text = "stopped"
-        # On a terminal this overwrites the progress bars and the echo of the keys.
-        start = "\r\033[J" if sys.stderr.isatty() else ""
-        # The stream's own lock may be held by the main thread, so that nothing but the system writes here.
-        os.write(2, f"{start}{text}\n".encode())
+        # The lock of `sys.stderr` may be held by the main thread, so that nothing but the system writes here.
+        os.write(out, f"{start}{text}\n".encode())
     finally:
         os._exit(CODES[signal.Signals(number)])
