@@ -10,7 +10,17 @@ import polars as pl
 import pytest
 
 import experiments
-from experiments import ablate_policy, ablate_state, bases, budget_cut, claims, official_ml1m, rotation, sweep_budgets
+from experiments import (
+    ablate_policy,
+    ablate_state,
+    bases,
+    budget_cut,
+    claims,
+    official_ml1m,
+    rotation,
+    served_bits,
+    sweep_budgets,
+)
 from scall_jax import tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
@@ -220,3 +230,15 @@ def test_every_experiment_says_its_command_its_cost_and_what_to_expect():
         text = imported.__doc__
         assert f"    python -m experiments.{name}" in text, name
         assert "Cost:" in text and "Expect" in text, name
+
+
+@pytest.mark.slow
+def test_final_vectors_in_more_bits_rank_more_like_those_in_float32(data, tmp_path):
+    more = ["--budget.mean-size", "8", "--bits", "8", "1"]
+    rows = cli(served_bits.ServedBits, served_bits.main, arguments=tiny_arguments(data, tmp_path, *more))
+    whole, eight, one = (float(row[1]) for row in rows)
+    assert [row[0] for row in rows] == ["float32", "8", "1"]
+    assert abs(eight - whole) < abs(one - whole) + 0.01 * whole
+    # Numbers of 4 bytes, or of one and a scale; of one bit there are eight to a byte.
+    sizes = [float(row[4]) for row in rows]
+    assert sizes[0] > 3 * sizes[1] > 6 * sizes[2]
