@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scall_jax import Budget, Config, make_run, run_segments, streams
 from scall_jax.methods.scall.prices import NUMBERS, rule_of
 from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.recommenders.ials.fit import Sweeps
 from scall_jax.recommenders.ials.gains import balanced, truncated, wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.recommender import WideFit
@@ -38,7 +39,11 @@ def _wide() -> tuple[streams.Segment, np.ndarray, WideFit]:
     segment = jax.tree.map(jnp.asarray, _stream().segment(1))
     bias = np.random.default_rng(0).random(_stream().capacity.items).astype(np.float32) * 0.3
     hyper = Hyper(jnp.float32(FADING), jnp.float32(A0), jnp.float32(LAMBDA))
-    return segment, bias, jax.jit(wide_fit, static_argnums=(4, 5))(jax.random.key(1), segment, bias, hyper, 3, WIDTH)
+    return (
+        segment,
+        bias,
+        jax.jit(wide_fit, static_argnums=(4, 5))(jax.random.key(1), segment, bias, hyper, Sweeps(3, 0.0), WIDTH),
+    )
 
 
 def test_a_gain_is_the_drop_of_the_loss_when_a_coordinate_is_added():

@@ -45,7 +45,7 @@ def wide_fit(
     segment: Segment,
     item_bias: jax.Array,
     hyper: Hyper,
-    sweeps: int,
+    length: Sweeps,
     width: int,
     exponent: float = 1.0,
     counts: bool = False,
@@ -59,7 +59,7 @@ def wide_fit(
       segment: the data.
       item_bias: f32[V], added to scores.
       hyper: fading, a0 and lambda.
-      sweeps: of the fit; static.
+      length: of the fit; static.
       width: D; static.
       exponent: nu; static.
       counts: weights grow with the number of times that a pair was met; static.
@@ -73,7 +73,7 @@ def wide_fit(
     sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
     start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
-    params = solve(storage, Sweeps(sweeps, 0.0), start, layout, segment, item_bias, hyper, exponent, counts).params
+    params = solve(storage, length, start, layout, segment, item_bias, hyper, exponent, counts).params
     table = require_table(storage)
     rows = row_layout(layout, users)
     own = rows._replace(first=rows.first[:-2], sizes=rows.sizes[:-2])

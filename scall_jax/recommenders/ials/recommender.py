@@ -147,7 +147,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
 
     def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
         hyper = hyper_of(among, chosen)
-        return wide_fit(key, segment, item_bias, hyper, sweeps, width, config.exponent, config.counts)
+        length = _length(config, sweeps)._replace(tolerance=0.0)
+        return wide_fit(key, segment, item_bias, hyper, length, width, config.exponent, config.counts)
 
     def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
         served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
