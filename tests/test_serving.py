@@ -355,7 +355,12 @@ def test_the_commands_recommend_and_export(made, model, tmp_path, capsys):
     main(["export", str(folder), "--out", str(tmp_path / "out")])
     size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     assert f"{size:,} bytes" in capsys.readouterr().out
-    for wrong in (["export", str(folder), "--out", str(tmp_path / "out")], ["recommend", str(tmp_path)]):
+    for wrong in (
+        ["export", str(folder), "--out", str(tmp_path / "out")],
+        ["recommend", str(tmp_path)],
+        ["export", str(folder)],
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)
-    assert "is there already" in (error := capsys.readouterr().err) and "is no run folder" in error
+    error = capsys.readouterr().err
+    assert "is there already" in error and "is no run folder" in error and "--out FOLDER" in error

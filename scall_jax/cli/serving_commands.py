@@ -34,7 +34,7 @@ Parquet, a manifest with the bytes of each, and a card with a reader in NumPy.
 class Recommend:
     """Flags of `scall-jax recommend`."""
 
-    run: Positional[Path]
+    run: Positional[Path] = Path(".")
     """Folder of a run, such as runs/demo/uniform."""
     users: tuple[str, ...] = ()
     """Ids of users, as in the file that the run read; none: all known users."""
@@ -52,9 +52,9 @@ class Recommend:
 class Export:
     """Flags of `scall-jax export`."""
 
-    run: Positional[Path]
+    run: Positional[Path] = Path(".")
     """Folder of a run, such as runs/demo/uniform."""
-    out: Path
+    out: Path | None = None
     """Folder to write, which must not exist or be empty."""
 
 
@@ -98,6 +98,8 @@ def export_job(flags: Export) -> Path:
     Raises:
       ValueError: a folder that holds no model, or one that cannot be written.
     """
+    if flags.out is None:
+        raise ValueError("name a folder to write: scall-jax export RUN --out FOLDER")
     model = load(flags.run)
     path = model.export(flags.out)
     nbytes = sum(file.stat().st_size for file in path.iterdir())
