@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import scall_jax
-from scall_jax import Budget, run_segments, streams
+from scall_jax import Budget, evaluation, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.problem import Hyper
@@ -27,6 +27,7 @@ from scall_jax.serving.load import fallback
 from scall_jax.streams.statistics import popularity
 from scall_jax.tables import SIZED
 from tests import golden
+from tests.helpers import small_stream
 
 pytest.importorskip("safetensors")
 
@@ -48,19 +49,24 @@ GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "taking_a_model_away.
 @pytest.fixture(scope="module")
 def stream():
     """Users are text, items numbers."""
-    rows = golden.stream()
+    rows = small_stream(segments=3)
     users = pl.Series([f"ann {code}" for code in range(len(rows.user_ids))])
     return dataclasses.replace(rows, user_ids=users, item_ids=7 * pl.Series(np.arange(len(rows.item_ids))) + 1)
 
 
 @pytest.fixture(scope="module")
 def made(stream, tmp_path_factory):
-    """Folder and lines of a case, run once."""
+    """Folder and lines of a case, run once; beside it the folder as it was after its first segment."""
     found, root = {}, tmp_path_factory.mktemp("made")
 
     def run(name):
+        def look(line):
+            if line["segment"] == 0:
+                shutil.copytree(root / name, root / f"{name}-stopped")
+
         if name not in found:
-            found[name] = root / name, run_segments(_CASES[name], stream, jax.random.key(3), folder=root / name)
+            lines = run_segments(_CASES[name], stream, jax.random.key(3), folder=root / name, on_segment=look)
+            found[name] = root / name, lines
         return found[name]
 
     return run
@@ -88,9 +94,12 @@ def _by_user(frame):
     return dict(frame.group_by("user", maintain_order=True).agg("item").iter_rows())
 
 
-@pytest.mark.parametrize(
+_EVERY = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in _CASES]
 )
+
+
+@_EVERY
 def test_recommendations_of_model_and_export_have_the_recall_of_the_record(stream, made, tmp_path, name):
     folder, lines = made(name)
     model, line = scall_jax.load(folder), lines[-1]
@@ -98,7 +107,8 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
     frame = model.recommend(k=20)
     found = _by_user(frame)
     assert line["test_users"] > 20
-    assert abs(_recall(found.get, stream, line["segment"]) - line["test_recall@20"]) < 1e-6
+    for k in evaluation.CUTOFFS:
+        assert abs(_recall(found.get, stream, line["segment"], k) - line[f"test_recall@{k}"]) < 1e-6
 
     reader = _reader()
     exported = reader["load"](model.export(tmp_path / "out"))
@@ -115,6 +125,20 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
     by_reader = _recall(lambda user: reader["recommend"](exported, user, 20), stream, line["segment"])
     assert abs(by_reader - line["test_recall@20"]) < 1e-6
     _check_bytes(tmp_path / "out", line)
+
+
+@_EVERY
+def test_a_run_that_stopped_recommends_as_it_stood_then(stream, made, name):
+    """Users and items that only later segments bring have room in all arrays, and are unknown."""
+    folder, lines = made(name)
+    model = scall_jax.load(folder.with_name(f"{name}-stopped"))
+    users, items = stream.known(stream.bounds[0].train)
+    assert (len(model.users), len(model.items), model.segment) == (users, items, 0) and users < stream.capacity.users
+    found = _by_user(model.recommend(k=20))
+    for k in evaluation.CUTOFFS:
+        assert abs(_recall(found.get, stream, 0, k) - lines[0][f"test_recall@{k}"]) < 1e-6
+    later = stream.user_ids[stream.capacity.users - 1]
+    assert model.recommend(later, k=1)["source"].to_list() == ["popularity"]
 
 
 def _reader():

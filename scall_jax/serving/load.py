@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from scall_jax.methods.phases import Bookkeeping, Callbacks, Method
-from scall_jax.methods.registry import method_of
+from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import leader_folder
+from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
 from scall_jax.serving.data import ModelBudget, Seen
 from scall_jax.serving.ids import Ids
@@ -52,7 +52,7 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     stream = read_stream(folder, found)
     if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
-    phases = (method or method_of(config.method)).phases(config, Callbacks())
+    phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")
     line = lines[-1]
