@@ -186,6 +186,18 @@ def test_the_reader_of_the_guide_is_short_and_needs_no_jax(model, tmp_path):
     assert done.stdout.strip() == str(model.recommend(user)["item"].to_list())
 
 
+def test_an_index_of_the_guide_finds_the_same_items(made):
+    pytest.importorskip("faiss", reason="an extra that most do not need")
+    (block,) = [part for part in GUIDE.read_text().split("```python\n") if part.startswith("import faiss")]
+    named = {}
+    exec(block.split("```")[0], named)
+    model = scall_jax.load(made("tiny-packed_int4-bias")[0])
+    users = model.users.ids[[4, 0, 9]]
+    found = _by_user(model.recommend(users, k=8, exclude_seen=False))
+    assert np.asarray(model.served.bias).any()
+    assert named["search"](named["make_index"](model), model, users, 8) == [found[user] for user in users]
+
+
 def test_an_export_overwrites_nothing(model, tmp_path):
     (tmp_path / "mine").write_text("mine")
     for path in (tmp_path, tmp_path / "mine"):
