@@ -200,8 +200,8 @@ def _card(model: ModelData, about: dict[str, Any]) -> str:
     if not budget["is_kept_here"]:
         lines += [
             "",
-            "In this folder the vectors are written out, one by one, because the storage of the method has no format "
-            "of its own here: they take more than the budget.",
+            "In this folder the final vectors are written in float32, because the reader does not know how the method "
+            "keeps its own: their bytes are not bound by the budget.",
         ]
     rows = [f"| {purpose} | {nbytes:,} |" for purpose, nbytes in about["bytes"].items() if nbytes]
     code = Path(__file__).with_name("reader.py").read_text(encoding="utf-8")
