@@ -151,6 +151,22 @@ def test_what_a_search_did_is_shown(run):
 MOST = {"none": 0, "1 to 5": 5, "6 to 20": 20, "21 to 100": 100, "over 100": 10**9}
 
 
+def test_the_choices_of_auto_are_shown(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "auto")
+    segments = [
+        {"segment": t, "leader": "b", "valid": {"a": 0.1, "b": 0.2 + t}, "test": {"a": 0.3, "b": 0.4}} for t in range(3)
+    ]
+    content = {"leader": "b", "segments": segments, "left_out": {"c": "too large"}, "seconds": {"a": 1.0, "b": 2.0}}
+    (folder / "choices.json").write_text(json.dumps(content))
+    text = run_report.build(run._replace(folder=folder))
+    check_page(text, ["Candidates by their quality on valid"])
+    assert "<tr><td>b</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text and "c: too large" in text
+    # Candidates lie within the folder of their run, and are no runs of their own.
+    shutil.copytree(run.folder, folder / "candidates" / "a")
+    assert comparison.find_runs([tmp_path]) == [folder]
+    assert comparison.find_runs([folder / "candidates"]) == [folder / "candidates" / "a"]
+
+
 def test_spread_and_activity_are_those_of_the_users_files(run):
     recalls = collections.defaultdict(list)
     for t in range(3):

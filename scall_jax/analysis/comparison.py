@@ -31,19 +31,25 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
       paths: folders of runs, or folders that have such somewhere below them.
 
     Returns:
-      Each folder of a run once, in the order of `paths`, those below one path by name.
+      Each folder of a run once, in the order of `paths`, those below one path by name. Runs within a run are left out.
 
     Raises:
       ValueError: a path that has no run.
     """
     found: dict[Path, None] = {}
     for path in paths:
-        places = [path / manifest.NAME, *sorted(path.rglob(f"*/{manifest.NAME}"))]
-        inside = [x.parent for x in places if x.exists() and (x.parent / "config.json").exists()]
+        inside = _runs_below(path)
         if not inside:
             raise ValueError(f"{path}: no run is in this folder or below it: name the --out of a run")
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """Runs at or below a path; what lies within a run's own folder, such as the candidates of auto, is a part of it."""
+    places = [path / manifest.NAME, *sorted(path.rglob(f"*/{manifest.NAME}"))]
+    found = [x.parent for x in places if x.exists() and (x.parent / "config.json").exists()]
+    return [x for x in found if not any(other in x.parents for other in found)]
 
 
 def read_run(folder: Path) -> FinishedRun:

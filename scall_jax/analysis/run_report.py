@@ -1,5 +1,6 @@
 """report.html of a run folder: what the run did, segment by segment, in one self-contained file."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
+from scall_jax.run import auto, records
 from scall_jax.run import folder as run_folder
-from scall_jax.run import records
 
 if TYPE_CHECKING:
     from scall_jax.analysis.figures import Figure
@@ -72,6 +73,7 @@ def build(run: FinishedRun) -> str:
     steps = read_steps(run)
     sections = [
         Section("Result", _result(run)),
+        Section("Choices of auto", _auto(run)),
         Section("Quality", _quality(run, known)),
         Section("Memory", _memory(run)),
         Section("Sizes", _sizes(steps, known)),
@@ -105,6 +107,29 @@ def _result(run: FinishedRun) -> list[str]:
     )
     cells = report.cells(run.summary)
     return [page.table(list(cells), [list(cells.values())]), page.text(note)]
+
+
+def _auto(run: FinishedRun) -> list[str]:
+    """What the method auto chose; nothing for other methods."""
+    path = run.folder / auto.CHOICES
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    segments = content["segments"]
+    valid = {name: np.array([x["valid"][name] for x in segments]) for name in segments[0]["valid"]}
+    rows = []
+    for name in sorted(valid, key=lambda name: -valid[name][-1]):
+        led = sum(x["leader"] == name for x in segments)
+        test = np.mean([x["test"][name] for x in segments[1:] or segments])
+        rows.append([name, str(led), f"{valid[name][-1]:.4f}", f"{test:.4f}", f"{content['seconds'][name]:.0f}"])
+    header = ["candidate", "segments led", "valid so far", "test Recall@20", "seconds"]
+    text = "Mean of Recall@20 and NDCG@20 on valid over all segments so far: the candidate with the most serves."
+    shown = [
+        ("auto", "Candidates by their quality on valid", text, lambda: pictures.quality(valid, {}, "valid so far"))
+    ]
+    left_out = [f"{name}: {reason}" for name, reason in content["left_out"].items()]
+    said = page.text("Test Recall@20: mean over the segments after the first; no choice was made by it.")
+    return [page.table(header, rows), said, *([page.bullets(left_out)] if left_out else []), *drawn(shown)]
 
 
 def spread(run: FinishedRun, metric: int) -> np.ndarray:

@@ -116,7 +116,9 @@ class Progress:
         self._segments.update(1)
 
     def _print(self, text: str) -> None:
-        print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+        # In one piece, so that a process that is stopped leaves whole lines.
+        sys.stderr.write(f"{self._name}: {text}\n")
+        sys.stderr.flush()
 
     def _tick(self) -> None:
         while not self._over.wait(_TICK):
