@@ -30,11 +30,11 @@ def stream():
 
 @pytest.fixture(scope="module")
 def few():
-    """Three candidates that compile quickly."""
+    """Two candidates that compile quickly."""
     every = auto.candidates
 
     def some(config: Config) -> dict[str, Config]:
-        names = ("popularity", "ials int4 uniform", "ials int2 uniform")
+        names = ("popularity", "ials int4 uniform")
         return {name: candidate for name, candidate in every(config).items() if name in names}
 
     with pytest.MonkeyPatch.context() as patch:
