@@ -3,7 +3,7 @@
     python -m experiments.prices --cut.new-entities 1600                                          # online-retail
     python -m experiments.prices --data yelp2019_a.parquet --cut.segments 4
     python -m experiments.prices --data movietweetings --cut.segments 8
-    python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4
+    python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4 --cut.shuffle-ties
 
 All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity; half-life and
 weights are chosen by each run. Uniform, frequency, waterfill and gain need no probe; scall (shapes) and scall-gain
