@@ -158,7 +158,12 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     totals = budget_totals(config, stream, unlimited)
     factory = tables.storage_factory(config)
     entities = [stream.known(b.train) for b in stream.bounds]
-    capacity = min(DEVICE_LIMIT, stream.room(factory.capacity(totals, entities, config.sizes.maximum)))
+    spent = totals
+    if stream.reserved is not None:
+        # What a stream that grows may spend before its capacities do not suffice.
+        entities.append((stream.capacity.users, stream.capacity.items))
+        spent = [*totals, _units_of(config, len(stream) - 1, entities[-1])]
+    capacity = factory.capacity(spent, entities, config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
     totals = jnp.asarray(_padded(totals, stream))
@@ -170,7 +175,14 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
 
 def _padded(totals: list[int], stream: Stream) -> np.ndarray:
     """i32[T], budget units by segment, as far as they are known; the stream has room for T segments."""
-    return pad(np.array(totals, np.int32), stream.room(len(totals)))
+    return pad(np.array(totals, np.int32), stream.most_segments)
+
+
+def _units_of(config: Config, segment: int, entities: tuple[int, int]) -> int:
+    """Budget units that so many users and items may have at a segment, if nothing beside the table is paid for."""
+    nbytes = 4 * config.budget.parameters(segment, sum(entities))
+    units = tables.storage_factory(config).budget_units(nbytes, entities, config.sizes.maximum, False)
+    return min(max(units, 1), DEVICE_LIMIT)
 
 
 def _choose(config: Config, state: RunState, segment: Segment) -> RunState:

@@ -24,7 +24,7 @@ import polars as pl
 from scall_jax.run import manifest
 from scall_jax.run.manifest import Manifest, Update
 from scall_jax.run.stream_files import read_stream
-from scall_jax.streams import Bounds, Growing, Stream, growing
+from scall_jax.streams import Bounds, Capacity, Growing, Stream, growing
 from scall_jax.streams.growing import joined, numbered
 
 FORMAT = 1
@@ -50,6 +50,8 @@ class Kept(NamedTuple):
     """Of all segments."""
     waits: int
     """Rows that wait."""
+    capacity: Capacity
+    """Of the stream (`Stream.reserved`)."""
     fingerprint: str
     """Of the stream up to the last segment."""
     offset: Any
@@ -73,7 +75,8 @@ def read_kept(folder: Path, found: Manifest) -> Kept | None:
     if content.pop("format") != FORMAT:
         raise ValueError(f"{folder / names[0]}: format {FORMAT} is what this version reads: make the run anew")
     files = {name: tuple(content[name]) for name in ("rows", "replay", "waiting")}
-    return Kept(**content | files | {"bounds": tuple(Bounds(*numbers) for numbers in content["bounds"])})
+    bounds = tuple(Bounds(*numbers) for numbers in content["bounds"])
+    return Kept(**content | files | {"bounds": bounds, "capacity": Capacity(*content["capacity"])})
 
 
 def read_growing(folder: Path, found: Manifest) -> Growing:
@@ -113,6 +116,7 @@ def read_growing(folder: Path, found: Manifest) -> Growing:
             item_ids=item_ids,
             bounds=kept.bounds,
             replay=tuple(replay),
+            reserved=kept.capacity,
         ),
         waiting,
     )
@@ -142,7 +146,7 @@ def write_update(
       Paths of the files that were written, and of all files of updates that count now.
     """
     (folder / update.folder).mkdir(parents=True, exist_ok=True)
-    kept = before or Kept(0, (), (), (), old.stream.bounds, 0, "", None)
+    kept = before or Kept(0, (), (), (), old.stream.bounds, 0, old.stream.capacity, old.stream.fingerprint, None)
     cut = len(new.stream) > len(old.stream)
     rows, replay = kept.rows, kept.replay
     if cut:
@@ -155,8 +159,8 @@ def write_update(
     waits = () if anew else kept.waiting
     if len(waiting):
         waits = (*waits, _write(folder, f"{update.folder}/{_WAITING}", waiting))
-    fingerprint = new.stream.fingerprint if cut or before is None else kept.fingerprint
-    state = Kept(update.number, rows, replay, waits, new.stream.bounds, len(new.waiting), fingerprint, offset)
+    of_stream = (new.stream.capacity, new.stream.fingerprint) if cut else (kept.capacity, kept.fingerprint)
+    state = Kept(update.number, rows, replay, waits, new.stream.bounds, len(new.waiting), *of_stream, offset)
     bounds = [dataclasses.astuple(part) for part in state.bounds]
     name = f"{update.folder}/{_STATE}"
     manifest.write_durably(folder / name, json.dumps({"format": FORMAT, **state._asdict(), "bounds": bounds}) + "\n")

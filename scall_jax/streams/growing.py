@@ -10,6 +10,7 @@ from scall_jax.streams.divide import divide
 from scall_jax.streams.interactions import Interactions, from_arrays
 from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.rule import Rule
+from scall_jax.streams.segments import Capacity
 from scall_jax.streams.stream import Stream
 from scall_jax.streams.times import shown
 from scall_jax.streams.wording import WAITS, option
@@ -32,7 +33,7 @@ class Growing:
     """
 
     stream: Stream
-    """All rows that are in segments; its capacities are powers of two."""
+    """All rows that are in segments; its capacities are larger than they need to be (`Stream.reserved`)."""
     waiting: pl.DataFrame
     """Rows that are in none yet, in the order in which they arrived: `user`, `item`, ids as they were given, and `time`,
     i64, milliseconds since 1970."""
@@ -87,7 +88,7 @@ def growing(stream: Stream) -> Growing:
         item_ids=stream.item_ids[:items],
         notes=tuple(note for note in stream.notes if not note.endswith(WAITS)),
         waits=True,
-        doubling=True,
+        reserved=Capacity(*[0] * len(Capacity._fields)),
     )
     return Growing(finished, waiting)
 
@@ -153,6 +154,7 @@ def _cut(stream: Stream, rule: Rule, waiting: pl.DataFrame) -> Growing:
         item_ids=item_ids[: int(item.max()) + 1],
         bounds=bounds,
         replay=replay,
+        reserved=stream.capacity,
     )
     return Growing(grown, waiting[order[rest[order]]])
 

@@ -27,6 +27,10 @@ from scall_jax.streams.segments import (
 from scall_jax.streams.times import shown
 
 
+_SEGMENTS = 1024
+"""Segments that a stream that grows has room for, or a multiple."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounds:
     """Rows of one segment: train is [start, train), valid [train, valid), test [valid, end)."""
@@ -94,8 +98,9 @@ class Stream:
     """How it was cut, so that it can be cut further; None if nobody knows."""
     waits: bool = False
     """Rows after the last segment wait for the next one; else they are not used."""
-    doubling: bool = False
-    """Capacities are powers of two, so that they stay the same while a stream grows, until it has doubled."""
+    reserved: Capacity | None = None
+    """Of a stream that grows, the capacities so far: where one does not suffice, all become twice what is needed, so that
+    they stay the same until something has doubled. None: capacities are what is needed."""
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -166,15 +171,14 @@ class Stream:
             valid_users=valid_users,
             test_users=test_users,
         )
-        return Capacity(*map(self.room, exact))
+        if self.reserved is None or all(need <= room for need, room in zip(exact, self.reserved, strict=True)):
+            return self.reserved or exact
+        return Capacity(*(2 * need for need in exact))
 
-    def room(self, least: int) -> int:
-        """The capacity for so much: this number, or the power of two that it lies below or at.
-
-        Args:
-          least: what must fit, at least 0.
-        """
-        return 1 << (least - 1).bit_length() if self.doubling and least else least
+    @property
+    def most_segments(self) -> int:
+        """Segments that the stream has room for; more than it has, if it grows."""
+        return len(self) if self.reserved is None else -(-len(self) // _SEGMENTS) * _SEGMENTS
 
     def _distinct_users(self, rows: slice | np.ndarray) -> int:
         return len(np.unique(self.user[rows]))
