@@ -28,6 +28,11 @@ COMMANDS = {
         "run methods over a stream of interactions within a memory budget",
         "scall_jax.cli.commands:run_command",
     ),
+    "update": Command(
+        "RUN --data FILE",
+        "add new rows to a finished run, and run the segments that they complete",
+        "scall_jax.cli.update_command:update_command",
+    ),
     "recommend": Command(
         "RUN --users ID...",
         "recommend items by the model that a run has left",
