@@ -1,4 +1,4 @@
-"""Rows that come after a run: in pieces they lead to what one run over all of them leads to, exactly once, or not at all."""
+"""Rows that come after a run: in pieces they lead to what one run over all of them leads to, once, or not at all."""
 
 import shutil
 
@@ -127,7 +127,7 @@ def test_ids_that_turn_out_to_be_text_are_text_from_then_on():
 def test_late_rows_are_refused_with_their_number_or_placed_at_the_clock(rows):
     grown = streams.growing(streams.cut(_part(rows, 0, 700), rows=SEGMENT))
     late = _frame(["new", "u000", "u001"], [1, 1, 4], [grown.clock - 1, grown.clock, 7])
-    with pytest.raises(ValueError, match="2 of 3 new row.*user 'new', item 1.*late='clamp'"):
+    with pytest.raises(ValueError, match=r"2 of 3 new row.*user 'new', item 1.*late='clamp'"):
         streams.advance(grown, late)
     assert streams.advance(grown, late, "clamp").waiting["time"].to_list() == [grown.clock] * 3
 
