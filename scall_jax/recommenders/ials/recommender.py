@@ -11,11 +11,18 @@ import numpy as np
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.fit import FitResult, as_served, evaluate_params, first_users, from_buffer, to_buffer
 from scall_jax.recommenders.ials.batches import batch_numbers
-from scall_jax.recommenders.ials.config import HALF_LIVES, REGULARISATIONS, SOLVERS, UNOBSERVED, IalsConfig
+from scall_jax.recommenders.ials.config import (
+    HALF_LIVES,
+    REGULARISATIONS,
+    SOLVERS,
+    UNOBSERVED,
+    USERS_HALF_LIVES,
+    IalsConfig,
+)
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.gains import wide_fit
-from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.ials.problem import Hyper, Weighting
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender, WideFit
 from scall_jax.recommenders.served import serve_propagated
@@ -38,11 +45,13 @@ class Chosen(NamedTuple):
     """
 
     weights: jax.Array
-    """f32[G], of each pair of a half-life and an a0."""
+    """f32[G, H], of each pair of a half-life and an a0, with each of the users' half-lives."""
     weight: jax.Array
     """i32[], the leading pair."""
+    users: jax.Array
+    """i32[], the users' half-life that leads with it."""
     regularisations: jax.Array
-    """f32[L], of each regularisation, with the pair that led at the time."""
+    """f32[L], of each regularisation, with what led at the time."""
     regularisation: jax.Array
     """i32[], the leading one."""
     biases: jax.Array
@@ -56,6 +65,8 @@ class Grid(NamedTuple):
 
     weights: np.ndarray
     """f32[G, 2], 1 / half-life and a0."""
+    users_fadings: np.ndarray
+    """f32[H], 1 / half-life when users are solved for a last time."""
     regularisations: np.ndarray
     """f32[L], lambda."""
 
@@ -64,8 +75,8 @@ def grid(config: IalsConfig) -> Grid:
     """The candidates of a config.
 
     >>> found = grid(IalsConfig(half_life=2.0, unobserved=0.25))
-    >>> found.weights.tolist(), len(found.regularisations)
-    ([[0.5, 0.25]], 3)
+    >>> found.weights.tolist(), found.users_fadings.tolist(), len(found.regularisations)
+    ([[0.5, 0.25]], [0.5], 3)
     """
 
     def values(fixed: float | None, few: tuple[float, ...]) -> tuple[float, ...]:
@@ -73,7 +84,9 @@ def grid(config: IalsConfig) -> Grid:
 
     pairs = itertools.product(values(config.half_life, HALF_LIVES), values(config.unobserved, UNOBSERVED))
     weights = np.array([(1 / half_life, a0) for half_life, a0 in pairs], np.float32)
-    return Grid(weights, np.array(values(config.regularisation, REGULARISATIONS), np.float32))
+    of_users = config.half_life if config.users_half_life is None else config.users_half_life
+    users_fadings = 1 / np.array(values(of_users, USERS_HALF_LIVES), np.float32)
+    return Grid(weights, users_fadings, np.array(values(config.regularisation, REGULARISATIONS), np.float32))
 
 
 def hyper_of(candidates: Grid, chosen: Chosen | None) -> Hyper:
@@ -87,15 +100,21 @@ def hyper_of(candidates: Grid, chosen: Chosen | None) -> Hyper:
       Hyper.
     """
     chosen = _nothing_chosen(candidates, 1) if chosen is None else chosen
-    fading, unobserved = jnp.asarray(candidates.weights)[chosen.weight]
-    return Hyper(fading, unobserved, jnp.asarray(candidates.regularisations)[chosen.regularisation])
+    return _hyper(candidates, chosen.weight, chosen.users, chosen.regularisation)
+
+
+def _hyper(candidates: Grid, weight: jax.Array, users: jax.Array, regularisation: jax.Array) -> Hyper:
+    fading, unobserved = jnp.asarray(candidates.weights)[weight]
+    of_users = jnp.asarray(candidates.users_fadings)[users]
+    return Hyper(fading, unobserved, jnp.asarray(candidates.regularisations)[regularisation], of_users)
 
 
 def _nothing_chosen(candidates: Grid, biases: int) -> Chosen:
-    pairs, regularisations = len(candidates.weights), len(candidates.regularisations)
+    pairs, of_users, regularisations = (len(values) for values in candidates)
     return Chosen(
-        weights=jnp.zeros(pairs),
+        weights=jnp.zeros((pairs, of_users)),
         weight=jnp.int32(0),
+        users=jnp.int32(0),
         regularisations=jnp.zeros(regularisations),
         # The middle one, with which the pairs of the first segment are compared.
         regularisation=jnp.int32(regularisations // 2),
@@ -117,7 +136,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     Returns:
       Recommender; it remembers `Chosen`.
     """
-    among, biases = grid(config), bias != "none"
+    among, biases, weighting = grid(config), bias != "none", Weighting(config.exponent, config.counts)
 
     def make(sweeps: int):
         def make_fit(storage: Storage, progress=None):
@@ -127,9 +146,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
                 del key
                 hyper = hyper_of(among, remembered)
                 length = _length(config, sweeps)
-                solution = solve(
-                    storage, length, params, layout, segment, item_bias, hyper, config.exponent, config.counts
-                )
+                solution = solve(storage, length, params, layout, segment, item_bias, hyper, weighting)
                 result = _judged(storage, solution, layout, segment, item_bias, valid_users, candidates)
                 if progress is not None:
                     jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
@@ -148,7 +165,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     def fit_wide(key, chosen: Chosen, segment: Segment, item_bias: jax.Array, sweeps: int, width: int) -> WideFit:
         hyper = hyper_of(among, chosen)
         length = _length(config, sweeps)._replace(tolerance=0.0)
-        return wide_fit(key, segment, item_bias, hyper, length, width, config.exponent, config.counts)
+        return wide_fit(key, segment, item_bias, hyper, length, width, weighting)
 
     def serve(storage: Storage, params, layout, segment: Segment, item_bias, remembered, width: int):
         served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
@@ -168,9 +185,10 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         held_by_training=lambda storage, params: (params, jnp.zeros(2 * batch_numbers())),
         serves_by=lambda known, graph_bytes, width: {},
         init=init,
-        choose=choose if biases or len(among.weights) > 1 or len(among.regularisations) > 1 else None,
+        choose=choose if biases or any(len(values) > 1 for values in among) else None,
+        # Vectors to start each fit from, and those of the fit.
         held_by_choice=lambda segment: jax.ShapeDtypeStruct(
-            (config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
+            (2 * config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
         ),
         item_bias=item_bias if biases else None,
         wide_fit=fit_wide,
@@ -195,7 +213,8 @@ def _judged(storage: Storage, solution, layout, segment: Segment, item_bias, val
         served, params = as_served(storage, storage.store(from_buffer(storage, params), layout), layout)
     sampled = first_users(segment.valid, valid_users)
     (metrics,) = _evaluate(served, params, layout, segment, [sampled], item_bias, candidates=candidates)
-    loss = solution.losses[2 * solution.sweeps]
+    # The last half sweep has the users' own half-life, so that its loss is another one.
+    loss = solution.losses[2 * solution.sweeps - 1]
     fitness = jnp.where(sampled.count > 0, metrics.fitness(), -loss)
     bad = ~jnp.isfinite(loss) | ~(solution.residual < _MOST_RESIDUAL)
     return FitResult(
@@ -239,39 +258,48 @@ def _choose(config: IalsConfig, among: Grid, biases: bool, judged_by: tuple[int,
     sampled = first_users(segment.valid, valid_users)
     no_bias = jnp.zeros(items)
 
-    def fitted(hyper: Hyper):
-        length = _length(config, config.choice_sweeps)
-        return solve(storage, length, start, layout, segment, no_bias, hyper, config.exponent, config.counts).params
+    def fitted(params, hyper: Hyper, users_only):
+        length, weighting = _length(config, config.choice_sweeps), Weighting(config.exponent, config.counts)
+        return solve(storage, length, params, layout, segment, no_bias, hyper, weighting, users_only=users_only).params
 
     def fitness(params, item_bias) -> jax.Array:
         (metrics,) = _evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)
         return metrics.fitness() * sampled.count
 
     # All fits are calls of one function in one loop, since each call of it would be compiled by itself.
-    pairs, regularisations = (jnp.asarray(values) for values in among)
-    count = (len(pairs) if len(pairs) > 1 else 0, len(regularisations) if len(regularisations) > 1 else 0)
+    pairs, of_users, regularisations = (len(values) for values in among)
+    first = pairs * of_users if pairs * of_users > 1 else 0
+    second = regularisations if regularisations > 1 else 0
 
-    def attempt(number: jax.Array, chosen: Chosen) -> Chosen:
-        of_pair = number < count[0]
-        pair = jnp.where(of_pair, number, chosen.weight)
-        other = jnp.where(of_pair, chosen.regularisation, number - count[0])
-        fading, unobserved = pairs[pair]
-        found = fitness(fitted(Hyper(fading, unobserved, regularisations[other])), no_bias)
+    def attempt(number: jax.Array, carry: tuple[Chosen, Any]) -> tuple[Chosen, Any]:
+        chosen, params = carry
+        of_pair = number < first
+        pair = jnp.where(of_pair, number // of_users, chosen.weight)
+        users = jnp.where(of_pair, number % of_users, chosen.users)
+        other = jnp.where(of_pair, chosen.regularisation, number - first)
+        # A pair's items are the same for all of the users' half-lives.
+        users_only = of_pair & (users > 0)
+        params = fitted(jnp.where(users_only, params, start), _hyper(among, pair, users, other), users_only)
+        found = fitness(params, no_bias)
         chosen = chosen._replace(
-            weights=chosen.weights.at[pair].add(jnp.where(of_pair, found, 0.0)),
+            weights=chosen.weights.at[pair, users].add(jnp.where(of_pair, found, 0.0)),
             regularisations=chosen.regularisations.at[other].add(jnp.where(of_pair, 0.0, found)),
         )
-        # The regularisations are compared with the pair that leads once all pairs are judged.
-        leads = jnp.argmax(chosen.weights).astype(jnp.int32)
-        return chosen._replace(weight=jnp.where(number == count[0] - 1, leads, chosen.weight))
+        # The regularisations are compared with what leads once all pairs are judged.
+        leads, judged = jnp.argmax(chosen.weights).astype(jnp.int32), number == first - 1
+        chosen = chosen._replace(
+            weight=jnp.where(judged, leads // of_users, chosen.weight),
+            users=jnp.where(judged, leads % of_users, chosen.users),
+        )
+        return chosen, params
 
-    if sum(count):
-        chosen = jax.lax.fori_loop(0, sum(count), attempt, chosen)
+    if first + second:
+        chosen, _ = jax.lax.fori_loop(0, first + second, attempt, (chosen, start))
         chosen = (
-            chosen._replace(regularisation=jnp.argmax(chosen.regularisations).astype(jnp.int32)) if count[1] else chosen
+            chosen._replace(regularisation=jnp.argmax(chosen.regularisations).astype(jnp.int32)) if second else chosen
         )
     if biases:
-        params = fitted(hyper_of(among, chosen))
+        params = fitted(start, hyper_of(among, chosen), False)
         numbers = jnp.arange(chosen.biases.shape[0], dtype=jnp.int32)
         totals = chosen.biases + jax.lax.map(lambda number: fitness(params, bias_of(segment, number)[0]), numbers)
         chosen = chosen._replace(biases=totals, bias=jnp.argmax(totals).astype(jnp.int32))
@@ -282,5 +310,12 @@ def _describe(among: Grid, chosen: Chosen) -> dict[str, Any]:
     values = np.asarray(among.weights[int(chosen.weight)], float).tolist()
     regularisation = float(among.regularisations[int(chosen.regularisation)])
     # JSON has no infinity, which stands for no fading.
-    half_life = 1 / values[0] if values[0] else None
-    return {"ials_half_life": half_life, "ials_unobserved": values[1], "ials_regularisation": regularisation}
+    half_lives = [
+        1 / fading if fading else None for fading in (values[0], float(among.users_fadings[int(chosen.users)]))
+    ]
+    return {
+        "ials_half_life": half_lives[0],
+        "ials_users_half_life": half_lives[1],
+        "ials_unobserved": values[1],
+        "ials_regularisation": regularisation,
+    }
