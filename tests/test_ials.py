@@ -11,10 +11,10 @@ import pytest
 from scall_jax import Budget, Config, SizesConfig, make_run, run_segments, streams
 from scall_jax.methods.registry import METHODS
 from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.recommenders.ials.choice import grid, hyper_of
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.fold_in import fold_in, item_model
 from scall_jax.recommenders.ials.problem import Hyper, Weighting
-from scall_jax.recommenders.ials.recommender import grid, hyper_of
 from scall_jax.tables.column_blocks import write
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.packed import packed
