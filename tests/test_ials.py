@@ -14,7 +14,9 @@ from scall_jax.recommenders.ials import IalsConfig
 from scall_jax.recommenders.ials.choice import grid, hyper_of
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.fold_in import fold_in, item_model
+from scall_jax.recommenders.ials.gradients import Steps, conjugate_gradients
 from scall_jax.recommenders.ials.problem import Hyper, Weighting
+from scall_jax.recommenders.ials.systems import times
 from scall_jax.tables.column_blocks import write
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.packed import packed
@@ -195,6 +197,22 @@ def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
     given.half_sweep(0)
     assert np.abs(vectors - given.vectors).max() < 1e-3 * np.abs(vectors).max()
     assert 0 < float(found.residual) < 2e-4
+
+
+def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(3, 8, 8)).astype(np.float32)
+    matrix, right = half @ half.transpose(0, 2, 1) + np.eye(8, dtype=np.float32), rng.normal(size=(3, 8))
+    right[0] *= 1e-12
+    start = rng.normal(size=(3, 8)).astype(np.float32)
+    apply = functools.partial(times, jnp.asarray(matrix))
+    steps = Steps(jnp.int32(64), jnp.float32(1e-5))
+    x, residual = conjugate_gradients(apply, lambda x: x, jnp.asarray(right, jnp.float32), jnp.asarray(start), steps)
+    wanted = np.linalg.solve(matrix.astype(float), right[..., None])[..., 0]
+    np.testing.assert_allclose(
+        x / np.abs(wanted).max(1, keepdims=True), wanted / np.abs(wanted).max(1, keepdims=True), atol=1e-3
+    )
+    assert (np.abs(residual).max(1) <= 1e-5 * np.abs(right).max(1)).all()
 
 
 def _run(**options) -> tuple[list[dict], Config]:

@@ -131,7 +131,7 @@ def conjugate_gradients(
       apply: f32[B, n] -> the products with the matrices.
       precondition: f32[B, n] -> the products with the inverse of an approximation.
       right: f32[B, n].
-      start: f32[B, n].
+      start: f32[B, n]; where x = 0 has a smaller error in the norm of the matrix, that is started from.
       steps: how far.
 
     Returns:
@@ -158,6 +158,10 @@ def conjugate_gradients(
         return _State(state.x + length * state.direction, residual, direction, energy, state.step + 1)
 
     residual = right - apply(start)
+    # A start that is worse than zero, such as the vector of a user whose interactions have faded since, is so large
+    # that what rounds off from its residual may be more than the whole right side.
+    worse = ((start * (right + residual)).sum(1) < 0)[:, None]
+    start, residual = jnp.where(worse, 0.0, start), jnp.where(worse, right, residual)
     turned = precondition(residual)
     first = _State(start, residual, turned, (residual * turned).sum(1), jnp.int32(0))
     end = jax.lax.while_loop(goes_on, step, first)
