@@ -36,6 +36,22 @@ def padded_sum(values: jax.Array) -> jax.Array:
     return _over_blocks(padded.shape[0], add, jnp.zeros(values.shape[1:]))
 
 
+def padded_sum_by_side(values: jax.Array, users: int) -> jax.Array:
+    """Sum over nodes, the same for any number of zeros at the end of each side.
+
+    Args:
+      values: f32[N, ...], users first; 0 at places without an entity, which come last within each side.
+      users: capacity of the users' side; static.
+
+    Returns:
+      f32[...].
+
+    >>> float(padded_sum_by_side(jnp.arange(4.0), users=1))
+    6.0
+    """
+    return padded_sum(values[:users]) + padded_sum(values[users:])
+
+
 def padded_product(left: jax.Array, right: jax.Array) -> jax.Array:
     """left.T @ right in full float32 precision, the same for any number of zero rows at the end of `left`.
 

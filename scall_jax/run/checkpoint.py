@@ -37,20 +37,43 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
 
     Returns:
       The pending folder, to be given to `publish`.
+
+    Raises:
+      ValueError: a number to be written is not finite; the checkpoint before it stays.
     """
     known = np.asarray(state.known)
     tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
+    leaves = _leaves((state.planner, state.recommender))
+    _require_finite(path, state.params, leaves)
     exported = exporter.export(state.params, state.plan, tuple(known.tolist()))
     # Orbax cannot store arrays of size 0.
     tree |= {name: array for name, array in exported.items() if array.size}
     with _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
-        leaves = _leaves((state.planner, state.recommender))
         if leaves:
             checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
     return path
+
+
+def _require_finite(path: Path, params: Any, memory: Mapping[str, np.ndarray]) -> None:
+    bad = [
+        *("the table" for leaf in jax.tree.leaves(params) if not _fit_to_write(leaf, least=-np.finfo(np.float32).max)),
+        # A search remembers -inf as the reward of probes that have not been made.
+        *(f"array {name} of the search" for name, leaf in memory.items() if not _fit_to_write(leaf, least=-np.inf)),
+    ]
+    if bad:
+        raise ValueError(
+            f"{path.name}: {bad[0]} has numbers that are not finite, so that no checkpoint is written: lower "
+            "fit.learning_rate or init_std"
+        )
+
+
+def _fit_to_write(leaf: Any, least: float) -> bool:
+    """Whether an array's numbers are at least `least` and below infinity, which nan is not."""
+    array = np.asarray(leaf)
+    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(((array >= least) & (array < np.inf)).all())
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:
