@@ -204,6 +204,7 @@ def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
     half = rng.normal(size=(3, 8, 8)).astype(np.float32)
     matrix, right = half @ half.transpose(0, 2, 1) + np.eye(8, dtype=np.float32), rng.normal(size=(3, 8))
     right[0] *= 1e-12
+    right[1] *= 1e-25
     start = rng.normal(size=(3, 8)).astype(np.float32)
     apply = functools.partial(times, jnp.asarray(matrix))
     steps = Steps(jnp.int32(64), jnp.float32(1e-5))

@@ -145,7 +145,6 @@ def conjugate_gradients(
     >>> x.round(3).tolist()
     [[0.20000000298023224, 0.6000000238418579]]
     """
-    scale = jnp.abs(right).max(1)
 
     def goes_on(state: _State) -> jax.Array:
         return (state.step < steps.most) & (jnp.abs(state.residual).max(1) > steps.tolerance * scale).any()
@@ -164,10 +163,16 @@ def conjugate_gradients(
     # that what rounds off from its residual may be more than the whole right side.
     worse = ((start * (right + residual)).sum(1) < 0)[:, None]
     start, residual = jnp.where(worse, 0.0, start), jnp.where(worse, right, residual)
+    # The right side of a user whose interactions have nearly faded is so short that its square is 0 in float32. By
+    # powers of two nothing is rounded otherwise.
+    largest = jnp.abs(right).max(1)
+    octave = jnp.frexp(largest)[1][:, None]
+    start, residual = jnp.ldexp(start, -octave), jnp.ldexp(residual, -octave)
+    scale = jnp.ldexp(largest, -octave[:, 0])
     turned = precondition(residual)
     first = _State(start, residual, turned, (residual * turned).sum(1), jnp.int32(0))
     end = jax.lax.while_loop(goes_on, step, first)
-    return end.x, end.residual
+    return jnp.ldexp(end.x, octave), jnp.ldexp(end.residual, octave)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
