@@ -23,7 +23,7 @@ The column source says what a line comes from: the user's own vector (known), th
 
 EXPORT = """
 Write the model that a run has left to a folder that can be read without this library: arrays in safetensors, ids in
-Parquet, a manifest with the bytes of each, and a card with a reader in NumPy.
+Parquet, a manifest with the bytes of each, a card, and a reader in NumPy.
 
     scall-jax export runs/demo/uniform --out models/uniform
 """
