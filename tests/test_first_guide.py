@@ -1,4 +1,4 @@
-"""The first page of the documentation works as it stands there: from a file to recommendations and a copy of the model."""
+"""The first page of the documentation works as it stands there, from a file to a copy of the model."""
 
 import importlib.metadata
 import io
@@ -47,7 +47,7 @@ def _check(outputs, folder):
 
 
 def test_the_first_guide_runs_in_one_process(tmp_path, monkeypatch, capsys):
-    """With a recommender that compiles fast, trained little, since the commands and not the model are what is tested."""
+    """With a recommender that compiles fast and is trained little: the commands are what is tested."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(figures, "has_matplotlib", lambda: False)
     brief = "--method uniform --recommender mf --table packed --sizes.maximum 16 --cut.replay 0 --cut.segments 2"
@@ -107,9 +107,19 @@ def test_the_first_guide_runs_word_for_word_from_a_wheel(wheel, tmp_path):
     work.mkdir()
     python = home / "bin" / "python"
     (site,) = (home / "lib").glob("python*/site-packages")
-    # Packages in a folder that a .pth file names come after the environment's own, and editable ones are not among them.
+    # Packages in a folder that a .pth file names come after the environment's own; editable ones are not among them.
     (site / "needed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--ignore-installed"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+    ]
     subprocess.run([*install, wheel], check=True, capture_output=True)
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     clean |= {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"}

@@ -40,7 +40,9 @@ def scalars(line: Mapping[str, Any], sizes: Mapping[str, np.ndarray]) -> dict[st
       Qualities of valid and test, the loss, bytes, percentiles of sizes, and the mean and the best reward of a search.
     """
     found = {
-        f"{part}/{metric}": line[f"{part}_{metric}"] for part in ("valid", "test") for metric in ("recall@20", "ndcg@20")
+        f"{part}/{metric}": line[f"{part}_{metric}"]
+        for part in ("valid", "test")
+        for metric in ("recall@20", "ndcg@20")
     }
     found |= {f"bytes/{name}": line[key] for name, key in _BYTES.items()}
     for side, own in sizes.items():
@@ -117,9 +119,9 @@ class EventLog:
             self._probes += 1
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+        from tensorboardX.record_writer import RecordWriter  # pyright: ignore[reportMissingImports]
 
         kept = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         with self._lock:

@@ -132,8 +132,9 @@ class Model(ModelData):
         """Write the scores as one file: StableHLO for CPU, CUDA and TPU, with the vectors inside (`jax.export`).
 
         `jax.export.deserialize(content).call(rows)` takes rows i32[b] of `self.users.ids`, of any number b, and returns
-        f32[b, items], the scores of `recommend(exclude_seen=False)` in the order of `self.items.ids`. A row that is none
-        of these, -1 for example, has the scores of popularity. The vectors are float32, which the budget does not bind.
+        f32[b, items], the scores of `recommend(exclude_seen=False)` in the order of `self.items.ids`. A row that is
+        none of these, -1 for example, has the scores of popularity. The vectors are float32, which the budget does not
+        bind.
 
         Args:
           path: of a file that does not exist.
@@ -142,7 +143,7 @@ class Model(ModelData):
           The path.
 
         Raises:
-          ValueError: the file exists, flatbuffers is not installed (the extra `stablehlo`), or the method has no vectors
-            of users (ease).
+          ValueError: the file exists, flatbuffers is not installed (the extra `stablehlo`), or the method has no
+            vectors of users (ease).
         """
         return scoring.write(self, Path(path))
