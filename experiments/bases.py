@@ -14,11 +14,8 @@ bits and least squares far ahead at 8 bytes, and two bits level with float32.
 import dataclasses
 from pathlib import Path
 
-import polars as pl
-
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
-from scall_jax.run.folder import write_atomically
 
 ROW = ("stream", "most steps", "bias", "mean size")
 """Columns that tell settings apart."""
@@ -63,28 +60,18 @@ class Bases(compare.Compare):
 
 
 def cells(flags: Bases) -> list[compare.Cell]:
-    """All runs, seed by seed, so that an unfinished comparison has about as many of each."""
-    found = []
-    for seed in flags.seeds:
-        settings = [(size, method) for size in flags.mean_sizes for method in flags.method]
-        for size, method in settings + [(flags.width, method) for method in flags.by_width]:
-            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
-            run = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
-            shown = {"most steps": str(flags.fit.steps), "bias": flags.biases[0], "mean size": f"{size:g}"}
-            found.append(compare.Cell(shown | {"method": method}, run))
-    return found
+    """All runs."""
+    settings = [(size, method) for size in flags.mean_sizes for method in flags.method]
+    settings += [(flags.width, method) for method in flags.by_width]
+    return cell_file.by_seed(flags, settings, {"most steps": str(flags.fit.steps)})
 
 
 def main(flags: Bases) -> str:
     """Run the cells that are not in the file yet; the text of the table."""
     flags = compare.checked(flags)
     frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
-    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
-    text = f"{cell_file.comparison(shown, ROW, 'method', 'uniform')}\n\n{cell_file.note(frame)}"
-    head = "# Recommenders and bits at the same bytes\n\nBy `python -m experiments.bases`; its help has the commands."
-    write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
-    print(f"\n{text}")
-    return text
+    title = "# Recommenders and bits at the same bytes\n\nBy `python -m experiments.bases`; its help has the commands."
+    return cell_file.publish(flags.results, frame, ROW, "uniform", title)
 
 
 if __name__ == "__main__":

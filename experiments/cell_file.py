@@ -61,6 +61,47 @@ def add(path: Path, row: dict[str, Any]) -> None:
         os.replace(temporary, path)
 
 
+def by_seed(flags: compare.Compare, settings: Sequence[tuple[float, str]], shown: dict[str, str]) -> list[compare.Cell]:
+    """Cells seed by seed, so that an unfinished comparison has about as many of each.
+
+    Args:
+      flags: of the comparison; the first of its biases is that of all cells.
+      settings: mean size and method of each cell of a seed.
+      shown: columns and values that all cells have beside the bias, the mean size and the method.
+
+    Returns:
+      A cell for each seed and setting.
+    """
+    found = []
+    for seed in flags.seeds:
+        for size, method in settings:
+            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
+            run_flags = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
+            columns = {"bias": flags.biases[0], "mean size": f"{size:g}", "method": method}
+            found.append(compare.Cell(shown | columns, run_flags))
+    return found
+
+
+def publish(path: Path, frame: pl.DataFrame, row: Sequence[str], base: str, title: str) -> str:
+    """Print finished cells as a table, each method beside a base, and write it beside their file.
+
+    Args:
+      path: of the file.
+      frame: rows of `read`.
+      row: columns that tell settings apart; the mean size is among them.
+      base: the method that the others are tested against.
+      title: what stands above the table, in Markdown.
+
+    Returns:
+      The text of the table and its note.
+    """
+    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
+    text = f"{comparison(shown, row, 'method', base)}\n\n{note(frame)}"
+    run_folder.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
+    print(f"\n{text}")
+    return text
+
+
 def names(flags: compare.Compare, found: Sequence[compare.Cell]) -> list[str]:
     """What the file knows some cells by."""
     configs, streams = compare.refuse(flags, found)

@@ -3,7 +3,7 @@
     python -m experiments.prices --cut.new-entities 1600                                          # online-retail
     python -m experiments.prices --data yelp2019_a.parquet --cut.segments 4
     python -m experiments.prices --data movietweetings --cut.segments 8
-    python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4
+    python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4 --cut.shuffle-ties
 
 All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity; half-life and
 weights are chosen by each run. Uniform, frequency, waterfill and gain need no probe; scall (shapes) and scall-gain
@@ -17,11 +17,8 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-import polars as pl
-
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
-from scall_jax.run.folder import write_atomically
 
 ROW = ("stream", "bias", "mean size")
 """Columns that tell settings apart."""
@@ -61,27 +58,16 @@ class Prices(compare.Compare):
 
 
 def cells(flags: Prices) -> list[compare.Cell]:
-    """All runs, seed by seed, so that an unfinished comparison has about as many of each."""
-    found = []
-    for seed in flags.seeds:
-        for size, method in itertools.product(flags.mean_sizes, flags.method):
-            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
-            run = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
-            shown = {"bias": flags.biases[0], "mean size": f"{size:g}"}
-            found.append(compare.Cell(shown | {"method": method}, run))
-    return found
+    """All runs."""
+    return cell_file.by_seed(flags, list(itertools.product(flags.mean_sizes, flags.method)), {})
 
 
 def main(flags: Prices) -> str:
     """Run the cells that are not in the file yet; the text of the table."""
     flags = compare.checked(flags)
     frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
-    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
-    text = f"{cell_file.comparison(shown, ROW, 'method', METHODS[0])}\n\n{cell_file.note(frame)}"
-    head = "# What sizes add on top of four bits\n\nBy `python -m experiments.prices`; its help has the commands."
-    write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
-    print(f"\n{text}")
-    return text
+    title = "# What sizes add on top of four bits\n\nBy `python -m experiments.prices`; its help has the commands."
+    return cell_file.publish(flags.results, frame, ROW, METHODS[0], title)
 
 
 if __name__ == "__main__":

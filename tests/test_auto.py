@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, load, streams
+from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
 from scall_jax.run import auto, run_segments
 from scall_jax.run import folder as run_folder
@@ -30,11 +31,11 @@ def stream():
 
 @pytest.fixture(scope="module")
 def few():
-    """Three candidates that compile quickly."""
+    """Two candidates that compile quickly."""
     every = auto.candidates
 
     def some(config: Config) -> dict[str, Config]:
-        names = ("popularity", "ials int4 uniform", "ials int2 uniform")
+        names = ("popularity", "ials int4 uniform")
         return {name: candidate for name, candidate in every(config).items() if name in names}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -110,3 +111,19 @@ def test_an_edited_choice_is_found(finished, tmp_path):
     with pytest.raises(ValueError, match="choices"):
         load(folder)
     assert run_folder.read_identity(folder / "config.json")["config"]["method"] == auto.NAME
+
+
+@pytest.mark.slow
+def test_the_command_runs_auto_on_a_file_and_its_candidates_can_be_compared(few, data, tmp_path, capsys):
+    out = tmp_path / "runs"
+    flags = ["--data", str(data), "--cut.segments", "3", "--out", str(out), "--no-compilation-cache"]
+    main(["run", *flags])
+    printed = capsys.readouterr().out
+    assert "auto serves segments by" in printed and "times the dearest" in printed
+    parts = sorted(str(path) for path in (out / "auto" / auto.CANDIDATES).iterdir())
+    assert len(parts) == len(few)
+    main(["compare", *parts])
+    compared = capsys.readouterr().out
+    assert all(name in compared for name in few)
+    main(["run", *flags, "--resume"])
+    assert load(out / "auto").segment == 2

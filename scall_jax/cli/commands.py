@@ -215,7 +215,10 @@ def _run_segments(
 def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path, extras: Extras) -> Lines:
     def run(name: str, candidate: Config, part: Path) -> Lines:
         with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
-            return _run_segments(flags, candidate, stream, part, name, extras)
+            lines = _run_segments(flags, candidate, stream, part, name, extras)
+            # A candidate is a finished run of its own, which can be compared and reported.
+            _finish(candidate, stream, part, name, lines)
+            return lines
 
     lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
     print(f"\n{auto.describe(folder)}")

@@ -13,7 +13,7 @@ Finished runs side by side, with tests over users and seeds.
 
     scall-jax compare runs/demo                                  # the methods of one command
     scall-jax compare runs/seed0 runs/seed1 --against uniform    # several seeds of each
-    scall-jax compare runs/demo --html runs/demo.html            # as a page with pictures
+    scall-jax compare runs/demo --html runs/demo.html            # the same, and a page with pictures
 
 A RUN is the folder of a run, or a folder with runs below it. Runs that differ in nothing but their seed are one row.
 The difference of each method from the one named by --against is tested with the variance over users and seeds.

@@ -103,6 +103,8 @@ class Cut:
     take 15000."""
     segments: int | None = None
     """Number of segments of equally many rows, instead of --cut.new-entities."""
+    rows: int | None = None
+    """Rows of every segment, instead of --cut.new-entities; those that are left wait for scall-jax update."""
     at: tuple[str, ...] = ()
     """Timestamps at which segments start, instead of --cut.new-entities."""
     max_segments: int | None = None
@@ -272,7 +274,7 @@ def load_stream(flags: Main, segments: Literal["auto"] | None = None) -> streams
         raise ValueError(f"--columns.parts and --columns.folder: {flags.data} is an embedded stream, not a file")
     rules = dataclasses.asdict(flags.cut)
     rules["at"] = list(rules["at"]) or None
-    if rules["new_entities"] is None and rules["segments"] is None and rules["at"] is None:
+    if all(rules[name] is None for name in ("new_entities", "segments", "rows", "at")):
         # The published protocol cuts where its paper does.
         chosen = segments is not None and not embedded and not flags.cut.published
         rules |= {"segments": segments} if chosen else {"new_entities": NEW_ENTITIES.get(flags.data)}

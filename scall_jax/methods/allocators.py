@@ -113,14 +113,25 @@ def frequency(config: SizesConfig) -> Allocator:
     (20, True)
     """
 
-    def allocator(key, segment, total):
-        del key
-        order = entities_order(config, segment)
-        count, bounds = ranking_frequency(config, segment)[order], (config.minimum, config.maximum)
-        shares = sizes.power_shares(count, config.power, total, bounds, segment.users + segment.items)
-        return _joint(config, segment, shares, order, total)
+    return lambda key, segment, total: by_power(config, segment, total, config.power)
 
-    return allocator
+
+def by_power(config: SizesConfig, segment: Segment, total: jax.Array, power: chex.Numeric) -> jax.Array:
+    """Sizes proportional to a power of the frequency, users and items out of one pool.
+
+    Args:
+      config: has the bounds, and says which frequency counts.
+      segment: data of the segment.
+      total: i32[], coordinates to give out.
+      power: 0 to `sizes.MOST_POWER`; it may be traced.
+
+    Returns:
+      i32[N], own sizes by node.
+    """
+    order = entities_order(config, segment)
+    count, bounds = ranking_frequency(config, segment)[order], (config.minimum, config.maximum)
+    shares = sizes.power_shares(count, power, total, bounds, segment.users + segment.items)
+    return _joint(config, segment, shares, order, total)
 
 
 def random(config: SizesConfig) -> Allocator:

@@ -49,7 +49,7 @@ def _baseline_phases(baseline: Baseline, config: Config, callbacks: Callbacks) -
 
 def _init(baseline: Baseline, key: jax.Array, stream: Stream) -> RunState:
     stored = baseline.empty(stream.capacity.users, stream.capacity.items)
-    return RunState(key, stored, (), jnp.zeros(2, jnp.int32), jnp.zeros(len(stream), jnp.int32))
+    return RunState(key, stored, (), jnp.zeros(2, jnp.int32), jnp.zeros(stream.most_segments, jnp.int32))
 
 
 def _prepare(baseline: Baseline, config: Config, state: RunState, segment: Segment) -> Prepared:
@@ -107,4 +107,5 @@ def _bookkeeping(baseline: Baseline, state: RunState, stream: Stream) -> Bookkee
         describe=lambda state: baseline.describe(state.params),
         width=lambda plan: 0,
         bits=lambda plan: np.zeros(users + items, np.int32),
+        totals=lambda: np.zeros(stream.most_segments, np.int32),
     )

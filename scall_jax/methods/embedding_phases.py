@@ -31,6 +31,7 @@ from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.recommenders.served import Served
 from scall_jax.sizes.allocate import DEVICE_LIMIT
 from scall_jax.streams import Segment, Stream
+from scall_jax.streams.numpy_ops import pad
 from scall_jax.tables.table import nbytes
 
 
@@ -156,14 +157,32 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     known = jnp.zeros(2, jnp.int32)
     totals = budget_totals(config, stream, unlimited)
     factory = tables.storage_factory(config)
-    capacity = factory.capacity(totals, [stream.known(b.train) for b in stream.bounds], config.sizes.maximum)
+    entities = [stream.known(b.train) for b in stream.bounds]
+    spent = totals
+    if stream.reserved is not None:
+        # What a stream that grows may spend before its capacities do not suffice.
+        entities.append((stream.capacity.users, stream.capacity.items))
+        spent = [*totals, _units_of(config, len(stream) - 1, entities[-1])]
+    capacity = factory.capacity(spent, entities, config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
-    totals = jnp.array(totals, jnp.int32)
+    totals = jnp.asarray(_padded(totals, stream))
     remembered = recommender_of(config).init()
     return RunState(
         key, storage.empty(), storage.plan(), known, totals, planner_state, remembered, StorageCapacity(capacity)
     )
+
+
+def _padded(totals: list[int], stream: Stream) -> np.ndarray:
+    """i32[T], budget units by segment, as far as they are known; the stream has room for T segments."""
+    return pad(np.array(totals, np.int32), stream.most_segments)
+
+
+def _units_of(config: Config, segment: int, entities: tuple[int, int]) -> int:
+    """Budget units that so many users and items may have at a segment, if nothing beside the table is paid for."""
+    nbytes = 4 * config.budget.parameters(segment, sum(entities))
+    units = tables.storage_factory(config).budget_units(nbytes, entities, config.sizes.maximum, False)
+    return min(max(units, 1), DEVICE_LIMIT)
 
 
 def _choose(config: Config, state: RunState, segment: Segment) -> RunState:
@@ -257,4 +276,5 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
         describe=lambda state: recommender.describe(state.recommender),
         width=width,
         bits=lambda plan: np.broadcast_to(np.asarray(storage.bits(plan), np.int32), users + items),
+        totals=lambda: _padded(budget_totals(config, stream, unlimited), stream),
     )

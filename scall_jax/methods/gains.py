@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from scall_jax import sizes
 from scall_jax.config import Config
-from scall_jax.methods.allocators import allocate_by_order, entities_order, ranking_frequency
+from scall_jax.methods.allocators import by_power, entities_order
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import no_search
@@ -26,6 +26,9 @@ from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.gains import GainRule, Gains, sizes_by_gains, spectral_exponent
 from scall_jax.streams import sides
+
+_LEAST_RANK = 4
+"""Singular values that the fall of a spectrum is fitted to, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,8 @@ def sizes_from(context: SegmentContext, fit: WideFit, rule: GainRule, rho: float
 class _Remembered(NamedTuple):
     """State of the planners."""
 
-    wide: Any  # of the wide fits
+    wide: Any
+    """What the wide fits remember (`WideFits.init`)."""
 
 
 def gain_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -140,16 +144,12 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
     del on_probes
 
     def own_sizes(context: SegmentContext, fit: WideFit) -> jax.Array:
-        segment, bounds = context.segment, (config.sizes.minimum, config.sizes.maximum)
+        segment = context.segment
         total, _ = context.budget()
-        entities = segment.users + segment.items
-        rank = jnp.maximum(total // jnp.maximum(entities, 1), 4)
-        beta = spectral_exponent(fit.spectrum, rank)
-        order = entities_order(config.sizes, segment)
-        count = ranking_frequency(config.sizes, segment)[order]
+        mean_size = total // jnp.maximum(segment.users + segment.items, 1)
+        beta = spectral_exponent(fit.spectrum, jnp.maximum(mean_size, _LEAST_RANK))
         power = jnp.minimum(1 / (2 * jnp.maximum(beta, 1e-3)), sizes.MOST_POWER)
-        shares = sizes.power_shares(count, power, total, bounds, entities)
-        return allocate_by_order(config.sizes, shares, total, entities, order)
+        return by_power(config.sizes, segment, total, power)
 
     return _planner(config, own_sizes)
 

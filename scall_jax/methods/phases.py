@@ -84,6 +84,8 @@ class Bookkeeping(NamedTuple):
     """plan -> columns of vectors that are in use; 0 for methods without vectors of a table."""
     bits: Callable[[Any], np.ndarray]
     """plan -> i32[N], bits of a stored coordinate of each node; zeros for methods without."""
+    totals: Callable[[], np.ndarray]
+    """-> `RunState.totals` of the stream, i32[T]."""
 
 
 class MethodPhases(NamedTuple):

@@ -225,7 +225,7 @@ def _compose(config: Config, stream: Stream, key: jax.Array, folder: Path, parts
         line = dict(parts.lines[choice.leader][choice.segment])
         line |= {name: sum(other[name] for other in every) for name in _SECONDS}
         line |= {"peak_rss_bytes": max(other["peak_rss_bytes"] for other in every)}
-        # All candidates' tables are resident while a segment is trained, and one candidate trains at a time.
+        # Candidates run one after the other, so that training holds what the largest of them holds.
         line |= {"bytes_training": max(other["bytes_training"] for other in every)}
         allowed = 4 * config.budget.parameters(choice.segment, line["users"] + line["items"])
         line |= {"auto_leader": choice.leader, "budget_bytes": allowed}

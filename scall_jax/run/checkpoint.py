@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
+from scall_jax.tables.storage import Exported
 
 FORMAT = 4
 """Version of the layout on disk; a checkpoint of another version is refused."""
@@ -24,6 +25,65 @@ _TABLE, _POLICY = "table", "policy"
 def _checkpointer() -> ocp.Checkpointer:
     # Compression would hide how many bytes the parameters cost on disk.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+class Snapshot(NamedTuple):
+    """A state after a segment on the host: what a checkpoint holds, for storages of any capacity."""
+
+    key: np.ndarray
+    """Data of the run's key."""
+    known: np.ndarray
+    """i32[2], users and items that have been given sizes."""
+    stored: Exported
+    """What the storage exports of parameters and plan."""
+    memory: dict[str, np.ndarray]
+    """Leaves of what planner and recommender remember, by number, without those of size 0."""
+
+
+def snapshot(state: RunState, exporter: Exporter) -> Snapshot:
+    """Copy a state to the host.
+
+    Args:
+      state: after a segment.
+      exporter: of the storage, which turns parameters and plan into named arrays.
+    """
+    known = np.array(state.known)
+    stored = exporter.export(state.params, state.plan, tuple(known.tolist()))
+    return Snapshot(
+        key=np.array(jax.random.key_data(state.key)),
+        known=known,
+        stored={name: np.array(array) for name, array in stored.items()},
+        memory=_leaves((state.planner, state.recommender)),
+    )
+
+
+def revive(found: Snapshot, template: RunState, exporter: Exporter, where: str = "a model") -> RunState:
+    """The state that a snapshot was made of.
+
+    Args:
+      found: the snapshot.
+      template: a state of the same run on the same stream, or on one that begins alike, which gives the shapes.
+      exporter: of the template's storage, which turns named arrays into parameters and plan.
+      where: name used in messages.
+
+    Raises:
+      ValueError: the snapshot belongs to another stream, budget or policy.
+    """
+    try:
+        params, plan = exporter.restore(found.stored, tuple(found.known.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{where}: does not fit this stream and budget: {error}") from None
+    planner, recommender = _from_leaves(where, (template.planner, template.recommender), found.memory)
+    return RunState(
+        key=jax.random.wrap_key_data(jnp.asarray(found.key), impl=jax.random.key_impl(template.key)),
+        params=params,
+        plan=plan,
+        known=jnp.asarray(found.known),
+        totals=template.totals,
+        planner=planner,
+        recommender=recommender,
+        capacity=template.capacity,
+    )
 
 
 def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Path:
@@ -38,37 +98,36 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
     Returns:
       The pending folder, to be given to `publish`.
     """
-    known = np.asarray(state.known)
-    tree = {"format": np.int32(FORMAT), "key": np.asarray(jax.random.key_data(state.key)), "known": known}
+    found = snapshot(state, exporter)
+    tree = {"format": np.int32(FORMAT), "key": found.key, "known": found.known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
-    exported = exporter.export(state.params, state.plan, tuple(known.tolist()))
     # Orbax cannot store arrays of size 0.
-    tree |= {name: array for name, array in exported.items() if array.size}
+    tree |= {name: array for name, array in found.stored.items() if array.size}
     with _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
-        leaves = _leaves((state.planner, state.recommender))
-        if leaves:
-            checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(leaves))
+        if found.memory:
+            checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(found.memory))
     return path
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:
     """Leaves of the planner's memory by number, without those of size 0, which Orbax cannot store."""
-    return {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
+    return {f"{i:04d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size}
 
 
-def _from_leaves(path: Path, template: Any, stored: Mapping[str, Any]) -> Any:
+def _from_leaves(where: str, template: Any, stored: Mapping[str, Any]) -> Any:
     leaves, structure = jax.tree.flatten(template)
     restored = []
     for i, leaf in enumerate(leaves):
         value = np.asarray(stored[f"{i:04d}"]) if leaf.size and f"{i:04d}" in stored else np.zeros(0, leaf.dtype)
         if value.size != leaf.size:
             raise ValueError(
-                f"{path}: array {i} of the search has {value.size} numbers, this policy needs {leaf.size}: "
+                f"{where}: array {i} of the search has {value.size} numbers, this policy needs {leaf.size}: "
                 "continue with the policy that wrote it, or choose another folder"
             )
-        restored.append(jnp.asarray(value.reshape(leaf.shape)))
+        # A copy, since a run donates what it remembers to its programs.
+        restored.append(jnp.array(value.reshape(leaf.shape)))
     return jax.tree.unflatten(structure, restored)
 
 
@@ -89,6 +148,16 @@ def publish(path: Path) -> None:
         raise ValueError(f"{place} cannot be written ({error.strerror}): choose another folder") from None
 
 
+def discard(path: Path) -> None:
+    """Delete a pending checkpoint that is not needed.
+
+    Args:
+      path: what `save` returned.
+    """
+    shutil.rmtree(path)
+    path.parent.rmdir()
+
+
 def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) -> RunState:
     """Read the state after a segment.
 
@@ -104,6 +173,19 @@ def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) 
     Raises:
       ValueError: the checkpoint has another format, or belongs to another stream, budget or policy.
     """
+    return revive(read(folder, segment), template, exporter, f"{folder.absolute() / f'segment-{segment:04d}'}")
+
+
+def read(folder: Path, segment: int) -> Snapshot:
+    """Read a checkpoint.
+
+    Args:
+      folder: of the run's checkpoints.
+      segment: number of a segment with a complete checkpoint.
+
+    Raises:
+      ValueError: the checkpoint has another format.
+    """
     path = folder.absolute() / f"segment-{segment:04d}"
     with _checkpointer() as checkpointer:
         tree = checkpointer.restore(path / _TABLE)
@@ -113,23 +195,8 @@ def restore(folder: Path, segment: int, template: RunState, exporter: Exporter) 
             f"{path}: checkpoint format {int(tree['format'])}, this version reads {FORMAT}: "
             "start the run anew in another folder"
         )
-    known = np.asarray(tree["known"])
-    exported = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
-    try:
-        params, plan = exporter.restore(exported, tuple(known.tolist()))
-    except ValueError as error:
-        raise ValueError(f"{path}: does not fit this stream and budget: {error}") from None
-    planner, recommender = _from_leaves(path, (template.planner, template.recommender), memory)
-    return RunState(
-        key=jax.random.wrap_key_data(jnp.asarray(tree["key"]), impl=jax.random.key_impl(template.key)),
-        params=params,
-        plan=plan,
-        known=jnp.asarray(known),
-        totals=template.totals,
-        planner=planner,
-        recommender=recommender,
-        capacity=template.capacity,
-    )
+    stored = {name: np.asarray(x) for name, x in tree.items() if name not in ("format", "key", "known")}
+    return Snapshot(np.asarray(tree["key"]), np.asarray(tree["known"]), stored, dict(memory))
 
 
 def table_bytes(path: Path) -> int:

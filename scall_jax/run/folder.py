@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from scall_jax.run.lock import locked
 from scall_jax.run.manifest import GROWING, Manifest
 from scall_jax.run.step import Record
 from scall_jax.run.stream_files import keep_stream
+from scall_jax.run.update_files import read_kept
 from scall_jax.streams import Segment, Stream, sides
 
 CONFIG = "config.json"
@@ -51,10 +53,36 @@ def store_segment(
       record: of the segment.
       segment: the data.
     """
-    users, _ = sides(segment)
-    known, name, before = np.asarray(state.known), f"segment-{line['segment']:04d}", manifest.read(folder)
-    manifest.refuse_links(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/.pending/{name}"])
+    name, before = f"segment-{line['segment']:04d}", manifest.read(folder)
     manifest.write(folder, before._replace(obsolete={}, writing=name))
+    names, path = write_segment(folder, books, state, line, record, segment)
+    checkpoint.publish(path)
+    # A segment is finished when the manifest says so. The checkpoint before it stays until then.
+    commit(folder, before, [GROWING, *names, f"checkpoints/{name}"], stays)
+
+
+def stays(name: str) -> bool:
+    """Whether a listed file stays as it is while segments are added to a run that has not been updated."""
+    return name.startswith(_KEPT)
+
+
+def write_segment(
+    folder: Path,
+    books: Bookkeeping,
+    state: RunState,
+    line: dict[str, Any],
+    record: Record,
+    segment: Segment,
+) -> tuple[list[str], Path]:
+    """Write the files of a segment, which do not count yet; the arguments are those of `store_segment`.
+
+    Returns:
+      Paths of its sizes and its users' metrics, and the pending checkpoint.
+    """
+    users, _ = sides(segment)
+    known, name = np.asarray(state.known), f"segment-{line['segment']:04d}"
+    names = [f"sizes/{name}.npz", f"users/{name}.npz"]
+    manifest.refuse_links(folder, [GROWING, *names, f"checkpoints/.pending/{name}"])
     sizes, frequency = books.sizes(state.plan), np.asarray(segment.frequency)
     (folder / "sizes").mkdir(exist_ok=True)
     np.savez_compressed(
@@ -72,13 +100,23 @@ def store_segment(
     line["disk_bytes"] = checkpoint.table_bytes(path)
     line["policy_disk_bytes"] = checkpoint.policy_bytes(path)
     append_line(folder / GROWING, line)
-    checkpoint.publish(path)
-    # A segment is finished when the manifest says so. The checkpoint before it stays until then.
-    written = manifest.entries(folder, [GROWING, f"sizes/{name}.npz", f"users/{name}.npz", f"checkpoints/{name}"])
-    kept = {file: entry for file, entry in before.files.items() if file.startswith(_KEPT)}
-    # The last checkpoint, and a summary, which a run that goes on has no longer.
-    obsolete = {file: entry for file, entry in before.files.items() if file not in {*kept, *written}}
-    manifest.write(folder, Manifest(kept | written, obsolete, None))
+    return names, path
+
+
+def commit(folder: Path, before: Manifest, names: Iterable[str], kept: Callable[[str], bool]) -> None:
+    """List files that have been written, and delete those that do not count any longer.
+
+    Args:
+      folder: of a run.
+      before: its manifest.
+      names: paths of the files, or of folders of them.
+      kept: whether a file that was listed counts still. The rest is deleted: the last checkpoint, and a summary, which
+        a run that goes on has no longer.
+    """
+    written = manifest.entries(folder, names)
+    still = {file: entry for file, entry in before.files.items() if kept(file)}
+    obsolete = {file: entry for file, entry in before.files.items() if file not in {*still, *written}}
+    manifest.write(folder, Manifest(still | written, obsolete, None))
     manifest.delete(folder, obsolete)
 
 
@@ -115,6 +153,8 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     if not path.exists() or not any(file.name not in (CONFIG, LOCK) for file in folder.iterdir()):
         start(folder, identity)
     found = manifest.check(folder)
+    if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
+        raise ValueError(f"{folder} has been updated since the run: go on with scall-jax update")
     other = read_identity(path)
     # The same rows may have been read from another path.
     other["stream"]["source"] = stream.source
@@ -122,7 +162,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
         if other[name] != identity[name]:
             difference = _difference(other, identity, name)
             raise ValueError(f"{folder} holds another run ({difference}): choose another folder")
-    lines = _finished_lines(folder, found)
+    lines = recover(folder, found)
     keep_stream(folder, manifest.read(folder), stream)
     return lines
 
@@ -158,8 +198,19 @@ def start(folder: Path, identity: dict[str, Any]) -> None:
     manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [CONFIG])))
 
 
-def _finished_lines(folder: Path, found: Manifest) -> list[dict[str, Any]]:
-    """Lines of the finished segments; what is left of a segment that was being written is deleted."""
+def recover(folder: Path, found: Manifest) -> list[dict[str, Any]]:
+    """Delete what is left of something that was being written.
+
+    Args:
+      folder: of a run, which this process has locked.
+      found: its manifest.
+
+    Returns:
+      Lines of the finished segments.
+
+    Raises:
+      ValueError: there are not as many lines as segments.
+    """
     if found.writing is not None:
         manifest.delete(folder, manifest.left_over(folder, found.writing))
     manifest.delete(folder, found.obsolete)
@@ -248,7 +299,8 @@ def read_identity(path: Path) -> dict[str, Any]:
       path: of the file.
 
     Returns:
-      A dictionary with the keys `config`, `stream` and `key`, which together determine the run's result.
+      A dictionary with the keys `config`, `stream` and `key`, which together determine the run's result; of a run that
+      has been updated, the stream is the one that it has come to.
 
     Raises:
       ValueError: the file does not describe a run.
@@ -256,10 +308,16 @@ def read_identity(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         if {"config", "stream", "key"} <= found.keys() and isinstance(found["stream"], dict):
-            return found
+            return found | {"stream": found["stream"] | _updated(path.parent)}
     except (ValueError, AttributeError):
         pass
     raise ValueError(f"{path} is not that of a run: choose another folder")
+
+
+def _updated(folder: Path) -> dict[str, Any]:
+    """What updates have changed of a run's stream."""
+    kept = read_kept(folder, manifest.read(folder)) if (folder / manifest.UPDATES).exists() else None
+    return {} if kept is None else {"segments": len(kept.bounds), "fingerprint": kept.fingerprint}
 
 
 def config_of(stored: dict[str, Any], path: Path) -> Config:

@@ -21,16 +21,16 @@ from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes
 
 
-class _Hooks(NamedTuple):
-    """Functions of the caller; those that were not given do nothing."""
-
-    compiled: Callable[[], object]
-    segment: Callable[[dict[str, Any]], object]
-    phase: OnPhase
-
-
 def _nothing(*arguments: object) -> None:
     """A hook that nobody gave."""
+
+
+class Hooks(NamedTuple):
+    """Functions of the caller, as `run_segments` describes them; those that were not given do nothing."""
+
+    compiled: Callable[[], object] = _nothing
+    segment: Callable[[dict[str, Any]], object] = _nothing
+    phase: OnPhase = _nothing
 
 
 def run_segments(
@@ -67,7 +67,7 @@ def run_segments(
     folder = None if folder is None else Path(folder)
     with contextlib.nullcontext() if folder is None else locked(folder):
         run = make_run(config, progress, on_probes, method)
-        hooks = _Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
+        hooks = Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
         return _run_segments(run, config, stream, key, folder, hooks)
 
 
@@ -77,7 +77,7 @@ def _run_segments(
     stream: Stream,
     key: jax.Array,
     folder: Path | None,
-    hooks: _Hooks,
+    hooks: Hooks,
 ) -> list[dict[str, Any]]:
     def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
@@ -98,8 +98,8 @@ def _run_segments(
     for t in range(len(lines), len(stream)):
         segment = jax.device_put(stream.segment(t))
         process_memory.trim_heap()
-        state, line, record = _one_segment(phases, state, segment)
-        line |= {"bytes_training": training} | _account(books, state, line, stream)
+        state, line, record = one_segment(phases, state, segment)
+        line |= {"bytes_training": training} | account(books, state, line, stream)
         if folder is not None:
             hooks.phase("writing", f"segment {t}")
             store_segment(folder, books, state, line, record, segment)
@@ -110,7 +110,7 @@ def _run_segments(
     return lines
 
 
-def _first_state(init: Callable[[jax.Array], RunState], key: jax.Array, hooks: _Hooks) -> RunState:
+def _first_state(init: Callable[[jax.Array], RunState], key: jax.Array, hooks: Hooks) -> RunState:
     """Compile `init` as one program and drop it; run eagerly, each operation would be compiled and cached."""
     hooks.phase("compiling", "init")
     program = compilation.compiled(init, key)
@@ -121,7 +121,20 @@ def _first_state(init: Callable[[jax.Array], RunState], key: jax.Array, hooks: _
     return state
 
 
-def _one_segment(phases: CompiledPhases, state: RunState, segment: Segment) -> tuple[RunState, dict[str, Any], Record]:
+def one_segment(phases: CompiledPhases, state: RunState, segment: Segment) -> tuple[RunState, dict[str, Any], Record]:
+    """Run a segment.
+
+    Args:
+      phases: programs.
+      state: before the segment; it is donated.
+      segment: the data, on the device.
+
+    Returns:
+      The state after the segment, the line of metrics without its account, and the record.
+
+    Raises:
+      ValueError: a loss was not finite.
+    """
     state, record = phases.run_segment(state, segment)
     records.check(record)
     seconds = phases.seconds
@@ -139,8 +152,18 @@ def _one_segment(phases: CompiledPhases, state: RunState, segment: Segment) -> t
     return state, line, record
 
 
-def _account(books: Bookkeeping, state: RunState, line: dict[str, Any], stream: Stream) -> dict[str, Any]:
-    """Bytes of table and serving, counted from the exported arrays, and the bytes that the budget allows."""
+def account(books: Bookkeeping, state: RunState, line: dict[str, Any], stream: Stream) -> dict[str, Any]:
+    """Bytes of table and serving, counted from the exported arrays, and the bytes that the budget allows.
+
+    Args:
+      books: how the method counts.
+      state: after a segment.
+      line: of `metrics.jsonl` of that segment.
+      stream: which has the segment.
+
+    Returns:
+      Entries that are added to the line.
+    """
     t = line["segment"]
     users, items = np.asarray(state.known).tolist()
     exported = books.exporter.export(state.params, state.plan, (users, items))

@@ -44,11 +44,48 @@ class Manifest(NamedTuple):
     obsolete: dict[str, Entry]
     """Files that have been replaced and may be deleted."""
     writing: str | None
-    """Name of the segment whose files are being written, `segment-0007`, or `STREAM_NAME`; they are left over if the
-    run was killed."""
+    """What is being written, and left over if the run was killed: `segment-0007`, a segment; `STREAM_NAME`, the stream;
+    or `update-0002-0007-0009` (`Update`), new rows and the segments that they complete."""
 
 
 EMPTY = Manifest({}, {}, None)
+
+
+class Update(NamedTuple):
+    """New rows of a run that goes on, and the segments that they complete."""
+
+    number: int
+    """How many updates were before it, and one."""
+    first: int
+    """The first of its segments."""
+    end: int
+    """The segment after the last of them."""
+
+    @property
+    def name(self) -> str:
+        """What `Manifest.writing` says while its files are being written."""
+        return f"{_UPDATE}-{self.number:04d}-{self.first:04d}-{self.end:04d}"
+
+    @property
+    def folder(self) -> str:
+        """Where its rows are."""
+        return f"{UPDATES}/{self.number:06d}"
+
+
+UPDATES = "updates"
+"""Folder of the rows that have come since the run; `update_files` says what is in it."""
+
+_UPDATE = "update"
+
+
+def parsed(writing: str) -> Update | None:
+    """The update that `Manifest.writing` names, None if it is something else.
+
+    >>> parsed(Update(2, 7, 9).name), parsed("segment-0007")
+    (Update(number=2, first=7, end=9), None)
+    """
+    kind, _, numbers = writing.partition("-")
+    return Update(*map(int, numbers.split("-"))) if kind == _UPDATE else None
 
 
 def read(folder: Path) -> Manifest:
@@ -219,19 +256,26 @@ def _remove_empty(folder: Path, inner: Path) -> None:
         inner = inner.parent
 
 
-def left_over(folder: Path, segment: str) -> list[str]:
-    """Paths of the files of a segment, or of the stream, that was being written.
+def left_over(folder: Path, writing: str) -> list[str]:
+    """Paths of the files of a segment, of the stream, or of an update, that was being written.
 
     Args:
       folder: of a run.
-      segment: `Manifest.writing`.
+      writing: `Manifest.writing`.
     """
-    if segment == STREAM_NAME:
+    if writing == STREAM_NAME:
         temporary = f"{STREAM[0]}.tmp"
-        return [name for name in (*STREAM, temporary) if (folder / name).exists() or (folder / name).is_symlink()]
-    places = [f"sizes/{segment}.npz", f"users/{segment}.npz"]
-    for checkpoint in (f"checkpoints/.pending/{segment}", f"checkpoints/{segment}"):
-        refuse_links(folder, [checkpoint])
-        inside = (folder / checkpoint).rglob("*")
+        return _existing(folder, [*STREAM, temporary])
+    update = parsed(writing)
+    segments = [f"segment-{t:04d}" for t in range(update.first, update.end)] if update else [writing]
+    places = [f"{kind}/{segment}.npz" for segment in segments for kind in ("sizes", "users")]
+    trees = [f"checkpoints/{pending}{segment}" for segment in segments for pending in (".pending/", "")]
+    for tree in [*trees, *([update.folder] if update else [])]:
+        refuse_links(folder, [tree])
+        inside = (folder / tree).rglob("*")
         places += [path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()]
+    return _existing(folder, places)
+
+
+def _existing(folder: Path, places: Iterable[str]) -> list[str]:
     return [place for place in places if (folder / place).exists() or (folder / place).is_symlink()]

@@ -3,10 +3,11 @@
     users.parquet, items.parquet   id (as it was read), row (its number in every array of the run)
     interactions.parquet           user and item (rows of these), time, in the order of the stream
     replay.parquet                 segment, row: the rows that a segment is trained on again; only where there are any
-    stream.json                    bounds of the segments, and how the stream was made
+    stream.json                    bounds of the segments, and how the stream was made and cut
 
-They are written once, before the first segment, and are input, not model: no account of bytes counts them. What serving
-reads of them is charged there as before: the graph, the bias, or the counts behind popularity.
+They are written once, before the first segment; rows that come later have files of their own (`update_files`). They are
+input, not model: no account of bytes counts them. What serving reads of them is charged there as before: the graph, the
+bias, or the counts behind popularity.
 """
 
 import json
@@ -19,7 +20,7 @@ import polars as pl
 
 from scall_jax.run import manifest
 from scall_jax.run.manifest import Manifest
-from scall_jax.streams import Bounds, Stream
+from scall_jax.streams import Bounds, Rule, Stream
 
 FORMAT = 1
 """Version of these files; others are refused."""
@@ -56,6 +57,8 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
         "seed": stream.seed,
         "source": stream.source,
         "notes": list(stream.notes),
+        "rule": None if stream.rule is None else stream.rule._asdict(),
+        "waits": stream.waits,
     }
     manifest.write_durably(folder / manifest.STREAM[0], json.dumps(about) + "\n")
     for name, frame in frames.items():
@@ -124,7 +127,15 @@ def read_stream(folder: Path, found: Manifest) -> Stream:
         seed=about["seed"],
         source=about["source"],
         notes=tuple(about["notes"]),
+        rule=_rule(about),
+        waits=about.get("waits", False),
     )
+
+
+def _rule(about: dict[str, Any]) -> Rule | None:
+    """How the stream was cut; versions before updates did not keep it."""
+    found = about.get("rule")
+    return None if found is None else Rule(**found | {"split": tuple(found["split"])})
 
 
 def _replay(folder: Path, found: Manifest, segments: int) -> tuple[np.ndarray, ...]:

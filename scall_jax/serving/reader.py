@@ -46,7 +46,7 @@ def propagated(x, arrays, users, layers):  # LightGCN: the mean of x, A x, ..., 
     return total / np.float32(layers + 1)
 
 
-def recommend(model, user, k=10):  # what the user has not met; for an unknown user what is popular
+def recommend(model, user, k=10):  # Items that a user has met are left out; an unknown user gets popular ones.
     rows, items, arrays, vectors = model
     seen, scores = np.zeros(0, int), arrays["popularity"].copy()
     if user in rows:

@@ -66,6 +66,27 @@ def edges_of_equal_parts(rows: int, segments: int, source: str) -> list[int]:
     return np.linspace(0, rows, segments + 1).astype(int).tolist()
 
 
+def edges_of_rows(rows: int, length: int, source: str) -> list[int]:
+    """First rows of segments of so many rows each, and the end of the last of them that is complete.
+
+    Args:
+      rows: number of rows.
+      length: rows of a segment.
+      source: name used in messages.
+
+    Raises:
+      ValueError: no segment is complete.
+    """
+    if not 1 <= length <= rows:
+        raise ValueError(f"{source}: {rows} rows do not make a segment of {option('rows')}={length} rows")
+    return list(range(0, rows + 1, length))
+
+
+def arrivals_limit(new_entities: int | None) -> int:
+    """The number of new users and items that a segment may have: as given, or that of the SCALL paper."""
+    return _NEW_ENTITIES if new_entities is None else new_entities
+
+
 def edges_by_arrivals(user: np.ndarray, item: np.ndarray, new_entities: int | None) -> list[int]:
     """First rows of segments with at most so many new users and items, and the end.
 
@@ -78,7 +99,7 @@ def edges_by_arrivals(user: np.ndarray, item: np.ndarray, new_entities: int | No
     Raises:
       ValueError: fewer than two new entities.
     """
-    limit = _NEW_ENTITIES if new_entities is None else new_entities
+    limit = arrivals_limit(new_entities)
     if limit < 2:
         raise ValueError(f"{option('new_entities')}={limit}: must be at least 2, a user and an item")
     known = np.maximum.accumulate(user) + np.maximum.accumulate(item) + 2  # entities known after each row
@@ -101,6 +122,7 @@ def parts_of_segments(
     align: bool,
     source: str,
     in_front: Sequence[int] | None = None,
+    first: int = 0,
 ) -> tuple[Bounds, ...]:
     """Training, validation and test part of each segment.
 
@@ -111,6 +133,7 @@ def parts_of_segments(
       align: move boundaries back so that no two rows of equal time lie on both sides, unless that would empty a part.
       source: name used in messages.
       in_front: for each segment replayed rows that are put in front of its own before both are split; none by default.
+      first: number of the first of these segments, for messages.
 
     Raises:
       ValueError: a split that makes no sense, or a segment with too few rows.
@@ -128,7 +151,7 @@ def parts_of_segments(
         ordered = start < part.train < end and part.train <= part.valid < end
         if not ordered or (split[1] > 0 and part.train == part.valid):
             raise ValueError(
-                f"{source}: segment {t} has {length} rows, too few for train, valid and test parts: the stream is too "
+                f"{source}: segment {first + t} has {length} rows, too few for train, valid and test parts: the stream is too "
                 f"short to cut so, use fewer segments ({option('segments')}) or a larger {option('new_entities')}"
             )
         bounds.append(part)

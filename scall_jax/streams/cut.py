@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from scall_jax.streams import boundaries, row_order
+from scall_jax.streams.divide import divide
 from scall_jax.streams.enough_users import edges_with_enough_users
 from scall_jax.streams.interactions import Interactions
 from scall_jax.streams.random_choices import Choice, generator
-from scall_jax.streams.replay import draw_replay
+from scall_jax.streams.rule import Rule
 from scall_jax.streams.stream import Stream
-from scall_jax.streams.wording import option
+from scall_jax.streams.wording import WAITS, option
 
 _PUBLISHED_SPLIT = (0.8, 0.0, 0.2)
 
@@ -19,6 +20,7 @@ def cut(
     *,
     new_entities: int | None = None,
     segments: int | Literal["auto"] | None = None,
+    rows: int | None = None,
     at: Sequence[Any] | None = None,
     split: tuple[float, float, float] = (0.7, 0.1, 0.2),
     published: bool = False,
@@ -37,6 +39,8 @@ def cut(
         one before it.
       segments: instead, this many parts of equally many rows; "auto" takes as many, up to 12, as leave enough test
         users in each, which `Stream.notes` explains.
+      rows: instead, this many rows in every segment. Rows that are left, too few for a segment, wait for those that come
+        later (`advance`), and `Stream.notes` says how many they are.
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
       split: parts of train, valid and test. A boundary moves back to the first row of its timestamp, so that no rows of
         equal time lie on both sides (the rows of an invoice have one time), unless that would empty a part.
@@ -75,43 +79,55 @@ def cut(
     if published and replay >= 4:
         reason = f"below 4 with {option('published')}, where replayed rows are among the 80% trained on"
         raise ValueError(f"{option('replay')}={replay}: {reason}")
-    rows = row_order.k_core(interactions, k_core) if k_core else interactions
-    rows = row_order.in_order(rows, generator(seed, Choice.TIES) if shuffle_ties else None)
+    if sum(rule is not None for rule in (new_entities, segments, rows, at)) > 1:
+        rules = f"{option('new_entities')}, {option('segments')}, {option('rows')} and {option('at')}"
+        raise ValueError(f"give one of {rules}")
+    ordered = row_order.k_core(interactions, k_core) if k_core else interactions
+    ordered = row_order.in_order(ordered, generator(seed, Choice.TIES) if shuffle_ties else None)
     if not shuffle_ties:
-        row_order.warn_of_ties(rows)
-    user, user_ids = row_order.by_appearance(rows.user, rows.user_ids)
-    item, item_ids = row_order.by_appearance(rows.item, rows.item_ids)
-    if sum(rule is not None for rule in (new_entities, segments, at)) > 1:
-        raise ValueError(f"give one of {option('new_entities')}, {option('segments')} and {option('at')}")
+        row_order.warn_of_ties(ordered)
+    user, user_ids = row_order.by_appearance(ordered.user, ordered.user_ids)
+    item, item_ids = row_order.by_appearance(ordered.item, ordered.item_ids)
     split = _PUBLISHED_SPLIT if published else split
     stream = Stream(
         user=user,
         item=item,
-        time=rows.time,
+        time=ordered.time,
         user_ids=user_ids,
         item_ids=item_ids,
         bounds=(),
         replay=(),
         select_on_test=split[1] == 0,
         seed=seed,
-        source=rows.source,
-        notes=rows.notes,
+        source=ordered.source,
+        notes=ordered.notes,
     )
     how: list[str] = []
     if at is not None:
-        edges = boundaries.edges_by_time(rows.time, at, rows.source)
+        edges = boundaries.edges_by_time(ordered.time, at, ordered.source)
     elif segments == "auto":
         edges, explained = edges_with_enough_users(stream, split, align=not published)
         how.append(explained)
     elif segments is not None:
-        edges = boundaries.edges_of_equal_parts(len(rows), segments, rows.source)
+        edges = boundaries.edges_of_equal_parts(len(ordered), segments, ordered.source)
+    elif rows is not None:
+        edges = boundaries.edges_of_rows(len(ordered), rows, ordered.source)
     else:
         edges = boundaries.edges_by_arrivals(user, item, new_entities)
     edges = edges[: None if max_segments is None else max_segments + 1]
-    bounds = boundaries.parts_of_segments(edges, rows.time, split, align=not published, source=rows.source)
-    replayed = draw_replay(user, bounds, replay, published, seed)
-    if published:
-        # What is replayed depends on whole segments there, so that it is known before these are split.
-        in_front = [len(drawn) for drawn in replayed]
-        bounds = boundaries.parts_of_segments(edges, rows.time, split, False, rows.source, in_front)
-    return stream.with_bounds(bounds, replayed, how)
+    by_arrivals = at is None and segments is None and rows is None
+    rule = Rule(
+        rows=None if by_arrivals else rows or edges[-1] - edges[-2],
+        new_entities=boundaries.arrivals_limit(new_entities) if by_arrivals else None,
+        split=split,
+        replay=replay,
+        published=published,
+        shuffle_ties=shuffle_ties,
+        k_core=k_core,
+    )
+    bounds, replayed = divide(rule, user, ordered.time, edges, seed, ordered.source)
+    waits = rows is not None and max_segments is None
+    if waits and edges[-1] < len(ordered):
+        left = f"the last {len(ordered) - edges[-1]:,} rows are too few for a segment of {rows:,}"
+        how.append(f"{left}, and {WAITS}")
+    return stream.with_bounds(bounds, replayed, how, rule, waits)

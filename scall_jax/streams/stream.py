@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ import polars as pl
 from scall_jax.streams import statistics
 from scall_jax.streams.numpy_ops import counts, sorted_rows
 from scall_jax.streams.random_choices import Choice, generator
+from scall_jax.streams.rule import Rule
 from scall_jax.streams.segments import (
     Capacity,
     Graph,
@@ -24,6 +25,10 @@ from scall_jax.streams.segments import (
     make_ragged_items,
 )
 from scall_jax.streams.times import shown
+
+
+_SEGMENTS = 1024
+"""Segments that a stream that grows has room for, or a multiple."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +94,13 @@ class Stream:
     """Name used in messages."""
     notes: tuple[str, ...] = ()
     """What reading the file took for granted, in words."""
+    rule: Rule | None = None
+    """How it was cut, so that it can be cut further; None if nobody knows."""
+    waits: bool = False
+    """Rows after the last segment wait for the next one; else they are not used."""
+    reserved: Capacity | None = None
+    """Of a stream that grows, the capacities so far: where one does not suffice, all become twice what is needed, so that
+    they stay the same until something has doubled. None: capacities are what is needed."""
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -96,14 +108,22 @@ class Stream:
     def __iter__(self) -> Iterator[Segment]:
         return (self.segment(t) for t in range(len(self)))
 
-    def with_bounds(self, bounds: tuple[Bounds, ...], replay: tuple[np.ndarray, ...], notes: Sequence[str]) -> "Stream":
+    def with_bounds(
+        self,
+        bounds: tuple[Bounds, ...],
+        replay: tuple[np.ndarray, ...],
+        notes: Sequence[str],
+        rule: Rule | None = None,
+        waits: bool = False,
+    ) -> "Stream":
         """The same rows, cut otherwise.
 
         Args:
-          bounds, replay: of the new stream.
+          bounds, replay, rule, waits: of the new stream.
           notes: added to those of the stream.
         """
-        found = dataclasses.replace(self, bounds=bounds, replay=replay, notes=(*self.notes, *notes))
+        cut: dict[str, Any] = {"bounds": bounds, "replay": replay, "rule": rule, "waits": waits}
+        found = dataclasses.replace(self, **cut, notes=(*self.notes, *notes))
         # What does not depend on the bounds is not computed again.
         found.__dict__.update({name: self.__dict__[name] for name in ("_arrivals", "_first") if name in self.__dict__})
         return found
@@ -140,7 +160,7 @@ class Stream:
         else:
             valid = max(1, *(b.valid - b.train for b in self.bounds))
             valid_users = max(1, *(self._distinct_users(slice(b.train, b.valid)) for b in self.bounds))
-        return Capacity(
+        exact = Capacity(
             users=users,
             items=items,
             edges=2 * int((self._by_user < self.bounds[-1].train).sum()),
@@ -151,15 +171,24 @@ class Stream:
             valid_users=valid_users,
             test_users=test_users,
         )
+        if self.reserved is None or all(need <= room for need, room in zip(exact, self.reserved, strict=True)):
+            return self.reserved or exact
+        return Capacity(*(2 * need for need in exact))
+
+    @property
+    def most_segments(self) -> int:
+        """Segments that the stream has room for; more than it has, if it grows."""
+        return len(self) if self.reserved is None else -(-len(self) // _SEGMENTS) * _SEGMENTS
 
     def _distinct_users(self, rows: slice | np.ndarray) -> int:
         return len(np.unique(self.user[rows]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that segments are made of."""
+        """Hash of everything that segments are made of; rows that wait are no part of it."""
         digest = hashlib.sha256(repr((self.bounds, self.select_on_test, self.seed)).encode())
-        for array in (self.user, self.item, *self.replay):
+        end = self.bounds[-1].end if self.waits else len(self.user)
+        for array in (self.user[:end], self.item[:end], *self.replay):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Mapping
 _FLAGS: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("flags", default=None)
 
 
+WAITS = "wait for more"
+"""The end of the note on rows that are too few for a segment."""
+
+
 class DataWarning(UserWarning):
     """Something about the data that may well be a mistake, although it can be used as it is."""
 

@@ -44,7 +44,7 @@ class SearchState(NamedTuple):
     policy: Any  # state of the policy
     ratio: jax.Array  # f32[], the last probe's fitness relative to the reference
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
-    space: Any = ()  # what the meaning of actions remembers
+    space: Any = ()  # state of the action space (`ActionSpace.init`)
 
 
 _SPACES: dict[str, Callable[[Config], ActionSpace]] = {"shapes": shapes, "prices": prices}

@@ -30,7 +30,8 @@ from scall_jax.tables.storage import (
 class Rounding(NamedTuple):
     """How a pool is rounded; fields as in `Storage`, but `export` and `restore` know nothing of sizes in use."""
 
-    bits: int  # of a stored coordinate
+    bits: int
+    """Bits of a stored coordinate."""
     empty: Callable[[], Stored]
     store: Callable[[jax.Array, Layout], Stored]  # pool f32[capacity], layout -> stored
     load: Callable[[Stored, Layout], jax.Array]  # and back
