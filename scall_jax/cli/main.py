@@ -28,6 +28,11 @@ COMMANDS = {
         "run methods over a stream of interactions within a memory budget",
         "scall_jax.cli.commands:run_command",
     ),
+    "follow": Command(
+        "--data FILE --out FOLDER",
+        "keep a model up with a file, a table or a pipe that grows",
+        "scall_jax.cli.follow:follow_command",
+    ),
     "recommend": Command(
         "RUN --users ID...",
         "recommend items by the model that a run has left",

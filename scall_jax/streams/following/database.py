@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 _SQLITE = "sqlite:"
 _POSTGRESQL = ("postgresql://", "postgres://")
 
+PLACE = "\0"
+"""Where a parameter goes in a statement: the one character that no name has."""
+
 
 class Database(NamedTuple):
     """A connection that reads."""
@@ -17,11 +20,13 @@ class Database(NamedTuple):
     name: str
     """Where it leads, without a password."""
     query: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-    """query(text, parameters) has the rows; parameters stand as `{}` in the text."""
+    """query(text, parameters) has the rows; `PLACE` stands for a parameter in the text."""
     columns: Callable[[str], dict[str, str]]
     """columns(table) has the declared type of each column; nothing where there is no such table."""
     quoted: Callable[[str], str]
     """A table's name as a statement has it."""
+    close: Callable[[], object]
+    """Ends the connection."""
     lag: float
     """Seconds after which a transaction has ended that took a key, where nobody says: 0 where writers take turns."""
 
@@ -73,15 +78,15 @@ def _sqlite(path: Path) -> Database:
 
     def query(text: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         try:
-            return connection.execute(text.replace("{}", "?"), tuple(parameters)).fetchall()
+            return connection.execute(text.replace(PLACE, "?"), tuple(parameters)).fetchall()
         except (sqlite3.Error, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def columns(table: str) -> dict[str, str]:
-        return dict(query("SELECT name, type FROM pragma_table_xinfo({})", [table]))
+        return dict(query(f"SELECT name, type FROM pragma_table_xinfo({PLACE})", [table]))
 
     # A writer takes its keys while it holds the lock that keeps other writers out.
-    return Database(str(path), query, columns, quoted_name, 0.0)
+    return Database(str(path), query, columns, quoted_name, connection.close, 0.0)
 
 
 def _postgresql(url: str) -> Database:
@@ -100,7 +105,7 @@ def _postgresql(url: str) -> Database:
         try:
             # A percent sign in a quoted name is none of a parameter.
             with connection.cursor() as cursor:
-                return cursor.execute(text.replace("%", "%%").replace("{}", "%s"), parameters).fetchall()
+                return cursor.execute(text.replace("%", "%%").replace(PLACE, "%s"), parameters).fetchall()
         except psycopg.Error as error:
             raise ValueError(f"{name}: {_first_line(error)}") from None
 
@@ -110,11 +115,11 @@ def _postgresql(url: str) -> Database:
     def columns(table: str) -> dict[str, str]:
         text = (
             "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
-            "WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+            f"WHERE attrelid = to_regclass({PLACE}) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
         )
         return dict(query(text, [quoted(table)]))
 
-    return Database(name, query, columns, quoted, 5.0)
+    return Database(name, query, columns, quoted, connection.close, 5.0)
 
 
 def _first_line(error: Exception) -> str:

@@ -112,6 +112,9 @@ class GrowingFile:
         """Wait, since a file does not say when it grows."""
         time.sleep(seconds)
 
+    def close(self) -> None:
+        """Nothing is open between two calls."""
+
     def behind(self, offset: Offset | None) -> str:
         """Bytes beyond the offset."""
         try:

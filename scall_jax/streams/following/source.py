@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     read: int = 0
     """Rows of the source that the offset has moved over."""
     held: bool = False
-    """Whether the source has rows that it holds back for now."""
+    """Whether there may be more rows already, which the source holds back for now."""
 
 
 class Source(Protocol):
@@ -59,6 +59,10 @@ class Source(Protocol):
         Args:
           offset: as of `read`.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what is open."""
         ...
 
 

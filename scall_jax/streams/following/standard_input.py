@@ -63,7 +63,7 @@ class StandardInput:
         """
         if not self._started:
             if offset is not None and not self._resumed(offset):
-                return Batch(EMPTY, offset)
+                return Batch(EMPTY, offset, held=not self._closed)
             self._at, self._started = offset, True
         if offset != self._at:
             raise ValueError(f"{self.name}: a pipe cannot go back to {offset}")
@@ -144,7 +144,7 @@ class StandardInput:
         refuse_no_text(self._path, self._waiting)
         start = blank_start(data)
         if start == len(data):
-            return Batch(EMPTY, None)
+            return Batch(EMPTY, None, held=not self._closed)
         text = recognise_text(self._path, self._bytes.utf8(data[start:], 1), self._options)
         start = data.find(b"\n", start) + 1 if text.layout.header else start
         header = data[:start].decode("latin-1")  # any byte is a character there
@@ -157,7 +157,7 @@ class StandardInput:
         data = whole(self._waiting, most, text.layout.quoted)
         row = 1 + text.layout.header + offset["rows"]
         if not data:
-            return Batch(EMPTY, offset)
+            return Batch(EMPTY, offset, held=not self._closed)
         rows, number, text = rows_of(self._path, self._bytes.utf8(data, row), text, self._options, row)
         self._waiting = self._waiting[len(data) :]
         self._at = offset | {
@@ -166,7 +166,7 @@ class StandardInput:
             "crc": zlib.crc32(data, offset["crc"]),
             "text": to_json(text, self._options),
         }
-        return Batch(rows, self._at, number)
+        return Batch(rows, self._at, number, held=not self._closed)
 
     def wait(self, seconds: float) -> None:
         """Wait until something comes, but not longer."""
@@ -174,6 +174,9 @@ class StandardInput:
             time.sleep(seconds)
         else:
             select.select([self._descriptor], [], [], seconds)
+
+    def close(self) -> None:
+        """Leave the pipe to whoever has made it."""
 
     def behind(self, offset: Offset | None) -> str:
         """What was read and is not part of a batch; what the feeder holds is not known."""

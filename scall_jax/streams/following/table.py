@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from scall_jax.streams.columns import Places, find_column
-from scall_jax.streams.following.database import Database, quoted_name
+from scall_jax.streams.following.database import PLACE, Database, quoted_name
 from scall_jax.streams.following.source import EMPTY, Batch, Offset
 from scall_jax.streams.following.text import as_json, refuse_other_options
 from scall_jax.streams.gather import Gather, Written
@@ -132,8 +132,8 @@ class GrowingTable:
 
     def _rows(self, last: int | None, horizon: int, most: int) -> list[tuple[Any, ...]]:
         columns = ", ".join([self._key, *(quoted_name(name) for name in self._columns.values())])
-        after, given = ("", ()) if last is None else (f"{self._key} > {{}} AND ", (last,))
-        text = f"SELECT {columns} FROM {self._table} WHERE {after}{self._key} <= {{}} ORDER BY {self._key} LIMIT {{}}"
+        after, given = ("", ()) if last is None else (f"{self._key} > {PLACE} AND ", (last,))
+        text = f"SELECT {columns} FROM {self._table} WHERE {after}{self._key} <= {PLACE} ORDER BY {self._key} LIMIT {PLACE}"
         # One more, since a key that comes twice would be cut off.
         found = self._query(text, *given, horizon, most + 1)
         for before, row in zip(found, found[1:], strict=False):
@@ -181,10 +181,14 @@ class GrowingTable:
         """Wait, since a table does not say when it grows."""
         time.sleep(seconds)
 
+    def close(self) -> None:
+        """End the connection."""
+        self._database.close()
+
     def behind(self, offset: Offset | None) -> str:
         """Rows beyond the offset, those that are held back among them."""
-        after, given = ("", ()) if offset is None else (f"WHERE {self._key} > {{}} ", (offset["last"],))
-        text = f"SELECT count(*) FROM (SELECT 1 FROM {self._table} {after}LIMIT {{}}) AS some"
+        after, given = ("", ()) if offset is None else (f"WHERE {self._key} > {PLACE} ", (offset["last"],))
+        text = f"SELECT count(*) FROM (SELECT 1 FROM {self._table} {after}LIMIT {PLACE}) AS counted"
         ((rows,),) = self._query(text, *given, _COUNTED)
         return f"{rows:,} rows" + " or more" * (rows == _COUNTED)
 
