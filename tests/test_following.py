@@ -7,10 +7,8 @@ import os
 import random
 import sqlite3
 
-import polars as pl
 import pytest
 
-from scall_jax import streams
 from scall_jax.streams import following
 from scall_jax.streams.options import ReadOptions
 from scall_jax.streams.wording import DataWarning
@@ -37,7 +35,8 @@ def as_csv(rows, end="\n", separator=","):
 
 
 def as_lines(rows):
-    return "".join(json.dumps({"item": i, "x": [1], "user": u, "timestamp": int(t)}, ensure_ascii=False) + "\n" for u, i, t in rows)
+    records = [{"item": i, "x": [1], "user": u, "timestamp": int(t)} for u, i, t in rows]
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 FORMS = {
@@ -122,8 +121,8 @@ CHANGED = {
     "another last row": (CSV[:-2] + b"2\n", "replaced or changed: at its start"),
     "bad time": (CSV + b"cyd,tea,soon\n", r"events.csv, row 4, column 'timestamp': 'soon' is not a timestamp"),
     "no item": (CSV + b"\ncyd,,1600000002\n", r"events.csv, row 4, column 'item': None is missing"),
-    "a field too many": (CSV + b"cyd,tea,1600000002,5\n", r"events.csv, row 4: 'cyd,tea,1600000002,5' has another number"),
-    "milliseconds": (CSV + b"cyd,tea,1600000002000\n", r"row 4, column 'timestamp': 1600000002000 is in ms by its size"),
+    "a field too many": (CSV + b"cyd,tea,1600000002,5\n", r"events.csv, row 4: 'cyd,tea,1600000002,5' has"),
+    "milliseconds": (CSV + b"cyd,tea,1600000002000\n", r"row 4, column 'timestamp': 1600000002000 is in ms"),
     "dates": (CSV + b"cyd,tea,2020-09-13\n", r"row 4, column 'timestamp': '2020-09-13' is not a timestamp"),
     "no text": (CSV + b"cyd\0,tea,1600000002\n", r"events.csv, row 4: a NUL byte"),
     "not UTF-8": (CSV + b"\xe9,tea,1600000002\n", r"events.csv, row 4: not UTF-8"),
@@ -154,8 +153,12 @@ def test_a_long_file_is_known_by_the_bytes_in_front_of_the_offset(tmp_path):
 
 def test_what_cannot_grow_is_refused(tmp_path):
     path = tmp_path / "events"
-    for content, message in ((b"\x1f\x8b\x08", "gzip, which cannot be followed"), (b"PAR1", "Parquet file does not grow"),
-                             (b"\xff\xfeu\0", "the mark of utf-16"), (b"SQLite format 3\0", "the content is SQLite")):
+    for content, message in (
+        (b"\x1f\x8b\x08", "gzip, which cannot be followed"),
+        (b"PAR1", "Parquet file does not grow"),
+        (b"\xff\xfeu\0", "the mark of utf-16"),
+        (b"SQLite format 3\0", "the content is SQLite"),
+    ):
         path.write_bytes(content + b"\n")
         with pytest.raises(ValueError, match=message):
             following.GrowingFile(path, ReadOptions()).read(None, 10)
@@ -262,7 +265,9 @@ def test_rows_are_held_back_until_a_key_as_large_is_older_than_the_lag(tmp_path)
         offset = batch.offset
         seen.append((second, batch.read, batch.held))
     # Rows that were first seen at 0, 4 and 13 are read at 10, 14 and 23.
-    assert seen == [(0, 0, True), (4, 0, True), (9, 0, True), (10, 3, True), (13, 0, True), (14, 2, True), (23, 1, False), (30, 0, False)]
+    read = {second: number for second, number, _ in seen}
+    assert read == {0: 0, 4: 0, 9: 0, 10: 3, 13: 0, 14: 2, 23: 1, 30: 0}
+    assert [second for second, _, held in seen if not held] == [23, 30]
 
 
 def test_a_table_that_cannot_be_followed_is_refused(tmp_path):

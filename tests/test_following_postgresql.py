@@ -27,7 +27,8 @@ def create(url, name):
     """A table, and a connection to fill it."""
     connection = connected(url)
     connection.execute(
-        f'CREATE TABLE "{name}" (id bigserial PRIMARY KEY, "user" text, "the %s item" integer, ts timestamptz, stars numeric)'
+        f'CREATE TABLE "{name}" (id bigserial PRIMARY KEY, "user" text, "the %s item" integer, ts timestamptz, '
+        "stars numeric)"
     )
     connection.commit()
     return connection
@@ -89,9 +90,9 @@ def test_bad_rows_and_bad_connections_are_named_without_the_password(url):
         connection.commit()
         connection.execute('CREATE VIEW seen AS SELECT ts AS id, "user", 1 AS item, ts FROM odd')
         connection.commit()
-    with table(url, "odd") as source:
-        with pytest.raises(ValueError, match=r"table odd, the row with key 2, column 'the %s item': None is missing"):
-            source.read(None, 10)
+    missing = r"table odd, the row with key 2, column 'the %s item': None is missing"
+    with table(url, "odd") as source, pytest.raises(ValueError, match=missing):
+        source.read(None, 10)
     with contextlib.closing(following.connect(url)) as database:
         with pytest.raises(ValueError, match="is no whole number: keys are whole numbers"):
             following.GrowingTable(database, "seen", "id", ReadOptions(timestamp="ts")).read(None, 10)

@@ -48,8 +48,8 @@ class SourceFlags:
     """Seconds for which rows of a table are held back, so that transactions that took smaller keys have ended; default:
     5 for PostgreSQL, 0 for SQLite, whose writers take turns."""
     resend: str | None = None
-    """What comes on standard input when a folder goes on: all rows from the start again, or the rest, those that are not
-    in the folder. It has no default."""
+    """What comes on standard input when a folder goes on: all, every row from the start again; or rest, those that are
+    not in the folder. It has no default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _source(flags: Follow) -> Source:
     given: dict[str, Any] = dataclasses.asdict(flags.columns)
     if given.pop("parts") or given.pop("folder"):
         raise ValueError("--columns.parts and --columns.folder: one file is followed")
-    given.pop("folder", None)
-    options = ReadOptions(**given | {"separator": {r"\t": "\t"}.get(given["separator"] or "", given["separator"])})
+    given["separator"] = {r"\t": "\t"}.get(given["separator"] or "", given["separator"])
+    options = ReadOptions(**given)
     where = flags.source
     if following.is_database(flags.data):
         if where.table is None or where.key is None:
@@ -199,7 +199,7 @@ class _Told:
     def end(self, rows: int) -> None:
         """Say why nothing was made, if so."""
         if not rows:
-            self._print("too few rows have come for the first segment: nothing was written, and they will be read again")
+            self._print("too few rows have come for a first segment: nothing was written, and they will be read again")
         elif self._terminal:
             print()
 

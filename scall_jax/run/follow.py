@@ -1,8 +1,8 @@
-"""Following a growing source: rows are read as fast as segments are run, and each commit says how far the source was read.
+"""Following a growing source: rows are read as fast as segments are run, and a commit says how far the source was read.
 
-The offset of the source is kept in the run folder by the commit that adds the rows (`update`), so that a process that is
-killed at any moment goes on behind the last row that counts. No commit completes more than one segment: what a segment
-is run on does not depend on how the rows came, nor on where the process was stopped before.
+The offset of the source is kept in the run folder by the commit that adds the rows (`update`), so that a process that
+is killed at any moment goes on behind the last row that counts. No commit completes more than one segment: what a
+segment is run on does not depend on how the rows came, nor on where the process was stopped before.
 """
 
 import os
@@ -69,9 +69,16 @@ class Progress(NamedTuple):
 
 Tell = Callable[[Progress], object]
 
+_PACE, _HOOKS = Pace(), Hooks()
+
 
 def follow(
-    source: Source, folder: str | Path, start: Start, pace: Pace = Pace(), hooks: Hooks = Hooks(), tell: Tell | None = None
+    source: Source,
+    folder: str | Path,
+    start: Start,
+    pace: Pace = _PACE,
+    hooks: Hooks = _HOOKS,
+    tell: Tell | None = None,
 ) -> int:
     """Keep a run folder up with a growing source.
 
@@ -101,8 +108,8 @@ def follow(
     with opened(folder, hooks=hooks) as run:
         if run.offset is None:
             raise ValueError(
-                f"{folder} does not say how far {source.name} was read, because another command made it: choose another "
-                "folder, and the source is read from its start"
+                f"{folder} does not say how far {source.name} was read, because another command made it: choose "
+                "another folder, and the source is read from its start"
             )
         tell(_progress(run, begun))
         for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
@@ -128,7 +135,8 @@ def _few(rule: Rule) -> int:
     return max(1, (rule.new_entities - 2) // 2)
 
 
-def _batches(source: Source, pace: Pace, offset: Callable[[], Offset | None], room: Callable[[], int]
+def _batches(
+    source: Source, pace: Pace, offset: Callable[[], Offset | None], room: Callable[[], int]
 ) -> Iterator[Batch]:
     """Batches that are not empty, until there is an end."""
     last = time.monotonic()

@@ -2,13 +2,14 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, manifest
@@ -16,6 +17,7 @@ from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import leader_folder
 from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
+from scall_jax.run.update_files import read_growing, read_kept
 from scall_jax.serving.data import ModelBudget, Seen
 from scall_jax.serving.ids import Ids
 from scall_jax.serving.model import Model
@@ -40,26 +42,17 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     folder = Path(path)
     if not (folder / manifest.NAME).exists():
         raise ValueError(f"{folder} is no run folder: give one that has a {manifest.NAME}, such as runs/demo/uniform")
-    found = manifest.check(folder)
-    leader = leader_folder(folder)
-    if leader is not None:
-        return load(leader)
-    identity = run_folder.read_identity(folder / run_folder.CONFIG)
-    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
-    lines = run_folder.finished_lines(folder, found)
-    if not lines:
-        raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
-    stream = read_stream(folder, found)
-    if stream.fingerprint != identity["stream"]["fingerprint"]:
-        raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
+    stored = _read(folder)
+    if isinstance(stored, Path):
+        return load(stored, method=method)
+    config, line, stream = stored.config, stored.line, stored.stream
     phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")
-    line = lines[-1]
     key = jax.random.key(0)  # Nothing here is random: the key of a template says which kind of key there is.
     shapes = jax.eval_shape(lambda key: phases.init(key, stream), key)._replace(key=key)
     books = phases.bookkeeping(shapes, stream)
-    state = checkpoint.restore(folder / "checkpoints", line["segment"], shapes, books.exporter)
+    state = checkpoint.revive(stored.snapshot, shapes, books.exporter, str(folder))
     # What was searched or spent answers no requests, and has no values here.
     state = state._replace(planner=(), totals=jnp.zeros(len(stream), jnp.int32))
     segment = stream.segment(line["segment"])
@@ -92,8 +85,61 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
         seen=_seen(segment, stream, known),
         table=_table(books, state, segment, stream, known),
         stored=books.exporter.export(state.params, state.plan, known),
-        origin=_origin(identity, stream, line),
+        origin=_origin(stored.identity, stream, line),
     )
+
+
+class _Stored(NamedTuple):
+    """What the files of a run folder hold."""
+
+    identity: dict[str, Any]
+    config: Config
+    line: dict[str, Any]
+    stream: Stream
+    snapshot: checkpoint.Snapshot
+
+
+def _read(folder: Path) -> _Stored | Path:
+    """Read the files of a run folder, all of them as one commit left them; of a run of auto, its leader's folder.
+
+    Another process may write to the folder. It never changes a file that is listed, and deletes one only after a new
+    manifest is in place, so that what was read counts if all that was listed is there still; else it is read again.
+    """
+    for _ in range(_TRIES):
+        found = manifest.read(folder)
+        try:
+            stored = _read_files(folder)
+            missing = [name for name in found.files if not (folder / name).exists()]
+        except Exception:
+            # A file that is missing, or a message about it, counts only if nothing was committed meanwhile.
+            if manifest.read(folder).files == found.files:
+                raise
+            continue
+        if not missing:
+            return stored
+    raise ValueError(f"{folder} is written faster than it can be read: try again")
+
+
+_TRIES = 100
+
+
+def _read_files(folder: Path) -> _Stored | Path:
+    found = manifest.check(folder)
+    leader = leader_folder(folder)
+    if leader is not None:
+        return leader
+    identity = run_folder.read_identity(folder / run_folder.CONFIG)
+    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    lines = run_folder.finished_lines(folder, found)
+    if not lines:
+        raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
+    kept = read_kept(folder, found)
+    stream = read_stream(folder, found) if kept is None else read_growing(folder, found).stream
+    fingerprint = identity["stream"]["fingerprint"] if kept is None else kept.fingerprint
+    if stream.fingerprint != fingerprint:
+        raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
+    snapshot = checkpoint.read(folder / "checkpoints", lines[-1]["segment"])
+    return _Stored(identity, config, lines[-1], stream, snapshot)
 
 
 def fallback(period: int) -> str:

@@ -37,7 +37,7 @@ class Written(NamedTuple):
 
 
 class Gather:
-    """Columns that grow block by block; `finish` makes interactions of them, `frame` a table of the rows as they are."""
+    """Columns that grow block by block; `finish` makes interactions of them, `frame` a table of rows."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class Source(Protocol):
           most: rows to read at most, at least 1.
 
         Raises:
-          ValueError: a bad row, naming the source, row and column; or a source that is not the one that was read before.
+          ValueError: a bad row, naming the source, row and column; or not the source that was read before.
         """
         ...
 

@@ -104,8 +104,8 @@ class StandardInput:
             self._waiting = data[len(known) :]
         if self._skipped_crc != offset["crc"]:
             raise ValueError(
-                f"{self.name}: its first {offset['rows']:,} rows are not those in the folder: send the same, or the rest "
-                f"with {option('resend', 'rest')}"
+                f"{self.name}: its first {offset['rows']:,} rows are not those in the folder: send the same, or the "
+                f"rest with {option('resend', 'rest')}"
             )
         return True
 

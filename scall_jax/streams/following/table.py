@@ -10,6 +10,7 @@ back there.
 import collections
 import datetime
 import decimal
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -94,8 +95,8 @@ class GrowingTable:
         self._check_key(newest)
         if last is not None and newest < last:
             raise ValueError(
-                f"{self.name}: its largest key is {newest}, and {last} was read: rows were taken away or keys begin anew: "
-                "start in another folder"
+                f"{self.name}: its largest key is {newest}, and {last} was read: rows were taken away or keys begin "
+                "anew: start in another folder"
             )
         horizon = self._horizon(newest)
         if horizon is None or (last is not None and horizon <= last):
@@ -133,10 +134,10 @@ class GrowingTable:
     def _rows(self, last: int | None, horizon: int, most: int) -> list[tuple[Any, ...]]:
         columns = ", ".join([self._key, *(quoted_name(name) for name in self._columns.values())])
         after, given = ("", ()) if last is None else (f"{self._key} > {PLACE} AND ", (last,))
-        text = f"SELECT {columns} FROM {self._table} WHERE {after}{self._key} <= {PLACE} ORDER BY {self._key} LIMIT {PLACE}"
+        part = f"WHERE {after}{self._key} <= {PLACE} ORDER BY {self._key} LIMIT {PLACE}"
         # One more, since a key that comes twice would be cut off.
-        found = self._query(text, *given, horizon, most + 1)
-        for before, row in zip(found, found[1:], strict=False):
+        found = self._query(f"SELECT {columns} FROM {self._table} {part}", *given, horizon, most + 1)
+        for before, row in itertools.pairwise(found):
             self._check_key(row[0])
             if row[0] <= before[0]:
                 column = self._identity["key"]
@@ -171,7 +172,9 @@ class GrowingTable:
         if role in self._integers:
             odd = next((at for at, x in enumerate(values) if x is not None and not isinstance(x, int)), None)
             if odd is not None:
-                raise ValueError(f"{places.name(odd, role)}: {values[odd]!r} is no whole number, as its column has them")
+                raise ValueError(
+                    f"{places.name(odd, role)}: {values[odd]!r} is no whole number, as its column has them"
+                )
             return pl.Series(values, dtype=pl.Int64)
         if role in ("user", "item"):
             return pl.Series([None if x is None else str(x) for x in values], dtype=pl.String)

@@ -110,6 +110,7 @@ def to_json(text: Text, options: ReadOptions) -> dict[str, Any]:
 
 
 def as_json(options: ReadOptions) -> dict[str, Any]:
+    """Options as JSON can hold them."""
     return dataclasses.asdict(options) | {"missing": list(options.missing)}
 
 
@@ -145,4 +146,5 @@ def refuse_other_options(stored: Mapping[str, Any], options: ReadOptions, name: 
     now = as_json(options)
     for key, value in now.items():
         if stored.get(key) != value:
-            raise ValueError(f"{name} was read with {option(key)}={stored.get(key)!r} before, {value!r} now: give the same")
+            said = f"{option(key)}={stored.get(key)!r} before, {value!r} now"
+            raise ValueError(f"{name} was read with {said}: give the same")
