@@ -42,7 +42,7 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     folder = Path(path)
     if not (folder / manifest.NAME).exists():
         raise ValueError(f"{folder} is no run folder: give one that has a {manifest.NAME}, such as runs/demo/uniform")
-    stored = _read(folder)
+    stored = manifest.settled(folder, lambda: _read_files(folder))
     if isinstance(stored, Path):
         return load(stored, method=method)
     config, line, stream = stored.config, stored.line, stored.stream
@@ -97,30 +97,6 @@ class _Stored(NamedTuple):
     line: dict[str, Any]
     stream: Stream
     snapshot: checkpoint.Snapshot
-
-
-def _read(folder: Path) -> _Stored | Path:
-    """Read the files of a run folder, all of them as one commit left them; of a run of auto, its leader's folder.
-
-    Another process may write to the folder. It never changes a file that is listed, and deletes one only after a new
-    manifest is in place, so that what was read counts if all that was listed is there still; else it is read again.
-    """
-    for _ in range(_TRIES):
-        found = manifest.read(folder)
-        try:
-            stored = _read_files(folder)
-            missing = [name for name in found.files if not (folder / name).exists()]
-        except Exception:
-            # A file that is missing, or a message about it, counts only if nothing was committed meanwhile.
-            if manifest.read(folder).files == found.files:
-                raise
-            continue
-        if not missing:
-            return stored
-    raise ValueError(f"{folder} is written faster than it can be read: try again")
-
-
-_TRIES = 100
 
 
 def _read_files(folder: Path) -> _Stored | Path:
