@@ -23,7 +23,7 @@ from scall_jax.recommenders.served import Served
 from scall_jax.run import manifest
 from scall_jax.serving import answers
 from scall_jax.serving.ids import Ids
-from scall_jax.serving.load import fallback
+from scall_jax.serving.build import fallback
 from scall_jax.streams.statistics import popularity
 from scall_jax.tables import SIZED
 from tests import golden

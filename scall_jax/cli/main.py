@@ -28,6 +28,11 @@ COMMANDS = {
         "run methods over a stream of interactions within a memory budget",
         "scall_jax.cli.commands:run_command",
     ),
+    "update": Command(
+        "RUN --data FILE",
+        "add new rows to a finished run, and run the segments that they complete",
+        "scall_jax.cli.update_command:update_command",
+    ),
     "follow": Command(
         "--data FILE --out FOLDER",
         "keep a model up with a file, a table or a pipe that grows",

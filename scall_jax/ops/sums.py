@@ -36,6 +36,22 @@ def padded_sum(values: jax.Array) -> jax.Array:
     return _over_blocks(padded.shape[0], add, jnp.zeros(values.shape[1:]))
 
 
+def sum_of_side(values: jax.Array, users: int) -> jax.Array:
+    """Sum over nodes, the same for any room for users and items to come.
+
+    Args:
+      values: f32[N], users first; 0 at places without a node.
+      users: U, capacity of the users' side; static.
+
+    Returns:
+      f32[].
+
+    >>> float(sum_of_side(jnp.array([1.0, 0.0, 2.0]), users=2))
+    3.0
+    """
+    return padded_sum(values[:users]) + padded_sum(values[users:])
+
+
 def padded_product(left: jax.Array, right: jax.Array) -> jax.Array:
     """left.T @ right in full float32 precision, the same for any number of zero rows at the end of `left`.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import take
+from scall_jax.ops.sums import padded_sum
 from scall_jax.recommenders.graph import propagate, with_chunks
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.streams import Segment
@@ -73,7 +74,8 @@ def serve_propagated(
     else:
         before, own = final[users:], final[:users]
         folded = propagate(graph, final)[:users]
-        scale = jnp.sqrt((own**2).sum() / jnp.maximum((folded**2).sum(), 1e-30))
+        squares, of_folded = padded_sum((own**2).sum(1)), padded_sum((folded**2).sum(1))
+        scale = jnp.sqrt(squares / jnp.maximum(of_folded, 1e-30))
     return Served(final[:users], final[users:], bias, Neighbours(scale * before / jnp.sqrt(degree)[:, None]))
 
 

@@ -20,7 +20,7 @@ from scall_jax.config import Config
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
 from scall_jax.run.lock import NAME as LOCK
-from scall_jax.run.loop import Hooks, run_segments
+from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
 from scall_jax.run.programs import Programs
 from scall_jax.run.update import OpenRun, opened
 from scall_jax.streams.following import Batch, Offset, Source
@@ -69,7 +69,7 @@ class Progress(NamedTuple):
 
 Tell = Callable[[Progress], object]
 
-_PACE, _HOOKS = Pace(), Hooks()
+_PACE = Pace()
 
 
 def follow(
@@ -77,7 +77,7 @@ def follow(
     folder: str | Path,
     start: Start,
     pace: Pace = _PACE,
-    hooks: Hooks = _HOOKS,
+    hooks: Hooks = NO_HOOKS,
     tell: Tell | None = None,
 ) -> int:
     """Keep a run folder up with a growing source.

@@ -33,6 +33,10 @@ class Hooks(NamedTuple):
     phase: OnPhase = _nothing
 
 
+NO_HOOKS = Hooks()
+"""Nobody wants to be told."""
+
+
 def run_segments(
     config: Config,
     stream: Stream,

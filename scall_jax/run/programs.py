@@ -12,7 +12,7 @@ from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
 from scall_jax.run import process_memory
 from scall_jax.run.checkpoint import Snapshot, revive
-from scall_jax.run.loop import Hooks, account, one_segment
+from scall_jax.run.loop import NO_HOOKS, Hooks, account, one_segment
 from scall_jax.run.phases import CompiledPhases
 from scall_jax.run.step import Record, make_run
 from scall_jax.streams import Segment, Stream
@@ -36,11 +36,14 @@ class Step(NamedTuple):
 class Programs:
     """A run's compiled programs, kept as long as the shapes of a growing stream stay the same."""
 
+    serve: Callable[..., Any] | None
+    """`MethodPhases.serve`, compiled when it is called."""
+
     def __init__(
         self,
         config: Config,
         method: Method | None = None,
-        hooks: Hooks = Hooks(),
+        hooks: Hooks = NO_HOOKS,
         progress: Callable[..., object] | None = None,
         on_probes: Callable[..., object] | None = None,
     ):
@@ -59,6 +62,7 @@ class Programs:
                 "budget; make the run anew with all rows, or choose a method with sizes"
             )
         self.config, self.run, self.hooks = config, make_run(config, progress, on_probes, method), hooks
+        self.serve = None if self.run.method.serve is None else jax.jit(self.run.method.serve, static_argnums=3)
         self._phases: CompiledPhases | None = None
         self._shapes: Any = None
 
@@ -91,8 +95,8 @@ class Programs:
         sizes = {f"{i:04d}": leaf.size for i, leaf in enumerate(leaves) if leaf.size}
         if sizes != {name: leaf.size for name, leaf in found.memory.items()}:
             raise ValueError(
-                f"method {self.config.method} cannot go on: what it remembers has a place for each user and item of the "
-                "stream that it was run on; make the run anew with all rows"
+                f"method {self.config.method} cannot go on: what it remembers has a place for each user and item of "
+                "the stream that it was run on; make the run anew with all rows"
             )
 
     def advance(self, found: Snapshot, stream: Stream, first: int) -> Iterator[Step]:

@@ -1,7 +1,6 @@
 """Keeping a run folder up with its stream: rows are added, and segments that are complete are run, in one commit."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,9 @@ from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import CHOICES
 from scall_jax.run.checkpoint import Snapshot
+from scall_jax.run.folder import commit, stays, write_segment
 from scall_jax.run.lock import locked
-from scall_jax.run.loop import Hooks
+from scall_jax.run.loop import NO_HOOKS, Hooks
 from scall_jax.run.manifest import GROWING, Update
 from scall_jax.run.programs import Programs
 from scall_jax.run.update_files import read_growing, read_kept, write_update
@@ -98,11 +98,11 @@ class OpenRun:
             )
             # Segments make what was drawn from the run's lines, such as its summary, out of date.
             cut = bool(lines)
-            run_folder.commit(
+            commit(
                 self.folder,
                 before,
                 [*names, *written],
-                lambda name: name in counts or (run_folder.stays(name) if cut else not name.startswith(manifest.UPDATES)),
+                lambda name: name in counts or (stays(name) if cut else not name.startswith(manifest.UPDATES)),
             )
         except BaseException:
             run_folder.recover(self.folder, manifest.read(self.folder))
@@ -119,7 +119,7 @@ class OpenRun:
             return names, lines, snapshot
         for step in self._programs.advance(snapshot, new.stream, first):
             self._programs.hooks.phase("writing", f"segment {step.line['segment']}")
-            files, path = run_folder.write_segment(self.folder, step.books, step.state, step.line, step.record, step.segment)
+            files, path = write_segment(self.folder, step.books, step.state, step.line, step.record, step.segment)
             names += files
             lines.append(step.line)
             if step.line["segment"] == end - 1:
@@ -131,7 +131,7 @@ class OpenRun:
 
 
 @contextlib.contextmanager
-def opened(folder: str | Path, *, method: Method | None = None, hooks: Hooks = Hooks()) -> Iterator[OpenRun]:
+def opened(folder: str | Path, *, method: Method | None = None, hooks: Hooks = NO_HOOKS) -> Iterator[OpenRun]:
     """Open a run folder to add rows to it; until the end no other process can write to it.
 
     Programs are compiled when the first segment is complete, and are kept for the next ones.

@@ -61,14 +61,34 @@ def _request(model: ModelData, users: Any, items_of: Any) -> _Request:
     if not len(ids):
         raise ValueError("no users: give one id at least")
     rows = np.arange(len(ids)) if users is None else model.users.rows(ids)
-    if items_of is None:
-        return _Request(ids, rows, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    places, items = _waiting(model, ids)
+    if items_of is not None:
+        more = _given(model, ids, items_of)
+        pairs = np.unique(np.concatenate([places << 32 | items, more[0] << 32 | more[1]]))
+        places, items = pairs >> 32, pairs & 0xFFFFFFFF
+    return _Request(ids, rows, places, items)
+
+
+def _waiting(model: ModelData, ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Places in a request, ascending, and known items that their users have met in rows that are in no segment yet."""
+    users, seen = model.waiting
+    if not len(users):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    rows = users.rows(ids)
+    starts = np.where(rows >= 0, seen.offsets[rows], 0).astype(np.int64)
+    lengths = np.where(rows >= 0, seen.offsets[rows + 1].astype(np.int64) - starts, 0)
+    places, at = _ragged(starts, lengths)
+    return places, seen.items[at].astype(np.int64)
+
+
+def _given(model: ModelData, ids: pl.Series, items_of: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Places in a request and known items that their users have met, as the caller says."""
     given = _given_items(items_of)
     # Text, since the ids of a request and those beside it may be given in different types.
     given = pl.DataFrame({"user": given["user"].cast(pl.String), "row": model.items.rows(given["item"])})
     places = pl.DataFrame({"user": ids.cast(pl.String), "place": np.arange(len(ids), dtype=np.int64)})
     pairs = places.join(given.filter(pl.col("row") >= 0).unique(), on="user", nulls_equal=False).sort("place", "row")
-    return _Request(ids, rows, pairs["place"].to_numpy(), pairs["row"].to_numpy())
+    return pairs["place"].to_numpy(), pairs["row"].to_numpy()
 
 
 def _given_items(items_of: Any) -> pl.DataFrame:
@@ -118,7 +138,7 @@ def _answer(model: ModelData, request: _Request, k: int, exclude_seen: bool) -> 
 
 
 def _met(model: ModelData, request: _Request) -> _Pairs:
-    """What the users of a request have met, in the run or as the caller says."""
+    """What the users of a request have met, in the run, since then, or as the caller says."""
     rows = request.rows
     starts = np.where(rows >= 0, model.seen.offsets[rows], 0).astype(np.int64)
     lengths = np.where(rows >= 0, model.seen.offsets[rows + 1].astype(np.int64) - starts, 0)

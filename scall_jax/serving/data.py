@@ -9,8 +9,11 @@ import polars as pl
 
 from scall_jax.config import Config
 from scall_jax.recommenders.served import FoldIn, Served
+from scall_jax.run.checkpoint import Snapshot
+from scall_jax.run.programs import Programs
 from scall_jax.serving.ids import Ids
 from scall_jax.sizes.budget import Budget
+from scall_jax.streams import Growing
 from scall_jax.tables.storage import Exported
 
 
@@ -44,6 +47,28 @@ class Seen(NamedTuple):
         return self.items[self.offsets[row] : self.offsets[row + 1]].astype(np.int64)
 
 
+class Waiting(NamedTuple):
+    """What has been met since the segment's cut, where rows have come that are in no segment yet; else empty."""
+
+    users: Ids
+    """Users of these rows, known ones or not."""
+    seen: Seen
+    """Known items of each of these users."""
+
+
+class GoingOn(NamedTuple):
+    """What a model needs to take new rows."""
+
+    growing: Growing
+    """The stream."""
+    snapshot: Snapshot
+    """The state after the last segment, with what planner and recommender remember."""
+    line: dict[str, Any]
+    """Of `metrics.jsonl`, of the last segment."""
+    programs: Programs
+    """Which all models that come from one share."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelData:
     """What a run has left after its last finished segment; nothing changes it."""
@@ -74,3 +99,7 @@ class ModelData:
     """What the run stores, by name."""
     origin: Mapping[str, Any]
     """How the model was made: versions, method, stream, segment, key."""
+    waiting: Waiting
+    """What new rows say of users until a segment of them is complete."""
+    going_on: GoingOn | str
+    """What `update` needs; or why the model cannot be updated."""

@@ -1,28 +1,23 @@
 """Read a model from a run folder: the same state, segment and bias that the run's last evaluation had."""
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import polars as pl
 
 from scall_jax.config import Config
-from scall_jax.methods.phases import Bookkeeping, Method
-from scall_jax.methods.state import RunState
+from scall_jax.methods.phases import Method
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import leader_folder
+from scall_jax.run.programs import Programs
 from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
 from scall_jax.run.update_files import read_growing, read_kept
-from scall_jax.serving.data import ModelBudget, Seen
-from scall_jax.serving.ids import Ids
+from scall_jax.serving import build
+from scall_jax.serving.data import GoingOn
 from scall_jax.serving.model import Model
-from scall_jax.streams import HALF_LIVES, POPULARITY, Segment, Stream
-from scall_jax.streams.segments import compact_graph
+from scall_jax.streams import Growing, Stream, growing
 
 
 def load(path: str | Path, *, method: Method | None = None) -> Model:
@@ -33,7 +28,9 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
       method: a method that `METHODS` does not list, as in `run_segments`.
 
     Returns:
-      Model. Its recommendations are those that the run's last test metrics are of.
+      Model. Its recommendations are those that the run's last test metrics are of; where rows have come since that are
+      in no segment yet, they count as `Model.update` says. It holds the stream, 16 bytes a row and the ids, and what
+      the run's planner remembers, for `Model.update`.
 
     Raises:
       ValueError: the folder holds no finished segment, a file of it is not what the run wrote, or its method has no way
@@ -45,48 +42,24 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     stored = manifest.settled(folder, lambda: _read_files(folder))
     if isinstance(stored, Path):
         return load(stored, method=method)
-    config, line, stream = stored.config, stored.line, stored.stream
+    identity, config, line = stored.identity, stored.config, stored.line
+    stream, grown, kept = stored.stream, stored.grown, stored.kept
     phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")
     key = jax.random.key(0)  # Nothing here is random: the key of a template says which kind of key there is.
     shapes = jax.eval_shape(lambda key: phases.init(key, stream), key)._replace(key=key)
     books = phases.bookkeeping(shapes, stream)
-    state = checkpoint.revive(stored.snapshot, shapes, books.exporter, str(folder))
-    # What was searched or spent answers no requests, and has no values here.
-    state = state._replace(planner=(), totals=jnp.zeros(len(stream), jnp.int32))
-    segment = stream.segment(line["segment"])
-    row = jnp.int32(POPULARITY.index(line["popularity"]) if line["popularity"] else 0)
-    width = books.width(state.plan)
-    served = jax.jit(phases.serve, static_argnums=3)(state, segment, row, width)
-    known = (int(segment.users), int(segment.items))
-    counts = line["popularity"] or fallback(int(segment.period))
-    return Model(
-        config=config,
-        segment=line["segment"],
-        budget=ModelBudget(
-            rule=config.budget,
-            charge=config.charge,
-            allowed=line["budget_bytes"],
-            table=line["bytes_table"],
-            at_rest=line["bytes_at_rest"],
-            serving=line["bytes_serving"],
-        ),
-        users=Ids(stream.user_ids[: known[0]]),
-        items=Ids(stream.item_ids[: known[1]]),
-        served=served._replace(
-            users=served.users[: known[0]],
-            items=served.items[: known[1]],
-            bias=served.bias[: known[1]],
-        ),
-        fold_in=phases.fold_in,
-        popularity=np.asarray(segment.popularity)[POPULARITY.index(counts), : known[1]],
-        popularity_name=counts,
-        seen=_seen(segment, stream, known),
-        table=_table(books, state, segment, stream, known),
-        stored=books.exporter.export(state.params, state.plan, known),
-        origin=_origin(stored.identity, stream, line),
-    )
+    state = checkpoint.revive(kept, shapes, books.exporter, str(folder / "checkpoints"))
+    origin = {"jax": identity.get("jax"), "device": identity.get("device"), "method": identity["config"]["method"]}
+    origin |= {"config": identity["config"], "key": identity["key"]}
+    serve = jax.jit(phases.serve, static_argnums=3)
+    fitted = build.Fitted(config, phases, serve, state, books, stream, line, origin)
+    if isinstance(grown, str):
+        return Model(**build.fields(fitted, None, grown))
+    # Rows that a run leaves out, by its largest number of segments, count once it goes on.
+    waiting = grown.waiting if stream.waits else None
+    return Model(**build.fields(fitted, waiting, _going_on(config, method, grown, kept, line)))
 
 
 class _Stored(NamedTuple):
@@ -96,10 +69,12 @@ class _Stored(NamedTuple):
     config: Config
     line: dict[str, Any]
     stream: Stream
-    snapshot: checkpoint.Snapshot
+    grown: Growing | str
+    kept: checkpoint.Snapshot
 
 
 def _read_files(folder: Path) -> _Stored | Path:
+    """Read the files of a run folder; of a run of auto, say where the leader's is."""
     found = manifest.check(folder)
     leader = leader_folder(folder)
     if leader is not None:
@@ -109,66 +84,32 @@ def _read_files(folder: Path) -> _Stored | Path:
     lines = run_folder.finished_lines(folder, found)
     if not lines:
         raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
-    kept = read_kept(folder, found)
-    stream = read_stream(folder, found) if kept is None else read_growing(folder, found).stream
-    fingerprint = identity["stream"]["fingerprint"] if kept is None else kept.fingerprint
-    if stream.fingerprint != fingerprint:
+    stream, grown = _stream(folder, found, len(lines))
+    if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
-    snapshot = checkpoint.read(folder / "checkpoints", lines[-1]["segment"])
-    return _Stored(identity, config, lines[-1], stream, snapshot)
+    kept = checkpoint.read(folder / "checkpoints", lines[-1]["segment"])
+    return _Stored(identity, config, lines[-1], stream, grown, kept)
 
 
-def fallback(period: int) -> str:
-    """Counts that users are ranked by of whom nothing is known, where the run has chosen none.
-
-    Args:
-      period: rows between the last two cuts.
-
-    Returns:
-      Of `streams.POPULARITY` the decayed counts whose half-life is nearest to the period, as a ratio.
-
-    >>> fallback(1400), fallback(10)
-    ('decayed-1000', 'decayed-250')
-    """
-    ratios = np.abs(np.log(np.array(HALF_LIVES) / max(period, 1)))
-    return f"decayed-{HALF_LIVES[int(ratios.argmin())]}"
-
-
-def _seen(segment: Segment, stream: Stream, known: tuple[int, int]) -> Seen:
-    compact = compact_graph(segment.graph, stream.capacity.users, known)
-    return Seen(compact["offsets"], compact["items"])
+def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stream, Growing | str]:
+    """The stream of a run, and as what can go on, or why it cannot."""
+    if read_kept(folder, found) is not None:
+        grown = read_growing(folder, found)
+        return grown.stream, grown
+    stream = read_stream(folder, found)
+    if segments < len(stream):
+        return stream, f"{folder} has {segments} of {len(stream)} segments: finish the run first, with --resume"
+    try:
+        grown = growing(stream)
+    except ValueError as error:
+        return stream, str(error)
+    return stream, grown
 
 
-def _table(
-    books: Bookkeeping, state: RunState, segment: Segment, stream: Stream, known: tuple[int, int]
-) -> pl.DataFrame:
-    """Sizes of all known entities; see `Model.sizes`."""
-    ids = [stream.user_ids[: known[0]], stream.item_ids[: known[1]]]
-    if ids[0].dtype != ids[1].dtype:
-        ids = [one.cast(pl.String) for one in ids]
-    users = stream.capacity.users
-    node = np.concatenate([np.arange(known[0]), users + np.arange(known[1])])
-    return pl.DataFrame(
-        {
-            "id": pl.concat(one.alias("id") for one in ids),
-            "side": np.repeat(["users", "items"], known),
-            "size": books.sizes(state.plan)[node],
-            "bits": books.bits(state.plan)[node],
-            "frequency": np.asarray(segment.total)[node],
-        }
-    )
-
-
-def _origin(identity: dict[str, Any], stream: Stream, line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "scall_jax": importlib.metadata.version("scall_jax"),
-        "jax": identity.get("jax"),
-        "device": identity.get("device"),
-        "method": identity["config"]["method"],
-        "config": identity["config"],
-        "key": identity["key"],
-        "stream": identity["stream"] | {"span": stream.span},
-        "segment": line["segment"],
-        "rows": stream.bounds[line["segment"]].train,
-        "test_recall@20": line["test_recall@20"],
-    }
+def _going_on(
+    config: Config, method: Method | None, grown: Growing, kept: checkpoint.Snapshot, line: dict[str, Any]
+) -> GoingOn | str:
+    try:
+        return GoingOn(build.slim(grown), kept, line, Programs(config, method))
+    except ValueError as error:
+        return str(error)

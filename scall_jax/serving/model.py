@@ -7,7 +7,10 @@ import numpy as np
 import polars as pl
 
 from scall_jax.serving import answers, export_folder
+from scall_jax.serving.build import update
 from scall_jax.serving.data import ModelData
+from scall_jax.streams import Interactions
+from scall_jax.streams.growing import Late
 
 
 class Model(ModelData):
@@ -91,6 +94,29 @@ class Model(ModelData):
         if side not in ("users", "items"):
             raise ValueError(f"side={side!r}: choose users or items")
         return np.asarray(getattr(self.served, side))
+
+    def update(self, rows: Interactions | pl.DataFrame, late: Late = "refuse") -> "Model":
+        """The model that new rows lead to; this one stays as it is, and no folder is written.
+
+        Segments that are complete are cut by the run's rule, sizes are planned within the budget, and vectors are
+        trained or solved for, as the run does it: `scall_jax.run.update` on the folder ends in the same model. Until a
+        segment is complete, rows count in what users have met, in popularity, and for users without a vector, who are
+        folded in from them.
+
+        Args:
+          rows: in any number, by the caller's ids: interactions, or a frame with the columns `user`, `item` and `time`
+            (dates, or integers in milliseconds since 1970).
+          late: what becomes of rows that are earlier than the last row of a segment: refuse, or clamp, which places
+            them at the time of that row.
+
+        Returns:
+          Model.
+
+        Raises:
+          ValueError: a model that cannot go on, and why; rows that cannot be placed; a budget that does not suffice any
+            longer; a non-finite loss.
+        """
+        return update(self, rows, late)
 
     def export(self, path: str | Path) -> Path:
         """Write the model to a folder that can be read without this library.

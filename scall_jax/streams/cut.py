@@ -39,8 +39,8 @@ def cut(
         one before it.
       segments: instead, this many parts of equally many rows; "auto" takes as many, up to 12, as leave enough test
         users in each, which `Stream.notes` explains.
-      rows: instead, this many rows in every segment. Rows that are left, too few for a segment, wait for those that come
-        later (`advance`), and `Stream.notes` says how many they are.
+      rows: instead, this many rows in every segment. Rows that are left, too few for a segment, wait for those that
+        come later (`advance`), and `Stream.notes` says how many they are.
       at: instead, timestamps (seconds, milliseconds or text, as `read` takes them) at which segments start.
       split: parts of train, valid and test. A boundary moves back to the first row of its timestamp, so that no rows of
         equal time lie on both sides (the rows of an invoice have one time), unless that would empty a part.

@@ -1,7 +1,7 @@
 """Growing: a stream that has been cut as far as it goes, and the rows that wait until a segment of them is complete."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -35,8 +35,8 @@ class Growing:
     stream: Stream
     """All rows that are in segments; its capacities are larger than they need to be (`Stream.reserved`)."""
     waiting: pl.DataFrame
-    """Rows that are in none yet, in the order in which they arrived: `user`, `item`, ids as they were given, and `time`,
-    i64, milliseconds since 1970."""
+    """Rows that are in none yet, in the order in which they arrived: `user` and `item`, ids as they were given, and
+    `time`, i64, milliseconds since 1970."""
 
     @property
     def clock(self) -> int:
@@ -200,7 +200,8 @@ def as_frame(rows: Interactions | pl.DataFrame, source: str) -> pl.DataFrame:
             raise ValueError(f"{source}: times are {time.dtype}: give dates, or integers in milliseconds since 1970")
         if time.null_count():
             raise ValueError(f"{source}, row {int(time.is_null().arg_true()[0])}: the time is missing")
-        rows = from_arrays(*(_as_id(rows[name], source) for name in ("user", "item")), time.to_numpy(), source)
+        users, items = _as_id(rows["user"], source), _as_id(rows["item"], source)
+        rows = from_arrays(users, items, time.to_numpy(), source)
     return pl.DataFrame(
         {
             "user": rows.user_ids.gather(rows.user),
@@ -240,10 +241,13 @@ def of_one_type(one: pl.Series, other: pl.Series) -> tuple[pl.Series, pl.Series]
         return one, other
     for dtype in (one.dtype if len(one) else other.dtype, pl.Int64, pl.UInt64):
         kept, same = one.cast(dtype, strict=False), other.cast(dtype, strict=False)
-        exact = all(x.null_count() == 0 and (x.cast(pl.String) == y.cast(pl.String)).all() for x, y in ((kept, one), (same, other)))
-        if exact:
+        if _says_the_same(kept, one) and _says_the_same(same, other):
             return kept, same
     return one.cast(pl.String), other.cast(pl.String)
+
+
+def _says_the_same(cast: pl.Series, ids: pl.Series) -> bool:
+    return cast.null_count() == 0 and bool((cast.cast(pl.String) == ids.cast(pl.String)).all())
 
 
 def numbered(ids: pl.Series, given: pl.Series) -> tuple[np.ndarray, pl.Series]:

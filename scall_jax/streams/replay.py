@@ -34,8 +34,8 @@ def draw_replay(
     """
     if not 0 <= part < float("inf"):
         raise ValueError(f"{option('replay')}={part}: must be finite and not negative")
-    drawn = list(earlier)
-    pool = np.concatenate([np.empty(0, np.int64), *(_pooled(b, r, compounding) for b, r in zip(bounds, earlier, strict=False))])
+    drawn, before = list(earlier), zip(bounds, earlier, strict=False)
+    pool = np.concatenate([np.empty(0, np.int64), *(_pooled(b, rows, compounding) for b, rows in before)])
     for t, b in enumerate(bounds[len(earlier) :], len(earlier)):
         end = b.end if compounding else b.train
         current = np.zeros(int(user.max()) + 1, bool)

@@ -52,13 +52,25 @@ def popularity(item: np.ndarray, start: int, total: np.ndarray) -> np.ndarray:
     """
     chex.assert_rank([item, total], 1)
     chex.assert_type([item, total], int)
-    cut, items = len(item), len(total)
-    rows: list[np.ndarray] = [total, counts(item[start:], items)]
-    for half_life in HALF_LIVES:
-        decayed = np.zeros(items)
-        for part in chunks(max(0, cut - _HALF_LIVES_BACK * half_life), cut):
-            weight = np.exp2(np.arange(part.start - cut + 1, part.stop - cut + 1) / half_life)
-            # `add.at` adds row by row, so that the sums do not depend on the chunks.
-            np.add.at(decayed, item[part], weight)
-        rows.append(decayed)
+    items = len(total)
+    rows = [total, counts(item[start:], items), *(decayed_counts(item, items, half_life) for half_life in HALF_LIVES)]
     return np.stack([row.astype(np.float32) for row in rows])
+
+
+def decayed_counts(item: np.ndarray, items: int, half_life: int) -> np.ndarray:
+    """How often each item appears, where a row weighs half as much as one so many rows later.
+
+    Args:
+      item: i32[rows], items.
+      items: of them, V.
+      half_life: in rows.
+
+    Returns:
+      f64[V].
+    """
+    cut, decayed = len(item), np.zeros(items)
+    for part in chunks(max(0, cut - _HALF_LIVES_BACK * half_life), cut):
+        weight = np.exp2(np.arange(part.start - cut + 1, part.stop - cut + 1) / half_life)
+        # `add.at` adds row by row, so that the sums do not depend on the chunks.
+        np.add.at(decayed, item[part], weight)
+    return decayed

@@ -26,7 +26,6 @@ from scall_jax.streams.segments import (
 )
 from scall_jax.streams.times import shown
 
-
 _SEGMENTS = 1024
 """Segments that a stream that grows has room for, or a multiple."""
 
@@ -99,8 +98,8 @@ class Stream:
     waits: bool = False
     """Rows after the last segment wait for the next one; else they are not used."""
     reserved: Capacity | None = None
-    """Of a stream that grows, the capacities so far: where one does not suffice, all become twice what is needed, so that
-    they stay the same until something has doubled. None: capacities are what is needed."""
+    """Of a stream that grows, the capacities so far: where one does not suffice, all become twice what is needed, so
+    that they stay the same until something has doubled. None: capacities are what is needed."""
 
     def __len__(self) -> int:
         return len(self.bounds)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.indexing import ceil_div, dynamic_slice, take
+from scall_jax.ops.sums import padded_product
 from scall_jax.recommenders.ials.problem import Order, Problem
 from scall_jax.recommenders.ials.rows import RowLayout, windows
-from scall_jax.recommenders.ials.systems import EXACT
 
 CHUNK = 32
 """Interactions of an entity that are added to its matrix at once."""
@@ -164,9 +164,7 @@ def make_others(side: Side, pool: jax.Array, width: int) -> Others:
     vectors = windows(pool, take(side.rows.first, vector), sizes, width)
     # For users the sum has the items' biases in it; for items it is the plain sum, times the item's own bias.
     weight = jnp.where(side.number == 0, take(problem.bias, node), 1.0)
-    blocks = vectors.reshape(-1, BLOCK, width)
-    gram = jnp.einsum("bki,bkj->bij", blocks, blocks, precision=EXACT).sum(0)
-    total = jnp.einsum("bk,bki->bi", weight.reshape(-1, BLOCK), blocks, precision=EXACT).sum(0)
+    gram, total = padded_product(vectors, vectors), padded_product(vectors, weight[:, None])[:, 0]
     return Others(begin, vectors, problem.unobserved * gram, -problem.unobserved * total)
 
 

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.sums import padded_product
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.served import FoldIn, Served
 
@@ -45,8 +46,8 @@ def item_model(vectors: jax.Array, bias: jax.Array, known: jax.Array | int, hype
     chex.assert_rank([vectors, bias], [2, 1])
     chex.assert_equal_shape_prefix([vectors, bias], 1)
     vectors = jnp.where((jnp.arange(vectors.shape[0]) < known)[:, None], vectors, 0.0)
-    gram = jnp.matmul(vectors.T, vectors, precision=_EXACT)
-    return ItemModel(vectors, bias, gram, jnp.matmul(bias, vectors, precision=_EXACT), jnp.asarray(known), hyper)
+    gram, biased = padded_product(vectors, vectors), padded_product(vectors, bias[:, None])[:, 0]
+    return ItemModel(vectors, bias, gram, biased, jnp.asarray(known), hyper)
 
 
 @functools.partial(jax.jit, static_argnames="exponent")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.sums import sum_of_side
 from scall_jax.recommenders.ials.batches import Entities, Others, Outcome, Side, factors, neighbours
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.systems import EXACT, times
@@ -50,7 +51,8 @@ def preconditioner(side: Side, others: Others) -> Preconditioner:
     """
     problem = side.problem
     of_side = problem.active & ((jnp.arange(problem.active.shape[0]) >= side.users) == (side.number == 1))
-    regularisation = jnp.where(of_side, problem.regularisation, 0.0).sum() / jnp.maximum(of_side.sum(), 1)
+    regularisation = sum_of_side(jnp.where(of_side, problem.regularisation, 0.0), side.users)
+    regularisation /= jnp.maximum(of_side.sum(), 1)
     width = others.gram.shape[0]
     # Coordinates that no vector has, and a side without vectors, leave a matrix that has no factor.
     least = jnp.finfo(jnp.float32).eps * jnp.trace(others.gram) + jnp.finfo(jnp.float32).tiny

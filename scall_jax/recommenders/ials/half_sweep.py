@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import dynamic_update_slice, take
+from scall_jax.ops.sums import padded_sum
 from scall_jax.recommenders.ials.batches import (
     Entities,
     Others,
@@ -99,7 +100,7 @@ def half_sweep(side: Side, pool: jax.Array, maximum: int, approximation: Approxi
         first, end = range_of(side, at, class_number(place + 1, 0, 0) - at)
         progress = jax.lax.cond(first < end, solve_all, lambda p: p, progress)
     gain, penalty, error, scale = progress.outcomes
-    solved = Solved(progress.pool, gain.sum(), penalty.sum(), relative(error, scale).max())
+    solved = Solved(progress.pool, padded_sum(gain), padded_sum(penalty), relative(error, scale).max())
     return _solve_shared(side, maximum, solved)
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import take
+from scall_jax.ops.sums import padded_sum
 from scall_jax.streams import Segment, active_mask, sides
 
 DUAL_DEGREES = (8, 16, 32)
@@ -92,8 +93,8 @@ def make_problem(
         roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))
     targets = roots * (1 - take(bias, graph.indices))
     # Each pair has an entry in its user's row, whose neighbour is the item.
-    met = jnp.where(entry < graph.indptr[users], targets**2, 0.0).sum()
-    constant = met + hyper.unobserved * segment.users * (bias**2).sum()
+    met = padded_sum(jnp.where(entry < graph.indptr[users], targets**2, 0.0))
+    constant = met + hyper.unobserved * segment.users * padded_sum(bias[users:] ** 2)
     return Problem(
         indptr=graph.indptr,
         neighbours=graph.indices,
