@@ -31,7 +31,7 @@ from scall_jax.recommenders.ials.batches import CHUNK, batch_numbers, batch_size
 from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.gradients import Steps, conjugate_gradients
-from scall_jax.recommenders.ials.problem import DUAL_DEGREES, Hyper
+from scall_jax.recommenders.ials.problem import DUAL_DEGREES, Hyper, Weighting
 from scall_jax.recommenders.ials.systems import EXACT, times
 from scall_jax.streams import Segment
 from scall_jax.tables.packed import packed
@@ -85,9 +85,11 @@ def by_us(flags: IalsSpeed, segment: Segment, width: int, solver: str) -> dict[s
     start = storage.table.to_buffer(storage.fresh(jax.random.key(flags.seed), layout, 0.1))
     # Ours is the library's, divided: the factors' scale absorbs the rest.
     c = (1 + flags.confidence) / flags.confidence
-    hyper = Hyper(*map(jnp.float32, (0.0, 1 / flags.confidence, flags.weight / (1 + flags.confidence))))
+    hyper = Hyper(*map(jnp.float32, (0.0, 1 / flags.confidence, flags.weight / (1 + flags.confidence), 0.0)))
     fit = jax.jit(
-        functools.partial(solve, storage, Sweeps(flags.sweeps, 0.0, SOLVERS[solver], IalsConfig.cg_steps), exponent=0.0)
+        functools.partial(
+            solve, storage, Sweeps(flags.sweeps, 0.0, SOLVERS[solver], IalsConfig.cg_steps), weighting=Weighting(0.0)
+        )
     )
     arguments = start, layout, segment, jnp.zeros(items), hyper
     begun = time.perf_counter()

@@ -323,7 +323,8 @@ def test_on_a_command_line_rules_are_named_as_flags(tmp_path):
         return str(refused.value)
 
     assert "fewer segments (--cut.segments) or a larger --cut.new-entities" in message(segments=50)
-    assert "give one of --cut.new-entities, --cut.segments, --cut.rows and --cut.at" in message(segments=2, new_entities=5)
+    expected = "give one of --cut.new-entities, --cut.segments, --cut.rows and --cut.at"
+    assert expected in message(segments=2, new_entities=5)
     assert "lower --cut.k-core" in message(k_core=99)
     assert "--cut.at=['soon']: 'soon' is not a timestamp" in message(at=("soon",))
     assert "--cut.at=['20200131']" in message(at=("20200131",))

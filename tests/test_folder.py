@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from scall_jax import run_segments
+from scall_jax.methods.state import RunState
+from scall_jax.recommenders.baseline import Exporter
 from scall_jax.run import checkpoint, folder, lock, manifest
 from tests.helpers import comparable, small_config, small_stream
 
@@ -231,3 +233,25 @@ def test_a_folder_without_a_manifest_is_refused(stream, made, tmp_path):
         (path / manifest.NAME).write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=r"manifest\.json"):
             run_segments(CONFIG, stream, KEY, folder=path)
+
+
+@pytest.mark.parametrize("spoilt", ["table", "search", "metrics"])
+def test_numbers_that_are_not_finite_are_never_written(spoilt, tmp_path):
+    """The table and its bfloat16 form, what a search remembers, and a line of metrics."""
+    if spoilt == "metrics":
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            folder.append_line(tmp_path / "metrics.jsonl", {"test_recall@20": float("nan")})
+        assert not (tmp_path / "metrics.jsonl").exists()
+        return
+    exporter = Exporter(lambda params, plan, known: {"parameters": np.asarray(params)}, lambda exported, known: None)
+    state = RunState(jax.random.key(0), np.zeros(3, np.float32), (), np.array([1, 2]), np.array([3]))
+    unmade = np.array([-np.inf, 1.0], np.float32)  # the reward of a probe that has not been made
+    checkpoint.save(tmp_path, 0, state._replace(planner=unmade), exporter)
+    for value in (np.nan, np.inf, -np.inf)[: 3 if spoilt == "table" else 2]:
+        bad = np.array([0.0, value], np.float32)
+        forms = (bad, bad.astype(jax.numpy.bfloat16)) if spoilt == "table" else (bad,)
+        for form in forms:
+            changed = {"params" if spoilt == "table" else "planner": form}
+            with pytest.raises(ValueError, match=f"segment-0001: .*{spoilt} has numbers that are not finite"):
+                checkpoint.save(tmp_path, 1, state._replace(**changed), exporter)
+    assert [path.name for path in (tmp_path / ".pending").iterdir()] == ["segment-0000"]

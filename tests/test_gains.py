@@ -24,7 +24,7 @@ from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
 from tests.helpers import comparable, continued
 
-A0, LAMBDA, FADING, WIDTH = 0.3, 0.003, 2.0, 16
+A0, LAMBDA, FADING, USERS_FADING, WIDTH = 0.3, 0.003, 2.0, 0.5, 16
 _FIXED = IalsConfig(sweeps=2, half_life=0.5, unobserved=A0, regularisation=LAMBDA)
 
 
@@ -38,7 +38,7 @@ def _stream() -> streams.Stream:
 def _wide() -> tuple[streams.Segment, np.ndarray, WideFit]:
     segment = jax.tree.map(jnp.asarray, _stream().segment(1))
     bias = np.random.default_rng(0).random(_stream().capacity.items).astype(np.float32) * 0.3
-    hyper = Hyper(jnp.float32(FADING), jnp.float32(A0), jnp.float32(LAMBDA))
+    hyper = Hyper(*map(jnp.float32, (FADING, A0, LAMBDA, USERS_FADING)))
     return (
         segment,
         bias,
@@ -52,7 +52,9 @@ def test_a_gain_is_the_drop_of_the_loss_when_a_coordinate_is_added():
     vectors = np.asarray(fit.vectors, np.float64)
     known = [np.arange(int(segment.users)), users + np.arange(int(segment.items))]
     indptr, neighbours = np.asarray(segment.graph.indptr), np.asarray(segment.graph.indices)
-    weight = 2.0 ** (-np.asarray(segment.ages, np.float64) / int(segment.period) * FADING)
+    ages = np.asarray(segment.ages, np.float64) / int(segment.period)
+    # Users' pairs weigh what they do when users are served.
+    weight = 2.0 ** (-ages * np.where(np.arange(len(ages)) < indptr[users], USERS_FADING, FADING))
     beta = np.concatenate([np.zeros(users), bias])
     for node in [*known[0], *known[1]]:
         other = known[1 if node < users else 0]

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import chex
@@ -14,6 +15,7 @@ from scall_jax.methods.context import item_bias
 from scall_jax.recommenders import FitConfig, LightGcn, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
 from scall_jax.recommenders import graph as graphs
 from scall_jax.recommenders.fit import _Evaluated, _initial, _judge, evaluate_params, learning_rate
+from scall_jax.recommenders.gradient_recommender import BIAS_WEIGHTS
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
 from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.recommenders.train_step import TrainState
@@ -261,22 +263,51 @@ def test_the_best_parameters_on_valid_are_the_result():
     assert found == [(1, 10, 0, 1), (2, 20, 0, 1), (2, 20, 1, 0), (2, 20, 2, 1), (2, 20, 3, 0), (6, 60, 0, 0)]
 
 
+def _fitness(segment, users: int, scores) -> list[float]:
+    """The mean of Recall@20 and NDCG@20 of each user of valid, by scores (user -> [V])."""
+    known, fitness = int(segment.items), []
+    for q in range(int(segment.valid.count)):
+        user = segment.valid.users[q]
+        wanted, row = segment.valid.items[segment.valid.indptr[q] : segment.valid.indptr[q + 1]], scores(user)
+        met = segment.graph.indices[segment.graph.indptr[user] : segment.graph.indptr[user + 1]] - users
+        left = [item for item in range(known) if item not in set(met.tolist())]
+        top = sorted(left, key=lambda item, row=row: (-row[item], item))[:20]
+        gains = np.isin(top, wanted) / np.log2(np.arange(2, len(top) + 2))
+        ideal = (1 / np.log2(np.arange(2, min(20, len(wanted)) + 2))).sum()
+        fitness.append((np.isin(top, wanted).sum() / len(wanted) + gains.sum() / ideal) / 2)
+    return fitness
+
+
+def test_the_weight_of_the_bias_is_the_one_that_has_ranked_best_so_far():
+    stream = small_stream(segments=3)
+    config = small_config("uniform", bias="decayed", recommender="mf", budget=Budget.mean_size(4))
+    run = make_run(config)
+    state, step, totals = run.init(jax.random.key(0), stream), jax.jit(run.step), np.zeros(len(BIAS_WEIGHTS))
+    users, valid = stream.capacity.users, []
+    for segment in stream:
+        state, record = step(state, jax.tree.map(jnp.asarray, segment))
+        known = tuple(np.asarray(state.known).tolist())
+        exporter = run.method.bookkeeping(state, stream).exporter
+        # All have one size: a column of the table after another.
+        table = exporter.export(state.params, state.plan, known)["parameters"].reshape(4, sum(known)).T.astype(float)
+        bias = np.log1p(np.asarray(segment.popularity[int(record.popularity)], float))[: known[1]]
+
+        def scores(user, weight, table=table, bias=bias, first=known[0]):
+            return table[first:] @ table[user] + weight * bias
+
+        found = [_fitness(segment, users, functools.partial(scores, weight=weight)) for weight in BIAS_WEIGHTS]
+        totals += [sum(each) for each in found]
+        assert np.ptp([sum(each) for each in found]) > 1e-3
+        np.testing.assert_allclose(state.recommender, totals, rtol=1e-4)
+        valid.append((found[totals.argmax()], np.asarray(record.valid.by_user)))
+    for mine, by_user in valid:
+        np.testing.assert_allclose(by_user[: len(mine), :2].mean(1), mine, atol=1e-5)
+
+
 def test_the_decay_that_ranks_best_on_valid_is_chosen():
     stream = small_stream()
     segment, users = stream.segment(2), stream.capacity.users
-    known, best = int(segment.items), []
-    for row in segment.popularity[2:]:
-        fitness = []
-        for q in range(int(segment.valid.count)):
-            user = segment.valid.users[q]
-            wanted = segment.valid.items[segment.valid.indptr[q] : segment.valid.indptr[q + 1]]
-            met = segment.graph.indices[segment.graph.indptr[user] : segment.graph.indptr[user + 1]] - users
-            left = [item for item in range(known) if item not in set(met.tolist())]
-            top = sorted(left, key=lambda item, row=row: (-row[item], item))[:20]
-            gains = np.isin(top, wanted) / np.log2(np.arange(2, len(top) + 2))
-            ideal = (1 / np.log2(np.arange(2, min(20, len(wanted)) + 2))).sum()
-            fitness.append((np.isin(top, wanted).sum() / len(wanted) + gains.sum() / ideal) / 2)
-        best.append(np.mean(fitness))
+    best = [np.mean(_fitness(segment, users, lambda _, row=row: row)) for row in segment.popularity[2:]]
     assert np.ptp(best) > 1e-3
     found = int(best_half_life(jax.tree.map(jnp.asarray, segment), 4096))
     assert best[found - 2] == pytest.approx(max(best), abs=1e-6)

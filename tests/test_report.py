@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scall_jax import Budget, Config, FitConfig, SizesConfig, run_segments, streams
+from scall_jax import Budget, Config, FitConfig, SizesConfig, make_run, run_segments, streams
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.commands import run_command
@@ -44,6 +44,23 @@ def test_rows_that_no_metric_counts_are_counted_by_their_reason(stream):
     summary = records.summarise(lines)
     assert 0 < summary["dropped_share"] < 1 and summary["dropped_share"] == pytest.approx(dropped / rows)
     assert records.summarise([{k: v for k, v in x.items() if k != "test_rows"} for x in lines])["dropped_share"] is None
+
+
+def test_a_record_with_a_number_that_is_not_finite_is_refused(stream):
+    run = make_run(Config("popularity-all"))
+    state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
+    shapes = jax.eval_shape(run.step, state, jax.tree.map(np.asarray, stream.segment(1)))[1]
+    record = jax.tree.map(lambda x: np.zeros((3, *x.shape), x.dtype), shapes)
+    record = record._replace(segment=np.arange(3), bad_step=np.full(3, -1))
+    records.check(record)
+    floats = [at for at, x in enumerate(jax.tree.leaves(record)) if x.dtype.kind == "f" and x.size]
+    assert len(floats) >= 10
+    for at in floats:
+        leaves, structure = jax.tree.flatten(record)
+        leaves[at] = leaves[at].copy()
+        leaves[at].reshape(3, -1)[1, 0] = np.nan if at % 2 else np.inf
+        with pytest.raises(ValueError, match=r"segment 1: [a-z._]+ is not finite"):
+            records.check(jax.tree.unflatten(structure, leaves))
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.served import Served
 from scall_jax.run import manifest
 from scall_jax.serving import answers
-from scall_jax.serving.ids import Ids
 from scall_jax.serving.build import fallback
+from scall_jax.serving.ids import Ids
 from scall_jax.streams.statistics import popularity
 from scall_jax.tables import SIZED
 from tests import golden
@@ -284,7 +284,7 @@ def test_who_is_unknown_gets_what_is_popular(model, stream):
 def test_a_fold_in_of_least_squares_solves_the_users_system():
     rng = np.random.default_rng(0)
     vectors, bias = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=20).astype(np.float32)
-    hyper = Hyper(jnp.float32(0.5), jnp.float32(0.1), jnp.float32(0.01))
+    hyper = Hyper(*map(jnp.float32, (0.5, 0.1, 0.01, 0.5)))
     served = Served(jnp.zeros((0, 4)), jnp.asarray(vectors), jnp.asarray(bias), solving(vectors, bias, 20, hyper))
     found = answers._folded(make_fold_in(1.0), served, answers._Pairs(np.array([0, 2, 5]), np.array([3, 7, 1, 2, 19])))
     for items, vector in zip(([3, 7], [1, 2, 19]), found, strict=True):

@@ -189,7 +189,7 @@ def run_method(
         if flags.overwrite and not flags.resume:
             (auto.remove if config.method == auto.NAME else run_folder.remove_run)(folder)
         lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
-        summary = _finish(config, stream, folder, label or config.method, lines)
+        summary = finish_run(config, stream, folder, label or config.method, lines)
         if extras.html:
             run_report.write(folder)
         return summary, lines
@@ -217,7 +217,7 @@ def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path,
         with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
             lines = _run_segments(flags, candidate, stream, part, name, extras)
             # A candidate is a finished run of its own, which can be compared and reported.
-            _finish(candidate, stream, part, name, lines)
+            finish_run(candidate, stream, part, name, lines)
             return lines
 
     lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
@@ -233,8 +233,18 @@ def _stopped(flags: Main, folder: Path, of_method: str) -> str:
     return f"stopped{of_method} {after}; continue with --resume{instead}"
 
 
-def _finish(config: Config, stream: streams.Stream, folder: Path, label: str, lines: Lines) -> dict[str, Any]:
-    """Write plots and the summary of a run."""
+def finish_run(config: Config, stream: streams.Stream, folder: Path, label: str, lines: Lines) -> dict[str, Any]:
+    """Write plots and the summary of a run.
+
+    Args:
+      config, stream: of the run.
+      folder: of the run, with all of its segments.
+      label: what the method is called.
+      lines: of `metrics.jsonl`.
+
+    Returns:
+      The summary.
+    """
     run_folder.unlist(folder, *_MADE_AT_THE_END)
     if figures.has_matplotlib():
         _plot_run(config, stream, folder, lines)

@@ -152,11 +152,11 @@ class Main:
     """An embedded stream (online-retail or movietweetings), or the path of a file of interactions."""
     method: tuple[str, ...] = (
         "uniform",
-        "frequency",
-        "scall",
-        "frequency@table=packed_int1,budget.part=0.0625",
+        "frequency@sizes.maximum=64",
+        "scall@sizes.maximum=64",
+        "frequency@table=packed_int1,budget.part=0.0625,sizes.maximum=64",
         "uniform@recommender=ials,table=packed_int4",
-        "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=96",
+        "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=80",
         "popularity",
     )
     """Methods to run, one after the other; popularity stands for its three floors, and auto for the candidate that

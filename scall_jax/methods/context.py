@@ -185,7 +185,7 @@ def served_bias(
         return recommender.item_bias(state.recommender, segment)[0]
     if config.bias == "none":
         return jnp.zeros(segment.popularity.shape[1])
-    return jnp.log1p(segment.popularity[row])
+    return recommender.ranking_bias(state.recommender, jnp.log1p(segment.popularity[row]))
 
 
 def item_bias(config: Config, segment: Segment) -> tuple[jax.Array, jax.Array]:

@@ -225,8 +225,10 @@ def _rank(
     stored = storage.store(from_buffer(storage, fit_result.params), layout)
     served, params = as_served(storage, stored, layout)
     parts = segment.valid, segment.test
-    evaluate = context.recommender().evaluate
-    valid, test = evaluate(served, params, layout, segment, parts, prepared.item_bias, **options)
+    recommender = context.recommender()
+    remembered = state.recommender if fit_result.remembered is None else fit_result.remembered
+    bias = recommender.ranking_bias(remembered, prepared.item_bias)
+    valid, test = recommender.evaluate(served, params, layout, segment, parts, bias, **options)
     return Ranked(stored, valid, test, storage.allocated(prepared.plan))
 
 

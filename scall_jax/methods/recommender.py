@@ -10,7 +10,7 @@ from scall_jax.recommenders.recommender import Recommender
 
 
 def _by_gradients(config: Config) -> Recommender:
-    return gradient_recommender(config.fit, config.search.probe_fit(config.fit), config.candidates)
+    return gradient_recommender(config.fit, config.search.probe_fit(config.fit), config.candidates, config.bias)
 
 
 def _mf(config: Config) -> Recommender:

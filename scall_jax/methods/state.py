@@ -34,6 +34,6 @@ class RunState(NamedTuple):
     planner: Any = ()
     """State of the method's `SizePlanner`; only the planner replaces it."""
     recommender: Any = ()
-    """What the recommender remembers; only its `choose` replaces it."""
+    """What the recommender remembers; its `choose` and a segment's fit replace it."""
     capacity: StorageCapacity = StorageCapacity(0)
     """Static capacity of the storage."""

@@ -36,18 +36,18 @@ def padded_sum(values: jax.Array) -> jax.Array:
     return _over_blocks(padded.shape[0], add, jnp.zeros(values.shape[1:]))
 
 
-def sum_of_side(values: jax.Array, users: int) -> jax.Array:
-    """Sum over nodes, the same for any room for users and items to come.
+def padded_sum_by_side(values: jax.Array, users: int) -> jax.Array:
+    """Sum over nodes, the same for any number of zeros at the end of each side.
 
     Args:
-      values: f32[N], users first; 0 at places without a node.
-      users: U, capacity of the users' side; static.
+      values: f32[N, ...], users first; 0 at places without an entity, which come last within each side.
+      users: capacity of the users' side; static.
 
     Returns:
-      f32[].
+      f32[...].
 
-    >>> float(sum_of_side(jnp.array([1.0, 0.0, 2.0]), users=2))
-    3.0
+    >>> float(padded_sum_by_side(jnp.arange(4.0), users=1))
+    6.0
     """
     return padded_sum(values[:users]) + padded_sum(values[users:])
 

@@ -153,7 +153,8 @@ def _update_actor(agent: _Ddpg, state: DdpgState, batch: Transition) -> DdpgStat
     def loss(actor):
         a_tm1 = agent.actor.apply(actor, s_tm1)
         dqda_tm1 = jax.grad(lambda a: agent.critic.apply(state.critic, s_tm1, a).sum())(a_tm1)
-        return jax.vmap(rlax.dpg_loss)(a_tm1, dqda_tm1).mean()
+        # The loss of rlax is one of each number of an action; the policy gradient is their sum.
+        return jnp.asarray(jax.vmap(rlax.dpg_loss)(a_tm1, dqda_tm1)).sum(-1).mean()
 
     gradient = jax.grad(loss)(state.actor)
     updates, opt_state = agent.actor_adam.update(gradient, state.actor_opt_state, state.actor)

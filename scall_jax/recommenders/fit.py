@@ -118,6 +118,7 @@ class FitResult(NamedTuple):
     loss: jax.Array  # f32[], training loss over the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 at the last evaluation, of the first Q users of valid
+    remembered: Any = None  # what the recommender remembers from now on; None: what it did before
 
 
 class Step(Protocol):

@@ -120,6 +120,8 @@ class Recommender(NamedTuple):
     item_bias: Callable[[Any, Segment], tuple[jax.Array, jax.Array]] | None = None
     """(what is remembered, segment) -> bias of the items' scores, f32[V], and the row of `Segment.popularity` that it
     comes from, i32[], -1 if none. None: as `Config.bias` says."""
+    ranking_bias: Callable[[Any, jax.Array], jax.Array] = lambda remembered, item_bias: item_bias
+    """(what is remembered, the bias f32[V] of a fit) -> the bias that its vectors are ranked with."""
     wide_fit: WideFitter | None = None
     """A closed-form fit of one size for all that says what each coordinate is worth, and whose leading coordinates a
     fit may start from. None: there is none."""

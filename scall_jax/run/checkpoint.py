@@ -40,20 +40,25 @@ class Snapshot(NamedTuple):
     """Leaves of what planner and recommender remember, by number, without those of size 0."""
 
 
-def snapshot(state: RunState, exporter: Exporter) -> Snapshot:
+def snapshot(state: RunState, exporter: Exporter, where: str = "a model") -> Snapshot:
     """Copy a state to the host.
 
     Args:
       state: after a segment.
       exporter: of the storage, which turns parameters and plan into named arrays.
+      where: name used in messages.
+
+    Raises:
+      ValueError: a number is not finite.
     """
-    known = np.array(state.known)
+    known, memory = np.array(state.known), _leaves((state.planner, state.recommender))
+    _require_finite(where, state.params, memory)
     stored = exporter.export(state.params, state.plan, tuple(known.tolist()))
     return Snapshot(
         key=np.array(jax.random.key_data(state.key)),
         known=known,
         stored={name: np.array(array) for name, array in stored.items()},
-        memory=_leaves((state.planner, state.recommender)),
+        memory=memory,
     )
 
 
@@ -97,8 +102,11 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
 
     Returns:
       The pending folder, to be given to `publish`.
+
+    Raises:
+      ValueError: a number to be written is not finite; the checkpoint before it stays.
     """
-    found = snapshot(state, exporter)
+    found = snapshot(state, exporter, f"segment-{segment:04d}")
     tree = {"format": np.int32(FORMAT), "key": found.key, "known": found.known}
     path = folder.absolute() / _PENDING / f"segment-{segment:04d}"
     shutil.rmtree(path, ignore_errors=True)
@@ -109,6 +117,25 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
         if found.memory:
             checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(found.memory))
     return path
+
+
+def _require_finite(where: str, params: Any, memory: Mapping[str, np.ndarray]) -> None:
+    bad = [
+        *("the table" for leaf in jax.tree.leaves(params) if not _fit_to_write(leaf, least=-np.finfo(np.float32).max)),
+        # A search remembers -inf as the reward of probes that have not been made.
+        *(f"array {name} of the search" for name, leaf in memory.items() if not _fit_to_write(leaf, least=-np.inf)),
+    ]
+    if bad:
+        raise ValueError(
+            f"{where}: {bad[0]} has numbers that are not finite, so that no checkpoint is made: lower "
+            "fit.learning_rate or init_std"
+        )
+
+
+def _fit_to_write(leaf: Any, least: float) -> bool:
+    """Whether an array's numbers are at least `least` and below infinity, which nan is not."""
+    array = np.asarray(leaf)
+    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(((array >= least) & (array < np.inf)).all())
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -365,9 +365,18 @@ def _difference(other: dict[str, Any], identity: dict[str, Any], name: str) -> s
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append a dictionary as one JSON line and wait until it is on disk."""
+    """Append a dictionary as one JSON line and wait until it is on disk.
+
+    Args:
+      path: of the file, which is created where it does not exist.
+      line: what JSON can hold.
+
+    Raises:
+      ValueError: a number is not finite, which JSON cannot hold; nothing is written then.
+    """
+    text = json.dumps(line, allow_nan=False) + "\n"
     with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

@@ -193,13 +193,13 @@ def _number(value: Any) -> float:
 
 
 def check(record: Record) -> None:
-    """Check that training was finite and that the budget was met.
+    """Check that training and every metric are finite, and that the budget was met.
 
     Args:
       record: of one segment, or stacked records with any leading axes.
 
     Raises:
-      ValueError: training met a loss that is not finite.
+      ValueError: training met a loss that is not finite, or a number of the record is not.
       AssertionError: a segment or a probe missed the budget.
     """
     chex.assert_equal_shape([record.segment, record.bad_step, record.budget, record.allocated, record.search.count])
@@ -210,6 +210,7 @@ def check(record: Record) -> None:
         raise ValueError(
             f"segment {segments[at]}, step {bad[at]}: the loss is not finite: lower fit.learning_rate or init_std"
         )
+    _check_finite(record)
     allocated, budget = np.ravel(record.allocated), np.ravel(record.budget)
     if (allocated > budget).any():
         at = int(np.argmax(allocated > budget))
@@ -217,6 +218,18 @@ def check(record: Record) -> None:
             f"segment {segments[at]} has {allocated[at]} budget units of a budget of {budget[at]}: {_REPORT}"
         )
     _check_probes(record)
+
+
+def _check_finite(record: Record) -> None:
+    """Nothing that is not a number is written: neither JSON nor a mean over segments could hold it."""
+    for path, values in jax.tree_util.tree_leaves_with_path(record):
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            bad = ~np.isfinite(values).reshape(*record.segment.shape, -1).all(-1)
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"segment {record.segment[bad][0]}: {name} is not finite: lower fit.learning_rate or init_std, or, if "
+                f"training looks sound, {_REPORT}"
+            )
 
 
 def _check_probes(record: Record) -> None:

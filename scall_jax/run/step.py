@@ -186,6 +186,8 @@ def _evaluate(
     )
     known = jnp.stack([segment.users, segment.items])
     state = state._replace(params=ranked.stored, plan=prepared.plan, known=known)
+    if fit_result.remembered is not None:
+        state = state._replace(recommender=fit_result.remembered)
     if phases.update is not None:
         state = state._replace(planner=phases.update(state, segment, Outcome(fit_result, ranked.valid)))
     return state, record

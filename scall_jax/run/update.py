@@ -41,7 +41,10 @@ class OpenRun:
         self.folder = folder
         found = manifest.check(folder)
         if CHOICES in found.files:
-            raise ValueError(f"{folder} is a run of auto: update its candidates")
+            raise ValueError(
+                f"{folder} is a run of auto, which takes no new rows: make it anew with all rows, or run and update "
+                "one method"
+            )
         identity = run_folder.read_identity(folder / run_folder.CONFIG)
         self.config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
         lines = run_folder.recover(folder, found)

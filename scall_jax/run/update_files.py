@@ -2,8 +2,8 @@
 
 Each update has a folder `updates/NNNNNN`, and writes no file of another:
 
-    rows.parquet      the rows of the segments that it completed, in the order of the stream: user and item (the caller's
-                      ids) and time
+    rows.parquet      the rows of the segments that it completed, in the order of the stream: user and item, which are
+                      the caller's ids, and time
     replay.parquet    rows: for each of these segments a list, the rows of the stream that it is trained on again
     waiting.parquet   rows that have arrived and are in no segment yet, in the order in which they arrived
     state.json        which of these files count, the bounds of all segments, and how far the caller's source was read

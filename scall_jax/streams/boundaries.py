@@ -152,7 +152,8 @@ def parts_of_segments(
         if not ordered or (split[1] > 0 and part.train == part.valid):
             raise ValueError(
                 f"{source}: segment {first + t} has {length} rows, too few for train, valid and test parts: the stream "
-                f"is too short to cut so, use fewer segments ({option('segments')}) or a larger {option('new_entities')}"
+                f"is too short to cut so, use fewer segments ({option('segments')}) or a larger "
+                f"{option('new_entities')}"
             )
         bounds.append(part)
     return tuple(bounds)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.keys import Purpose, by_side, derive
-from scall_jax.ops.sums import padded_product, padded_sum
+from scall_jax.ops.sums import padded_product, padded_sum_by_side
 from scall_jax.tables.column_blocks import gather, gather_all, over_column_blocks, write
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.table import Table
@@ -171,15 +171,13 @@ def principal_axes(
         raise ValueError(f"rotation={rotation!r} has no axes: choose blocks or full")
     chex.assert_shape(weight, (table.nodes,))
     chex.assert_type(weight, jnp.float32)
-    moment = _second_moment(table, table.to_buffer(params), layout, weight / jnp.maximum(_total(table, weight), 1e-30))
+    moment = _second_moment(
+        table, table.to_buffer(params), layout, weight / jnp.maximum(padded_sum_by_side(weight, table.users), 1e-30)
+    )
     if rotation == "blocks":
         return axes_by_block(moment, size_blocks(layout))
     _, vectors = jnp.linalg.eigh(moment)  # ascending eigenvalues
     return vectors[:, ::-1]
-
-
-def _total(table: Table, weight: jax.Array) -> jax.Array:
-    return padded_sum(weight[: table.users]) + padded_sum(weight[table.users :])
 
 
 def _second_moment(table: Table, buffer: jax.Array, layout: Layout, weight: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ UNOBSERVED = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Weights of a pair's zero to choose from."""
 HALF_LIVES = (0.25, 1.0, math.inf)
 """Half-lives to choose from, in segments."""
+USERS_HALF_LIVES = (1.0, 0.25, math.inf)
+"""The same when users are solved for a last time; the first one where nothing is known yet."""
 REGULARISATIONS = (0.001, 0.003, 0.01)
 """Regularisations to choose from."""
 SOLVERS = {"exact": math.inf, "cg": 0, "auto": 16}
@@ -27,6 +29,9 @@ class IalsConfig:
     """Stop when a sweep lowers the loss by less than this part of it."""
     half_life: float | None = None
     """Age at which an interaction counts half, in lengths of the segment; inf for no fading. None chooses on valid."""
+    users_half_life: float | None = None
+    """The same when users are solved for a last time, given the items' vectors. None chooses on valid, or takes
+    half_life where that is given."""
     unobserved: float | None = None
     """Weight of the zero that every pair has as a target (alpha_0). None chooses on valid."""
     regularisation: float | None = None
@@ -56,7 +61,7 @@ class IalsConfig:
                 raise ValueError(f"ials {name}={getattr(self, name)}: must be at least 1")
         if self.solver not in SOLVERS:
             raise ValueError(f"ials solver={self.solver!r}: choose one of {', '.join(SOLVERS)}")
-        for name in ("half_life", "unobserved", "regularisation"):
+        for name in ("half_life", "users_half_life", "unobserved", "regularisation"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"ials {name}={value}: must be greater than 0, or None to choose it on valid")

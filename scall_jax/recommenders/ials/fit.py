@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from scall_jax.recommenders.ials.batches import make_side
 from scall_jax.recommenders.ials.gradients import Steps
 from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
-from scall_jax.recommenders.ials.problem import Hyper, Order, Problem, make_order, make_problem, width_classes
+from scall_jax.recommenders.ials.problem import (
+    PLAIN,
+    Hyper,
+    Order,
+    Problem,
+    Weighting,
+    make_order,
+    make_problem,
+    served_problem,
+    width_classes,
+)
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.layout import Layout
@@ -41,7 +51,7 @@ class Solution(NamedTuple):
     """Buffer of the table."""
     losses: jax.Array
     """f32[2 sweeps + 1], the loss after each half sweep: users, items, ..., users. nan after the first, for which the
-    items' squares are not at hand, and for those that were not made."""
+    items' squares are not at hand, and for those that were not made. The last one made has the users' own half-life."""
     sweeps: jax.Array
     """i32[], sweeps made."""
     residual: jax.Array
@@ -77,8 +87,9 @@ def solve(
     segment: Segment,
     item_bias: jax.Array,
     hyper: Hyper,
-    exponent: float = 1.0,
-    counts: bool = False,
+    weighting: Weighting = PLAIN,
+    *,
+    users_only: jax.Array | bool = False,
 ) -> Solution:
     """Fit the vectors of a table to all interactions before the cut.
 
@@ -89,9 +100,9 @@ def solve(
       layout: of the table.
       segment: the data.
       item_bias: f32[V], added to scores.
-      hyper: fading, a0 and lambda.
-      exponent: nu; static.
-      counts: weights grow with the number of times that a pair was met; static.
+      hyper: what the run chose.
+      weighting: static.
+      users_only: bool[], make the last half sweep alone: users given the items that there are.
 
     Returns:
       Solution. Where the storage rounds what it stores, its items are those that will be stored, and its users are the
@@ -102,14 +113,15 @@ def solve(
     """
     table = require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
-    setting = _setting(table, sweeps, layout, make_problem(segment, item_bias, hyper, exponent, counts))
+    problem = make_problem(segment, item_bias, hyper, weighting)
+    setting = _setting(table, sweeps, layout, problem)
     capacity = table.zeros().size
     start = _State(
         pool=to_rows(table, params, layout, capacity),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
         penalty=jnp.full(2, jnp.nan),
         half=jnp.int32(0),
-        last=jnp.bool_(False),
+        last=jnp.asarray(users_only),
         done=jnp.bool_(False),
         residual=jnp.float32(0),
     )
@@ -122,7 +134,12 @@ def solve(
         if storage.rounds:
             pool = jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool)
             state = state._replace(pool=pool)
-        state = _half(setting, state)
+        now = jax.lax.cond(
+            state.last,
+            lambda: served_problem(problem, segment, hyper, weighting),
+            lambda: problem,
+        )
+        state = _half(setting._replace(problem=now), state)
         before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
         settled = (state.half > 3) & ~(before - after > sweeps.tolerance * jnp.abs(after))
         whole_sweep = state.half % 2 == 0

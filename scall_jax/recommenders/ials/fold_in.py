@@ -28,7 +28,7 @@ class ItemModel(NamedTuple):
     known: jax.Array
     """i32[], known items."""
     hyper: Hyper
-    """Fading, a0 and lambda of the fit."""
+    """Of the fit."""
 
 
 def item_model(vectors: jax.Array, bias: jax.Array, known: jax.Array | int, hyper: Hyper) -> ItemModel:
@@ -78,7 +78,7 @@ def fold_in(
 
     One item with vector [1], met just now: (1 + .5 x 1 + lambda (1 + .5 x 1)) x = 1.
 
-    >>> hyper = Hyper(jnp.float32(0), jnp.float32(0.5), jnp.float32(1.0))
+    >>> hyper = Hyper(jnp.float32(0), jnp.float32(0.5), jnp.float32(1.0), jnp.float32(0))
     >>> model = item_model(jnp.ones((1, 1)), jnp.zeros(1), 1, hyper)
     >>> round(float(fold_in(model, jnp.array([0]), jnp.zeros(1))[0]), 4)
     0.3333
@@ -87,7 +87,7 @@ def fold_in(
     chex.assert_equal_shape([items, ages])
     width, hyper = model.gram.shape[0], model.hyper
     used = jnp.arange(items.shape[0]) < (items.shape[0] if count is None else count)
-    weight = jnp.where(used, jnp.exp2(-ages * hyper.fading), 0.0)
+    weight = jnp.where(used, jnp.exp2(-ages * hyper.users_fading), 0.0)
     if repeats is not None:
         weight *= jnp.log2(1.0 + repeats.astype(jnp.float32))
     vectors = model.vectors[items]

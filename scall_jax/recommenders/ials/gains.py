@@ -18,12 +18,15 @@ from scall_jax.recommenders.ials.batches import Entities, Side, batch_size, make
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.problem import (
+    PLAIN,
     Hyper,
     Order,
     Problem,
+    Weighting,
     class_number,
     make_order,
     make_problem,
+    served_problem,
     width_classes,
 )
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows, windows, write_windows
@@ -47,8 +50,7 @@ def wide_fit(
     hyper: Hyper,
     length: Sweeps,
     width: int,
-    exponent: float = 1.0,
-    counts: bool = False,
+    weighting: Weighting = PLAIN,
 ) -> WideFit:
     """Fit vectors of one size to a segment, and see what each of their coordinates is worth.
 
@@ -58,11 +60,10 @@ def wide_fit(
       key: typed PRNG key, for the vectors that the fit starts from.
       segment: the data.
       item_bias: f32[V], added to scores.
-      hyper: fading, a0 and lambda.
+      hyper: what the run chose.
       length: of the fit; static.
       width: D; static.
-      exponent: nu; static.
-      counts: weights grow with the number of times that a pair was met; static.
+      weighting: static.
 
     Returns:
       WideFit.
@@ -73,13 +74,14 @@ def wide_fit(
     sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
     start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
-    params = solve(storage, length, start, layout, segment, item_bias, hyper, exponent, counts).params
+    params = solve(storage, length, start, layout, segment, item_bias, hyper, weighting).params
     table = require_table(storage)
     rows = row_layout(layout, users)
     own = rows._replace(first=rows.first[:-2], sizes=rows.sizes[:-2])
     fitted = windows(to_rows(table, params, layout, table.zeros().size), own.first, own.sizes, width)
     vectors, spectrum = balanced(fitted, users)
-    problem = make_problem(segment, item_bias, hyper, exponent, counts)
+    # A user's vector is worth what it is worth when it is served.
+    problem = served_problem(make_problem(segment, item_bias, hyper, weighting), segment, hyper, weighting)
     order = make_order(problem, sizes[:-2], users, width, dual=False)
     pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
     gains = coordinate_gains(problem, rows, order, pool, users, width)

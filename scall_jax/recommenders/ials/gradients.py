@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.ops.sums import sum_of_side
+from scall_jax.ops.sums import padded_sum_by_side
 from scall_jax.recommenders.ials.batches import Entities, Others, Outcome, Side, factors, neighbours
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.systems import EXACT, times
@@ -51,8 +51,8 @@ def preconditioner(side: Side, others: Others) -> Preconditioner:
     """
     problem = side.problem
     of_side = problem.active & ((jnp.arange(problem.active.shape[0]) >= side.users) == (side.number == 1))
-    regularisation = sum_of_side(jnp.where(of_side, problem.regularisation, 0.0), side.users)
-    regularisation /= jnp.maximum(of_side.sum(), 1)
+    total = padded_sum_by_side(jnp.where(of_side, problem.regularisation, 0.0), side.users)
+    regularisation = total / jnp.maximum(of_side.sum(), 1)
     width = others.gram.shape[0]
     # Coordinates that no vector has, and a side without vectors, leave a matrix that has no factor.
     least = jnp.finfo(jnp.float32).eps * jnp.trace(others.gram) + jnp.finfo(jnp.float32).tiny
@@ -133,7 +133,7 @@ def conjugate_gradients(
       apply: f32[B, n] -> the products with the matrices.
       precondition: f32[B, n] -> the products with the inverse of an approximation.
       right: f32[B, n].
-      start: f32[B, n].
+      start: f32[B, n]; where x = 0 has a smaller error in the norm of the matrix, that is started from.
       steps: how far.
 
     Returns:
@@ -145,7 +145,6 @@ def conjugate_gradients(
     >>> x.round(3).tolist()
     [[0.20000000298023224, 0.6000000238418579]]
     """
-    scale = jnp.abs(right).max(1)
 
     def goes_on(state: _State) -> jax.Array:
         return (state.step < steps.most) & (jnp.abs(state.residual).max(1) > steps.tolerance * scale).any()
@@ -160,10 +159,20 @@ def conjugate_gradients(
         return _State(state.x + length * state.direction, residual, direction, energy, state.step + 1)
 
     residual = right - apply(start)
+    # A start that is worse than zero, such as the vector of a user whose interactions have faded since, is so large
+    # that what rounds off from its residual may be more than the whole right side.
+    worse = ((start * (right + residual)).sum(1) < 0)[:, None]
+    start, residual = jnp.where(worse, 0.0, start), jnp.where(worse, right, residual)
+    # The right side of a user whose interactions have nearly faded is so short that its square is 0 in float32. By
+    # powers of two nothing is rounded otherwise.
+    largest = jnp.abs(right).max(1)
+    octave = jnp.frexp(largest)[1][:, None]
+    start, residual = jnp.ldexp(start, -octave), jnp.ldexp(residual, -octave)
+    scale = jnp.ldexp(largest, -octave[:, 0])
     turned = precondition(residual)
     first = _State(start, residual, turned, (residual * turned).sum(1), jnp.int32(0))
     end = jax.lax.while_loop(goes_on, step, first)
-    return end.x, end.residual
+    return jnp.ldexp(end.x, octave), jnp.ldexp(end.residual, octave)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.indexing import ceil_div, take
-from scall_jax.ops.sums import sum_of_side
+from scall_jax.ops.sums import padded_sum_by_side
 from scall_jax.recommenders.ials.batches import (
     BLOCK,
     CHUNK,
@@ -99,8 +99,9 @@ def shared_system(side: Side, others: Others, members: jax.Array, size: jax.Arra
     """
     problem, width = side.problem, others.vectors.shape[1]
     matrix, right = _sums_over_entries(side, others, members)
-    weight = sum_of_side(jnp.where(members, problem.regularisation, 0.0), side.users)
-    factor = sum_of_side(jnp.where(members, jnp.where(side.number == 0, 1.0, problem.bias), 0.0), side.users)
+    weight = padded_sum_by_side(jnp.where(members, problem.regularisation, 0.0), side.users)
+    of_member = jnp.where(side.number == 0, 1.0, problem.bias)
+    factor = padded_sum_by_side(jnp.where(members, of_member, 0.0), side.users)
     has = jnp.arange(width) < jnp.where(members.any(), size, 0)
     matrix += members.sum() * others.gram + weight * jnp.eye(width)
     matrix = jnp.where(has[:, None] & has[None, :], matrix, jnp.eye(width))[None]

@@ -10,6 +10,9 @@ item recommendation benchmarks, RecSys 2022, equations 1 to 3. The weight of a p
 it was met last. It may grow with the number n of times that the pair was met, by log2(1 + n): the logarithmic
 confidence of Hu, Koren, Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008, scaled to leave a
 pair that was met once as it is.
+
+What an item has become is in what was met lately, while a user is also who they were: when users are solved for a last
+time, given the items, the weights of their pairs may fade with another half-life (`served_problem`).
 """
 
 import math
@@ -28,6 +31,19 @@ DUAL_DEGREES = (8, 16, 32)
 (`dual`) or by conjugate gradients (`gradients`): each one, and each width, adds a second to compile time."""
 
 
+class Weighting(NamedTuple):
+    """How the loss weighs interactions and vectors, beside what a run chooses; static."""
+
+    exponent: float = 1.0
+    """nu."""
+    counts: bool = False
+    """Weights grow with the number of times that a pair was met."""
+
+
+PLAIN = Weighting()
+"""The loss of Rendle et al. (2022)."""
+
+
 class Hyper(NamedTuple):
     """What a run chooses; f32[] each."""
 
@@ -37,6 +53,8 @@ class Hyper(NamedTuple):
     """a0, the weight of the zero that every pair has as a target."""
     regularisation: jax.Array
     """lambda."""
+    users_fading: jax.Array
+    """1 / half-life, in segments, when users are solved for a last time."""
 
 
 class Problem(NamedTuple):
@@ -62,17 +80,14 @@ class Problem(NamedTuple):
     """f32[], the loss where all vectors are 0."""
 
 
-def make_problem(
-    segment: Segment, item_bias: jax.Array, hyper: Hyper, exponent: float, counts: bool = False
-) -> Problem:
+def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting: Weighting) -> Problem:
     """Set the problem of a segment up.
 
     Args:
       segment: the data.
       item_bias: f32[V], beta.
       hyper: fading, a0 and lambda.
-      exponent: nu; static.
-      counts: weights grow with the number of times that a pair was met; static.
+      weighting: static.
 
     Returns:
       Problem.
@@ -80,17 +95,14 @@ def make_problem(
     users, items = sides(segment)
     chex.assert_shape(item_bias, (items,))
     chex.assert_equal_shape([segment.ages, segment.graph.indices])
-    graph, active = segment.graph, active_mask(segment)
+    graph, active, exponent = segment.graph, active_mask(segment), weighting.exponent
     degrees = jnp.diff(graph.indptr)
     is_user = jnp.arange(users + items) < users
     others = jnp.where(is_user, segment.items, segment.users).astype(jnp.float32)
     regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + hyper.unobserved * others) ** exponent
-    ages = segment.ages.astype(jnp.float32) * (hyper.fading / jnp.maximum(segment.period, 1))
     bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
     entry = jnp.arange(graph.indices.shape[0])
-    roots = jnp.where(entry < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
-    if counts:
-        roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))
+    roots = _roots(segment, hyper.fading, weighting)
     targets = roots * (1 - take(bias, graph.indices))
     # Each pair has an entry in its user's row, whose neighbour is the item.
     met = padded_sum(jnp.where(entry < graph.indptr[users], targets**2, 0.0))
@@ -106,6 +118,32 @@ def make_problem(
         regularisation=jnp.where(active, regularisation, 0.0),
         constant=constant,
     )
+
+
+def served_problem(problem: Problem, segment: Segment, hyper: Hyper, weighting: Weighting) -> Problem:
+    """The problem of the last half sweep, in which users' pairs fade by their own half-life.
+
+    Args:
+      problem: of `make_problem`.
+      segment, hyper, weighting: what it was made of.
+
+    Returns:
+      Problem, whose items' rows are those of `problem`.
+    """
+    entry = jnp.arange(problem.roots.shape[0])
+    own = _roots(segment, hyper.users_fading, weighting)
+    roots = jnp.where(entry < problem.indptr[sides(segment)[0]], own, problem.roots)
+    return problem._replace(roots=roots, targets=roots * (1 - take(problem.bias, problem.neighbours)))
+
+
+def _roots(segment: Segment, fading: jax.Array, weighting: Weighting) -> jax.Array:
+    """f32[E], root of each pair's weight; 0 in padding."""
+    graph = segment.graph
+    ages = segment.ages.astype(jnp.float32) * (fading / jnp.maximum(segment.period, 1))
+    roots = jnp.where(jnp.arange(graph.indices.shape[0]) < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
+    if weighting.counts:
+        roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))
+    return roots
 
 
 class Order(NamedTuple):

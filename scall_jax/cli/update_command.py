@@ -1,0 +1,171 @@
+"""The command `scall-jax update`: a finished run is kept up with its stream."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from scall_jax import streams
+from scall_jax.cli.cli import Positional, cli
+from scall_jax.cli.commands import finish_run
+from scall_jax.cli.compilation_cache import persistent_cache
+from scall_jax.cli.flags import Columns
+from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest, update
+from scall_jax.run.loop import Hooks
+from scall_jax.streams import Growing
+from scall_jax.streams.growing import as_frame
+from scall_jax.streams.wording import spelled_as_flags
+
+UPDATE = """
+Add new rows to a finished run. Segments that are complete then are cut by the run's own rule and run; the rest of the
+rows wait in the folder. The file has new rows alone, or those of the run in front of them. All of it is done, or
+nothing.
+
+    scall-jax update runs/clicks/uniform --data tomorrow.csv --columns.user uid --columns.item sku
+"""
+"""What `scall-jax update` does, as its help shows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """Flags of `scall-jax update`."""
+
+    run: Positional[Path] = Path(".")
+    """Folder of a finished run, such as runs/demo/uniform."""
+    data: str = ""
+    """Path of a file of interactions."""
+    late: Literal["refuse", "clamp"] = "refuse"
+    """What becomes of rows earlier than the last row of a segment: an error, or they are placed at its time."""
+    columns: Columns = Columns()
+    """How the file is read."""
+    max_memory: float | None = None
+    """Megabytes (10^6 bytes) that reading the file may take; default: half of what the machine has."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next update compiles less."""
+
+
+_FLAGS = {field.name: f"--columns.{field.name.replace('_', '-')}" for field in dataclasses.fields(Columns)}
+_FLAGS |= {"late": "--late", "max_memory": "--max-memory", "k_core": "--cut.k-core"}
+
+
+def update_job(flags: Update) -> update.Added:
+    """Add the rows of a file to a run, and print what was done.
+
+    Args:
+      flags: of the update.
+
+    Returns:
+      What was done.
+
+    Raises:
+      ValueError: a folder or a file that cannot be used; the folder is then as it was.
+    """
+    if not flags.data:
+        raise ValueError("name a file of interactions: scall-jax update RUN --data FILE")
+    start = time.perf_counter()
+
+    def on_segment(line: dict[str, Any]) -> None:
+        print(
+            f"segment {line['segment']}: test recall@20 {line['test_recall@20']:.4f}, {line['test_users']} test users"
+        )
+
+    with spelled_as_flags(_FLAGS), persistent_cache(flags.compilation_cache) as settled:
+        label = _label(flags.run)
+        rows = _read(flags)
+        hooks = Hooks(compiled=settled, segment=on_segment)
+        with update.opened(flags.run, hooks=hooks) as run:
+            new, known = unknown_rows(rows, run.growing, flags.data)
+            if known:
+                print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
+            added = run.add(new, late=flags.late)
+            config, stream = run.config, run.growing.stream
+        if added.lines:
+            lines = run_folder.read_lines(flags.run / manifest.GROWING)
+            finish_run(config, stream, flags.run, label or config.method, lines)
+    _print(flags.run, added, time.perf_counter() - start)
+    return added
+
+
+def _read(flags: Update) -> streams.Interactions:
+    options: dict[str, Any] = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
+    parts = options.pop("parts")
+    return streams.read([flags.data, *parts] if parts else flags.data, **options)
+
+
+def _label(folder: Path) -> str | None:
+    """What the run is called in tables."""
+    path = folder / run_folder.SUMMARY
+    return json.loads(path.read_text())["method"] if path.exists() else None
+
+
+def _print(folder: Path, added: update.Added, seconds: float) -> None:
+    segments = [line["segment"] for line in added.lines]
+    done = "no segment is complete" if not segments else f"segments {segments[0]} to {segments[-1]} are finished"
+    done = f"segment {segments[0]} is finished" if len(segments) == 1 else done
+    print(f"{added.rows:,} new rows: {done}; {added.waiting:,} rows wait for the next one ({seconds:.1f} s)")
+    last = run_folder.read_lines(folder / manifest.GROWING)[-1]
+    entities = f"{last['users']:,} users and {last['items']:,} items"
+    if last["budget_bytes"]:
+        print(f"budget: {last['bytes_table']:,} of {last['budget_bytes']:,} bytes of table, {entities}")
+    else:
+        print(f"no budget: the method has no table; {entities}")
+
+
+def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple[pl.DataFrame, int]:
+    """The rows of a file that a run does not have.
+
+    A file whose first row in time is that of the run begins with all rows of the run.
+
+    Args:
+      rows: of the file.
+      run: the stream as far as it has come.
+      source: name of the file.
+
+    Returns:
+      The new rows in their order, and how many rows of the file the run has.
+
+    Raises:
+      ValueError: the file begins like the run, and then differs from it.
+    """
+    given = as_frame(rows, source)
+    given = given[np.argsort(given["time"].to_numpy(), kind="stable")]
+    stream, waiting = run.stream, run.waiting
+    finished = {"user": stream.user_ids.gather(stream.user), "item": stream.item_ids.gather(stream.item)}
+    known = _texts(pl.DataFrame(finished | {"time": pl.Series(stream.time, dtype=pl.Int64)}))
+    known = pl.concat([known, _texts(waiting.sort("time", maintain_order=True))])
+    first = _texts(given[:1])
+    # Rows of equal time may stand in another order.
+    if not known.filter(pl.col("time") == known["time"][0]).join(first, on=known.columns).height:
+        return given, 0
+    count = len(known)
+    same = len(given) >= count and _sorted(_texts(given[:count])).equals(_sorted(known))
+    if not same:
+        found = _texts(given[:count])
+        shorter = min(len(found), count)
+        differs = (found[:shorter] != known[:shorter]).select(pl.any_horizontal(pl.all()))
+        at = differs.to_series().arg_true()
+        where = f"row {int(at[0])} in the order of time differs" if len(at) else f"it has {len(given):,} rows"
+        raise ValueError(
+            f"{source} begins like the run, whose first {count:,} rows it must then have, but {where}: give the file "
+            "of the run with new rows behind, or new rows alone"
+        )
+    return given[count:], count
+
+
+def _texts(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), "time")
+
+
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort("time", "user", "item")
+
+
+def update_command(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """The command line `scall-jax update`; arguments and errors as in `run_command`."""
+    cli(Update, update_job, UPDATE, arguments, program)

@@ -1,0 +1,229 @@
+"""Parameters of implicit alternating least squares that a run chooses for itself, on the valid parts so far."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.ops.keys import Purpose, derive
+from scall_jax.recommenders.fit import evaluate_params, first_users, to_buffer
+from scall_jax.recommenders.ials.config import (
+    HALF_LIVES,
+    REGULARISATIONS,
+    SOLVERS,
+    UNOBSERVED,
+    USERS_HALF_LIVES,
+    IalsConfig,
+)
+from scall_jax.recommenders.ials.fit import Sweeps, solve
+from scall_jax.recommenders.ials.problem import Hyper, Weighting
+from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.streams import POPULARITY, Segment, active_mask, sides
+from scall_jax.tables.packed import packed
+from scall_jax.tables.sized import sized
+from scall_jax.tables.storage import Storage
+
+BIAS_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
+"""Weights of the items' bias to choose from, beside none."""
+_FIRST_DECAYED = POPULARITY.index("segment") + 1
+
+
+class Chosen(NamedTuple):
+    """What is remembered: how well each candidate has done on all validation parts so far, and the leaders.
+
+    How well is the sum, over the users of these parts, of the mean of Recall@20 and NDCG@20.
+    """
+
+    weights: jax.Array
+    """f32[G], of each pair of a half-life and an a0."""
+    weight: jax.Array
+    """i32[], the leading pair."""
+    regularisations: jax.Array
+    """f32[L], of each regularisation, with the pair that led at the time."""
+    regularisation: jax.Array
+    """i32[], the leading one."""
+    biases: jax.Array
+    """f32[B], of each bias, none first; [1] without biases."""
+    bias: jax.Array
+    """i32[], the leading one."""
+    users: jax.Array
+    """f32[H], of each half-life that users may be solved for a last time with, given the items of the fit."""
+
+
+class Grid(NamedTuple):
+    """Candidates; what the config fixes has one value."""
+
+    weights: np.ndarray
+    """f32[G, 2], 1 / half-life and a0."""
+    users_fadings: np.ndarray
+    """f32[H], 1 / half-life when users are solved for a last time."""
+    regularisations: np.ndarray
+    """f32[L], lambda."""
+
+
+def grid(config: IalsConfig) -> Grid:
+    """The candidates of a config.
+
+    >>> found = grid(IalsConfig(half_life=2.0, unobserved=0.25))
+    >>> found.weights.tolist(), found.users_fadings.tolist(), len(found.regularisations)
+    ([[0.5, 0.25]], [0.5], 3)
+    """
+
+    def values(fixed: float | None, few: tuple[float, ...]) -> tuple[float, ...]:
+        return few if fixed is None else (fixed,)
+
+    pairs = itertools.product(values(config.half_life, HALF_LIVES), values(config.unobserved, UNOBSERVED))
+    weights = np.array([(1 / half_life, a0) for half_life, a0 in pairs], np.float32)
+    of_users = config.half_life if config.users_half_life is None else config.users_half_life
+    users_fadings = 1 / np.array(values(of_users, USERS_HALF_LIVES), np.float32)
+    return Grid(weights, users_fadings, np.array(values(config.regularisation, REGULARISATIONS), np.float32))
+
+
+def hyper_of(candidates: Grid, chosen: Chosen | None) -> Hyper:
+    """The leading candidates.
+
+    Args:
+      candidates: of `grid`.
+      chosen: what is remembered; None for the candidates that lead before there is anything to judge by.
+
+    Returns:
+      Hyper.
+    """
+    chosen = nothing_chosen(candidates, biases=False) if chosen is None else chosen
+    fading, unobserved = jnp.asarray(candidates.weights)[chosen.weight]
+    of_users = jnp.asarray(candidates.users_fadings)[jnp.argmax(chosen.users)]
+    return Hyper(fading, unobserved, jnp.asarray(candidates.regularisations)[chosen.regularisation], of_users)
+
+
+def nothing_chosen(candidates: Grid, biases: bool) -> Chosen:
+    """What is remembered before the first segment, with a bias to choose or without one."""
+    pairs, of_users, regularisations = (len(values) for values in candidates)
+    return Chosen(
+        weights=jnp.zeros(pairs),
+        weight=jnp.int32(0),
+        regularisations=jnp.zeros(regularisations),
+        # The middle one, with which the pairs of the first segment are compared.
+        regularisation=jnp.int32(regularisations // 2),
+        biases=jnp.zeros(1 + len(BIAS_WEIGHTS) * (len(POPULARITY) - _FIRST_DECAYED) if biases else 1),
+        bias=jnp.int32(0),
+        users=jnp.zeros(of_users),
+    )
+
+
+def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
+    """How long the fits of a config last that make so many sweeps at most."""
+    return Sweeps(most, config.tolerance, SOLVERS[config.solver], config.cg_steps)
+
+
+def evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
+    """`EvaluateParams` of vectors that rank by their inner products."""
+    return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
+
+
+def bias_of(segment: Segment, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The items' bias of a candidate.
+
+    Args:
+      segment: the data.
+      number: i32[], 0 for none, else 1 + weight x half-lives + half-life.
+
+    Returns:
+      f32[V], and the row of `Segment.popularity` that it comes from, i32[], -1 if none.
+    """
+    chex.assert_rank(number, 0)
+    halves = len(POPULARITY) - _FIRST_DECAYED
+    at = jnp.maximum(number - 1, 0)
+    row = _FIRST_DECAYED + at % halves
+    weight = jnp.where(number > 0, jnp.asarray(BIAS_WEIGHTS)[at // halves], 0.0)
+    return weight * jnp.log1p(segment.popularity[row]), jnp.where(number > 0, row, -1).astype(jnp.int32)
+
+
+def choose(
+    config: IalsConfig,
+    among: Grid,
+    biases: bool,
+    judged_by: tuple[int, str],
+    key: jax.Array,
+    chosen: Chosen,
+    segment: Segment,
+) -> Chosen:
+    """Follow the leader: narrow fits with each candidate, judged on all validation parts so far.
+
+    Args:
+      config: of the fits; static.
+      among: the candidates; static.
+      biases: choose a bias too; static.
+      judged_by: users of valid, at most, and the candidates of `evaluation.RankingOptions`; static.
+      key: typed PRNG key.
+      chosen: what is remembered.
+      segment: the data.
+
+    Returns:
+      Chosen. The users' half-life is not chosen here, but by fits of the run's own width.
+    """
+    users, items = sides(segment)
+    width, (valid_users, candidates) = config.choice_width, judged_by
+    storage = sized(packed(width * (users + items), users, items, width), users, width)
+    sizes = jnp.concatenate([jnp.where(active_mask(segment), width, 0), jnp.zeros(2, jnp.int32)])
+    layout = storage.layout(sizes)
+    start = to_buffer(storage, storage.fresh(derive(key, Purpose.TABLE), layout, 0.1))
+    sampled = first_users(segment.valid, valid_users)
+    no_bias = jnp.zeros(items)
+
+    def fitted(hyper: Hyper):
+        weighting, length = Weighting(config.exponent, config.counts), sweeps_of(config, config.choice_sweeps)
+        # At a narrow width the users' own half-life would lead that is not the best at a wide one.
+        hyper = hyper._replace(users_fading=hyper.fading)
+        return solve(storage, length, start, layout, segment, no_bias, hyper, weighting).params
+
+    def fitness(params, item_bias) -> jax.Array:
+        (metrics,) = evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)
+        return metrics.fitness() * sampled.count
+
+    # All fits are calls of one function in one loop, since each call of it would be compiled by itself.
+    pairs, regularisations = jnp.asarray(among.weights), jnp.asarray(among.regularisations)
+    count = (len(pairs) if len(pairs) > 1 else 0, len(regularisations) if len(regularisations) > 1 else 0)
+
+    def attempt(number: jax.Array, chosen: Chosen) -> Chosen:
+        of_pair = number < count[0]
+        pair = jnp.where(of_pair, number, chosen.weight)
+        other = jnp.where(of_pair, chosen.regularisation, number - count[0])
+        fading, unobserved = pairs[pair]
+        found = fitness(fitted(Hyper(fading, unobserved, regularisations[other], fading)), no_bias)
+        chosen = chosen._replace(
+            weights=chosen.weights.at[pair].add(jnp.where(of_pair, found, 0.0)),
+            regularisations=chosen.regularisations.at[other].add(jnp.where(of_pair, 0.0, found)),
+        )
+        # The regularisations are compared with the pair that leads once all pairs are judged.
+        leads = jnp.argmax(chosen.weights).astype(jnp.int32)
+        return chosen._replace(weight=jnp.where(number == count[0] - 1, leads, chosen.weight))
+
+    if sum(count):
+        chosen = jax.lax.fori_loop(0, sum(count), attempt, chosen)
+        chosen = (
+            chosen._replace(regularisation=jnp.argmax(chosen.regularisations).astype(jnp.int32)) if count[1] else chosen
+        )
+    if biases:
+        params = fitted(hyper_of(among, chosen))
+        numbers = jnp.arange(chosen.biases.shape[0], dtype=jnp.int32)
+        totals = chosen.biases + jax.lax.map(lambda number: fitness(params, bias_of(segment, number)[0]), numbers)
+        chosen = chosen._replace(biases=totals, bias=jnp.argmax(totals).astype(jnp.int32))
+    return chosen
+
+
+def describe(among: Grid, chosen: Chosen) -> dict[str, Any]:
+    """Entries of a line of metrics; on the host."""
+    values = np.asarray(among.weights[int(chosen.weight)], float).tolist()
+    regularisation = float(among.regularisations[int(chosen.regularisation)])
+    # JSON has no infinity, which stands for no fading.
+    of_users = float(among.users_fadings[int(np.argmax(chosen.users))])
+    half_lives = [1 / fading if fading else None for fading in (values[0], of_users)]
+    return {
+        "ials_half_life": half_lives[0],
+        "ials_users_half_life": half_lives[1],
+        "ials_unobserved": values[1],
+        "ials_regularisation": regularisation,
+    }
