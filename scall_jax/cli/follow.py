@@ -188,6 +188,8 @@ class _Told:
         """A line for a segment, and one for a folder that goes on; on a terminal also one that changes, for rows."""
         behind = self._source.behind(progress.offset)
         text = f"{progress.rows:,} rows ({progress.waiting:,} wait)" + (f", {behind} behind" if behind else "")
+        if isinstance(self._source, following.StandardInput) and progress.offset is not None:
+            text += f"; {progress.offset['rows']:,} rows of the input count"
         if progress.line is not None:
             self._print(f"{_described(progress.line)}; {text}")
         elif self._first:
