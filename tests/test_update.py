@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from scall_jax import load, run_segments, streams
+from scall_jax import METHODS, load, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.run import checkpoint, compilation, manifest, update
 from scall_jax.run import folder as run_folder
@@ -203,6 +203,14 @@ def test_errors_leave_the_folder_as_it_was(folder, rows):
     assert _bytes(folder) == before
 
 
+def test_a_method_whose_storage_is_made_for_the_whole_stream_is_refused(folder):
+    hashed = next(method for method in METHODS.values() if not method.budget_is_data)
+    before = _bytes(folder)
+    with pytest.raises(ValueError, match="cannot go on"), update.opened(folder, method=hashed):
+        pass
+    assert _bytes(folder) == before
+
+
 def _assert_same_model(one, other):
     for name in ("popularity", "seen", "stored", "waiting"):
         for a, b in zip(*(jax.tree.leaves(getattr(x, name)) for x in (one, other)), strict=True):
@@ -216,7 +224,7 @@ def test_an_updated_model_is_that_of_the_updated_folder(folder, rows):
     model, first = load(folder), load(folder)
     for start in (1000, 1040, 1080):
         model = model.update(_part(rows, start, start + 40))
-    assert first.segment == 1 and model.segment == 2 and first.going_on.growing.stream is not None
+    assert first.segment == 1 and model.segment == 2
     with update.opened(folder) as run:
         run.add(_part(rows, 1000, 1120))
     _assert_same_model(model, load(folder))
@@ -226,6 +234,7 @@ def test_an_updated_model_is_that_of_the_updated_folder(folder, rows):
 def test_rows_that_wait_count_until_their_segment_is_complete(folder, rows):
     model = load(folder)
     item, other = model.items.ids[7], model.recommend(["nobody"], k=1)["item"][0]
+    assert not isinstance(model.going_on, str)
     clock = model.going_on.growing.clock + 10**10
     after = model.update(_frame(["nobody"] * 30, [other] + [item] * 29, [clock] * 30))
     assert after.segment == model.segment and other in model.recommend(["nobody"], k=5)["item"].to_list()
