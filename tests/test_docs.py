@@ -87,10 +87,10 @@ def test_the_code_of_a_guide_runs(page):
         assert int(named["sizes"].allocate(named["shares"], 20, 1, 16).sum()) == 20
 
 
-def test_readme_and_start_page_show_the_same_first_program():
+def test_readme_and_the_page_of_runs_show_the_same_first_program():
     (readme,) = python_blocks(ROOT / "README.md")
-    start, _ = python_blocks(ROOT / "docs" / "start.md")
-    assert readme == start
+    first, _ = python_blocks(ROOT / "docs" / "runs.md")
+    assert readme == first
     named = run(ROOT / "README.md", "\n".join(line for line in readme.splitlines() if "import" in line))
     assert named["Config"] is Config
 

@@ -24,6 +24,7 @@ from scall_jax.run import manifest
 from scall_jax.serving import answers
 from scall_jax.serving.build import fallback
 from scall_jax.serving.ids import Ids
+from scall_jax.serving.scoring import scoring_program
 from scall_jax.streams.statistics import popularity
 from scall_jax.tables import SIZED
 from tests import golden
@@ -112,10 +113,10 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
 
     reader = _reader()
     exported = reader["load"](model.export(tmp_path / "out"))
-    tied = False
+    tied = 0
     for user, items in found.items():
         other = reader["recommend"](exported, user, 20)
-        tied |= set(items) != set(other)
+        tied += set(items) != set(other)
         if items != other:
             # NumPy adds in another order: items may change places where their scores are equal but for that.
             scores = dict(zip(items, frame.filter(pl.col("user") == user)["score"], strict=True))
@@ -124,8 +125,9 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
             differ = [i for i, (a, b) in enumerate(zip(items, other, strict=True)) if a != b]
             for i in differ:
                 assert abs(scores.get(other[i], worst) - scores[items[i]]) < 1e-5 * max(map(abs, scores.values()))
-    # In one bit a score is one of a few numbers, so that rounding decides which of many equal items are among the best.
-    assert not tied or "int1" in name
+    # Of codes many scores are equal but for rounding, which then decides who is the last of the best: of one bit for
+    # many users, of more for one in a hundred. Each of these has passed the comparison of scores above.
+    assert tied <= ("int" in name) * len(found) // (1 if "int1" in name else 100)
     by_reader = _recall(lambda user: reader["recommend"](exported, user, 20), stream, line["segment"])
     assert tied or abs(by_reader - line["test_recall@20"]) < 1e-6
     _check_bytes(tmp_path / "out", line)
@@ -157,7 +159,7 @@ def _check_bytes(folder, line):
     del on_disk["manifest.json"]
     assert {name: entry["bytes"] for name, entry in about["files"].items()} == on_disk
     assert all(about["files"][name] == _entry(folder / name) for name in on_disk)
-    assert set(on_disk) == {"model.safetensors", "users.parquet", "items.parquet", "README.md"}
+    assert set(on_disk) == {"model.safetensors", "users.parquet", "items.parquet", "README.md", "reader.py"}
     sums = dict.fromkeys(about["bytes"], 0)
     for entry in about["arrays"].values():
         sums[entry["for"]] += entry["bytes"]
@@ -184,7 +186,7 @@ def test_the_reader_of_the_guide_is_short_and_needs_no_jax(model, tmp_path):
     assert block == (Path(scall_jax.__file__).parent / "serving" / "reader.py").read_text()
     assert len(block.splitlines()) < 60
     path = model.export(tmp_path / "out")
-    assert block.rstrip() in (path / "README.md").read_text()
+    assert block == (path / "reader.py").read_text()
     user = model.users.ids[3]
     more = f"import sys\nprint(recommend(load({str(path)!r}), {user!r}))\n"
     more += "assert not {'jax', 'scall_jax'} & set(sys.modules)"
@@ -202,6 +204,73 @@ def test_an_index_of_the_guide_finds_the_same_items(made):
     found = _by_user(model.recommend(users, k=8, exclude_seen=False))
     assert np.asarray(model.served.bias).any()
     assert named["search"](named["make_index"](model), model, users, 8) == [found[user] for user in users]
+
+
+def _example(beginning):
+    """The block of the guide that begins so, executed."""
+    (block,) = [part for part in GUIDE.read_text().split("```python\n") if part.startswith(beginning)]
+    named = {}
+    exec(block.split("```")[0], named)
+    return named
+
+
+@pytest.mark.parametrize("name", ["tiny-packed_int4-bias", "method-popularity-decayed"])
+def test_the_program_of_scores_gives_the_scores_of_recommend(made, tmp_path, name):
+    pytest.importorskip("flatbuffers")
+    model = scall_jax.load(made(name)[0])
+    path = model.export_scoring(tmp_path / "deep" / "scores.stablehlo")
+    users = [*model.users.ids[[4, 0, 9, 4]], "who"]
+    rows = model.users.rows(model.users.given(users))
+    scores = _example("from pathlib import Path\n\nimport jax")["read_scoring"](path)
+    for count in (5, 1):
+        found = np.asarray(scores(rows[:count].astype(np.int32)))
+        frame = model.recommend(users[:count], k=len(model.items), exclude_seen=False)
+        assert found.shape == (count, len(model.items)) and len(frame) == found.size
+        place = np.repeat(np.arange(count), len(model.items))
+        np.testing.assert_allclose(found[place, model.items.rows(frame["item"])], frame["score"], rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="is there already"):
+        model.export_scoring(path)
+
+
+def test_the_program_of_scores_is_made_for_all_platforms_and_needs_vectors(model):
+    found = scoring_program(model)
+    assert found.platforms == ("cpu", "cuda", "tpu")
+    assert found.in_avals[0].shape[0] == found.out_avals[0].shape[0] != len(model.users)
+    by_items = dataclasses.replace(model, served=model.served._replace(users=jnp.zeros((0, 3))))
+    with pytest.raises(ValueError, match="scores by the items of a user"):
+        scoring_program(by_items)
+
+
+@pytest.fixture(scope="module")
+def prefixes(model):
+    """The model with drawn vectors of its sizes, as least squares would have them: zero beyond an entity's size."""
+    rng, sizes = np.random.default_rng(0), model.sizes()["size"].to_numpy()
+    drawn = rng.normal(size=(len(sizes), 128)).astype(np.float32) * (np.arange(128) < sizes[:, None])
+    users, bias = len(model.users), rng.normal(size=len(model.items)).astype(np.float32)
+    served = model.served._replace(users=jnp.array(drawn[:users]), items=jnp.array(drawn[users:]), bias=jnp.array(bias))
+    return dataclasses.replace(model, served=served)
+
+
+@pytest.mark.parametrize("widths", [None, (4, 16, 128)])
+@pytest.mark.parametrize("name", [None, pytest.param("ials-packed", marks=pytest.mark.slow)])
+def test_indexes_of_each_width_find_what_one_index_finds(made, prefixes, name, widths):
+    model = prefixes if name is None else scall_jax.load(made(name)[0])
+    groups = model.groups("items", widths)
+    together = np.zeros_like(model.vectors("items"))
+    for group in groups:
+        together[group.rows, : group.width] = group.vectors[:, : together.shape[1]]
+    assert np.array_equal(together, model.vectors("items"))
+    assert np.array_equal(np.sort(np.concatenate([group.rows for group in groups])), np.arange(len(model.items)))
+    held = sum(group.vectors.size for group in groups)
+    exact = model.sizes().filter(pl.col("side") == "items")["size"].sum()
+    assert held == exact if widths is None else exact < held < together.size
+    named = _example("import numpy as np\n\n\ndef search_widths")
+    wanted = _by_user(model.recommend(k=8, exclude_seen=False))
+    found = named["search_widths"](model, model.vectors("users"), groups, k=8)
+    assert {user: model.items.ids[row].to_list() for user, row in zip(model.users.ids, found, strict=True)} == wanted
+    for wrong in ((0, 128), (2,)):
+        with pytest.raises(ValueError, match="widths"):
+            model.groups("items", wrong)
 
 
 def test_an_export_overwrites_nothing(model, tmp_path):

@@ -1,5 +1,6 @@
 """The jobs behind the commands: a stream in, a recommender within its budget out, several methods side by side."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 import scall_jax
 from scall_jax import streams
-from scall_jax.analysis import about, comparison, comparison_report, figures, plots, report, run_report
+from scall_jax.analysis import about, comparison, comparison_report, events, figures, plots, report, run_report
 from scall_jax.cli import head
 from scall_jax.cli.cli import cli, command
 from scall_jax.cli.compilation_cache import persistent_cache
@@ -37,6 +38,7 @@ _MADE_AT_THE_END = (
     about.NAME,
     *("quality.png", "sizes.png", "memory.png", "histories.png"),
     run_report.NAME,
+    events.NAME,
 )
 """Files of a run's folder that follow from what its segments left."""
 
@@ -48,6 +50,8 @@ class Extras(NamedTuple):
     """Called after each compilation (`compilation_cache.persistent_cache`)."""
     html: bool = False
     """Write report.html."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard."""
 
 
 Lines = list[dict[str, Any]]
@@ -86,6 +90,8 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
         raise ValueError("--method: name at least one")
     if flags.resume and flags.overwrite:
         raise ValueError("--resume and --overwrite: give one of them")
+    if flags.tensorboard:
+        events.check()
     configs = {method: make_config(flags, method) for method in methods}
     for method in methods:
         _check_folder(flags, flags.out / method)
@@ -96,7 +102,7 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     _print_head(flags, stream)
     stopped = "stopped; continue with --resume"
     with persistent_cache(flags.compilation_cache) as settled, stop_on_signals(lambda: stopped):
-        return _run_methods(flags, configs, stream, Extras(settled, flags.report))
+        return _run_methods(flags, configs, stream, Extras(settled, flags.report, flags.tensorboard))
 
 
 def _run_methods(
@@ -207,8 +213,12 @@ def _run_segments(
         # A command traces each program once, so the caches of tracing can be freed after each compilation.
         jax.clear_caches()
 
-    with Progress(label, stream, config.fit.steps, probes, not flags.compilation_cache) as progress:
+    with contextlib.ExitStack() as open_until_the_end:
+        inside = not flags.compilation_cache
+        progress = open_until_the_end.enter_context(Progress(label, stream, config.fit.steps, probes, inside))
         callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
+        if extras.tensorboard:
+            callbacks = open_until_the_end.enter_context(events.EventLog(folder, config.fit.steps)).callbacks(callbacks)
         return run_segments(config, stream, jax.random.key(flags.seed), folder=folder, **callbacks)
 
 

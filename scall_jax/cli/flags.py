@@ -174,6 +174,9 @@ class Main:
     """Replace runs in the folder."""
     report: bool = True
     """Write report.html to each run's folder, and beside them one that compares them."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard below each run's folder, as it goes: quality, loss, bytes, sizes and rewards.
+    Needs the extra tensorboard. Programs that report losses are not kept from run to run."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder (at most 1 GB), so that the next run compiles less; without, on
     a terminal, the bars show training steps too."""

@@ -23,9 +23,10 @@ The column source says what a line comes from: the user's own vector (known), th
 
 EXPORT = """
 Write the model that a run has left to a folder that can be read without this library: arrays in safetensors, ids in
-Parquet, a manifest with the bytes of each, and a card with a reader in NumPy.
+Parquet, a manifest with the bytes of each, a card, and a reader in NumPy.
 
     scall-jax export runs/demo/uniform --out models/uniform
+    scall-jax export runs/demo/uniform --scoring models/uniform.stablehlo   # the scores as one program
 """
 """What `scall-jax export` does, as its help shows it."""
 
@@ -56,6 +57,8 @@ class Export:
     """Folder of a run, such as runs/demo/uniform."""
     out: Path | None = None
     """Folder to write, which must not exist or be empty."""
+    scoring: Path | None = None
+    """File to write, which must not exist: the scores as a StableHLO program that jax.export reads."""
 
 
 def recommend_job(flags: Recommend) -> pl.DataFrame:
@@ -86,25 +89,25 @@ def recommend_job(flags: Recommend) -> pl.DataFrame:
     return frame
 
 
-def export_job(flags: Export) -> Path:
+def export_job(flags: Export) -> None:
     """Export the model of a run.
 
     Args:
       flags: of the export.
 
-    Returns:
-      The folder.
-
     Raises:
       ValueError: a folder that holds no model, or one that cannot be written.
     """
-    if flags.out is None:
+    if flags.out is None and flags.scoring is None:
         raise ValueError("name a folder to write: scall-jax export RUN --out FOLDER")
     model = load(flags.run)
-    path = model.export(flags.out)
-    nbytes = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{model}: {nbytes:,} bytes in {path}/, listed in {path / 'manifest.json'}")
-    return path
+    if flags.out is not None:
+        path = model.export(flags.out)
+        nbytes = sum(file.stat().st_size for file in path.iterdir())
+        print(f"{model}: {nbytes:,} bytes in {path}/, listed in {path / 'manifest.json'}")
+    if flags.scoring is not None:
+        path = model.export_scoring(flags.scoring)
+        print(f"{model}: scores of {len(model.items):,} items in {path}, {path.stat().st_size:,} bytes")
 
 
 def recommend_command(arguments: Sequence[str] | None = None, program: str | None = None) -> None:

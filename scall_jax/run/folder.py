@@ -29,7 +29,7 @@ from scall_jax.streams import Segment, Stream, sides
 
 CONFIG = "config.json"
 """Name of the file that says what a run is."""
-_KEPT = (CONFIG, *manifest.STREAM, "sizes/", "users/")
+_KEPT = (CONFIG, *manifest.STREAM, "sizes/", "users/", "tensorboard/")
 
 SUMMARY = "summary.json"
 """Name of the file that marks a finished run."""

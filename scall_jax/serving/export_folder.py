@@ -1,4 +1,4 @@
-"""A model as a folder that needs no JAX: a manifest, arrays in safetensors, ids in Parquet, and a card.
+"""A model as a folder that needs no JAX: a manifest, arrays in safetensors, ids in Parquet, a card, and a reader.
 
 `reader` reads it; the format is what that file does. Arrays of `model.safetensors` (n users, m items, known ones):
 
@@ -31,6 +31,9 @@ from scall_jax.tables.storage import Exported
 
 FORMAT = 1
 """Version of the format."""
+
+READER = "reader.py"
+"""The file that reads the folder; it is a module of this package and a file of the folder, the same text."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -66,7 +69,8 @@ def write(model: ModelData, path: Path) -> Path:
         row = np.arange(len(ids), dtype=np.uint32)
         pl.DataFrame({"id": ids.ids, "row": row, "size": size}).write_parquet(pending / f"{side}.parquet")
     about = _about(model, arrays, layers)
-    (pending / "README.md").write_text(_card(model, about), encoding="utf-8")
+    (pending / "README.md").write_text(_card(about), encoding="utf-8")
+    shutil.copy(Path(__file__).with_name(READER), pending / READER)
     about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
     (pending / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     # What is there is a whole model, or nothing.
@@ -185,7 +189,7 @@ def _file(path: Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _card(model: ModelData, about: dict[str, Any]) -> str:
+def _card(about: dict[str, Any]) -> str:
     made, budget = about["made"], about["budget"]
     lines = [
         f"# {made['method']}: {about['users']:,} users, {about['items']:,} items",
@@ -204,7 +208,20 @@ def _card(model: ModelData, about: dict[str, Any]) -> str:
             "keeps its own: their bytes are not bound by the budget.",
         ]
     rows = [f"| {purpose} | {nbytes:,} |" for purpose, nbytes in about["bytes"].items() if nbytes]
-    code = Path(__file__).with_name("reader.py").read_text(encoding="utf-8")
+    use = ["import reader", "", 'model = reader.load(".")', 'print(reader.recommend(model, "id of a user", k=10))']
     return "\n".join(
-        [*lines, "", "| bytes for | |", "| --- | ---: |", *rows, "", "```python", code.rstrip(), "```", ""]
+        [
+            *lines,
+            "",
+            "| bytes for | |",
+            "| --- | ---: |",
+            *rows,
+            "",
+            f"`{READER}`, in this folder, needs NumPy, Polars and safetensors:",
+            "",
+            "```python",
+            *use,
+            "```",
+            "",
+        ]
     )

@@ -1,14 +1,16 @@
 """Model: what a run has learned, by the caller's own ids; immutable."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from scall_jax.serving import answers, export_folder
+from scall_jax.serving import answers, export_folder, scoring
 from scall_jax.serving.build import update
 from scall_jax.serving.data import ModelData
+from scall_jax.serving.groups import Group, by_width
 from scall_jax.streams import Interactions
 from scall_jax.streams.growing import Late
 
@@ -118,6 +120,26 @@ class Model(ModelData):
         """
         return update(self, rows, late)
 
+    def groups(self, side: str, widths: Sequence[int] | None = None) -> list[Group]:
+        """Vectors by their width, for search engines that index each width apart.
+
+        A score needs no more columns than the narrower one of its two vectors has. The best items of a user are among
+        the best of each group, by the user's leading columns, so that indexes of all groups together find what one
+        index of `vectors` finds, and hold fewer numbers. Vectors of LightGCN are propagated: all have the full width.
+
+        Args:
+          side: `users` or `items`.
+          widths: that there are to be, such as (8, 16, 32): each vector goes to the narrowest one that holds it, with
+            zeros behind it. None for one group of each width that occurs.
+
+        Returns:
+          Groups by ascending width, each with its rows of `self.users.ids` or `self.items.ids`.
+
+        Raises:
+          ValueError: another side, a width below 1, or none that holds the longest vector.
+        """
+        return by_width(self.vectors(side), widths)
+
     def export(self, path: str | Path) -> Path:
         """Write the model to a folder that can be read without this library.
 
@@ -131,3 +153,23 @@ class Model(ModelData):
           ValueError: the folder has files.
         """
         return export_folder.write(self, Path(path))
+
+    def export_scoring(self, path: str | Path) -> Path:
+        """Write the scores as one file: StableHLO for CPU, CUDA and TPU, with the vectors inside (`jax.export`).
+
+        `jax.export.deserialize(content).call(rows)` takes rows i32[b] of `self.users.ids`, of any number b, and returns
+        f32[b, items], the scores of `recommend(exclude_seen=False)` in the order of `self.items.ids`. A row that is
+        none of these, -1 for example, has the scores of popularity. The vectors are float32, which the budget does not
+        bind.
+
+        Args:
+          path: of a file that does not exist.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: the file exists, flatbuffers is not installed (the extra `stablehlo`), or the method has no
+            vectors of users (ease).
+        """
+        return scoring.write(self, Path(path))
