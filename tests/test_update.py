@@ -9,6 +9,7 @@ import pytest
 
 from scall_jax import METHODS, load, run_segments, streams
 from scall_jax.cli.main import main
+from scall_jax.methods.registry import method_of
 from scall_jax.run import checkpoint, compilation, manifest, update
 from scall_jax.run import folder as run_folder
 from tests.helpers import comparable, small_config
@@ -204,7 +205,7 @@ def test_errors_leave_the_folder_as_it_was(folder, rows):
 
 
 def test_a_method_whose_storage_is_made_for_the_whole_stream_is_refused(folder):
-    hashed = next(method for method in METHODS.values() if not method.budget_is_data)
+    hashed = next(method for method in map(method_of, METHODS) if not method.budget_is_data)
     before = _bytes(folder)
     with pytest.raises(ValueError, match="cannot go on"), update.opened(folder, method=hashed):
         pass
