@@ -23,6 +23,7 @@ import polars as pl
 from scall_jax import Budget, Config, Model
 from scall_jax.cli.cli import cli
 from scall_jax.recommenders.served import Neighbours, Served, fold_neighbours
+from scall_jax.serving.build import NOTHING
 from scall_jax.serving.data import ModelBudget, Seen
 from scall_jax.serving.ids import Ids
 
@@ -72,6 +73,8 @@ def random_model(flags: ServingSpeed) -> Model:
         table=pl.DataFrame(),
         stored={},
         origin={},
+        waiting=NOTHING,
+        going_on="a model of random vectors has no run to go on with",
     )
 
 
