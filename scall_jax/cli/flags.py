@@ -247,9 +247,10 @@ _PUBLISHED_L2 = 2e-4  # The official loss has 1e-4 of the whole squared norm, th
 _MOST = 0.9
 """The part of the test rows that must be left out for one reason before the advice names it."""
 
-_FLAGS = {field.name: f"--columns.{field.name.replace('_', '-')}" for field in dataclasses.fields(Columns)}
-_FLAGS |= {field.name: f"--cut.{field.name.replace('_', '-')}" for field in dataclasses.fields(Cut)}
-_FLAGS |= {"max_memory": "--max-memory"}
+FLAGS = {field.name: f"--columns.{field.name.replace('_', '-')}" for field in dataclasses.fields(Columns)}
+FLAGS |= {field.name: f"--cut.{field.name.replace('_', '-')}" for field in dataclasses.fields(Cut)}
+FLAGS |= {"max_memory": "--max-memory"}
+"""Flags by the names that `read` and `cut` have for them."""
 
 F = TypeVar("F", bound=Main)
 
@@ -281,7 +282,7 @@ def load_stream(flags: Main, segments: Literal["auto"] | None = None) -> streams
         # The published protocol cuts where its paper does.
         chosen = segments is not None and not embedded and not flags.cut.published
         rules |= {"segments": segments} if chosen else {"new_entities": NEW_ENTITIES.get(flags.data)}
-    with spelled_as_flags(_FLAGS):
+    with spelled_as_flags(FLAGS):
         if embedded:
             rows = streams.load(flags.data, **options)
         else:

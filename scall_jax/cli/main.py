@@ -33,6 +33,11 @@ COMMANDS = {
         "add new rows to a finished run, and run the segments that they complete",
         "scall_jax.cli.update_command:update_command",
     ),
+    "follow": Command(
+        "--data FILE --out FOLDER",
+        "keep a model up with a file, a table or a pipe that grows",
+        "scall_jax.cli.follow:follow_command",
+    ),
     "recommend": Command(
         "RUN --users ID...",
         "recommend items by the model that a run has left",

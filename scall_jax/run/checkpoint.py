@@ -119,13 +119,12 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
     return path
 
 
+_LEAST = float(np.finfo(np.float32).min)
+
+
 def _require_finite(where: str, params: Any, memory: Mapping[str, np.ndarray]) -> None:
     bad = [
-        *(
-            "the table"
-            for leaf in jax.tree.leaves(params)
-            if not _fit_to_write(leaf, least=-float(np.finfo(np.float32).max))
-        ),
+        *("the table" for leaf in jax.tree.leaves(params) if not _fit_to_write(leaf, least=_LEAST)),
         # A search remembers -inf as the reward of probes that have not been made.
         *(f"array {name} of the search" for name, leaf in memory.items() if not _fit_to_write(leaf, least=-np.inf)),
     ]

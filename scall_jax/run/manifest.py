@@ -10,9 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -25,6 +25,8 @@ STREAM_NAME = "stream"
 """What `Manifest.writing` says while these are being written."""
 
 _BLOCK = 2**20
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -135,7 +137,12 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
@@ -196,6 +203,38 @@ def check(folder: Path) -> Manifest:
             raise ValueError(f"{path} is not what the run wrote: {_WAY_OUT}")
     return manifest
 
+
+def settled(folder: Path, read_files: Callable[[], T]) -> T:
+    """Read files of a folder that another process may write to, all of them as one commit left them.
+
+    A file that is listed never changes, and is deleted only after a new manifest is in place. What was read counts if
+    everything that was listed is there still, and an error counts if nothing was committed meanwhile; else the files
+    are read again.
+
+    Args:
+      folder: of a run.
+      read_files: reads what the manifest lists.
+
+    Returns:
+      What it returned.
+
+    Raises:
+      ValueError: the folder is written faster than it can be read; and what `read_files` raises.
+    """
+    for _ in range(_TRIES):
+        found = read(folder)
+        try:
+            result = read_files()
+        except Exception:
+            if read(folder).files == found.files:
+                raise
+            continue
+        if all((folder / name).exists() for name in found.files):
+            return result
+    raise ValueError(f"{folder} is written faster than it can be read: try again")
+
+
+_TRIES = 100
 
 GROWING = "metrics.jsonl"
 """The one file that is appended to; bytes beyond the listed ones are of a segment that was not finished."""

@@ -1,7 +1,7 @@
 """Read a model from a run folder: the same state, segment and bias that the run's last evaluation had."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,26 +39,17 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     folder = Path(path)
     if not (folder / manifest.NAME).exists():
         raise ValueError(f"{folder} is no run folder: give one that has a {manifest.NAME}, such as runs/demo/uniform")
-    found = manifest.check(folder)
-    leader = leader_folder(folder)
-    if leader is not None:
-        return load(leader)
-    identity = run_folder.read_identity(folder / run_folder.CONFIG)
-    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
-    lines = run_folder.finished_lines(folder, found)
-    if not lines:
-        raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
-    stream, grown = _stream(folder, found, len(lines))
-    if stream.fingerprint != identity["stream"]["fingerprint"]:
-        raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
+    stored = manifest.settled(folder, lambda: _read_files(folder))
+    if isinstance(stored, Path):
+        return load(stored, method=method)
+    identity, config, line = stored.identity, stored.config, stored.line
+    stream, grown, kept = stored.stream, stored.grown, stored.kept
     phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")
-    line = lines[-1]
     key = jax.random.key(0)  # Nothing here is random: the key of a template says which kind of key there is.
     shapes = jax.eval_shape(lambda key: phases.init(key, stream), key)._replace(key=key)
     books = phases.bookkeeping(shapes, stream)
-    kept = checkpoint.read(folder / "checkpoints", line["segment"])
     state = checkpoint.revive(kept, shapes, books.exporter, str(folder / "checkpoints"))
     origin = {"jax": identity.get("jax"), "device": identity.get("device"), "method": identity["config"]["method"]}
     origin |= {"config": identity["config"], "key": identity["key"]}
@@ -69,6 +60,35 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     # Rows that a run leaves out, by its largest number of segments, count once it goes on.
     waiting = grown.waiting if stream.waits else None
     return Model(**build.fields(fitted, waiting, _going_on(config, method, grown, kept, line)))
+
+
+class _Stored(NamedTuple):
+    """What the files of a run folder hold."""
+
+    identity: dict[str, Any]
+    config: Config
+    line: dict[str, Any]
+    stream: Stream
+    grown: Growing | str
+    kept: checkpoint.Snapshot
+
+
+def _read_files(folder: Path) -> _Stored | Path:
+    """Read the files of a run folder; of a run of auto, say where the leader's is."""
+    found = manifest.check(folder)
+    leader = leader_folder(folder)
+    if leader is not None:
+        return leader
+    identity = run_folder.read_identity(folder / run_folder.CONFIG)
+    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    lines = run_folder.finished_lines(folder, found)
+    if not lines:
+        raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
+    stream, grown = _stream(folder, found, len(lines))
+    if stream.fingerprint != identity["stream"]["fingerprint"]:
+        raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
+    kept = checkpoint.read(folder / "checkpoints", lines[-1]["segment"])
+    return _Stored(identity, config, lines[-1], stream, grown, kept)
 
 
 def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stream, Growing | str]:

@@ -95,14 +95,14 @@ class Places:
             )
 
 
-def find_column(table: Table, role: str, name: str | None, path: Path) -> str:
+def find_column(table: Table, role: str, name: str | None, path: Path | str) -> str:
     """Name of the column that plays a role.
 
     Args:
       table: the file.
       role: `user`, `item`, `timestamp` or `rating`.
       name: the column's name, or None to look for a name that published files use.
-      path: the file, named in errors.
+      path: the file, or what else holds the table, named in errors.
 
     Raises:
       ValueError: no such column, or several.
@@ -121,14 +121,14 @@ def find_column(table: Table, role: str, name: str | None, path: Path) -> str:
     raise ValueError(_nothing_found(table, role, path))
 
 
-def _only(table: Table, role: str, names: list[str], path: Path) -> str:
+def _only(table: Table, role: str, names: list[str], path: Path | str) -> str:
     if len(names) > 1 or table.names.count(names[0]) > 1:
         several = ", ".join(names) if len(names) > 1 else f"{table.names.count(names[0])} columns {names[0]!r}"
         raise ValueError(f"{path}: {several} could each be the {role}: name one with {option(role)}, or rename it")
     return names[0]
 
 
-def _nothing_found(table: Table, role: str, path: Path) -> str:
+def _nothing_found(table: Table, role: str, path: Path | str) -> str:
     if not table.shown:
         return (
             f"{path}: no column for the {role} among {_listed([repr(name) for name in table.names])}: "

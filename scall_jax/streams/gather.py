@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from scall_jax.streams.columns import Places, check_dtype
-from scall_jax.streams.ids import as_ids, as_text, encode_column, is_missing, runs_together
+from scall_jax.streams.ids import as_ids, as_text, encode_column, is_missing, runs_together, warn_of_breaks
 from scall_jax.streams.interactions import Interactions
 from scall_jax.streams.memory import Account
 from scall_jax.streams.options import ReadOptions
@@ -15,6 +16,7 @@ from scall_jax.streams.times import (
     LAST_MILLISECOND,
     Form,
     Locate,
+    common_unit,
     form_of,
     in_milliseconds,
     parse,
@@ -25,16 +27,34 @@ from scall_jax.streams.times import (
 from scall_jax.streams.wording import DataWarning, option
 
 
-class Gather:
-    """Columns that grow block by block; `finish` makes interactions of them."""
+class Written(NamedTuple):
+    """How the times of a table are written, as far as its rows have said."""
 
-    def __init__(self, options: ReadOptions, account: Account, source: str):
+    form: Form | None
+    """Numbers or dates; None without rows."""
+    unit: str | None
+    """Of numbers; None without rows, or where it is given."""
+
+
+class Gather:
+    """Columns that grow block by block; `finish` makes interactions of them, `frame` a table of rows."""
+
+    def __init__(
+        self,
+        options: ReadOptions,
+        account: Account,
+        source: str,
+        written: Written | None = None,
+        as_written: bool = False,
+    ):
         """Start without rows.
 
         Args:
           options: what the caller says about the files.
           account: of the memory that is taken.
           source: name of the whole in messages.
+          written: how the times of the rows before are written, where these are a part of a longer table.
+          as_written: text stays text in ids, so that an id does not depend on the rows beside it.
         """
         self.places = Places()
         self.rows = 0
@@ -42,7 +62,9 @@ class Gather:
         self._dtypes = {role: pl.Categorical(pl.Categories.random()) for role in ("user", "item")}
         self._known = {"user": 0, "item": 0}
         self._columns: dict[str, list[pl.Series]] = {role: [] for role in ("user", "item", "timestamp", "keep")}
-        self._form: Form | None = None
+        self._form: Form | None = written.form if written else None
+        self._unit: str | None = written.unit if written else None
+        self._as_written = as_written
         self._incomplete: dict[str, tuple[int, str]] = {}
 
     def add(self, frame: pl.DataFrame, bare_quotes: bool, read: float | None = None) -> None:
@@ -61,7 +83,7 @@ class Gather:
         self._account.rows(frame.height, self._source, read)
         for role in frame.columns:
             check_dtype(frame[role], role, self.places.column(role))
-        values = {role: as_ids(frame[role], bare_quotes) for role in ("user", "item")}
+        values = {role: self._ids(frame[role], bare_quotes) for role in ("user", "item")}
         values |= {role: self._text_or_number(frame[role], bare_quotes) for role in frame.columns if role not in values}
         for role, column in values.items():
             missing |= self._missing(column, frame[role], role, start)
@@ -72,6 +94,11 @@ class Gather:
         self._columns["timestamp"].append(self._time(values["timestamp"], missing, start))
         self._columns["keep"].append(self._wanted(values.get("rating"), missing, start))
         self.rows += frame.height
+
+    def _ids(self, values: pl.Series, bare_quotes: bool) -> pl.Series:
+        if self._as_written and not values.dtype.is_integer():
+            return as_text(values, bare_quotes)
+        return as_ids(values, bare_quotes)
 
     @staticmethod
     def _text_or_number(values: pl.Series, bare_quotes: bool) -> pl.Series:
@@ -161,6 +188,38 @@ class Gather:
             vocabularies.append(vocabulary)
         return Interactions(codes[0], codes[1], time, vocabularies[0], vocabularies[1], self._source, notes)
 
+    def frame(self) -> pl.DataFrame:
+        """What has been read, row by row.
+
+        Returns:
+          Columns `user` and `item`, integers or text, and `time`, Int64, milliseconds since 1970; without rows where
+          none is complete.
+
+        Raises:
+          ValueError: timestamps that cannot be of one unit, of another one than those before, or out of range.
+
+        Warns:
+          DataWarning: as `finish`.
+        """
+        keep = self._taken("keep").to_numpy() if self.rows else np.zeros(0, bool)
+        self._warn_of_incomplete()
+        if not keep.any():
+            return pl.DataFrame(schema={"user": pl.String, "item": pl.String, "time": pl.Int64})
+        rows = None if keep.all() else np.flatnonzero(keep)
+        columns = {"user": self._taken("user"), "item": self._taken("item")}
+        for role, ids in columns.items():
+            if not ids.dtype.is_integer():
+                columns[role] = ids.cast(pl.String)
+                warn_of_breaks(columns[role].unique())
+        found = pl.DataFrame(columns)
+        time = self._milliseconds(rows)
+        return (found if rows is None else found[rows]).with_columns(time=pl.Series(time, dtype=pl.Int64))
+
+    @property
+    def written(self) -> Written:
+        """How the times of the rows so far are written; that of numbers is known after `frame`."""
+        return Written(self._form, self._unit)
+
     def _taken(self, role: str) -> pl.Series:
         """A column as one series, whose parts are freed."""
         parts = self._columns.pop(role)
@@ -177,16 +236,22 @@ class Gather:
         return pl.concat(parts, rechunk=True)
 
     def _report_incomplete(self, keep: np.ndarray) -> None:
-        left_out = "; ".join(f"no {role} in {n:,} (first: {place})" for role, (n, place) in self._incomplete.items())
+        left_out = self._left_out()
         if not keep.any():
             least = self._options.min_rating
             problem = f"{self._source}: no row is complete"
             if least is not None:
                 problem = f"{self.places.column('rating')}: no rating reaches {option('min_rating')}={least:g}"
             raise ValueError(f"{problem}; {left_out}" if left_out else problem)
-        if left_out:
+        self._warn_of_incomplete()
+
+    def _left_out(self) -> str:
+        return "; ".join(f"no {role} in {n:,} (first: {place})" for role, (n, place) in self._incomplete.items())
+
+    def _warn_of_incomplete(self) -> None:
+        if left_out := self._left_out():
             message = f"{self._source}: rows left out of {self.rows:,} because a value is missing: {left_out}"
-            warnings.warn(message, DataWarning, stacklevel=5)  # The warning points to the call of `read`.
+            warnings.warn(message, DataWarning, stacklevel=6)  # The warning points to the call of `read`.
 
     def _milliseconds(self, rows: np.ndarray | None) -> np.ndarray:
         numbers = self._taken("timestamp").to_numpy()
@@ -197,6 +262,8 @@ class Gather:
 
         locate = Locate(lambda i: self.places.name(at(i), "timestamp"), lambda i: self.places.row(at(i)))
         dates = self._form is not None and self._form.dates
+        if self._as_written and not dates and self._options.time_unit == "auto":
+            self._check_unit(numbers, locate)
         time = numbers if dates else in_milliseconds(numbers, self._options.time_unit, locate)
         late = time > LAST_MILLISECOND
         if late.any():
@@ -205,6 +272,19 @@ class Gather:
             raise ValueError(f"{locate.place(first)}: {numbers[first]} is after the year 9999{unit}")
         self._warn_of_strays(time, locate.place)
         return time
+
+    def _check_unit(self, numbers: np.ndarray, locate: Locate) -> None:
+        """The unit of numbers by their size, which must be that of the rows before."""
+        if not numbers.any():
+            return
+        unit = common_unit(numbers, locate)
+        if self._unit not in (None, unit):
+            first = int((numbers != 0).argmax())
+            raise ValueError(
+                f"{locate.place(first)}: {numbers[first]} is in {unit} by its size, where the rows before are in "
+                f"{self._unit}: mend the rows, or give {option('time_unit')}, the unit of all"
+            )
+        self._unit = unit
 
     @staticmethod
     def _warn_of_strays(time: np.ndarray, place: Callable[[int], str]) -> None:

@@ -131,10 +131,7 @@ def tidy(ids: pl.Series) -> pl.Series:
     >>> tidy(pl.Series(["7.0", "12"])).to_list(), tidy(pl.Series(["007", "12"])).to_list()
     ([7, 12], ['007', '12'])
     """
-    broken = ids.filter(ids.str.contains("\n", literal=True))
-    if len(broken):
-        text = f"{broken[0]!r} is an id with a line break ({len(broken):,} such id(s)): a quote that is not closed?"
-        warnings.warn(text, DataWarning, stacklevel=6)
+    warn_of_breaks(ids)
     whole = ids.str.contains(_WHOLE)
     if not whole.any():
         return ids
@@ -156,6 +153,21 @@ def tidy(ids: pl.Series) -> pl.Series:
             stacklevel=6,
         )
     return ids
+
+
+def warn_of_breaks(ids: pl.Series) -> None:
+    """Warn of ids with line breaks, which quotes that are not closed make.
+
+    Args:
+      ids: raw ids as text, [n].
+
+    Warns:
+      DataWarning: there are some.
+    """
+    broken = ids.filter(ids.str.contains("\n", literal=True))
+    if len(broken):
+        text = f"{broken[0]!r} is an id with a line break ({len(broken):,} such id(s)): a quote that is not closed?"
+        warnings.warn(text, DataWarning, stacklevel=7)
 
 
 def encode(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,15 +74,69 @@ def open_table(path: Path, reading: Reading) -> Table:
     first = sources.first_lines(path, pieces)
     if not first.strip():
         raise ValueError(f"{path}: the file is empty")
-    lines = _sample(first)
+    layout = layout_of(path, first, options)
+    blocks = sources.whole_rows(path, itertools.chain([first], pieces), layout.quoted)
+    return text_table(path, blocks, first, layout, options)
+
+
+def layout_of(path: Path, first: bytes, options: ReadOptions) -> Layout:
+    """How the lines of a text are to be read.
+
+    Args:
+      path: the file, named in errors.
+      first: start of its text, not blank.
+      options: what the caller says about it.
+
+    Raises:
+      ValueError: a JSON array.
+    """
     try:
-        layout = recognise(lines, options.format, options.separator, options.requested)
+        return recognise(_sample(first), options.format, options.separator, options.requested)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    blocks = sources.whole_rows(path, itertools.chain([first], pieces), layout.quoted)
+
+
+def text_table(path: Path, blocks: Iterator[bytes], first: bytes, layout: Layout, options: ReadOptions) -> Table:
+    """A text as a table.
+
+    Args:
+      path: the file, named in errors.
+      blocks: whole rows, the header among them.
+      first: start of the text.
+      layout: of its lines.
+      options: what the caller says about it.
+
+    Raises:
+      ValueError: here or while the frames are read, as in `open_table`.
+    """
     if layout.format == "jsonl":
-        return _json_lines(path, blocks, first, options)
-    return _separated(path, blocks, layout, lines)
+        return _json_lines(path, blocks, layout, first, options)
+    return _separated(path, blocks, layout, _sample(first))
+
+
+def text_rows(
+    path: Path, blocks: Iterable[bytes], layout: Layout, columns: Mapping[str, str], row: int
+) -> Iterator[pl.DataFrame]:
+    """The columns with a role, a block at a time, as text.
+
+    Args:
+      path: the file, named in errors.
+      blocks: whole rows without a header.
+      layout: of the lines.
+      columns: name of the column by role.
+      row: number of the first row.
+
+    Raises:
+      ValueError: while iterating: rows with differing numbers of fields, or lines that are no JSON objects.
+    """
+    for block in blocks:
+        if layout.format == "jsonl":
+            frame = _json_block(path, block, columns, row)
+            yield frame.select(pl.col(name).alias(role) for role, name in columns.items())
+        else:
+            frame = _parsed(path, block, layout.separator, len(layout.names), row)
+            yield frame.select(pl.nth(layout.names.index(name)).alias(role) for role, name in columns.items())
+        row += frame.height
 
 
 def _sample(first: bytes) -> list[str]:
@@ -103,21 +157,25 @@ def _separated(path: Path, blocks: Iterator[bytes], layout: Layout, lines: list[
         )
 
     def frames(columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
-        places = {role: names.index(name) for role, name in columns.items()}
-        row, header = 1, layout.header
-        for block in blocks:
-            if header:
-                block, header, row = block[block.find(b"\n") + 1 :] if b"\n" in block else b"", False, 2
-            if block:
-                frame = _parsed(path, block, layout.separator, len(names), row)
-                yield frame.select(pl.nth(place).alias(role) for role, place in places.items())
-                row += frame.height
-        if row == 2 and layout.header:
+        found = text_rows(path, _without_header(blocks, layout.header), layout, columns, 1 + layout.header)
+        rows = 0
+        for frame in found:
+            rows += frame.height
+            yield frame
+        if layout.header and not rows:
             raise ValueError(f"{path}: no rows after the header")
 
     numbered = not layout.header and not expected
     shown = tuple(f"{name} ({value[:30]!r})" for name, value in zip(names, values, strict=False)) if numbered else ()
     return Table(names, 2 if layout.header else 1, layout.notes, not layout.quoted, shown, frames)
+
+
+def _without_header(blocks: Iterator[bytes], header: bool) -> Iterator[bytes]:
+    for block in blocks:
+        rest = block[block.find(b"\n") + 1 :] if header and b"\n" in block else b"" if header else block
+        header = False
+        if rest:
+            yield rest
 
 
 def _parsed(path: Path, block: bytes, separator: str, width: int, row: int) -> pl.DataFrame:
@@ -166,7 +224,7 @@ def _odd_row(block: bytes, separator: str, width: int, row: int, quoted: bool) -
     return f"rows from {row} on: unreadable table"
 
 
-def _json_lines(path: Path, blocks: Iterator[bytes], first: bytes, options: ReadOptions) -> Table:
+def _json_lines(path: Path, blocks: Iterator[bytes], layout: Layout, first: bytes, options: ReadOptions) -> Table:
     """JSON lines, read as text, because types in JSON may change from line to line."""
     found: dict[str, bool] = {}
     sample = list(filter(bytes.strip, first.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES]))
@@ -185,11 +243,7 @@ def _json_lines(path: Path, blocks: Iterator[bytes], first: bytes, options: Read
     others = [name for name in found if not is_known(name, requested)]
 
     def frames(columns: Mapping[str, str]) -> Iterator[pl.DataFrame]:
-        row = 1
-        for block in blocks:
-            frame = _json_block(path, block, columns, row)
-            yield frame.select(pl.col(name).alias(role) for role, name in columns.items())
-            row += frame.height
+        return text_rows(path, blocks, layout, columns, 1)
 
     return Table((*known, *others), 1, (), False, (), frames)
 

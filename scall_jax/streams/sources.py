@@ -163,9 +163,7 @@ def _refuse_mark(path: Path, data: bytes) -> None:
 def _decompressed(path: Path, size: int, on_read: Callable[[int], object]) -> Iterator[bytes]:
     """Decompressed pieces of a file; the last one is empty."""
     magic = first_bytes(path)
-    name = next((name for start, name in _MAGIC.items() if magic.startswith(start)), None)
-    if magic.startswith(b"x^") and not magic.isascii():  # zlib's third mark is the start of a text, too
-        name = "zlib"
+    name = _compression(magic)
     _refuse_unreadable(path, magic, "")
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(path.open("rb"))
@@ -181,6 +179,30 @@ def _decompressed(path: Path, size: int, on_read: Callable[[int], object]) -> It
         except _DAMAGES as error:
             raise ValueError(f"{path}: truncated, damaged or locked {name or 'file'}: {error}") from error
     yield b""
+
+
+def _compression(magic: bytes) -> str | None:
+    if magic.startswith(b"x^") and not magic[:16].isascii():  # zlib's third mark is the start of a text, too
+        return "zlib"
+    return next((name for start, name in _MAGIC.items() if magic.startswith(start)), None)
+
+
+def refuse_packed(path: Path, magic: bytes) -> None:
+    """Refuse compressed content, where text is to grow.
+
+    Args:
+      path: the source, named in errors.
+      magic: its first bytes.
+
+    Raises:
+      ValueError: it is compressed, or of a kind that is not read.
+    """
+    _refuse_unreadable(path, magic, "")
+    if name := _compression(magic):
+        raise ValueError(f"{path}: the content is {name}, which cannot be followed while it grows: write plain text")
+    for mark, name in _MARKS.items():
+        if magic.startswith(mark):
+            raise ValueError(f"{path}: the text starts with the mark of {name}, which cannot be followed: write UTF-8")
 
 
 def _refuse_unreadable(path: Path, data: bytes, where: str, more: Iterable[tuple[bytes, str]] = ()) -> None:
@@ -252,31 +274,32 @@ def first_lines(path: Path, parts: Iterator[bytes]) -> bytes:
     check_text(path, first, 1, whole=False)
     while b"\n" not in first and (more := next(parts, b"")):
         first = (first + more).lstrip(b"\r\n")
-        _check_length(path, first if b"\n" not in first else b"", 1)
+        check_length(path, first if b"\n" not in first else b"", 1)
     check_text(path, first, 1, whole=False)
     return first
 
 
-def whole_rows(path: Path, parts: Iterable[bytes], quoted: bool) -> Iterator[bytes]:
+def whole_rows(path: Path, parts: Iterable[bytes], quoted: bool, row: int = 1) -> Iterator[bytes]:
     """Blocks of text that end with the end of a row; blank lines at the start and at the end of the file are left out.
 
     Args:
       path: the file, named in errors.
       parts: its text, cut anywhere.
       quoted: whether quotes may hold line ends.
+      row: number of the first line.
 
     Raises:
       ValueError: while iterating: bytes that are not UTF-8, NULs, or a row that does not end, with its row.
     """
-    rest, row = b"", 1
+    rest, first = b"", row
     for part in parts:
         # Blank lines at the end of a block are held back, because they may be the end of the file.
-        data = rest + part if row > 1 or rest.strip(b"\r\n") else (rest + part).lstrip(b"\r\n")
-        end = _row_end(data, quoted) + 1
+        data = rest + part if row > first or rest.strip(b"\r\n") else (rest + part).lstrip(b"\r\n")
+        end = row_end(data, quoted) + 1
         block = data[:end].rstrip(b"\r\n")
         if not block:
             rest = data
-            _check_length(path, data, row)
+            check_length(path, data, row)
             continue
         rest = data[len(block) :]
         ended = rest[: rest.find(b"\n") + 1]
@@ -284,15 +307,20 @@ def whole_rows(path: Path, parts: Iterable[bytes], quoted: bool) -> Iterator[byt
         yield block + ended
         rest = rest[len(ended) :]
         row += block.count(b"\n") + 1
-        _check_length(path, rest, row)
+        check_length(path, rest, row)
     if rest.strip(b"\r\n"):
         block = rest.rstrip(b"\r\n")
         check_text(path, block, row)
         yield block
 
 
-def _row_end(data: bytes, quoted: bool) -> int:
-    """Position of the last line end that no quotes enclose; -1 if there is none."""
+def row_end(data: bytes, quoted: bool) -> int:
+    """Position of the last line end that no quotes enclose; -1 if there is none.
+
+    Args:
+      data: text that starts with a row.
+      quoted: whether quotes may hold line ends.
+    """
     end = data.rfind(b"\n")
     odd = quoted and end >= 0 and data.count(b'"', 0, end) % 2
     while odd and end >= 0:
@@ -302,7 +330,17 @@ def _row_end(data: bytes, quoted: bool) -> int:
     return end
 
 
-def _check_length(path: Path, rest: bytes, row: int) -> None:
+def check_length(path: Path, rest: bytes, row: int) -> None:
+    """Check that a row ends.
+
+    Args:
+      path: the file, named in errors.
+      rest: text that starts with a row and has no row's end.
+      row: number of its first line.
+
+    Raises:
+      ValueError: it is too long for a row.
+    """
     if len(rest) > _LONGEST_ROW:
         check_text(path, rest[:_LONGEST_ROW], row, whole=False)
         raise ValueError(

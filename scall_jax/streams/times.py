@@ -187,7 +187,7 @@ def in_milliseconds(numbers: np.ndarray, unit: str, locate: Locate) -> np.ndarra
     [1600000000000]
     """
     if unit == "auto":
-        unit = _common_unit(numbers, locate)
+        unit = common_unit(numbers, locate)
         _refuse_calendar(numbers, locate)
     scale = TIME_UNITS[unit]
     if numbers.dtype.kind == "i" and int(numbers.max(initial=0)) * max(scale, 1) < 2**62:
@@ -198,8 +198,16 @@ def in_milliseconds(numbers: np.ndarray, unit: str, locate: Locate) -> np.ndarra
     return np.minimum(np.rint(numbers * scale), 2.0**62).astype(np.int64)
 
 
-def _common_unit(numbers: np.ndarray, locate: Locate) -> str:
-    """The unit that all numbers can be of; zero can be of any."""
+def common_unit(numbers: np.ndarray, locate: Locate) -> str:
+    """The unit that all numbers can be of by their size; zero can be of any.
+
+    Args:
+      numbers: i64[rows] or f64[rows], finite and not negative.
+      locate: how errors call a row.
+
+    Raises:
+      ValueError: numbers that cannot be of one unit.
+    """
     names, limits = list(_LIMITS), list(_LIMITS.values())
     some = numbers[numbers != 0]
     if not len(some):

@@ -1,0 +1,219 @@
+"""Following a growing source: rows are read as fast as segments are run, and a commit says how far the source was read.
+
+The offset of the source is kept in the run folder by the commit that adds the rows (`update`), so that a process that
+is killed at any moment goes on behind the last row that counts. No commit completes more than one segment: what a
+segment is run on does not depend on how the rows came, nor on where the process was stopped before.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import polars as pl
+
+from scall_jax import streams
+from scall_jax.config import Config
+from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest
+from scall_jax.run.lock import NAME as LOCK
+from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
+from scall_jax.run.programs import Programs
+from scall_jax.run.update import OpenRun, opened
+from scall_jax.streams.following import Batch, Offset, Source
+from scall_jax.streams.growing import Late, joined, numbered
+from scall_jax.streams.rule import Rule
+
+
+class Start(NamedTuple):
+    """The run that is begun where there is none."""
+
+    config: Config
+    """What is done to the stream."""
+    cut: dict[str, Any]
+    """How it is cut: arguments of `streams.cut`; `rows` or `new_entities` is given, and no other rule."""
+    seed: int
+    """Of everything random."""
+
+
+class Pace(NamedTuple):
+    """How a source is read, and when that ends."""
+
+    most: int = 10_000
+    """Rows that are read and committed at once, at most."""
+    poll: float = 1.0
+    """Seconds between two looks at a source that has nothing new."""
+    until_idle: float | None = None
+    """End after so many seconds without a new row; None goes on."""
+    once: bool = False
+    """End when everything has been read that is there."""
+    late: Late = "refuse"
+    """What becomes of rows from before the last segment, as in `streams.advance`."""
+
+
+class Progress(NamedTuple):
+    """How far a folder has come, as it is told after each commit."""
+
+    line: dict[str, Any] | None
+    """Line of `metrics.jsonl` of the segment that has been completed; None if rows only wait."""
+    rows: int
+    """Rows in the folder."""
+    waiting: int
+    """Those of them that wait for the next segment."""
+    offset: Offset | None
+    """How far the source was read."""
+
+
+Tell = Callable[[Progress], object]
+
+_PACE = Pace()
+
+
+def follow(
+    source: Source,
+    folder: str | Path,
+    start: Start,
+    pace: Pace = _PACE,
+    hooks: Hooks = NO_HOOKS,
+    tell: Tell | None = None,
+) -> int:
+    """Keep a run folder up with a growing source.
+
+    Args:
+      source: of rows.
+      folder: of a run that an earlier call has begun, or one that does not exist yet or is empty.
+      start: the run to begin.
+      pace: how the source is read, and when the call returns; by default it does not.
+      hooks: functions that are called while segments are run.
+      tell: called after each commit, and when a folder that goes on has been read.
+
+    Returns:
+      Rows in the folder; 0 where the source ended before the first segment was complete, and nothing was written.
+
+    Raises:
+      ValueError: a bad row or a source that was changed, as `Source.read`; a folder that something else has written; a
+        method that cannot go on; late rows. The folder is as it was after the last commit.
+    """
+    folder, tell = Path(folder), tell or (lambda progress: None)
+    if pace.most < 1 or not pace.poll > 0:
+        raise ValueError(f"{pace.most} rows at once, {pace.poll} s between polls: at least 1, and more than 0")
+    begun = None
+    if not (folder / manifest.NAME).exists():
+        begun = _begin(source, folder, start, pace, hooks)
+        if begun is None:
+            return 0
+    with opened(folder, hooks=hooks) as run:
+        if run.offset is None:
+            raise ValueError(
+                f"{folder} does not say how far {source.name} was read, because another command made it: choose "
+                "another folder, and the source is read from its start"
+            )
+        tell(_progress(run, begun))
+        for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
+            lines = run.add(batch.rows, offset=batch.offset, late=pace.late).lines
+            tell(_progress(run, lines[-1] if lines else None))
+        return _progress(run, None).rows
+
+
+def _progress(run: OpenRun, line: dict[str, Any] | None) -> Progress:
+    waiting = len(run.growing.waiting)
+    return Progress(line, len(run.growing.stream.user) + waiting, waiting, run.offset)
+
+
+def _room(run: OpenRun) -> int:
+    """Rows that complete one segment at most, beside those that wait."""
+    rule = run.growing.rule
+    return rule.rows - len(run.growing.waiting) if rule.rows is not None else _few(rule)
+
+
+def _few(rule: Rule) -> int:
+    """Rows that bring fewer users and items than two segments have: each row brings two at most."""
+    assert rule.new_entities is not None
+    return max(1, (rule.new_entities - 2) // 2)
+
+
+def _batches(
+    source: Source, pace: Pace, offset: Callable[[], Offset | None], room: Callable[[], int]
+) -> Iterator[Batch]:
+    """Batches that are not empty, until there is an end."""
+    last = time.monotonic()
+    while True:
+        before = offset()
+        batch = source.read(before, min(pace.most, room()))
+        if batch.read or batch.offset != before:
+            yield batch
+            last = time.monotonic()
+            continue
+        idle = time.monotonic() - last
+        if source.ended or (pace.once and not batch.held) or (pace.until_idle is not None and idle >= pace.until_idle):
+            return
+        left = pace.poll if pace.until_idle is None else min(pace.poll, max(pace.until_idle - idle, 0.001))
+        source.wait(left)
+
+
+def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks) -> dict[str, Any] | None:
+    """Make the folder with the first segment, whose line is returned; None where the source ends before it is complete.
+
+    It is made under another name and moved as a whole, since a folder that lacks the offset could not go on.
+    """
+    if folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+    Programs(start.config)  # A method that cannot go on is refused before anything is read.
+    found = _first_rows(source, start, pace)
+    if found is None:
+        return None
+    first, rest, offset = found
+    making = folder.with_name(f"{folder.name}.starting")
+    run_folder.remove_run(making)
+    rows = streams.from_arrays(first["user"], first["item"], first["time"].to_numpy(), source.name)
+    stream = streams.cut(rows, seed=start.seed, **start.cut)
+    lines = run_segments(
+        start.config,
+        stream,
+        jax.random.key(start.seed),
+        folder=making,
+        on_compiled=hooks.compiled,
+        on_segment=hooks.segment,
+        on_phase=hooks.phase,
+    )
+    with opened(making, hooks=hooks) as run:
+        run.add(rest, offset=offset)
+        (folder / LOCK).unlink(missing_ok=True)
+        os.replace(making, folder)
+        manifest.sync_folder(folder.parent)
+    return lines[-1]
+
+
+def _first_rows(source: Source, start: Start, pace: Pace) -> tuple[pl.DataFrame, pl.DataFrame, Offset] | None:
+    """The rows of the first segment, those that were read beyond it, and the offset behind all; None without an end."""
+    rows: pl.DataFrame | None = None
+    at: list[Offset | None] = [None]
+    rule = Rule(start.cut.get("rows"), start.cut.get("new_entities"), (0.7, 0.1, 0.2), 0.0, False, False, 0)
+
+    def room() -> int:
+        return _few(rule) if rule.rows is None else rule.rows - (0 if rows is None else rows.height)
+
+    for batch in _batches(source, pace, lambda: at[0], room):
+        rows, at[0] = _with(rows, batch), batch.offset
+        if rows is None or (rule.rows is not None and rows.height < rule.rows):
+            continue
+        ordered = rows[np.argsort(rows["time"].to_numpy(), kind="stable")]
+        ends = rule.complete(0, _known(ordered)) if rule.rows is None else [rule.rows]
+        if ends and batch.offset is not None:
+            return ordered[: ends[0]], ordered[ends[0] :], batch.offset
+    return None
+
+
+def _with(rows: pl.DataFrame | None, batch: Batch) -> pl.DataFrame | None:
+    if not batch.rows.height:
+        return rows
+    return batch.rows if rows is None else joined(rows, batch.rows)
+
+
+def _known(rows: pl.DataFrame) -> np.ndarray:
+    """Users and items that have appeared after each row; i64[rows]."""
+    codes = (numbered(rows[side].clear(), rows[side])[0] for side in ("user", "item"))
+    return np.asarray(sum(np.maximum.accumulate(code.astype(np.int64)) + 1 for code in codes))
