@@ -31,7 +31,7 @@ def _blocks():
     return found
 
 
-def _check(outputs, folder):
+def _check(outputs, folder, segments):
     """What the blocks printed and left, in the words of the page."""
     ten = [pl.read_csv(io.StringIO(text)) for text in outputs if text.startswith("user,rank")]
     both, folded = ten
@@ -41,8 +41,15 @@ def _check(outputs, folder):
     assert len(folded) == 10 and set(folded["source"]) == {"folded in"}
     assert not {"i93", "i17"} & set(folded["item"])
     read = [eval(line) for line in outputs[-1].splitlines()[-2:]]
-    assert read == [both["item"][:10].to_list(), both["item"][10:].to_list()]
-    page = (folder / "runs" / "shop" / "uniform" / "report.html").read_text()
+    run = folder / "runs" / "shop" / "uniform"
+    model = scall_jax.load(run)
+    now = model.recommend(["u102", "stranger"])["item"].to_list()
+    assert read == [now[:10], now[10:]] and now != both["item"].to_list()
+    rows = pl.concat(pl.read_csv(folder / name) for name in ("ratings.csv", "later.csv"))
+    met = rows.filter((pl.col("customer") == "u102") & (pl.col("stars") >= 3))["product"]
+    assert not set(met) & set(now[:10])
+    assert model.segment == segments - 1 and any("6,014 new rows" in text for text in outputs)
+    page = (run / "report.html").read_text()
     assert "ratings.csv" in page and not re.search(r'(src|href)="(?!#|data:)', page)
 
 
@@ -63,7 +70,7 @@ def test_the_first_guide_runs_in_one_process(tmp_path, monkeypatch, capsys):
         outputs.append(capsys.readouterr().out)
     monkeypatch.delitem(sys.modules, "reader")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != "models/shop"])
-    _check(outputs, tmp_path)
+    _check(outputs, tmp_path, segments=2)
 
 
 def test_every_data_file_of_the_package_is_named_in_the_setup():
@@ -134,4 +141,4 @@ def test_the_first_guide_runs_word_for_word_from_a_wheel(wheel, tmp_path):
     for name, rows in (("online-retail", 736_880), ("movietweetings", 141_695)):
         assert int(run(python, "-c", f"from scall_jax import streams; print(len(streams.load({name!r})))")) == rows
     outputs = [run(*(["bash", "-ec"] if language == "bash" else [python, "-c"]), text) for language, text in _blocks()]
-    _check(outputs, work)
+    _check(outputs, work, segments=5)
