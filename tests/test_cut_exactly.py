@@ -1,0 +1,192 @@
+"""Cuts at their exact borders, against plain loops: what a rule gives where it only just holds or only just fails."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from scall_jax import streams
+from scall_jax.streams import boundaries, enough_users, memory, numpy_ops
+from scall_jax.streams.segments import active_mask, compact_graph, compact_graph_bytes, sides
+from scall_jax.streams.stream import Bounds
+from scall_jax.streams.synthetic import _CHUNK, _side, _unit
+
+
+def _plain_part(time, start, end, split, align):
+    """A segment's parts, or None where one is empty."""
+    length = end - start
+    train, valid = (start + round(part * length) for part in (split[0], split[0] + split[1]))
+    if align and start < train <= valid < end:
+        moved = [row for row in (train, valid)]
+        for number in (0, 1):
+            while moved[number] > start and time[moved[number] - 1] == time[moved[number]]:
+                moved[number] -= 1
+        if start < moved[0] < moved[1] < end:
+            train, valid = moved
+    empty = not (start < train <= valid < end) or (split[1] > 0 and train == valid)
+    return None if empty else Bounds(start, train, valid, end)
+
+
+@pytest.mark.parametrize("split", [(0.7, 0.1, 0.2), (0.5, 0.25, 0.25), (0.8, 0.0, 0.2)])
+def test_parts_of_segments_are_those_of_a_plain_loop(split):
+    rng = np.random.default_rng(0)
+    refused = 0
+    for length, spread, align in itertools.product((1, 2, 3, 4, 5, 8, 13, 40), (1, 4, 60), (True, False)):
+        for first in (0, 1, 7):
+            time = np.sort(rng.integers(0, spread, first + length + 3))
+            edges = [first, first + length]
+            expected = _plain_part(time, *edges, split, align)
+            if expected is None:
+                refused += 1
+                with pytest.raises(ValueError, match=r"segment 0 has .* too few"):
+                    boundaries.parts_of_segments(edges, time, split, align, "rows")
+            else:
+                assert boundaries.parts_of_segments(edges, time, split, align, "rows") == (expected,)
+    assert 20 < refused < 120
+
+
+def _plain_edges(user, item, limit):
+    edges, known, before = [0], set(), 0
+    for row, pair in enumerate(zip(user.tolist(), [("i", i) for i in item.tolist()], strict=True)):
+        now = known | set(pair)
+        if len(now) > before + limit:
+            before = len(known)
+            edges.append(row)
+        known = now
+    joined = len(edges) > 1 and len(known) - before < limit / 10
+    return [*edges[: len(edges) - joined], len(user)], joined
+
+
+def test_edges_by_arrivals_are_those_of_a_plain_loop():
+    joined = 0
+    for seed, limit in itertools.product(range(12), (2, 3, 10, 21, 40, 10**6)):
+        rng = np.random.default_rng(seed)
+        user, item = (np.minimum(rng.integers(0, 60, 150), np.arange(150) // rng.integers(1, 4)) for _ in range(2))
+        # By first appearance.
+        user, item = (np.unique(x, return_inverse=True)[1] for x in (user, item))
+        user, item = (np.argsort(np.argsort([list(x).index(v) for v in range(x.max() + 1)]))[x] for x in (user, item))
+        expected, joins = _plain_edges(user, item, limit)
+        assert boundaries.edges_by_arrivals(user, item, limit) == expected
+        joined += joins
+    assert boundaries.edges_by_arrivals(np.zeros(3, int), np.zeros(3, int), 100) == [0, 3] and joined > 0
+
+
+def test_as_many_segments_as_rows_and_no_more():
+    assert boundaries.edges_of_equal_parts(3, 3, "rows") == [0, 1, 2, 3]
+    for segments in (0, 4):
+        with pytest.raises(ValueError, match="do not make"):
+            boundaries.edges_of_equal_parts(3, segments, "rows")
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [(["2020-03-01", "soon"], "'soon'"), (["1970-01-01"], "outside"), (["1969-12-31"], "before 1970")],
+)
+def test_one_bad_time_among_good_ones_is_named(at, message):
+    rows = streams.synthetic(jax.random.key(3), users=20, items=20, interactions=300)
+    with pytest.raises(ValueError, match=message):
+        streams.cut(rows, at=at)
+
+
+@pytest.mark.parametrize("enough", [(30, 20), (10,), (1000,)])
+def test_the_automatic_number_is_the_most_that_leaves_enough_users(enough, monkeypatch):
+    monkeypatch.setattr(enough_users, "ENOUGH_USERS", enough)
+    for seed, interactions in ((0, 600), (1, 1500), (2, 240)):
+        rows = streams.synthetic(jax.random.key(seed), users=90, items=60, interactions=interactions)
+        least = {}
+        for number in range(2, enough_users.MOST_SEGMENTS + 1):
+            stream = streams.cut(rows, segments=number)
+            least[number] = min(int(stream.test(t).count) for t in range(1, number))
+        reaching = [[n for n, users in least.items() if users >= bound] for bound in enough]
+        best = max(least.values())
+        expected = next((max(n) for n in reaching if n), min(n for n, users in least.items() if users == best))
+        assert len(streams.cut(rows, segments="auto")) == expected
+
+
+def test_an_account_of_memory_is_exact_at_its_limit():
+    blocks = {1.0: 2**16, 40 * 2**16: 2**16, 4e6: 100_000, 40 * 2**24 + 40: 2**24}
+    for limit, block in blocks.items():
+        assert memory.Account(limit).block == block
+    limit = 40 * 2**17
+    left = limit - memory._BLOCKS * 2**17
+    rows, ids = divmod(left, memory._ROW_BYTES)
+    memory.Account(limit).rows(rows, "file")
+    with pytest.raises(ValueError, match=r"file: .* after 50% of it"):
+        memory.Account(limit).rows(rows + 1, "file", 0.5)
+    account = memory.Account(limit)
+    account.ids(10, left / 10 - memory._ID_BYTES, "file")
+    with pytest.raises(ValueError, match="file"):
+        account.ids(1, ids, "file")
+    account = memory.Account(limit)
+    account.expect(limit // memory._ROW_BYTES, "file")
+    with pytest.raises(ValueError, match="rows take"):
+        account.expect(limit // memory._ROW_BYTES + 1, "file")
+    assert memory.limit_bytes(0.5) == 5e5 and memory.limit_bytes(None) >= 1
+    for none in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be above 0"):
+            memory.limit_bytes(none)
+
+
+def test_rows_are_sorted_whatever_their_number():
+    for rows in (1, 2, 3, 4, 5, 8, 9, 16, 17):
+        major, minor = np.zeros(rows, int), np.arange(rows)[::-1] % 3
+        np.testing.assert_array_equal(numpy_ops.sorted_rows(major, minor), np.lexsort((minor, major)))
+
+
+def test_two_rows_at_one_time_and_two_a_day_are_warned_of():
+    with pytest.warns(streams.DataWarning, match="all 2 rows are at one time"):
+        streams.row_order.warn_of_ties(streams.from_arrays([1, 2], [1, 2], [5, 5]))
+    days = np.repeat(np.arange(10), 2) * 86_400_000
+    with pytest.warns(streams.DataWarning, match="whole days of 2.0 rows"):
+        streams.row_order.warn_of_ties(streams.from_arrays(np.arange(20), np.arange(20), days))
+    streams.row_order.warn_of_ties(streams.from_arrays(np.arange(19), np.arange(19), days[:19]))
+
+
+def test_masks_and_sides_of_a_segment_and_of_stacked_ones():
+    stream = streams.cut(streams.synthetic(jax.random.key(3), users=60, items=40, interactions=900), segments=3)
+    expected = stream.capacity.users, stream.capacity.items
+    assert sides(stream.segment(0)) == sides(stream.stack()) == expected
+    for t, segment in enumerate(stream):
+        users, items = stream.known(stream.bounds[t].train)
+        active = np.asarray(active_mask(jax.tree.map(np.asarray, segment)))
+        assert np.flatnonzero(active).tolist() == [*range(users), *range(expected[0], expected[0] + items)]
+    assert stream.known(stream.bounds[0].train) != expected
+
+
+@pytest.mark.parametrize(("items", "nbytes"), [(1, 1), (255, 1), (256, 1), (257, 2)])
+def test_items_of_a_compact_graph_take_the_bytes_that_the_largest_number_needs(items, nbytes):
+    n = items + 1
+    graph = streams.segments.Graph(np.array([0, 1, *[1] * (items - 1), 2]), np.array([n - 1, 0]), np.ones(2))
+    assert compact_graph(graph, 1, (1, items))["items"].dtype.itemsize == nbytes
+    assert compact_graph_bytes(1, (1, items)) == 8 + nbytes
+
+
+def test_a_synthetic_stream_follows_its_popularity_and_its_turning_tastes():
+    assert len(streams.synthetic(jax.random.key(0), users=1, items=1, interactions=1, tastes=1)) == 1
+    key, users, items = jax.random.key(5), 40, 30
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    user_side, item_side = (_side(rng, n, 4, 1.0) for n in (users, items))
+    turned = _unit(rng.normal(size=(users, 4)))
+    numbers = 3 * _CHUNK
+    options = {"users": users, "items": items, "interactions": numbers, "tastes": 4, "zipf": 1.0, "lifetime": 0.0}
+    last = slice(2 * _CHUNK, None)
+
+    def late(**more):
+        rows = streams.synthetic(key, **options, **more)
+        named = (
+            [int(x[1:]) for x in ids.gather(code).to_list()]
+            for code, ids in ((rows.user, rows.user_ids), (rows.item, rows.item_ids))
+        )
+        return (np.array(x)[last] for x in named)
+
+    _, item = late(strength=0.0, drift=0.0)
+    counts, arrived = np.bincount(item, minlength=items), item_side.arrival < 2 / 3
+    wanted = len(item) * item_side.base * arrived / (item_side.base * arrived).sum()
+    assert np.corrcoef(counts[arrived], wanted[arrived])[0, 1] > 0.98
+    user, item = late(strength=30.0, drift=1.0)
+    start, end = user_side.tastes[user], turned[user]
+    now = 5 / 6
+    there = _unit((1 - now) * start + now * end)
+    near = [(taste * item_side.tastes[item]).sum(1).mean() for taste in (there, start)]
+    assert near[0] > 0.6 and near[0] > near[1] + 0.2
