@@ -63,7 +63,7 @@ TARGETS = {
             *_files("streams", "boundaries", "cut", "enough_users", "interactions", "memory", "numpy_ops", "replay"),
             *_files("streams", "random_choices", "row_order", "segments", "statistics", "stream", "synthetic"),
         ),
-        ("test_cut",),
+        ("test_cut_exactly", "test_cut"),
         weight=2.0,
     ),
     "read": Target(

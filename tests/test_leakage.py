@@ -69,8 +69,8 @@ def _streams():
 
 def _config(method, recommender):
     budgets = {
-        # Twelve coordinates of at most 6 bits would not spend the budget of eight float32 numbers.
-        "mixed_precision": Budget.mean_size(3),
+        # Coordinates of at most 6 bits would not spend the budget of eight float32 numbers.
+        "mixed_precision": Budget.mean_size(1.5),
         # The places of cells follow from the largest budget, which must not depend on who comes later.
         "shared_memory": Budget.megabytes(0.008),
     }
