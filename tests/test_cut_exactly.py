@@ -28,13 +28,18 @@ def _plain_part(time, start, end, split, align):
     return None if empty else Bounds(start, train, valid, end)
 
 
-@pytest.mark.parametrize("split", [(0.7, 0.1, 0.2), (0.5, 0.25, 0.25), (0.8, 0.0, 0.2)])
+SPLITS = [(0.7, 0.1, 0.2), (0.5, 0.25, 0.25), (0.8, 0.0, 0.2), (0.5, 0.45, 0.05), (0.1, 0.3, 0.6)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
 def test_parts_of_segments_are_those_of_a_plain_loop(split):
+    """Random times with ties, and times with one step."""
     rng = np.random.default_rng(0)
     refused = 0
-    for length, spread, align in itertools.product((1, 2, 3, 4, 5, 8, 13, 40), (1, 4, 60), (True, False)):
+    for length, spread, align in itertools.product((1, 2, 3, 4, 5, 8, 13, 40), (-4, -2, -1, 1, 4, 60), (True, False)):
         for first in (0, 1, 7):
-            time = np.sort(rng.integers(0, spread, first + length + 3))
+            rows = first + length + 3
+            time = np.sort(rng.integers(0, spread, rows)) if spread > 0 else (np.arange(rows) >= rows + spread - 3) + 0
             edges = [first, first + length]
             expected = _plain_part(time, *edges, split, align)
             if expected is None:
@@ -43,7 +48,7 @@ def test_parts_of_segments_are_those_of_a_plain_loop(split):
                     boundaries.parts_of_segments(edges, time, split, align, "rows")
             else:
                 assert boundaries.parts_of_segments(edges, time, split, align, "rows") == (expected,)
-    assert 20 < refused < 120
+    assert 20 < refused < 250
 
 
 def _plain_edges(user, item, limit):
@@ -72,6 +77,34 @@ def test_edges_by_arrivals_are_those_of_a_plain_loop():
     assert boundaries.edges_by_arrivals(np.zeros(3, int), np.zeros(3, int), 100) == [0, 3] and joined > 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "late", "joins"), [(20, [1], True), (20, [1, 1], False), (21, [1, 1], True), (21, [1, 1, 1], False)]
+)
+def test_a_last_segment_joins_below_a_tenth_of_the_new_entities(limit, late, joins):
+    """Ten rows of two new entities each, then rows of one new user."""
+    early = limit // 2
+    user = np.concatenate([np.arange(early), [0] * (limit % 2), early + np.arange(len(late))])
+    item = np.concatenate([np.arange(early), [early] * (limit % 2), [0] * len(late)])
+    edge = early + limit % 2
+    assert boundaries.edges_by_arrivals(user, item, limit) == ([0, len(user)] if joins else [0, edge, len(user)])
+
+
+def test_segments_start_after_the_first_time_and_at_the_last_at_latest():
+    day, rows = 86_400_000, np.arange(1, 6)
+    time = (rows + 18_000) * day
+    dates = np.datetime_as_string(time.astype("datetime64[ms]"), unit="D").tolist()
+    assert boundaries.edges_by_time(time, dates[1:3], "rows") == [0, 1, 2, 5]
+    assert boundaries.edges_by_time(time, dates[-1:], "rows") == [0, 4, 5]
+    for bad in (dates[:1], dates[:2], [dates[1], "2031-01-01"], ["2031-01-01"]):
+        with pytest.raises(ValueError, match="lies outside rows"):
+            boundaries.edges_by_time(time, bad, "rows")
+
+
+def test_one_segment_may_be_all_that_is_wanted():
+    rows = streams.synthetic(jax.random.key(3), users=20, items=20, interactions=300)
+    assert len(streams.cut(rows, segments=3, max_segments=1)) == 1
+
+
 def test_as_many_segments_as_rows_and_no_more():
     assert boundaries.edges_of_equal_parts(3, 3, "rows") == [0, 1, 2, 3]
     for segments in (0, 4):
@@ -81,7 +114,11 @@ def test_as_many_segments_as_rows_and_no_more():
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [(["2020-03-01", "soon"], "'soon'"), (["1970-01-01"], "outside"), (["1969-12-31"], "before 1970")],
+    [
+        (["2020-03-01", "soon"], "'soon' is not a timestamp"),
+        (["1970-01-01"], "outside"),
+        (["1969-12-31"], "before 1970"),
+    ],
 )
 def test_one_bad_time_among_good_ones_is_named(at, message):
     rows = streams.synthetic(jax.random.key(3), users=20, items=20, interactions=300)

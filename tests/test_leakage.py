@@ -169,3 +169,21 @@ def test_nothing_later_changes_what_came_before(method, recommender):
     _same(expected, _run(run, programs, shuffled))
     if method not in SHAPED_BY_THE_WHOLE_STREAM:
         _same(expected, _run(run, programs, shorter))
+
+
+PROMOTED = [pair for pair in PAIRS if pair[0] in ("uniform", "fixed", "random", "popularity-decayed", "ease", "gain")]
+PROMOTED += [(method, "lightgcn") for method in ("scall", "scall-random", "spectral", "ducb", "dlints", "waterfill")]
+"""Methods without an optimiser of another library, which would mix types of its own."""
+
+
+@pytest.mark.parametrize(
+    ("method", "recommender"),
+    [pytest.param(*pair, marks=() if pair[0] == "popularity-decayed" else pytest.mark.slow) for pair in PROMOTED],
+)
+def test_no_program_mixes_types_unless_it_says_so(method, recommender):
+    """An integer above 2^24 that silently becomes a float32 is another number."""
+    stream = _streams()[0]
+    with jax.numpy_dtype_promotion("strict"):
+        run = make_run(_config(method, recommender))
+        state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
+        jax.eval_shape(run.step, state, jax.tree.map(np.asarray, stream.segment(1)))
