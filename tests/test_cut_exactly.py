@@ -4,10 +4,11 @@ import itertools
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
 from scall_jax import streams
-from scall_jax.streams import boundaries, enough_users, memory, numpy_ops
+from scall_jax.streams import boundaries, enough_users, memory, numpy_ops, row_order
 from scall_jax.streams.segments import active_mask, compact_graph, compact_graph_bytes, sides
 from scall_jax.streams.stream import Bounds
 from scall_jax.streams.synthetic import _CHUNK, _side, _unit
@@ -173,22 +174,22 @@ def test_rows_are_sorted_whatever_their_number():
 
 def test_two_rows_at_one_time_and_two_a_day_are_warned_of():
     with pytest.warns(streams.DataWarning, match="all 2 rows are at one time"):
-        streams.row_order.warn_of_ties(streams.from_arrays([1, 2], [1, 2], [5, 5]))
+        row_order.warn_of_ties(streams.from_arrays([1, 2], [1, 2], [5, 5]))
     days = np.repeat(np.arange(10), 2) * 86_400_000
     with pytest.warns(streams.DataWarning, match="whole days of 2.0 rows"):
-        streams.row_order.warn_of_ties(streams.from_arrays(np.arange(20), np.arange(20), days))
-    streams.row_order.warn_of_ties(streams.from_arrays(np.arange(19), np.arange(19), days[:19]))
+        row_order.warn_of_ties(streams.from_arrays(np.arange(20), np.arange(20), days))
+    row_order.warn_of_ties(streams.from_arrays(np.arange(19), np.arange(19), days[:19]))
 
 
 def test_masks_and_sides_of_a_segment_and_of_stacked_ones():
-    stream = streams.cut(streams.synthetic(jax.random.key(3), users=60, items=40, interactions=900), segments=3)
+    stream = streams.cut(streams.synthetic(jax.random.key(3), users=200, items=300, interactions=900), segments=3)
     expected = stream.capacity.users, stream.capacity.items
     assert sides(stream.segment(0)) == sides(stream.stack()) == expected
     for t, segment in enumerate(stream):
         users, items = stream.known(stream.bounds[t].train)
         active = np.asarray(active_mask(jax.tree.map(np.asarray, segment)))
         assert np.flatnonzero(active).tolist() == [*range(users), *range(expected[0], expected[0] + items)]
-    assert stream.known(stream.bounds[0].train) != expected
+    assert all(few < all_of for few, all_of in zip(stream.known(stream.bounds[0].train), expected, strict=True))
 
 
 @pytest.mark.parametrize(("items", "nbytes"), [(1, 1), (255, 1), (256, 1), (257, 2)])
@@ -227,3 +228,102 @@ def test_a_synthetic_stream_follows_its_popularity_and_its_turning_tastes():
     there = _unit((1 - now) * start + now * end)
     near = [(taste * item_side.tastes[item]).sum(1).mean() for taste in (there, start)]
     assert near[0] > 0.6 and near[0] > near[1] + 0.2
+
+
+def test_alignment_moves_borders_off_ties_unless_published():
+    time = np.arange(1000) // 7 * 60_000
+    rng = np.random.default_rng(0)
+    rows = streams.from_arrays(rng.integers(0, 30, 1000), rng.integers(0, 50, 1000), time)
+    for bounds in streams.cut(rows, segments=4).bounds:
+        assert time[bounds.train - 1] < time[bounds.train] and time[bounds.valid - 1] < time[bounds.valid]
+    published = streams.cut(rows, segments=4, published=True)
+    for bounds, replayed in zip(published.bounds, published.replay, strict=True):
+        expected = bounds.start + round(0.8 * (bounds.end - bounds.start + len(replayed))) - len(replayed)
+        assert (bounds.train, bounds.valid) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("users", "number"), [({}, 2), ({5: 10}, 5), ({4: 10, 3: 12}, 4), ({2: 10}, 2), ({7: 3, 9: 3}, 7)]
+)
+def test_the_fewest_segments_lead_where_none_has_enough_users(users, number, monkeypatch):
+    monkeypatch.setattr(enough_users, "ENOUGH_USERS", (10,))
+    monkeypatch.setattr(enough_users, "_least_users", lambda stream, bounds: users.get(len(bounds), 0))
+    rows = streams.from_arrays(np.arange(300) % 30, np.arange(300) % 50, np.arange(300))
+    assert len(streams.cut(rows, segments="auto")) == number
+
+
+def test_a_stream_too_short_for_two_segments_is_one():
+    assert len(streams.cut(streams.from_arrays(range(6), range(6), range(6)), segments="auto")) == 1
+
+
+def test_without_replay_nothing_is_replayed():
+    rows = streams.synthetic(jax.random.key(3), users=20, items=20, interactions=300)
+    for part in (0.0, 1e-4):
+        assert [len(replayed) for replayed in streams.cut(rows, segments=3, replay=part).replay] == [0, 0, 0]
+
+
+def test_the_limit_of_memory_is_that_of_the_group_or_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1000)
+    (tmp_path / "none").write_text("max")
+    for group, expected in (("2000000", 2_000_000), ("9000000", 4_096_000), ("0", 4_096_000), ("max", 4_096_000)):
+        (tmp_path / "group").write_text(group)
+        monkeypatch.setattr(memory, "_CONTROL_GROUPS", (str(tmp_path / "none"), str(tmp_path / "group")))
+        assert memory.machine_bytes() == expected and memory.limit_bytes(None) == memory._SHARE * expected
+    account = memory.Account(40 * 2**17)
+    account.ids(1000, 28.0, "file")
+    room = 40 * 2**17 - 1000 * (memory._ID_BYTES + 28)
+    exact = memory.Account(memory._ROW_BYTES * 7)
+    exact.expect(7, "file")
+    account.expect(int(room // memory._ROW_BYTES), "file")
+    with pytest.raises(ValueError, match="rows take"):
+        account.expect(int(room // memory._ROW_BYTES) + 1, "file")
+
+
+def test_a_key_of_64_bits_is_sorted_by_its_parts():
+    major, minor = np.array([2**31 - 1, 0, 2**31 - 1, 5]), np.array([2**31 - 1, 7, 3, 0])
+    np.testing.assert_array_equal(numpy_ops.sorted_rows(major, minor), [1, 3, 2, 0])
+
+
+@pytest.mark.parametrize("time", [[5, 3, 9, 1], [1, 3, 9, 5], [1, 9, 5, 9], [9, 1, 1, 1]])
+def test_rows_are_put_in_the_order_of_time(time):
+    rows = row_order.in_order(streams.from_arrays(range(4), range(4), time))
+    np.testing.assert_array_equal(rows.user, np.argsort(time, kind="stable"))
+
+
+def test_ids_that_do_not_appear_are_left_out():
+    codes, ids = row_order.by_appearance(np.array([3, 1, 3], np.int32), pl.Series(["a", "b", "c", "d"]))
+    assert codes.tolist() == [0, 1, 0] and ids.to_list() == ["d", "b"]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        [0, 5, 5, 5],
+        [5, 5, 5, 9],
+        np.r_[np.zeros(1200), 3_600_000],
+        np.r_[np.zeros(600), np.full(600, 86_400_000), 90_000_000],
+    ],
+)
+def test_times_that_order_some_rows_are_not_warned_of(time):
+    n = len(time)
+    row_order.warn_of_ties(streams.from_arrays(np.arange(n), np.arange(n), np.asarray(time)))
+
+
+@pytest.mark.parametrize(
+    ("user", "time"),
+    [
+        ([1.0, float("nan"), 2.0], [1, 2, 3]),
+        (["a", None, "b"], [1, 2, 3]),
+        ([1, 2, 3], [1.0, float("inf"), 3.0]),
+        ([1, 2, 3], np.array(["2020-01-01", "NaT", "2020-01-02"], "datetime64[s]")),
+    ],
+)
+def test_one_missing_value_is_refused(user, time):
+    with pytest.raises(ValueError, match="missing"):
+        streams.from_arrays(user, [1, 2, 3], time)
+
+
+def test_times_of_any_unit_are_milliseconds():
+    rows = streams.from_arrays([1, 2], [1, 2], np.array(["2020-01-01", "2020-01-02"], "datetime64[s]"))
+    assert rows.time.tolist() == [1_577_836_800_000, 1_577_923_200_000]
+    assert "2020-01-01" in repr(rows) and "2 rows" in repr(rows) and "2020" not in repr(rows.take(np.array([], int)))
