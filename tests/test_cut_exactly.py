@@ -265,7 +265,13 @@ def test_without_replay_nothing_is_replayed():
 def test_the_limit_of_memory_is_that_of_the_group_or_the_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(memory.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1000)
     (tmp_path / "none").write_text("max")
-    for group, expected in (("2000000", 2_000_000), ("9000000", 4_096_000), ("0", 4_096_000), ("max", 4_096_000)):
+    for group, expected in (
+        ("2000000", 2_000_000),
+        ("1", 1),
+        ("9000000", 4_096_000),
+        ("0", 4_096_000),
+        ("max", 4_096_000),
+    ):
         (tmp_path / "group").write_text(group)
         monkeypatch.setattr(memory, "_CONTROL_GROUPS", (str(tmp_path / "none"), str(tmp_path / "group")))
         assert memory.machine_bytes() == expected and memory.limit_bytes(None) == memory._SHARE * expected
