@@ -333,3 +333,25 @@ def test_times_of_any_unit_are_milliseconds():
     rows = streams.from_arrays([1, 2], [1, 2], np.array(["2020-01-01", "2020-01-02"], "datetime64[s]"))
     assert rows.time.tolist() == [1_577_836_800_000, 1_577_923_200_000]
     assert "2020-01-01" in repr(rows) and "2 rows" in repr(rows) and "2020" not in repr(rows.take(np.array([], int)))
+
+
+def test_ages_repeats_and_recency_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 6, 60), rng.integers(0, 4, 60)
+    user[0], item[0] = 9, 9  # once, in the very first row
+    stream = streams.cut(streams.from_arrays(user, item, np.arange(60)), segments=2)
+    for t, segment in enumerate(stream):
+        cut, users = stream.bounds[t].train, stream.capacity.users
+        pairs = list(zip(stream.user[:cut].tolist(), stream.item[:cut].tolist(), strict=True))
+        graph, last = segment.graph, {pair: row for row, pair in enumerate(pairs)}
+        for node in range(stream.capacity.nodes):
+            for entry in range(graph.indptr[node], graph.indptr[node + 1]):
+                other = int(graph.indices[entry])
+                pair = (node, other - users) if node < users else (other, node - users)
+                assert segment.ages[entry] == cut - last[pair] and segment.repeats[entry] == pairs.count(pair)
+        for padding in (graph.values, graph.indices, segment.ages, segment.repeats):
+            assert not np.any(padding[graph.indptr[-1] :])
+        assert segment.recency[0] == segment.recency[users] == 1
+        known = stream.known(cut)
+        compact = compact_graph(graph, users, known)
+        assert len(compact["offsets"]) == known[0] + 1 and compact["offsets"][-1] == len(set(pairs))
