@@ -1,5 +1,6 @@
 # install: a virtual environment with the tested versions. run: the main job on the embedded stream. test: tests and
 # doctests. lint: style and types. docs: the documentation site, in site/. check-all: all of these and the slow tests.
+# mutation: whether tests fail where the code is changed.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV := .venv
@@ -7,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 PYTEST := $(PY) -m pytest --doctest-modules scall_jax tests
 
-.PHONY: install run test lint docs check-all clean
+.PHONY: install run test lint docs check-all mutation clean
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt constraints.txt setup.cfg
@@ -35,6 +36,9 @@ docs: $(VENV)/installed-docs
 
 check-all: lint docs
 	$(PYTEST) -m "slow or not slow"
+
+mutation: install
+	$(PY) -m tests.mutation
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

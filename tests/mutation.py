@@ -46,7 +46,7 @@ class Target(NamedTuple):
     functions: tuple[str, ...] = ()
     """Names of the outermost functions that are mutated; all if empty."""
     weight: float = 1.0
-    """How many mutants a place brings, relative to the others."""
+    """How many mutants a place brings, relative to the others: fewer where each compiles programs for 10 s."""
 
 
 def _files(folder: str, *names: str) -> tuple[str, ...]:
@@ -55,16 +55,16 @@ def _files(folder: str, *names: str) -> tuple[str, ...]:
 
 TARGETS = {
     "sizes": Target(
-        ("sizes/*.py",), ("test_budgets", "test_bisection", "test_sizes", "test_sample", "test_gains"), weight=1.1
+        ("sizes/*.py",), ("test_budgets", "test_bisection", "test_sizes", "test_sample", "test_gains"), weight=0.45
     ),
-    "evaluation": Target(("evaluation/*.py",), ("test_evaluation", "test_strata"), weight=2.2),
+    "evaluation": Target(("evaluation/*.py",), ("test_evaluation", "test_strata"), weight=0.6),
     "cut": Target(
         (
             *_files("streams", "boundaries", "cut", "enough_users", "interactions", "memory", "numpy_ops", "replay"),
             *_files("streams", "random_choices", "row_order", "segments", "statistics", "stream", "synthetic"),
         ),
-        ("test_cut", "test_prefix", "test_report", "test_stream_files"),
-        weight=1.5,
+        ("test_cut_exactly", "test_cut"),
+        weight=2.0,
     ),
     "read": Target(
         (
@@ -72,8 +72,9 @@ TARGETS = {
             *_files("streams", "read", "sources", "times", "wording"),
         ),
         ("test_read", "test_cut"),
+        weight=1.3,
     ),
-    "significance": Target(("analysis/significance.py",), ("test_significance",), weight=2.5),
+    "significance": Target(("analysis/significance.py",), ("test_significance",), weight=4.0),
     "account": Target(
         (
             *_files("tables", "__init__", "storage", "sized"),
@@ -85,7 +86,7 @@ TARGETS = {
             *("charged", "most_spent", "sized_units", "bias_bytes", "budget_totals", "_beside_table", "_bookkeeping"),
             *("_account", "paid_bytes", "check", "_check_probes"),
         ),
-        weight=4.0,
+        weight=2.0,
     ),
 }
 
@@ -346,12 +347,22 @@ class Runner:
 
 
 def _sampled(mutants: int, seed: int, only: str) -> dict[str, list[Place]]:
-    """Places drawn without replacement: each target's number is in proportion to its places times its weight."""
+    """Places drawn without replacement: each target's number is in proportion to its places times its weight.
+
+    More mutants of the same seed are these and others.
+    """
     found = {name: [p for p in places(target) if only in p.file] for name, target in TARGETS.items()}
     total = sum(TARGETS[name].weight * len(of_target) for name, of_target in found.items())
     counts = {name: round(mutants * TARGETS[name].weight * len(x) / max(total, 1)) for name, x in found.items()}
-    rng = random.Random(seed)
-    return {name: sorted(rng.sample(x, min(counts[name], len(x)))) for name, x in found.items()}
+    drawn = {}
+    for name, of_target in found.items():
+        random.Random(f"{seed} {name}").shuffle(of_target)
+        drawn[name] = sorted(of_target[: counts[name]])
+    return drawn
+
+
+def _done(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def main() -> None:
@@ -361,24 +372,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of a file's path")
     parser.add_argument("--target", choices=TARGETS, help="one target; all by default")
-    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line of JSON for each mutant")
+    parser.add_argument(
+        "--out", type=Path, default=Path("mutants.jsonl"), help="a line of JSON for each mutant; goes on"
+    )
     arguments = parser.parse_args()
     sample = _sampled(arguments.mutants, arguments.seed, arguments.only)
     if arguments.target is None:
-        arguments.out.unlink(missing_ok=True)
         for name in sample:
             status = os.spawnv(
                 os.P_WAIT, sys.executable, [sys.executable, "-m", "tests.mutation", *sys.argv[1:], "--target", name]
             )
             if status:
                 sys.exit(status)
-        lines = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+        lines = _done(arguments.out)
         survived = [line for line in lines if line["status"] == "survived"]
         for line in survived:
             print(f"{line['file']}:{line['line']}: {line['before']}  ->  {line['after']}")
         print(f"{len(lines)} mutants, {len(survived)} survived")
         return
-    chosen, target = sample[arguments.target], TARGETS[arguments.target]
+    done = {Place(**{name: line[name] for name in Place._fields}) for line in _done(arguments.out)}
+    chosen, target = [x for x in sample[arguments.target] if x not in done], TARGETS[arguments.target]
     files = sorted({place.file for place in chosen})
 
     def write(line: dict[str, Any]) -> None:

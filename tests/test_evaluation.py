@@ -152,3 +152,9 @@ def test_the_best_items_are_those_of_a_stable_sort(depth, monkeypatch):
     np.testing.assert_array_equal(values, np.take_along_axis(scores, expected, 1))
     finite = np.isfinite(values)
     np.testing.assert_array_equal(np.asarray(found)[finite], expected[finite])
+
+
+def test_fitness_is_the_mean_of_recall_and_ndcg_at_20_over_all_users():
+    recall, ndcg = np.arange(9.0).reshape(3, 3), np.arange(10.0, 19.0).reshape(3, 3)
+    zero = np.zeros(3)
+    assert evaluation.Metrics(recall, ndcg, zero, zero, np.zeros((1, 6)), 0).fitness() == (2 + 12) / 2

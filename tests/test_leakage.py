@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from scall_jax import METHODS, FitConfig, PolicyConfig, SearchConfig, SizesConfig, make_run, streams, tables
+from scall_jax import METHODS, Budget, FitConfig, PolicyConfig, SearchConfig, SizesConfig, make_run, streams, tables
 from scall_jax.config import RECOMMENDERS, PrunedConfig
 from scall_jax.methods.registry import BASELINES, EMBEDDING_METHODS
 from scall_jax.recommenders.ials.config import IalsConfig
@@ -68,8 +68,15 @@ def _streams():
 
 
 def _config(method, recommender):
+    budgets = {
+        # Coordinates of at most 6 bits would not spend the budget of eight float32 numbers.
+        "mixed_precision": Budget.mean_size(1.5),
+        # The places of cells follow from the largest budget, which must not depend on who comes later.
+        "shared_memory": Budget.megabytes(0.008),
+    }
     return small_config(
         method,
+        budget=budgets.get(method, Budget.mean_size(8)),
         recommender=recommender,
         bias="none" if method in BASELINES else "decayed",
         fit=FitConfig(layers=2, batch=128, steps=10, eval_every=5, valid_users=64),
@@ -120,7 +127,11 @@ def _same(expected, found):
                 np.testing.assert_array_equal(leaf, their_leaf, err_msg=f"memory after segment {t}")
 
 
-QUICK = ("frequency", "lightgcn"), ("scall", "ials"), ("pep", "mf"), ("popularity-decayed", "lightgcn")
+SHAPED_BY_THE_WHOLE_STREAM = "binary_hash", "binary_hash_skip", "quotient_remainder"
+"""Their tables have a number of rows that is chosen once, by the entities of the last segment, as their page says; how
+many there are is the one thing about later rows that they know."""
+
+QUICK = ("frequency", "lightgcn"), ("popularity-decayed", "lightgcn")
 PAIRS = [
     (method, recommender)
     for method in METHODS
@@ -132,6 +143,11 @@ PAIRS = [
 
 
 def _marked(pair):
+    if pair[0] == "mixed_precision":
+        # Gradients of its steps and offsets are sums over entities that no block of fixed length bounds.
+        return pytest.param(
+            *pair, marks=[pytest.mark.slow, pytest.mark.xfail(raises=AssertionError, strict=pair[1] == "lightgcn")]
+        )
     return pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
 
 
@@ -156,4 +172,23 @@ def test_nothing_later_changes_what_came_before(method, recommender):
     # What is only reported does change, else the garbage would not be seen at all.
     assert any(expected[LAST][0][f"test_{name}"] != found[LAST][0][f"test_{name}"] for name in ("users", "recall@20"))
     _same(expected, _run(run, programs, shuffled))
-    _same(expected, _run(run, programs, shorter))
+    if method not in SHAPED_BY_THE_WHOLE_STREAM:
+        _same(expected, _run(run, programs, shorter))
+
+
+PROMOTED = [pair for pair in PAIRS if pair[0] in ("uniform", "fixed", "random", "popularity-decayed", "ease", "gain")]
+PROMOTED += [(method, "lightgcn") for method in ("scall", "scall-random", "spectral", "ducb", "dlints", "waterfill")]
+"""Methods without an optimiser of another library, which would mix types of its own."""
+
+
+@pytest.mark.parametrize(
+    ("method", "recommender"),
+    [pytest.param(*pair, marks=() if pair[0] == "popularity-decayed" else pytest.mark.slow) for pair in PROMOTED],
+)
+def test_no_program_mixes_types_unless_it_says_so(method, recommender):
+    """An integer above 2^24 that silently becomes a float32 is another number."""
+    stream = _streams()[0]
+    with jax.numpy_dtype_promotion("strict"):
+        run = make_run(_config(method, recommender))
+        state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
+        jax.eval_shape(run.step, state, jax.tree.map(np.asarray, stream.segment(1)))

@@ -110,7 +110,7 @@ _SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("frequency", {}),
+        pytest.param("frequency", {}, marks=_SLOW),
         pytest.param("popularity-decayed", {}, marks=_SLOW),
         pytest.param("uniform", {"bias": "decayed"}, marks=_SLOW),
         pytest.param("random", {}, marks=_SLOW),

@@ -35,7 +35,7 @@ def _sets(rng, users, items):
 def test_cells_are_shared_as_often_as_similar_sets_say(hashes):
     users, items, keys, width, cells = 24, 40, 400, 4000, 300
     graph, neighbours = _sets(np.random.default_rng(0), users, items)
-    signature = minhash.signatures(graph, users + items, keys)
+    signature = minhash.signatures(graph, users + items, users, keys)
     chosen = minhash.chosen_keys(width, keys, hashes)
     cell = np.asarray(minhash.locations(signature, chosen, jnp.int32(cells), 512))
     errors, spread = [], []
@@ -76,11 +76,12 @@ def _plain_location(keys, chosen, coordinate, cells, bits):
 def test_locations_are_those_of_plain_integers():
     users, items, keys = 9, 40, 6
     graph, neighbours = _sets(np.random.default_rng(1), users, items)
-    signature = np.asarray(minhash.signatures(graph, users + items, keys))
+    signature = np.asarray(minhash.signatures(graph, users + items, users, keys))
     for node, found in enumerate(neighbours):
         for k in range(keys if found else 0):
             salt = _salt(0x9E3779B9, k)
-            least = min(_mix((_mix(x ^ salt) + salt) & _MASK) for x in found)
+            numbers = [x if x < users else x - users + 2**31 for x in map(int, found)]
+            least = min(_mix((_mix(x ^ salt) + salt) & _MASK) for x in numbers)
             assert signature[node, k] == _mix(least ^ salt) >> 24
     chosen = minhash.chosen_keys(10, keys, 2)
     for cells, capacity in ((1, 1), (7, 128), (100, 128), (128, 128)):
@@ -91,7 +92,7 @@ def test_locations_are_those_of_plain_integers():
 
 
 def test_cells_are_uniform_and_only_those_of_new_cells_move():
-    signature = minhash.own_signatures(3000, 8)
+    signature = minhash.own_signatures(3000, 3000, 8)
     chosen = minhash.chosen_keys(16, 8, 2)
     few, many = (np.asarray(minhash.locations(signature, chosen, jnp.int32(m), 100)) for m in (60, 90))
     for cell, m in ((few, 60), (many, 90)):
@@ -145,7 +146,7 @@ def test_signatures_follow_the_interactions_until_they_are_frozen():
     run = make_run(config)
     state = run.init(jax.random.key(0), stream)
     plan_by = jax.jit(lambda *setting: planner.plan(segment_context(config, *setting), jax.random.key(0)))
-    own = np.asarray(minhash.own_signatures(stream.capacity.nodes, 8))
+    own = np.asarray(minhash.own_signatures(stream.capacity.nodes, stream.capacity.users, 8))
     frozen, previous = np.zeros(stream.capacity.nodes, bool), None
     changed = 0
     for segment in stream:

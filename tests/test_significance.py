@@ -124,6 +124,48 @@ def test_methods_without_random_numbers_are_compared_over_users():
     assert (other.p_value, other.p_equal) == (0.0, 1.0)
 
 
+def test_error_and_freedom_are_those_of_all_mean_squares_written_out():
+    """The variance of the docstring and Satterthwaite's degrees of freedom, entry by entry."""
+    rng, users = np.random.default_rng(5), 6
+    methods = [rng.normal(size=(seeds, users)) + 3 * rng.normal(size=users) for seeds in (3, 5)]
+    apart = [np.mean([row[u] for row in methods[0]]) - np.mean([row[u] for row in methods[1]]) for u in range(users)]
+    parts, freedoms, taken_off = [], [], 0.0
+    for values in methods:
+        seeds, mean = len(values), values.mean()
+        means = [row.mean() for row in values]
+        parts.append(sum((m - mean) ** 2 for m in means) / (seeds - 1) / seeds)
+        freedoms.append(seeds - 1)
+        rest = [values[s][u] - means[s] - values[:, u].mean() + mean for s in range(seeds) for u in range(users)]
+        residual = sum(x**2 for x in rest) / ((seeds - 1) * (users - 1)) / (seeds * users)
+        taken_off += residual
+        parts.append(residual)
+        freedoms.append((seeds - 1) * (users - 1))
+    of_users = sum((x - np.mean(apart)) ** 2 for x in apart) / (users - 1) / users
+    variance = parts[0] + parts[2] + of_users - taken_off
+    squares = of_users**2 / (users - 1) + sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
+    found = significance.compare_means(*methods)
+    assert of_users > taken_off and found.standard_error == pytest.approx(variance**0.5)
+    assert found.freedom == pytest.approx(variance**2 / squares)
+
+
+def test_without_any_variance_a_difference_is_certain_and_freedom_is_that_of_the_users():
+    found = significance.compare_means(np.full((2, 8), 2.0), np.ones((2, 8)), margin=0.5)
+    assert (found.standard_error, found.freedom, found.p_value, found.p_equal) == (0.0, 7.0, 0.0, 1.0)
+    assert (found.low, found.high) == (1.0, 1.0)
+
+
+def test_two_users_are_enough_and_one_is_not_in_any_data_set():
+    assert np.isfinite(significance.compare_means(*np.random.default_rng(6).normal(size=(2, 3, 2))).p_value)
+    with pytest.raises(ValueError, match="1 users"):
+        significance.compare_means(*np.zeros((2, 4, 3, 1)))
+
+
+def test_corrected_p_values_are_at_most_one_and_the_fewer_seeds_count():
+    assert significance.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    found = significance.compare_means(*np.random.default_rng(7).normal(size=(2, 3, 9)))
+    assert significance.Comparison(found, (5, 3), 9, 0.02).least_seeds == 3
+
+
 @pytest.mark.parametrize(
     ("shapes", "margin", "message"),
     [

@@ -203,7 +203,7 @@ def _evaluate(
     users = strata.sum(0, dtype=jnp.int32)
     # The sums run over all users at once, because the number of users in a block depends on the stream's largest part.
     sums = padded_sum(jnp.where(strata[:, :, None], totals.by_cutoff[:, None, :], 0.0))
-    recall, ndcg = jnp.split(sums / jnp.maximum(users, 1)[:, None], 2, axis=1)
+    recall, ndcg = jnp.split(sums / jnp.maximum(users, 1).astype(jnp.float32)[:, None], 2, axis=1)
     return Metrics(recall, ndcg, users, covered.astype(jnp.float32), totals.by_user, ranked)
 
 
@@ -248,7 +248,7 @@ def _recall_and_ndcg(hits, size, k):
     discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
     ideal = take(jnp.cumsum(discount), jnp.clip(size, 1, k).astype(jnp.int32) - 1)
     gains = jnp.where(hits, discount[None, :], 0.0)[:, :k].sum(1)
-    return hits[:, :k].sum(1) / jnp.maximum(size, 1), gains / ideal
+    return hits[:, :k].sum(1).astype(jnp.float32) / jnp.maximum(size, 1), gains / ideal
 
 
 def _contains(items, start, end, wanted):

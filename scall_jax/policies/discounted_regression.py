@@ -68,7 +68,7 @@ def add_round(state: Ridge, x: jax.Array, reward: jax.Array, observed: jax.Array
         gram=gamma * state.gram + outer + (1 - gamma) * lost,
         squared=gamma**2 * state.squared + outer + (1 - gamma**2) * lost,
         moment=gamma * state.moment + jnp.matmul(jnp.where(observed, reward, 0.0), x, precision="highest"),
-        weight=gamma**2 * state.weight + observed.sum(),
+        weight=gamma**2 * state.weight + observed.sum().astype(jnp.float32),
     )
 
 

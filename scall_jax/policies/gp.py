@@ -105,11 +105,11 @@ def _posterior(config: PolicyConfig, state: GpState, at):
     same = (state.segment[:, None] == state.segment[None, :]) & known[:, None] & known[None, :]
 
     def centred(values):
-        mean = (same * values[None, :]).sum(1) / jnp.maximum(same.sum(1), 1)
+        mean = jnp.where(same, values[None, :], 0.0).sum(1) / jnp.maximum(same.sum(1), 1).astype(jnp.float32)
         return jnp.where(known, values - mean, 0.0)
 
     reward = centred(state.reward)
-    spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1)) + 1e-6
+    spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)) + 1e-6
     age = (state.begun - state.segment).astype(jnp.float32)
     noise = jnp.where(known, config.noise_variance / config.discount**age, 1e6)
     factor = jnp.linalg.cholesky(_kernel(config, state.action, state.action) + jnp.diag(noise))

@@ -149,7 +149,7 @@ def pooled(frequency: jax.Array, active_mask: jax.Array, num_active: jax.Array, 
     exists = rank < num_active
     low = ordered[jnp.maximum(num_active - 1, 0)]
     span = (ordered[0] - low).astype(jnp.float32)
-    scaled = jnp.where(span > 0, (ordered - low) / jnp.maximum(span, 1.0), 1.0)
+    scaled = jnp.where(span > 0, (ordered - low).astype(jnp.float32) / jnp.maximum(span, 1.0), 1.0)
     scaled = jnp.where(exists, scaled, 0.0)
     window = jnp.where(exists, div(rank, jnp.maximum(ceil_div(num_active, groups), 1)), groups)
     sums = jax.ops.segment_sum(scaled, window, groups + 1, indices_are_sorted=True)

@@ -460,7 +460,7 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
         config.served_bits,
         candidates=trainer.candidates,
     )
-    mean_loss = carry.total / count
+    mean_loss = carry.total / count.astype(jnp.float32)
     # Without validation users the loss decides.
     fitness = jnp.where(data.sampled.count > 0, metrics.fitness(), -mean_loss)
     step = state.step + count

@@ -60,7 +60,7 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
             def fitness(weight: jax.Array) -> jax.Array:
                 biases = weight * item_bias
                 (metrics,) = evaluate(served, own, layout, segment, [sampled], biases, candidates=candidates)
-                return metrics.fitness() * sampled.count
+                return metrics.fitness() * sampled.count.astype(jnp.float32)
 
             return result._replace(remembered=remembered + jax.lax.map(fitness, weights))
 

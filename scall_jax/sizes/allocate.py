@@ -92,7 +92,7 @@ def _allocate(shares: jax.Array, total: jax.Array, num_active: jax.Array, minimu
     )
     short = jnp.where(served, max(minimum, 1), jnp.where(_next(shares, active_mask & ~served), target % least, 0))
     # `largest` compares the shares themselves, because relative shares below the floor are all equal.
-    return jnp.where(fits, found + served, short.astype(jnp.int32))
+    return jnp.where(fits, found + served.astype(jnp.int32), short.astype(jnp.int32))
 
 
 def _relative(shares: jax.Array) -> jax.Array:

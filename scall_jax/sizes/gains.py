@@ -177,7 +177,7 @@ def _mixed(own: jax.Array, mixture: chex.Numeric, total, bounds, active_mask: ja
     """Sizes between given ones and one size for all, adding up to the total."""
     num_active = active_mask.sum()
     mean = own.sum() / jnp.maximum(num_active, 1)
-    shares = jnp.where(active_mask, (1 - mixture) * own + mixture * mean, 0.0)[order]
+    shares = jnp.where(active_mask, (1 - mixture) * own.astype(jnp.float32) + mixture * mean, 0.0)[order]
     mixed = assign(cast(jax.Array, allocate(shares, total, *bounds, num_active=num_active)), order)
     return jnp.where(mixture > 0, mixed, own)
 
@@ -197,9 +197,9 @@ def spectral_exponent(spectrum: jax.Array, rank: jax.Array | int) -> jax.Array:
     """
     chex.assert_rank(spectrum, 1)
     number = jnp.arange(1, spectrum.shape[0] + 1, dtype=jnp.float32)
-    used = (spectrum > 1e-6 * spectrum[0]) & (number <= rank)
+    used = (spectrum > 1e-6 * spectrum[0]) & (number <= jnp.asarray(rank, jnp.float32))
     x, y = jnp.log(number), jnp.log(jnp.where(used, spectrum, 1.0))
-    count = jnp.maximum(used.sum(), 1)
+    count = jnp.maximum(used.sum(), 1).astype(jnp.float32)
     from_mean_x = jnp.where(used, x - jnp.where(used, x, 0.0).sum() / count, 0.0)
     from_mean_y = jnp.where(used, y - jnp.where(used, y, 0.0).sum() / count, 0.0)
     slope = (from_mean_x * from_mean_y).sum() / jnp.maximum((from_mean_x**2).sum(), 1e-12)

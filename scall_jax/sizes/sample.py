@@ -99,7 +99,7 @@ def _normalised(weights: jax.Array, active_mask: jax.Array) -> jax.Array:
     # Divide by the largest weight first, so that the sum of tiny weights does not underflow.
     weights = weights / jnp.maximum(weights.max(), np.float32(1e-37))
     total = padded_sum(weights)
-    uniform = active_mask / jnp.maximum(active_mask.sum(), 1)
+    uniform = active_mask.astype(jnp.float32) / jnp.maximum(active_mask.sum(), 1).astype(jnp.float32)
     return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), uniform).astype(jnp.float32)
 
 
@@ -108,7 +108,7 @@ def _dirichlet(
 ) -> jax.Array:
     """Dirichlet around the expected shares, from Gammas in log space; the shares themselves at infinity."""
     finite = jnp.isfinite(concentration)
-    mean = jnp.where(finite, concentration, 1.0) * num_active
+    mean = jnp.where(finite, concentration, 1.0) * num_active.astype(jnp.float32)
     shape = jnp.clip(mean * expected, _LEAST_CONCENTRATION, _MOST_CONCENTRATION)
 
     def drawn() -> jax.Array:

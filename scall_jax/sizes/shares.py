@@ -114,7 +114,7 @@ def power_shares(
 
     # `allocate` tells shares apart that are at most LEAST_SHARE of the largest.
     pivot = jax.lax.cond(least >= 1 + np.log2(LEAST_SHARE), lambda: jnp.int32(-_HEADROOM), at_maximum)
-    return jnp.exp2(jnp.minimum(exponent - pivot, _HEADROOM) - _HEADROOM)
+    return jnp.exp2(jnp.minimum(exponent - pivot.astype(jnp.float32), _HEADROOM) - _HEADROOM)
 
 
 def _exponent_at_maximum(
@@ -124,7 +124,7 @@ def _exponent_at_maximum(
     minimum, maximum = bounds
 
     def fits(pivot: jax.Array) -> jax.Array:
-        real = maximum * jnp.exp2(jnp.minimum(exponent - pivot, 0.0))
+        real = maximum * jnp.exp2(jnp.minimum(exponent - pivot.astype(jnp.float32), 0.0))
         own = jnp.where(active_mask, jnp.maximum(real.astype(jnp.uint32), minimum), 0).astype(jnp.uint32)
         return own.sum() <= total.astype(jnp.uint32)
 

@@ -124,7 +124,8 @@ def _poisson_inversion(key: jax.Array, mean: jax.Array) -> jax.Array:
         beyond = u >= w.below
         term = w.term * mean / (w.k + 1)
         # Rounding keeps the sum of all terms below 1, so a vanishing term ends the walk.
-        return _Walk(w.k + 1, w.found + (beyond & (term > 0)), term, jnp.where(term > 1e-9, w.below + term, 2.0))
+        found = w.found + (beyond & (term > 0)).astype(jnp.int32)
+        return _Walk(w.k + 1, found, term, jnp.where(term > 1e-9, w.below + term, 2.0))
 
     first = jnp.exp(-mean)
     start = _Walk(jnp.float32(0), jnp.zeros(mean.shape, jnp.int32), first, jnp.where(mean > 0, first, 2.0))

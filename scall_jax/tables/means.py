@@ -40,7 +40,7 @@ def mean_vectors(
         for side, count in zip((columns[:users], columns[users:]), num_active, strict=True):
             exists = jnp.arange(side.shape[0], dtype=jnp.int32) < count
             sums.append(padded_sum(jnp.where(exists[:, None], side, 0.0)))
-        return jnp.stack(sums) / jnp.maximum(num_active, 1)[:, None]
+        return jnp.stack(sums) / jnp.maximum(num_active, 1).astype(jnp.float32)[:, None]
 
     table = storage.table
     if table is None:

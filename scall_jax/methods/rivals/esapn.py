@@ -320,7 +320,7 @@ def _propose(
 def _update(setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: jax.Array, trial: Trial) -> _EsapnCarry:
     del number
     value, has_value = by_entity(setting.context.segment, trial.by_user.mean(1) / carry.scale)
-    mean = jnp.where(has_value, value, 0.0).sum() / jnp.maximum(has_value.sum(), 1)
+    mean = jnp.where(has_value, value, 0.0).sum() / jnp.maximum(has_value.sum(), 1).astype(jnp.float32)
     usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
     advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
     place, grew = place_of(carry.own, setting.choices), trial.sizes > carry.own

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from scall_jax.config import Config
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, Outcome, SizePlanner, no_action
+from scall_jax.streams import sides
 from scall_jax.tables.compressed.minhash import own_signatures, signatures
 from scall_jax.tables.compressed.shared_memory import Cells
 
@@ -30,8 +31,9 @@ def minhash_planner(config: Config, on_probes: OnProbes | None = None) -> SizePl
         del key
         storage, segment = context.storage, context.segment
         degree = jnp.diff(segment.graph.indptr)
-        by_interactions = signatures(segment.graph, storage.nodes, options.keys)
-        own = own_signatures(storage.nodes, options.keys)
+        users = sides(segment)[0]
+        by_interactions = signatures(segment.graph, storage.nodes, users, options.keys)
+        own = own_signatures(storage.nodes, users, options.keys)
         moving = jnp.where((degree > 0)[:, None], by_interactions, own)
         current = jnp.where(context.state.planner[:, None], context.state.plan.signatures, moving)
         coordinates = context.active_mask().sum() * storage.width

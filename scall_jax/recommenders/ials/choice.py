@@ -181,7 +181,7 @@ def choose(
 
     def fitness(params, item_bias) -> jax.Array:
         (metrics,) = evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)
-        return metrics.fitness() * sampled.count
+        return metrics.fitness() * sampled.count.astype(jnp.float32)
 
     # All fits are calls of one function in one loop, since each call of it would be compiled by itself.
     pairs, regularisations = jnp.asarray(among.weights), jnp.asarray(among.regularisations)

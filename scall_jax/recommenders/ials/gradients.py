@@ -52,7 +52,7 @@ def preconditioner(side: Side, others: Others) -> Preconditioner:
     problem = side.problem
     of_side = problem.active & ((jnp.arange(problem.active.shape[0]) >= side.users) == (side.number == 1))
     total = padded_sum_by_side(jnp.where(of_side, problem.regularisation, 0.0), side.users)
-    regularisation = total / jnp.maximum(of_side.sum(), 1)
+    regularisation = total / jnp.maximum(of_side.sum(), 1).astype(jnp.float32)
     width = others.gram.shape[0]
     # Coordinates that no vector has, and a side without vectors, leave a matrix that has no factor.
     least = jnp.finfo(jnp.float32).eps * jnp.trace(others.gram) + jnp.finfo(jnp.float32).tiny

@@ -103,7 +103,7 @@ def shared_system(side: Side, others: Others, members: jax.Array, size: jax.Arra
     of_member = jnp.where(side.number == 0, 1.0, problem.bias)
     factor = padded_sum_by_side(jnp.where(members, of_member, 0.0), side.users)
     has = jnp.arange(width) < jnp.where(members.any(), size, 0)
-    matrix += members.sum() * others.gram + weight * jnp.eye(width)
+    matrix += members.sum().astype(jnp.float32) * others.gram + weight * jnp.eye(width)
     matrix = jnp.where(has[:, None] & has[None, :], matrix, jnp.eye(width))[None]
     return System(matrix, jnp.where(has, right + factor * others.constant, 0.0)[None]), weight
 

@@ -106,7 +106,7 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting
     targets = roots * (1 - take(bias, graph.indices))
     # Each pair has an entry in its user's row, whose neighbour is the item.
     met = padded_sum(jnp.where(entry < graph.indptr[users], targets**2, 0.0))
-    constant = met + hyper.unobserved * segment.users * padded_sum(bias[users:] ** 2)
+    constant = met + hyper.unobserved * segment.users.astype(jnp.float32) * padded_sum(bias[users:] ** 2)
     return Problem(
         indptr=graph.indptr,
         neighbours=graph.indices,
@@ -139,7 +139,7 @@ def served_problem(problem: Problem, segment: Segment, hyper: Hyper, weighting: 
 def _roots(segment: Segment, fading: jax.Array, weighting: Weighting) -> jax.Array:
     """f32[E], root of each pair's weight; 0 in padding."""
     graph = segment.graph
-    ages = segment.ages.astype(jnp.float32) * (fading / jnp.maximum(segment.period, 1))
+    ages = segment.ages.astype(jnp.float32) * (fading / jnp.maximum(segment.period, 1).astype(jnp.float32))
     roots = jnp.where(jnp.arange(graph.indices.shape[0]) < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
     if weighting.counts:
         roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))

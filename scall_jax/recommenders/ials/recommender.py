@@ -158,7 +158,7 @@ def _with_leading_fading(
         tried = number < count
         at = jnp.where(tried, number, jnp.argmax(totals))
         found = attempt(before.params, fadings[at], number > 0)
-        totals = totals.at[at].add(jnp.where(tried, found.fitness * valid_users, 0.0))
+        totals = totals.at[at].add(jnp.where(tried, found.fitness * valid_users.astype(jnp.float32), 0.0))
         whole = number == 0
         found = found._replace(
             steps=jnp.where(whole, found.steps, before.steps),

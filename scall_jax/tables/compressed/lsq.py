@@ -167,7 +167,9 @@ def first_quantiser(vectors: jax.Array, active_mask: jax.Array, users: int) -> t
     chex.assert_shape(active_mask, (vectors.shape[0],))
     chex.assert_type(active_mask, bool)
     size = jnp.where(active_mask[:, None], jnp.abs(vectors), 0.0).sum(1)
-    mean = jnp.stack([size[part].sum() / jnp.maximum(active_mask[part].sum(), 1) for part in side_slices(users)])
+    mean = jnp.stack(
+        [size[part].sum() / jnp.maximum(active_mask[part].sum(), 1).astype(jnp.float32) for part in side_slices(users)]
+    )
     mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
     steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
     return steps, jnp.zeros((2, vectors.shape[1]))

@@ -43,12 +43,19 @@ def _key(x):
     return (mix32(x) >> np.uint32(32 - KEY_BITS)).astype(jnp.uint8)
 
 
-def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
+def _numbers(node: jax.Array, users: int) -> jax.Array:
+    """Numbers u32[...] to hash nodes by: items' begin at 2^31, not at the room for users, which later rows decide."""
+    node = node.astype(jnp.uint32)
+    return jnp.where(node < np.uint32(users), node, node - np.uint32(users) + np.uint32(2**31))
+
+
+def signatures(graph: Graph, nodes: int, users: int, keys: int) -> jax.Array:
     """Min-hash keys of the neighbours of every node.
 
     Args:
       graph: of the interactions known; a user's neighbours are item nodes and the other way round.
       nodes: N; static.
+      users: capacity of the users' side; static.
       keys: K, number of hash functions; static.
 
     Returns:
@@ -63,7 +70,7 @@ def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
     row = jnp.repeat(jnp.arange(nodes), jnp.diff(graph.indptr), total_repeat_length=edges)
     # Padded entries get a row past the end, which the minimum drops.
     row = jnp.where(jnp.arange(edges) < graph.indptr[-1], row, nodes)
-    element = graph.indices.astype(jnp.uint32)
+    element = _numbers(graph.indices, users)
 
     def one(salt):
         return _key(jax.ops.segment_min(mix32(mix32(element ^ salt) + salt), row, nodes) ^ salt)
@@ -72,17 +79,18 @@ def signatures(graph: Graph, nodes: int, keys: int) -> jax.Array:
     return jax.lax.map(one, salts).T
 
 
-def own_signatures(nodes: int, keys: int) -> jax.Array:
+def own_signatures(nodes: int, users: int, keys: int) -> jax.Array:
     """Signatures by the nodes' own numbers, as good as random, for nodes without interactions.
 
     Args:
       nodes: N; static.
+      users: capacity of the users' side; static.
       keys: K; static.
 
     Returns:
       u8[N, K].
     """
-    number = jnp.arange(nodes, dtype=jnp.uint32)
+    number = _numbers(jnp.arange(nodes), users)
     return jnp.stack([_key(mix32(number ^ _salt(_OWN, k)) + _salt(_OWN, k)) for k in range(keys)], axis=1)
 
 

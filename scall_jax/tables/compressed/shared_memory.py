@@ -133,7 +133,7 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
         return in_use(refit_cells(before, weight, cells.cell, noise), plan.count)
 
     return Storage(
-        plan=lambda: Cells(jnp.int32(0), own_signatures(nodes, options.keys)),
+        plan=lambda: Cells(jnp.int32(0), own_signatures(nodes, users, options.keys)),
         empty=lambda: jnp.zeros(capacity),
         layout=layout,
         fresh=fresh,
@@ -171,7 +171,7 @@ def _restore(capacity, users, items, keys, exported: Exported, known: Sides) -> 
         )
     params = np.zeros(capacity, np.float32)
     params[: len(written)] = written
-    signatures = np.array(own_signatures(users + items, keys))
+    signatures = np.array(own_signatures(users + items, users, keys))
     signatures[: known[0]] = in_use[: known[0]]
     signatures[users : users + known[1]] = in_use[known[0] :]
     return jnp.asarray(params), Cells(jnp.int32(len(written)), jnp.asarray(signatures))
