@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax import streams
+from scall_jax.analysis import run_report
 from scall_jax.cli.cli import Positional, cli
 from scall_jax.cli.commands import finish_run
 from scall_jax.cli.compilation_cache import persistent_cache
@@ -76,7 +77,7 @@ def update_job(flags: Update) -> update.Added:
         )
 
     with spelled_as_flags(_FLAGS), persistent_cache(flags.compilation_cache) as settled:
-        label = _label(flags.run)
+        label, had_page = _label(flags.run), (flags.run / run_report.NAME).exists()
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
@@ -88,6 +89,8 @@ def update_job(flags: Update) -> update.Added:
         if added.lines:
             lines = run_folder.read_lines(flags.run / manifest.GROWING)
             finish_run(config, stream, flags.run, label or config.method, lines)
+            if had_page:
+                run_report.write(flags.run)
     _print(flags.run, added, time.perf_counter() - start)
     return added
 
