@@ -1,6 +1,7 @@
 # install: a virtual environment with the tested versions. run: the main job on the embedded stream. test: tests and
 # doctests. lint: style and types. docs: the documentation site, in site/. check-all: all of these and the slow tests.
 # mutation: whether tests fail where the code is changed.
+# trust: faults, inputs and fuzzing at length, hours; it goes on where it was stopped.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV := .venv
@@ -8,7 +9,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 PYTEST := $(PY) -m pytest --doctest-modules scall_jax tests
 
-.PHONY: install run test lint docs check-all mutation clean
+.PHONY: install run test lint docs check-all mutation trust clean
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt constraints.txt setup.cfg
@@ -39,6 +40,9 @@ check-all: lint docs
 
 mutation: install
 	$(PY) -m tests.mutation
+
+trust: install
+	$(PY) -m tests.faults
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -101,7 +101,11 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
         check_run(config, stream)
     _print_head(flags, stream)
     stopped = "stopped; continue with --resume"
-    with persistent_cache(flags.compilation_cache) as settled, stop_on_signals(lambda: stopped):
+    with (
+        persistent_cache(flags.compilation_cache) as settled,
+        stop_on_signals(lambda: stopped),
+        run_folder.named_errors(flags.out),
+    ):
         return _run_methods(flags, configs, stream, Extras(settled, flags.report, flags.tensorboard))
 
 

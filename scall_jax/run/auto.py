@@ -160,7 +160,7 @@ def run_auto(
     """
     found, reasons = feasible(candidates(config), stream)
     run = run or (lambda name, config, folder: run_segments(config, stream, key, folder=folder))
-    if not (folder / run_folder.CONFIG).exists():
+    if run_folder.is_new(folder):
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     parts = {name: candidate_folder(folder, name) for name in found}
     lines = {name: run(name, candidate, parts[name]) for name, candidate in found.items()}
@@ -201,7 +201,31 @@ def leader_folder(folder: Path) -> Path | None:
       folder: of a run, whose files have been checked.
     """
     path = folder / CHOICES
-    return candidate_folder(folder, json.loads(path.read_text())["leader"]) if path.exists() else None
+    if not path.exists():
+        return None
+    return candidate_folder(folder, run_folder.require(json.loads(path.read_text()), ["leader"], path)["leader"])
+
+
+def check_leader(folder: Path, leader: Path) -> None:
+    """Check that the folder in a leader's place is the leader's: it is valid in itself, whoever's it is.
+
+    Args:
+      folder: of a run of auto, whose files have been checked.
+      leader: `leader_folder(folder)`, whose files have been checked.
+
+    Raises:
+      ValueError: it has measured something else than the run says of its leader.
+    """
+    ours, theirs = (_measured(place / manifest.GROWING) for place in (folder, leader))
+    if ours != theirs:
+        raise ValueError(f"{leader} is not the run that {folder / CHOICES} names: restore it, or --resume the run")
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """The last line of metrics, without what is added up over all candidates or differs between executions."""
+    lines = run_folder.read_lines(path)
+    other = {*records.VOLATILE, "bytes_training", "budget_bytes", "auto_leader"}
+    return {key: value for key, value in (lines[-1] if lines else {}).items() if key not in other}
 
 
 class _Parts(NamedTuple):

@@ -1,8 +1,11 @@
 """Checkpoints after each segment: the exported storage, the planner's memory, and the key of the run."""
 
+import contextlib
+import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
+from scall_jax.run.manifest import FINISHED_IS_KEPT
 from scall_jax.tables.storage import Exported
 
 FORMAT = 4
@@ -104,7 +108,7 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
       The pending folder, to be given to `publish`.
 
     Raises:
-      ValueError: a number to be written is not finite; the checkpoint before it stays.
+      ValueError: a number to be written is not finite, or the place cannot be written; the checkpoint before it stays.
     """
     found = snapshot(state, exporter, f"segment-{segment:04d}")
     tree = {"format": np.int32(FORMAT), "key": found.key, "known": found.known}
@@ -112,7 +116,7 @@ def save(folder: Path, segment: int, state: RunState, exporter: Exporter) -> Pat
     shutil.rmtree(path, ignore_errors=True)
     # Orbax cannot store arrays of size 0.
     tree |= {name: array for name, array in found.stored.items() if array.size}
-    with _checkpointer() as checkpointer:
+    with _one_line(path), _checkpointer() as checkpointer:
         checkpointer.save(path / _TABLE, args=ocp.args.PyTreeSave(tree))
         if found.memory:
             checkpointer.save(path / _POLICY, args=ocp.args.PyTreeSave(found.memory))
@@ -139,6 +143,26 @@ def _fit_to_write(leaf: Any, least: float) -> bool:
     """Whether an array's numbers are at least `least` and below infinity, which nan is not."""
     array = np.asarray(leaf)
     return not jnp.issubdtype(array.dtype, jnp.floating) or bool(((array >= least) & (array < np.inf)).all())
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Within this context, an error of Orbax's storage, which takes many lines, is one with the system's reason."""
+    log = logging.getLogger("absl")
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.ERROR
+
+    # Threads of Orbax log the same error with a traceback of their own.
+    log.addFilter(quiet)
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(number[1])) if number else " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be written ({reason}): {FINISHED_IS_KEPT}") from error
+    finally:
+        log.removeFilter(quiet)
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -4,11 +4,13 @@
 with the file's name.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +152,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     identity = identity_of(config, stream, key)
     path = folder / CONFIG
     manifest.refuse_links(folder, [CONFIG, manifest.NAME, *manifest.STREAM])
-    if not path.exists() or not any(file.name not in (CONFIG, LOCK) for file in folder.iterdir()):
+    if is_new(folder):
         start(folder, identity)
     found = manifest.check(folder)
     if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
@@ -186,6 +188,21 @@ def identity_of(config: Config, stream: Stream, key: jax.Array) -> dict[str, Any
     return json.loads(json.dumps(identity))
 
 
+def is_new(folder: Path) -> bool:
+    """Whether a folder holds no run, or no more of one than a process that was killed while it made or removed it left.
+
+    Args:
+      folder: which need not exist.
+
+    Raises:
+      ValueError: the manifest is damaged.
+    """
+    if (folder / CONFIG).exists():
+        return False
+    # The config is written last and removed last but for the manifest; a run that lost only its config is no new one.
+    return not (folder / manifest.NAME).exists() or not any((folder / x).exists() for x in manifest.read(folder).files)
+
+
 def start(folder: Path, identity: dict[str, Any]) -> None:
     """Make a run folder without segments.
 
@@ -194,8 +211,30 @@ def start(folder: Path, identity: dict[str, Any]) -> None:
       identity: the content of config.json, with the keys that `read_identity` names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_durably(folder / CONFIG, json.dumps(identity, indent=2) + "\n")
-    manifest.write(folder, manifest.EMPTY._replace(files=manifest.entries(folder, [CONFIG])))
+    text = json.dumps(identity, indent=2) + "\n"
+    entry = manifest.Entry(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+    manifest.write(folder, manifest.EMPTY._replace(files={CONFIG: entry}))
+    manifest.write_durably(folder / CONFIG, text)
+
+
+@contextlib.contextmanager
+def named_errors(folder: Path) -> Iterator[None]:
+    """Within this context, errors of the operating system are a line that names a file or the folder, and the way on.
+
+    A write that finds the disk full raises an error without the name of a file.
+
+    Args:
+      folder: that is written to.
+
+    Raises:
+      ValueError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename if isinstance(error.filename, str) else folder
+        reason = error.strerror or " ".join(str(error).split())
+        raise ValueError(f"{place} cannot be written ({reason}): {manifest.FINISHED_IS_KEPT}") from error
 
 
 def recover(folder: Path, found: Manifest) -> list[dict[str, Any]]:
@@ -320,6 +359,26 @@ def _updated(folder: Path) -> dict[str, Any]:
     return {} if kept is None else {"segments": len(kept.bounds), "fingerprint": kept.fingerprint}
 
 
+def require(found: Any, names: Iterable[str], path: Path) -> dict[str, Any]:
+    """Check that the content of a JSON file has what a reader needs of it.
+
+    Args:
+      found: what was parsed.
+      names: keys that it must have.
+      path: of the file, for messages.
+
+    Returns:
+      The content.
+
+    Raises:
+      ValueError: it is no object, or lacks a key.
+    """
+    missing = [name for name in names if name not in found] if isinstance(found, dict) else ["an object"]
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}: it is of another version; make the run anew in another folder")
+    return found
+
+
 def config_of(stored: dict[str, Any], path: Path) -> Config:
     """The configuration that a config.json describes.
 
@@ -439,5 +498,5 @@ def remove_run(folder: Path) -> None:
         names = [name for name in (*found.files, *found.obsolete, *left_over) if name != CONFIG]
         manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
         # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
-        manifest.delete(folder, [CONFIG, manifest.NAME])
+        manifest.delete(folder, [f"{CONFIG}.tmp", f"{manifest.NAME}.tmp", CONFIG, manifest.NAME])
     (folder / LOCK).unlink(missing_ok=True)

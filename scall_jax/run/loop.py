@@ -13,7 +13,7 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, compilation, process_memory, records
-from scall_jax.run.folder import open_folder, store_segment
+from scall_jax.run.folder import named_errors, open_folder, store_segment
 from scall_jax.run.lock import locked
 from scall_jax.run.phases import CompiledPhases, OnPhase
 from scall_jax.run.step import Record, Run, make_run
@@ -65,8 +65,8 @@ def run_segments(
       The lines of `metrics.jsonl`, one per segment; `records.summarise` averages them.
 
     Raises:
-      ValueError: a non-finite loss, or a folder that holds another run, that someone has touched, or that another
-        process writes.
+      ValueError: a non-finite loss, or a folder that holds another run, that someone has touched, that another process
+        writes, or that cannot be written.
     """
     folder = None if folder is None else Path(folder)
     with contextlib.nullcontext() if folder is None else locked(folder):
@@ -88,7 +88,7 @@ def _run_segments(
 
     shapes = jax.eval_shape(init, key)
     books = run.method.bookkeeping(shapes, stream)
-    lines = [] if folder is None else open_folder(folder, config, stream, key)
+    lines = [] if folder is None else _opened(folder, config, stream, key)
     if len(lines) == len(stream):
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
@@ -106,12 +106,18 @@ def _run_segments(
         line |= {"bytes_training": training} | account(books, state, line, stream)
         if folder is not None:
             hooks.phase("writing", f"segment {t}")
-            store_segment(folder, books, state, line, record, segment)
+            with named_errors(folder):
+                store_segment(folder, books, state, line, record, segment)
         lines.append(line)
         hooks.segment(line)
         # Free this segment's arrays before the next one's are made.
         del segment, record
     return lines
+
+
+def _opened(folder: Path, config: Config, stream: Stream, key: jax.Array) -> list[dict[str, Any]]:
+    with named_errors(folder):
+        return open_folder(folder, config, stream, key)
 
 
 def _first_state(init: Callable[[jax.Array], RunState], key: jax.Array, hooks: Hooks) -> RunState:

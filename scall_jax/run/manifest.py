@@ -241,6 +241,9 @@ GROWING = "metrics.jsonl"
 
 _WAY_OUT = "restore the file, or make the run anew in another folder"
 
+FINISHED_IS_KEPT = "finished segments are kept, and --resume goes on from there once the folder can be written"
+"""What an error of writing ends with."""
+
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
     """Check that no symbolic link leads out of a run folder.

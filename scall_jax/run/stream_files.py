@@ -62,11 +62,19 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
     }
     manifest.write_durably(folder / manifest.STREAM[0], json.dumps(about) + "\n")
     for name, frame in frames.items():
-        with (folder / name).open("wb") as file:
-            frame.write_parquet(file)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(folder / name, frame)
     manifest.write(folder, found._replace(files=found.files | manifest.entries(folder, names)))
+
+
+def _write_durably(path: Path, frame: pl.DataFrame) -> None:
+    with path.open("wb") as file:
+        try:
+            frame.write_parquet(file)
+        except pl.exceptions.PolarsError as error:  # The system's error, a full disk for example, is in its text.
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} cannot be written ({reason}): {manifest.FINISHED_IS_KEPT}") from error
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _frames(stream: Stream) -> dict[str, pl.DataFrame]:
@@ -107,6 +115,9 @@ def read_stream(folder: Path, found: Manifest) -> Stream:
             "run the same command with --resume, which adds the stream"
         )
     about: dict[str, Any] = json.loads((folder / manifest.STREAM[0]).read_text(encoding="utf-8"))
+    missing = [name for name in ("format", "bounds", "select_on_test", "seed", "source", "notes") if name not in about]
+    if missing:
+        raise ValueError(f"{folder / manifest.STREAM[0]} lacks {missing[0]}: make the run anew in another folder")
     if about["format"] != FORMAT:
         raise ValueError(
             f"{folder / manifest.STREAM[0]}: format {about['format']}, this version reads {FORMAT}: "

@@ -29,7 +29,7 @@ from scall_jax.methods.recommender import settled
 from scall_jax.serving.data import ModelData
 from scall_jax.tables.storage import Exported
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format."""
 
 READER = "reader.py"
@@ -72,6 +72,8 @@ def write(model: ModelData, path: Path) -> Path:
     (pending / "README.md").write_text(_card(about), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(READER), pending / READER)
     about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
+    # The reader works out the same hash from what it has parsed.
+    about["sha256"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     (pending / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     # What is there is a whole model, or nothing.
     path.parent.mkdir(parents=True, exist_ok=True)

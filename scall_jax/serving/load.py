@@ -9,7 +9,7 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Method
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
-from scall_jax.run.auto import leader_folder
+from scall_jax.run.auto import check_leader, leader_folder
 from scall_jax.run.programs import Programs
 from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
@@ -39,9 +39,13 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     folder = Path(path)
     if not (folder / manifest.NAME).exists():
         raise ValueError(f"{folder} is no run folder: give one that has a {manifest.NAME}, such as runs/demo/uniform")
+    if (folder / "model.safetensors").exists():
+        raise ValueError(f"{folder} is an exported model: read it as its README.md shows, or load the run's own folder")
     stored = manifest.settled(folder, lambda: _read_files(folder))
     if isinstance(stored, Path):
-        return load(stored, method=method)
+        model = load(stored, method=method)
+        check_leader(folder, stored)
+        return model
     identity, config, line = stored.identity, stored.config, stored.line
     stream, grown, kept = stored.stream, stored.grown, stored.kept
     phases = make_run(config, method=method).method
@@ -60,6 +64,13 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     # Rows that a run leaves out, by its largest number of segments, count once it goes on.
     waiting = grown.waiting if stream.waits else None
     return Model(**build.fields(fitted, waiting, _going_on(config, method, grown, kept, line)))
+
+
+_OF_A_LINE = (
+    *("segment", "popularity", "test_recall@20"),
+    *("budget_bytes", "bytes_table", "bytes_at_rest", "bytes_serving"),
+)
+"""What a model takes from the last line of metrics."""
 
 
 class _Stored(NamedTuple):
@@ -84,11 +95,13 @@ def _read_files(folder: Path) -> _Stored | Path:
     lines = run_folder.finished_lines(folder, found)
     if not lines:
         raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
+    line = run_folder.require(lines[-1], _OF_A_LINE, folder / manifest.GROWING)
+    run_folder.require(identity["stream"], ("source", "segments", "fingerprint"), folder / run_folder.CONFIG)
     stream, grown = _stream(folder, found, len(lines))
     if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
-    kept = checkpoint.read(folder / "checkpoints", lines[-1]["segment"])
-    return _Stored(identity, config, lines[-1], stream, grown, kept)
+    kept = checkpoint.read(folder / "checkpoints", line["segment"])
+    return _Stored(identity, config, line, stream, grown, kept)
 
 
 def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stream, Growing | str]:

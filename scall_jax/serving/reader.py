@@ -1,5 +1,6 @@
 """Read an exported model with NumPy, Polars and safetensors."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,10 +10,26 @@ from safetensors.numpy import load_file
 
 
 def load(folder):
-    about, arrays = json.loads(Path(folder, "manifest.json").read_text()), load_file(Path(folder, "model.safetensors"))
+    about, arrays = checked(folder), load_file(Path(folder, "model.safetensors"))
     users, items = (pl.read_parquet(Path(folder, f"{side}.parquet"))["id"] for side in ("users", "items"))
     vectors = propagated(stored(arrays, len(users)), arrays, len(users), about["layers"])
     return {user: row for row, user in enumerate(users)}, items, arrays, vectors
+
+
+def checked(folder):  # the manifest, if it and every file that it lists are as they were written
+    name = "manifest.json"
+    try:
+        about = json.loads(Path(folder, name).read_bytes())
+        right = about.pop("sha256") == hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        for name, listed in about["files"].items() if right else ():
+            right = hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() == listed["sha256"]
+            if not right:
+                break
+    except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, or none that was exported
+        right = False
+    if not right:
+        raise ValueError(f"{Path(folder, name)} is not what was exported: export the model anew")
+    return about
 
 
 def stored(arrays, users):  # vectors of users, then items; those of size 0 have the shared one of their side

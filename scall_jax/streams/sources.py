@@ -7,6 +7,7 @@ import gzip
 import itertools
 import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -230,17 +231,22 @@ def _reader(raw: BinaryIO, name: str | None, stack: contextlib.ExitStack) -> Cal
         "gzip": lambda: gzip.GzipFile(fileobj=raw),
         "bzip2": lambda: bz2.BZ2File(raw),
         "xz": lambda: lzma.LZMAFile(raw),  # noqa: SIM115
-        "zip": lambda: _only_member(raw, stack.enter_context(zipfile.ZipFile(raw))),
+        "zip": lambda: _only_member(raw, stack),
     }
     return stack.enter_context(opened[name]()).read
 
 
-def _only_member(raw: BinaryIO, archive: zipfile.ZipFile) -> Any:
-    members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
-    if len(members) != 1:
+def _only_member(raw: BinaryIO, stack: contextlib.ExitStack) -> Any:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(raw))
+        members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
+        opened = archive.open(members[0]) if len(members) == 1 else None
+    except (ValueError, LookupError, struct.error) as error:  # names and places of a damaged directory
+        raise zipfile.BadZipFile(f"its directory cannot be read ({error})") from error
+    if opened is None:
         names = ", ".join(one.filename for one in members[:5])
         raise ValueError(f"{raw.name}: {len(members)} files in the archive ({names}): unpack the one to read")
-    return archive.open(members[0])
+    return opened
 
 
 def _zlib_reader(raw: BinaryIO) -> Callable[[int], bytes]:
