@@ -10,6 +10,7 @@ import pytest
 
 from scall_jax import METHODS, Config, tables
 from scall_jax.cli.flags import Main
+from scall_jax.cli.follow import Follow
 from scall_jax.cli.help_page import all_flags
 from scall_jax.config import SizesConfig
 
@@ -103,7 +104,7 @@ def test_readme_is_short():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_flags_and_files_that_a_page_names_exist(page):
     text = page.read_text()
-    flags = {flag.name for flag in all_flags(Main)}
+    flags = {flag.name for flag in [*all_flags(Main), *all_flags(Follow)]}
     named = set(re.findall(r"--([a-z][a-z-]*(?:\.[a-z-]+)+)", text))
     command = re.findall(r"scall-jax run((?:[^`\n]|\\\n)*)", text)
     named |= {flag for line in command for flag in re.findall(r"--([a-z][a-z.-]*)", line)}

@@ -1,5 +1,7 @@
 """Rows that come after a run: in pieces they lead to what one run over all of them leads to, once, or not at all."""
 
+import errno
+import os
 import shutil
 
 import jax
@@ -186,6 +188,21 @@ def test_an_update_that_is_killed_or_fails_leaves_the_folder_as_it_was(place, fo
         with update.opened(path) as run:
             assert run.offset is None and run.add(new, offset=1).waiting == waiting
     _assert_same_run(folder, tmp_path / "killed")
+
+
+def test_a_full_disk_is_named_and_leaves_the_folder_as_it_was(folder, rows, monkeypatch):
+    before = _bytes(folder)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(update, "write_update", full)
+    with (
+        update.opened(folder) as run,
+        pytest.raises(ValueError, match=f"{folder.name}.*No space left.*add the rows again"),
+    ):
+        run.add(_part(rows, 1000, 1020))
+    assert _bytes(folder) == before
 
 
 def test_errors_leave_the_folder_as_it_was(folder, rows):

@@ -218,13 +218,14 @@ def start(folder: Path, identity: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def named_errors(folder: Path) -> Iterator[None]:
+def named_errors(folder: Path, way_on: str = manifest.FINISHED_IS_KEPT) -> Iterator[None]:
     """Within this context, errors of the operating system are a line that names a file or the folder, and the way on.
 
     A write that finds the disk full raises an error without the name of a file.
 
     Args:
       folder: that is written to.
+      way_on: what the message ends with.
 
     Raises:
       ValueError: instead of an OSError.
@@ -234,7 +235,7 @@ def named_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename if isinstance(error.filename, str) else folder
         reason = error.strerror or " ".join(str(error).split())
-        raise ValueError(f"{place} cannot be written ({reason}): {manifest.FINISHED_IS_KEPT}") from error
+        raise ValueError(f"{place} cannot be written ({reason}): {way_on}") from error
 
 
 def recover(folder: Path, found: Manifest) -> list[dict[str, Any]]:

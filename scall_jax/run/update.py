@@ -12,7 +12,7 @@ from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import CHOICES
 from scall_jax.run.checkpoint import Snapshot
-from scall_jax.run.folder import commit, stays, write_segment
+from scall_jax.run.folder import commit, named_errors, stays, write_segment
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import NO_HOOKS, Hooks
 from scall_jax.run.manifest import GROWING, Update
@@ -91,28 +91,29 @@ class OpenRun:
             return Added(0, (), len(new.waiting))
         number = 1 if self._kept is None else self._kept.number + 1
         update = Update(number, len(self._growing.stream), len(new.stream))
-        before = manifest.read(self.folder)
-        manifest.refuse_links(self.folder, [update.folder])
-        manifest.write(self.folder, before._replace(writing=update.name))
-        try:
-            names, lines, snapshot = self._run(new)
-            written, counts = write_update(
-                self.folder, update, self._kept, self._growing, new, self.offset if offset is None else offset
-            )
-            # Segments make what was drawn from the run's lines, such as its summary, out of date.
-            cut = bool(lines)
-            commit(
-                self.folder,
-                before,
-                [*names, *written],
-                lambda name: name in counts or (stays(name) if cut else not name.startswith(manifest.UPDATES)),
-            )
-        except BaseException:
-            run_folder.recover(self.folder, manifest.read(self.folder))
-            raise
-        self._growing, self._snapshot = new, snapshot
-        self._kept = read_kept(self.folder, manifest.read(self.folder))
-        return Added(count, tuple(lines), len(new.waiting))
+        with named_errors(self.folder, "nothing was added; add the rows again once it can be written"):
+            before = manifest.read(self.folder)
+            manifest.refuse_links(self.folder, [update.folder])
+            manifest.write(self.folder, before._replace(writing=update.name))
+            try:
+                names, lines, snapshot = self._run(new)
+                written, counts = write_update(
+                    self.folder, update, self._kept, self._growing, new, self.offset if offset is None else offset
+                )
+                # Segments make what was drawn from the run's lines, such as its summary, out of date.
+                cut = bool(lines)
+                commit(
+                    self.folder,
+                    before,
+                    [*names, *written],
+                    lambda name: name in counts or (stays(name) if cut else not name.startswith(manifest.UPDATES)),
+                )
+            except BaseException:
+                run_folder.recover(self.folder, manifest.read(self.folder))
+                raise
+            self._growing, self._snapshot = new, snapshot
+            self._kept = read_kept(self.folder, manifest.read(self.folder))
+            return Added(count, tuple(lines), len(new.waiting))
 
     def _run(self, new: Growing) -> tuple[list[str], list[dict[str, Any]], Snapshot]:
         """Run the segments that are new, and write their files: paths, lines, and the state after them."""
