@@ -182,7 +182,7 @@ def served_bias(
     """
     chex.assert_rank(row, 0)
     if recommender.item_bias is not None:
-        return recommender.item_bias(state.recommender, segment)[0]
+        return recommender.ranking_bias(state.recommender, recommender.item_bias(state.recommender, segment)[0])
     if config.bias == "none":
         return jnp.zeros(segment.popularity.shape[1])
     return recommender.ranking_bias(state.recommender, jnp.log1p(segment.popularity[row]))

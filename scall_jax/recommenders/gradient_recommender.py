@@ -1,21 +1,14 @@
 """LightGCN and matrix factorisation as a `Recommender`: trained by gradients of the Bayesian personalised ranking."""
 
+import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.recommenders.fit import (
-    FitConfig,
-    FitResult,
-    as_served,
-    evaluate_params,
-    first_users,
-    from_buffer,
-    held_by_training,
-    make_fit,
-)
+from scall_jax.recommenders.bias_weight import fitness_by_weight
+from scall_jax.recommenders.fit import FitConfig, FitResult, evaluate_params, held_by_training, make_fit
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import fold_neighbours, serve_propagated
@@ -53,16 +46,9 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
 
         def fit_and_weigh(key, params, layout, segment: Segment, item_bias, remembered=(), /) -> FitResult:
             result = fit(key, params, layout, segment, item_bias, remembered)
-            stored = storage.store(from_buffer(storage, result.params), layout)
-            served, own = as_served(storage, stored, layout)
-            sampled = first_users(segment.valid, config.valid_users)
-
-            def fitness(weight: jax.Array) -> jax.Array:
-                biases = weight * item_bias
-                (metrics,) = evaluate(served, own, layout, segment, [sampled], biases, candidates=candidates)
-                return metrics.fitness() * sampled.count.astype(jnp.float32)
-
-            return result._replace(remembered=remembered + jax.lax.map(fitness, weights))
+            judge = functools.partial(fitness_by_weight, valid_users=config.valid_users, candidates=candidates)
+            found = judge(evaluate, weights, storage, result.params, layout, segment, item_bias)
+            return result._replace(remembered=remembered + found)
 
         return fit_and_weigh if biased else fit
 

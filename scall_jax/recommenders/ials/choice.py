@@ -28,6 +28,8 @@ from scall_jax.tables.storage import Storage
 
 BIAS_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 """Weights of the items' bias to choose from, beside none."""
+RANKING_WEIGHTS = (1.0, 0.0, 3.0, 10.0, 30.0)
+"""What the bias of a fit may be multiplied by when ranking."""
 _FIRST_DECAYED = POPULARITY.index("segment") + 1
 
 
@@ -51,6 +53,8 @@ class Chosen(NamedTuple):
     """i32[], the leading one."""
     users: jax.Array
     """f32[H], of each half-life that users may be solved for a last time with, given the items of the fit."""
+    ranking: jax.Array
+    """f32[R], of each of `RANKING_WEIGHTS`, with the fits; [0] without biases."""
 
 
 class Grid(NamedTuple):
@@ -110,7 +114,15 @@ def nothing_chosen(candidates: Grid, biases: bool) -> Chosen:
         biases=jnp.zeros(1 + len(BIAS_WEIGHTS) * (len(POPULARITY) - _FIRST_DECAYED) if biases else 1),
         bias=jnp.int32(0),
         users=jnp.zeros(of_users),
+        ranking=jnp.zeros(len(RANKING_WEIGHTS) if biases else 0),
     )
+
+
+def ranking_bias(chosen: Chosen, item_bias: jax.Array) -> jax.Array:
+    """The bias f32[V] to rank with, of that of a fit."""
+    if not chosen.ranking.shape[0]:
+        return item_bias
+    return jnp.array(RANKING_WEIGHTS)[jnp.argmax(chosen.ranking)] * item_bias
 
 
 def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
@@ -226,4 +238,5 @@ def describe(among: Grid, chosen: Chosen) -> dict[str, Any]:
         "ials_users_half_life": half_lives[1],
         "ials_unobserved": values[1],
         "ials_regularisation": regularisation,
+        "bias_weight": RANKING_WEIGHTS[int(np.argmax(chosen.ranking))] if chosen.ranking.shape[0] else None,
     }

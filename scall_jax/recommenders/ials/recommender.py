@@ -1,10 +1,12 @@
 """Implicit alternating least squares as a `Recommender`: whole fits, with parameters chosen on valid (`choice`)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from scall_jax.recommenders.bias_weight import fitness_by_weight
 from scall_jax.recommenders.fit import FitResult, as_served, first_users, from_buffer
 from scall_jax.recommenders.ials import choice
 from scall_jax.recommenders.ials.batches import batch_numbers
@@ -40,7 +42,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
     """
     among, biases, weighting = choice.grid(config), bias != "none", Weighting(config.exponent, config.counts)
 
-    def make(sweeps: int, judge_fadings: bool):
+    def make(sweeps: int, final: bool):
         def make_fit(storage: Storage, progress=None):
             require_table(storage)
 
@@ -56,11 +58,17 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
                     )
                     return _judged(storage, solution, layout, segment, item_bias, valid_users, candidates)
 
-                if judge_fadings and remembered is not None:
+                if final and len(among.users_fadings) > 1 and remembered is not None:
                     fadings = jnp.asarray(among.users_fadings)
                     result = _with_leading_fading(attempt, fadings, params, remembered, sampled.count)
                 else:
                     result = attempt(params, hyper.users_fading, False)
+                if final and biases and remembered is not None:
+                    known = remembered if result.remembered is None else result.remembered
+                    judge = functools.partial(fitness_by_weight, valid_users=valid_users, candidates=candidates)
+                    weights = jnp.array(choice.RANKING_WEIGHTS)
+                    found = judge(choice.evaluate, weights, storage, result.params, layout, segment, item_bias)
+                    result = result._replace(remembered=known._replace(ranking=known.ranking + found))
                 if progress is not None:
                     jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
                 return result
@@ -87,8 +95,8 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
         return served._replace(fold=solving(served.items, item_bias, segment.items, hyper))
 
     return Recommender(
-        make_fit=make(config.sweeps, len(among.users_fadings) > 1),
-        # A probe takes the half-life that leads so far.
+        make_fit=make(config.sweeps, True),
+        # A probe takes what leads so far.
         make_probe_fit=make(config.probe_sweeps, False),
         evaluate=choice.evaluate,
         held_by_training=lambda storage, params: (params, jnp.zeros(2 * batch_numbers())),
@@ -99,6 +107,7 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
             (config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
         ),
         item_bias=item_bias if biases else None,
+        ranking_bias=choice.ranking_bias,
         wide_fit=fit_wide,
         describe=lambda chosen: choice.describe(among, chosen),
         serve=serve,
