@@ -119,8 +119,8 @@ class EventLog:
             self._probes += 1
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
         from tensorboardX.record_writer import RecordWriter  # pyright: ignore[reportMissingImports]
 
         kept = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
