@@ -230,8 +230,8 @@ def describe(among: Grid, chosen: Chosen) -> dict[str, Any]:
     """Entries of a line of metrics; on the host."""
     values = np.asarray(among.weights[int(chosen.weight)], float).tolist()
     regularisation = float(among.regularisations[int(chosen.regularisation)])
-    # JSON has no infinity, which stands for no fading.
     of_users = float(among.users_fadings[int(np.argmax(chosen.users))])
+    # JSON has no infinity, which stands for no fading.
     half_lives = [1 / fading if fading else None for fading in (values[0], of_users)]
     return {
         "ials_half_life": half_lives[0],
