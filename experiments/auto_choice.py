@@ -8,8 +8,8 @@
 Every candidate of `auto` runs over the whole stream at 4, 8 and 32 bytes an entity, which pay for all that serving
 needs. From their lines follows what auto would have served, with all candidates kept and with the race that it runs.
 The best fixed candidate is chosen by test on one half of the seeds and scored on the other. Each candidate's run is a
-row of --results as soon as it is finished, and is not run again. Writes, beside the file, tables of all of its rows, and
-prints them. Cost: 8 runs a seed and budget, of 10 to 60 seconds each on one core. Expect auto within 3% of the best
+row of --results as soon as it is finished, and is not run again. Writes, beside the file, tables of all of its rows,
+and prints them. Cost: 8 runs a seed and budget, of 10 to 60 seconds each on one core. Expect auto within 3% of the best
 fixed candidate, and its race within 3 times the seconds of the dearest one.
 """
 
@@ -216,9 +216,9 @@ def main(flags: AutoChoice) -> str:
 
 
 _NOTE = """Test Recall@20, mean ± standard deviation over seeds, over the segments after the first with enough test
-users. To best: relative to the fixed candidate that is best on test by the seeds of one half, both scored on the other,
-over both halves. Cost: seconds of all candidates' work, in those of the dearest candidate over the whole stream, without
-compiling.""".replace("\n", " ")
+users. To best: relative to the fixed candidate that is best on test by the seeds of one half, both scored on the
+other, over both halves. Cost: seconds of all candidates' work, in those of the dearest candidate over the whole stream,
+without compiling.""".replace("\n", " ")
 
 if __name__ == "__main__":
     cli(AutoChoice, main, __doc__)

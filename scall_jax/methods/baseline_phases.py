@@ -82,10 +82,9 @@ def _rank(
     fit_result: FitResult,
     options: RankingOptions,
 ) -> Ranked:
-    del state
     learned = fit_result.params, prepared.item_bias
     valid, test = (baseline.rank(*learned, segment, part, **options) for part in (segment.valid, segment.test))
-    return Ranked(fit_result.params, valid, test, jnp.int32(0))
+    return Ranked(fit_result.params, valid, test, jnp.int32(0), state.totals[segment.index])
 
 
 def _serve(baseline: Baseline, state: RunState, segment: Segment, row: jax.Array, width: int) -> Served:

@@ -1,6 +1,7 @@
 """What a method may ask of a segment: its storage, its budget, its random keys, and the parameters to start from."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +17,7 @@ from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment, active_mask, sides
-from scall_jax.tables.storage import Previous
+from scall_jax.tables.storage import Previous, bytes_left_over
 
 
 class SegmentKeys(NamedTuple):
@@ -71,6 +72,54 @@ class SegmentContext:
         entities = self.segment.users + self.segment.items
         shared = shared_vector_sizes(total, entities, sizes.minimum, sizes.maximum)
         return total - shared.sum(), shared
+
+    def affords(self, plan: Any) -> jax.Array:
+        """Budget units that the segment's bytes pay for with sizes like a plan's, i32[]; never less than the total.
+
+        Args:
+          plan: of the storage.
+        """
+        total = self.budget_total()
+        if self.storage.affords is None or not bytes_left_over(self.config, self.storage.scaled):
+            return total
+        known = jnp.stack([self.segment.users, self.segment.items])
+        return jnp.maximum(total, self.storage.affords(plan, total, known, self.config.charge != "table"))
+
+    def spend(self, own_sizes: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The plan of a rule for sizes that spends the budget.
+
+        What bytes pay for follows from the plan where scales and sizes are paid for too: a vector without coordinates
+        needs no scale, and one size for all needs next to no bits on disk. A larger total that the bytes still pay for
+        with the rule's sizes is then searched for by bisection.
+
+        Args:
+          own_sizes: total i32[] -> own sizes i32[N] that add up to it, or less where all have the largest size.
+
+        Returns:
+          i32[N + 2], plan of a sized storage.
+        """
+        total, shared = self.budget()
+        room = jnp.int32(self.state.capacity.budget_units)
+
+        def plan_of(amount: jax.Array) -> jax.Array:
+            return jnp.concatenate([own_sizes(amount), shared])
+
+        if self.storage.affords is None or not bytes_left_over(self.config, self.storage.scaled):
+            return plan_of(total)
+
+        def halve(bracket: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            low, high, best = bracket  # the plan of `low` is the best so far, and that of `high` may fit
+            middle = low + (high - low + 1) // 2
+            plan, first = plan_of(middle), low < total
+            most = jnp.minimum(self.affords(plan), room)
+            fits = first | (plan.sum() <= most)
+            # Larger sizes leave less over: the first plan says how far a search may go.
+            bound = jnp.where(first, jnp.maximum(total, most - shared.sum()), high)
+            chosen = jnp.where(fits, plan, best)
+            return jnp.where(fits, middle, low), jnp.where(fits, bound, middle - 1), chosen
+
+        start = total - 1, total, jnp.zeros_like(self.state.plan)
+        return jax.lax.while_loop(lambda bracket: bracket[0] < bracket[1], halve, start)[2]
 
     def known_mask(self) -> jax.Array:
         """bool[N], nodes that the state has given sizes to."""

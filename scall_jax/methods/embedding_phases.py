@@ -229,7 +229,7 @@ def _rank(
     remembered = state.recommender if fit_result.remembered is None else fit_result.remembered
     bias = recommender.ranking_bias(remembered, prepared.item_bias)
     valid, test = recommender.evaluate(served, params, layout, segment, parts, bias, **options)
-    return Ranked(stored, valid, test, storage.allocated(prepared.plan))
+    return Ranked(stored, valid, test, storage.allocated(prepared.plan), context.affords(prepared.plan))
 
 
 def _serve(config: Config, state: RunState, segment: Segment, row: jax.Array, width: int) -> Served:

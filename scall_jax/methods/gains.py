@@ -81,21 +81,23 @@ class WideFits:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (found, found.vectors))
 
 
-def sizes_from(context: SegmentContext, fit: WideFit, rule: GainRule, rho: float | None = None) -> jax.Array:
+def sizes_from(
+    context: SegmentContext, fit: WideFit, rule: GainRule, total: jax.Array, rho: float | None = None
+) -> jax.Array:
     """Sizes of a segment by what coordinates are worth.
 
     Args:
       context: the segment.
       fit: its wide fit.
       rule: how gains are weighed.
+      total: i32[], coordinates to give out.
       rho: users' share of the budget; None for one price for both sides.
 
     Returns:
-      i32[N], own sizes that spend the budget.
+      i32[N], own sizes.
     """
     config, segment = context.config.sizes, context.segment
     bounds, (users, _) = (config.minimum, config.maximum), sides(segment)
-    total, _ = context.budget()
     gains = Gains(fit.gains, fit.weight, fit.residual)
     users_total = None
     if rho is not None:
@@ -124,7 +126,7 @@ def gain_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlann
     del on_probes
     options = config.gains
     rule = GainRule(options.noise, options.exponent, options.mixture)
-    return _planner(config, lambda context, fit: sizes_from(context, fit, rule, options.rho))
+    return _planner(config, lambda context, fit, total: sizes_from(context, fit, rule, total, options.rho))
 
 
 def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -143,9 +145,8 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
     """
     del on_probes
 
-    def own_sizes(context: SegmentContext, fit: WideFit) -> jax.Array:
+    def own_sizes(context: SegmentContext, fit: WideFit, total: jax.Array) -> jax.Array:
         segment = context.segment
-        total, _ = context.budget()
         mean_size = total // jnp.maximum(segment.users + segment.items, 1)
         beta = spectral_exponent(fit.spectrum, jnp.maximum(mean_size, _LEAST_RANK))
         power = jnp.minimum(1 / (2 * jnp.maximum(beta, 1e-3)), sizes.MOST_POWER)
@@ -154,7 +155,7 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
     return _planner(config, own_sizes)
 
 
-def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit], jax.Array]) -> SizePlanner:
+def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit, jax.Array], jax.Array]) -> SizePlanner:
     wide_fits = WideFits(config)
 
     def choose(context: SegmentContext) -> tuple[RunState, SearchRecord]:
@@ -164,7 +165,7 @@ def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit], jax.
     def plan(context: SegmentContext, key: jax.Array) -> Planned:
         del key
         fit = wide_fits.fit(context, context.state.planner.wide)
-        new_plan = jnp.concatenate([own_sizes(context, fit), context.budget()[1]])
+        new_plan = context.spend(lambda total: own_sizes(context, fit, total))
         rotated = wide_fits.solved_for and config.gains.start == "rotated"
         start = None
         if rotated:

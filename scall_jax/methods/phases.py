@@ -58,7 +58,9 @@ class Ranked(NamedTuple):
     test: Metrics
     """Metrics of the stored parameters on the test part."""
     allocated: jax.Array
-    """i32[], budget units that the plan spends; at most `RunState.totals` of the segment, which is checked."""
+    """i32[], budget units that the plan spends."""
+    allowed: jax.Array
+    """i32[], budget units that the segment's bytes pay for with such a plan; no more are spent, which is checked."""
 
 
 class Bookkeeping(NamedTuple):

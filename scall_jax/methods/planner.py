@@ -110,8 +110,7 @@ def allocator_planner(make_allocator: Callable[[SizesConfig], Allocator]) -> Pla
         allocator = make_allocator(config.sizes)
 
         def plan(context: SegmentContext, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            total, shared = context.budget()
-            return jnp.concatenate([allocator(key, context.segment, total), shared]), no_action(config)
+            return context.spend(lambda total: allocator(key, context.segment, total)), no_action(config)
 
         return SizePlanner(init=lambda key, storage: (), plan=plan)
 

@@ -204,16 +204,18 @@ def make_prober(context: SegmentContext) -> Prober:
     storage, segment = context.storage, context.segment
     run_fit = context.recommender().make_probe_fit(storage)
     bias, _ = context.item_bias()
-    total, shared = context.budget()
 
     def probe(key: jax.Array, allocate: Allocate, start: ProbeStart | None = None) -> Probe:
         table_key, fit_key = derive(key, Purpose.TABLE), derive(key, Purpose.FIT)
-        sizes = jnp.concatenate([allocate(total), shared])
+        sizes = context.spend(allocate)
         params = usual_start(context, sizes, table_key) if start is None else start(sizes, table_key)
         fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias, context.state.recommender)
         fitness = jnp.where(fit_result.bad_step < 0, fit_result.fitness, 0.0)
         observation = observe(context, from_buffer(storage, fit_result.params), sizes, jnp.float32(0))
-        return Probe(fitness, sizes.sum(), observation, fit_result.by_user)
+        # What scales and sizes leave over is beyond the units that a probe has to give out.
+        spent = sizes.sum()
+        counted = jnp.where(spent <= context.affords(sizes), jnp.minimum(spent, context.budget_total()), spent)
+        return Probe(fitness, counted, observation, fit_result.by_user)
 
     return probe
 

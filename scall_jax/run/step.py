@@ -31,7 +31,7 @@ class Record(NamedTuple):
     held_out: jax.Array  # i32[2], rows of valid and of test
     unknown: jax.Array  # i32[2], of these, rows whose user or item is not known at the cut
     seen: jax.Array  # i32[2], of these, rows of pairs that are known at the cut already
-    budget: jax.Array  # i32[], budget units of the storage that are allowed; of the packed table: parameters
+    budget: jax.Array  # i32[], budget units of the storage that are allowed; of the packed tables: coordinates
     allocated: jax.Array  # i32[], budget units that the plan spends, shared vectors included
     without: jax.Array  # i32[], entities without parameters of their own
     largest: jax.Array  # i32[], largest size
@@ -170,7 +170,7 @@ def _evaluate(
         held_out=segment.held_out,
         unknown=segment.unknown,
         seen=segment.seen,
-        budget=state.totals[segment.index],
+        budget=ranked.allowed,
         allocated=ranked.allocated,
         without=(exists & (prepared.sizes[:-2] == 0)).sum(),
         largest=prepared.sizes.max(),

@@ -5,7 +5,9 @@
     values          coordinates of all vectors, one vector after the other: users, items, and the two shared ones;
                     float32, bfloat16 as u16, or u8[groups, b], where byte k of a group has bit k of 8 coordinates
     columns         u8, the column of each value; only where vectors have gaps
-    sizes           coordinates of each vector, [n + m + 2]
+    sizes           coordinates of each vector, [n + m + 2]; or, where that takes less,
+    size_values, size_codes    the K sizes that occur, and u8[bits, ceil((n + m + 2) / 8)], plane k of which has bit k
+                    of each vector's number among them, the first vector's in the lowest place; K = 1 needs no bits
     scales, top     of codes: the limit of a vector is top x 2^((scale - 255) / 16), or 0 where the scale is; a scale
                     for each vector that has coordinates
     vectors         f32[n + m, D] instead of these, for storages in which vectors share parameters
@@ -27,9 +29,10 @@ import polars as pl
 
 from scall_jax.methods.recommender import settled
 from scall_jax.serving.data import ModelData
+from scall_jax.tables import size_codes
 from scall_jax.tables.storage import Exported
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format."""
 
 READER = "reader.py"
@@ -45,6 +48,8 @@ _PURPOSES = {
     "weights": "table",
     "vectors": "final vectors",
     "sizes": "sizes",
+    "size_values": "sizes",
+    "size_codes": "sizes",
     "bias": "bias",
     "popularity": "popularity",
     "seen_offsets": "interactions",
@@ -94,25 +99,27 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
     if "parameters_ridge" in model.stored:
         return beside | {"weights": model.stored["parameters"]}, 0
     layers = settled(model.config).fit.layers if model.config.recommender != "ials" else 0
-    own = _own_arrays(model.stored)
+    own = _own_arrays(model.stored, len(model.users) + len(model.items) + 2)
     if own is not None and _reads_as_served(model, own | beside, layers):
         return own | beside, layers
     served = model.served
     return beside | {"vectors": np.concatenate([np.asarray(served.users), np.asarray(served.items)])}, 0
 
 
-def _own_arrays(stored: Exported) -> Arrays | None:
+def _own_arrays(stored: Exported, vectors: int) -> Arrays | None:
     """What a storage of sized vectors stores, vector after vector; None for other storages."""
-    if "metadata_sizes" not in stored:
+    names = {"metadata_sizes": "sizes", "metadata_values": "size_values", "metadata_codes": "size_codes"}
+    written = {name: stored[old] for old, name in names.items() if old in stored and stored[old].size}
+    if not written:
         return None
-    sizes = stored["metadata_sizes"]
+    sizes = size_codes.read(stored, vectors)
     if "codes_positions" in stored:
-        return {"values": stored["parameters"], "columns": stored["codes_positions"], "sizes": sizes}
+        return {"values": stored["parameters"], "columns": stored["codes_positions"], **written}
     order = np.argsort(-sizes.astype(np.int64), kind="stable")
     place = _places(sizes.astype(np.int64), order)
     if "codes" not in stored:
         values = stored.get("parameters", np.zeros(0, np.float32))
-        return {"values": values[place], "sizes": sizes} if values.ndim == 1 else None
+        return {"values": values[place], **written} if values.ndim == 1 else None
     codes = stored["codes"]
     bits = np.unpackbits(codes, axis=1, bitorder="little").reshape(-1, codes.shape[1], 8).swapaxes(1, 2)
     by_vector = np.zeros_like(bits).reshape(-1, codes.shape[1])
@@ -120,7 +127,7 @@ def _own_arrays(stored: Exported) -> Arrays | None:
     packed = np.packbits(by_vector.reshape(bits.shape).swapaxes(1, 2).reshape(len(codes), -1), 1, "little")
     # There is a scale for each vector that has coordinates, and those come first in the order.
     scales = stored["codes_scales"][np.argsort(order[: len(stored["codes_scales"])])]
-    return {"values": packed, "sizes": sizes, "scales": scales, "top": stored["codes_top"]}
+    return {"values": packed, **written, "scales": scales, "top": stored["codes_top"]}
 
 
 def _places(sizes: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -32,10 +32,17 @@ def checked(folder):  # the manifest, if it and every file that it lists are as 
     return about
 
 
+def sizes_of(arrays, count):  # as they are, or as numbers in a list of values, plane k of which has their bits k
+    number = np.zeros(count, int)
+    for k, plane in enumerate(arrays.get("size_codes", ())):
+        number |= np.unpackbits(plane, count=count, bitorder="little").astype(int) << k
+    return (arrays["sizes"] if "sizes" in arrays else arrays["size_values"][number]).astype(int)
+
+
 def stored(arrays, users):  # vectors of users, then items; those of size 0 have the shared one of their side
-    if "sizes" not in arrays:
+    if "values" not in arrays:
         return arrays.get("vectors", np.zeros((users, 0), np.float32))
-    values, sizes = arrays["values"], arrays["sizes"].astype(int)
+    values, sizes = arrays["values"], sizes_of(arrays, users + len(arrays["popularity"]) + 2)
     vector = np.repeat(np.arange(len(sizes)), sizes)
     column = arrays.get("columns", np.arange(len(vector)) - (np.cumsum(sizes) - sizes)[vector])
     if "scales" in arrays:  # byte k of a group of 8 coordinates has their bits k; a vector's limit is the scale's power

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.tables import size_codes
 from scall_jax.tables.column_blocks import used_columns
 from scall_jax.tables.masked import masked
 from scall_jax.tables.packed import packed
@@ -20,6 +21,7 @@ from scall_jax.tables.storage import (
     WarmStartOptions,
     most_spent,
     size_bytes,
+    with_room,
 )
 from scall_jax.tables.table import Table
 
@@ -60,7 +62,31 @@ def sized(table: Table, users: int, maximum: int) -> Storage:
         nodes=table.nodes,
         width=table.width,
         table=table,
+        affords=functools.partial(_affords, users, maximum),
     )
+
+
+def saved_bytes(users: int, maximum: int, sizes: jax.Array, known: jax.Array) -> jax.Array:
+    """Bytes that sizes take less on disk than one number each.
+
+    Args:
+      users: capacity of the users' side.
+      maximum: the largest size.
+      sizes: i32[N + 2], coordinates of each vector.
+      known: i32[2], users and items whose sizes are kept.
+
+    Returns:
+      i32[].
+    """
+    index = jnp.arange(sizes.shape[0], dtype=jnp.int32)
+    item, nodes = index - users, sizes.shape[0] - 2
+    counted = jnp.where(index < users, index < known[0], (item < known[1]) | (index >= nodes))
+    plain = size_bytes(maximum) * (known.sum() + 2)
+    return plain - size_codes.written_bytes(sizes, counted, maximum)
+
+
+def _affords(users, maximum, plan, total, known, metadata):
+    return total + saved_bytes(users, maximum, plan, known) // 4 if metadata else total
 
 
 def _warm_start(table: Table, key, previous: Previous, plan, options: WarmStartOptions):
@@ -126,7 +152,7 @@ def _export(users, maximum, stored, plan, known) -> Exported:
     params = np.asarray(stored)
     # A packed pool is written as far as it is in use; a masked table has rows and is written whole.
     params = params[: np.asarray(plan).sum()] if params.ndim == 1 else params
-    return {"parameters": params, "metadata_sizes": sizes_in_use(plan, users, maximum, known)}
+    return {"parameters": params, **size_codes.write(sizes_in_use(plan, users, maximum, known))}
 
 
 def _restore(table, users, exported, known):
@@ -139,7 +165,7 @@ def _restore(table, users, exported, known):
         )
     params = np.zeros(template.shape, np.float32)
     params[: len(written)] = written
-    sizes = all_sizes(exported["metadata_sizes"], users, table.nodes, known)
+    sizes = all_sizes(size_codes.read(exported, sum(known) + 2), users, table.nodes, known)
     return jnp.asarray(params), jnp.asarray(sizes)
 
 
@@ -163,7 +189,7 @@ def _sized_factory(make_table: Callable[[int, int, int, int], Table]) -> Storage
     def build(capacity, users, items, maximum):
         return sized(make_table(capacity, users, items, maximum), users, maximum)
 
-    return StorageFactory(budget_units=sized_units, capacity=most_spent, build=build)
+    return with_room(StorageFactory(sized_units, most_spent, build), 4.0, scaled=False)
 
 
 PACKED = _sized_factory(packed)

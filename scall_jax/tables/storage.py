@@ -139,6 +139,12 @@ class Storage(NamedTuple):
     there is no such table."""
     bits: Callable[[Plan], Any] = lambda plan: 32
     """plan -> bits of a stored coordinate, int or i32[N]; for records."""
+    affords: Callable[[Plan, jax.Array, jax.Array, bool], jax.Array] | None = None
+    """(plan of sizes, coordinates that some bytes pay for whatever the sizes, known users and items i32[2], whether
+    sizes are paid for) -> i32[], coordinates that the same bytes pay for with sizes like the plan's: a vector without
+    coordinates needs no scale, and sizes that are few need few bits. None: always the second argument."""
+    scaled: bool = False
+    """Each vector with coordinates has a scale that the budget pays for."""
     served: Table | None = None
     """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
     what is stored, and it is never trained. None: ranking reads what `load` gives."""
@@ -188,6 +194,73 @@ def size_bytes(maximum: int) -> int:
     (1, 2)
     """
     return 1 if maximum < 2**8 else 2 if maximum < 2**16 else 4
+
+
+class HasBudget(Protocol):
+    """What of a run's configuration says whether scales and sizes may leave bytes over."""
+
+    @property
+    def charge(self) -> str:
+        """What the budget pays for; sizes are part of it unless it is `table`."""
+        ...
+
+    @property
+    def sizes(self) -> Any:
+        """Has the bounds of sizes."""
+        ...
+
+
+def bytes_left_over(config: HasBudget, scaled: bool) -> int:
+    """Bytes of a vector that sizes may leave over: its scale where it has no coordinates, and most of its own size.
+
+    Args:
+      config: of the run.
+      scaled: as `Storage.scaled`.
+    """
+    own = size_bytes(config.sizes.maximum) if config.charge != "table" else 0
+    return own + (scaled and config.sizes.minimum == 0)
+
+
+def with_room(factory: StorageFactory, per_coordinate: float, scaled: bool) -> StorageFactory:
+    """A factory of sized storages that has room for what scales and sizes leave over, where they may.
+
+    Args:
+      factory: without that room.
+      per_coordinate: bytes of a coordinate.
+      scaled: as `Storage.scaled`.
+    """
+
+    def configure(config: HasBudget) -> StorageFactory:
+        spared = bytes_left_over(config, scaled)
+        return factory._replace(capacity=most_afforded(spared, per_coordinate)) if spared else factory
+
+    return factory._replace(configure=configure)
+
+
+def most_afforded(per_vector: int, per_coordinate: float) -> Callable[[Sequence[int], Sequence[Sides], int], int]:
+    """`StorageFactory.capacity` of storages that pay with what scales and sizes leave over for more coordinates.
+
+    Args:
+      per_vector: bytes that a vector may leave over.
+      per_coordinate: bytes of a coordinate.
+
+    Returns:
+      Function of (units of each segment, known users and items of each, maximum size): the most coordinates that a
+      segment of the run can have.
+
+    >>> most_afforded(1, 0.5)([100], [(60, 38)], 8), most_spent([100], [(60, 38)], 8)
+    (248, 100)
+    """
+
+    def capacity(budget_units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
+        def most(units: int, known: Sides) -> int:
+            spared = per_vector * (sum(known) + 2)
+            # Each group of 8 coordinates is paid for as a whole.
+            return min(8 * -(-int(units + spared / per_coordinate) // 8), sum(known) * maximum)
+
+        return max(map(most, budget_units, entities))
+
+    return capacity
 
 
 def most_spent(budget_units: Sequence[int], entities: Sequence[Sides], units_per_entity: int) -> int:

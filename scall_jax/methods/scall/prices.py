@@ -69,8 +69,8 @@ def prices(config: Config) -> ActionSpace:
         storage = context.storage
 
         def own_sizes(key: jax.Array, total: jax.Array, action: jax.Array) -> jax.Array:
-            del key, total  # Nothing is drawn, and the total is the segment's.
-            return sizes_from(context, fit, rule_of(action))
+            del key  # Nothing is drawn.
+            return sizes_from(context, fit, rule_of(action), total)
 
         def start(action: jax.Array, plan: jax.Array, key: jax.Array) -> Any:
             return jax.lax.cond(

@@ -79,14 +79,16 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         state, segment, storage = context.state, context.segment, context.storage
         observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
         action = policy_for(storage.width).greedy(state.planner.policy, observation)
-        total, shared = context.budget()
         meaning = space.meaning(context, state.planner.space)
-        own = jax.lax.cond(
-            segment.index > 0,
-            lambda: meaning.sizes(key, total, action),
-            lambda: ALLOCATORS["uniform"](config.sizes)(key, segment, total),
-        )
-        new_plan = jnp.concatenate([own, shared])
+
+        def own_sizes(total: jax.Array) -> jax.Array:
+            return jax.lax.cond(
+                segment.index > 0,
+                lambda: meaning.sizes(key, total, action),
+                lambda: ALLOCATORS["uniform"](config.sizes)(key, segment, total),
+            )
+
+        new_plan = context.spend(own_sizes)
         start_by_action = meaning.start
         if start_by_action is None:
             return Planned(new_plan, action)

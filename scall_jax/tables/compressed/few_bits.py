@@ -23,7 +23,7 @@ from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
 from scall_jax.tables.layout import Layout
-from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes
+from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes, with_room
 
 BITS = (8, 4, 3, 2, 1)
 """Bits of a coordinate that there are storages for."""
@@ -290,15 +290,16 @@ def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) ->
         reading=functools.partial(_rounded_columns, bits),
         to_buffer=lambda stored: stored._replace(codes=jnp.pad(stored.codes, ((0, -(-vectors // 8) + 1), (0, 0)))),
         read=read_columns,
+        scaled=True,
     )
     return rounded(capacity, users, items, maximum, rounding)
 
 
 FEW_BITS = {
-    f"packed_int{bits}": StorageFactory(
-        budget_units=functools.partial(few_bits_units, bits),
-        capacity=most_spent,
-        build=functools.partial(_few_bits, bits),
+    f"packed_int{bits}": with_room(
+        StorageFactory(functools.partial(few_bits_units, bits), most_spent, functools.partial(_few_bits, bits)),
+        bits / 8,
+        scaled=True,
     )
     for bits in BITS
 }

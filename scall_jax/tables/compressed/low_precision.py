@@ -4,6 +4,7 @@ Training works on the f32 pool of coordinates, which is resident only while it l
 serving, the pool is rounded; evaluation on test reads the rounded one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from scall_jax.ops.indexing import ceil_div
+from scall_jax.tables import size_codes
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.packed import packed
-from scall_jax.tables.sized import all_sizes, sized, sizes_in_use
+from scall_jax.tables.sized import all_sizes, saved_bytes, sized, sizes_in_use
 from scall_jax.tables.storage import (
     Exported,
     Previous,
@@ -24,6 +27,7 @@ from scall_jax.tables.storage import (
     Stored,
     most_spent,
     size_bytes,
+    with_room,
 )
 
 
@@ -41,6 +45,8 @@ class Rounding(NamedTuple):
     """(Pool, layout) -> columns f32[count, M], by place, as they would be stored with the scales of this pool."""
     to_buffer: Callable[[Stored], Stored]  # stored, with room for reading past its end
     read: Callable[[Stored, Layout, ArrayLike, int], jax.Array]  # such a buffer, as `Table.read`
+    scaled: bool = False
+    """As `Storage.scaled`; one byte each."""
 
 
 def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding) -> Storage:
@@ -73,10 +79,10 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
 
     def export(stored, plan, known) -> Exported:
         arrays = rounding.export(stored, np.asarray(plan))
-        return arrays | {"metadata_sizes": sizes_in_use(plan, users, maximum, known)}
+        return arrays | size_codes.write(sizes_in_use(plan, users, maximum, known))
 
     def restore(exported, known):
-        sizes = all_sizes(exported["metadata_sizes"], users, users + items, known)
+        sizes = all_sizes(size_codes.read(exported, sum(known) + 2), users, users + items, known)
         if sizes.sum() > capacity:
             raise ValueError(
                 f"{sizes.sum()} coordinates do not fit {capacity}:"
@@ -94,8 +100,20 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         rounds=True,
         bits=lambda plan: rounding.bits,
         rounding=rounding_table,
+        affords=functools.partial(_affords, rounding, users, maximum),
+        scaled=rounding.scaled,
         served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
+
+
+def _affords(rounding: Rounding, users: int, maximum: int, plan, total, known, metadata):
+    saved = saved_bytes(users, maximum, plan, known) if metadata else jnp.int32(0)
+    if rounding.scaled:
+        # Where coordinates are fewer than vectors, a scale for each of them has been paid for.
+        saved = saved + jnp.minimum(known.sum() + 2, total) - (plan > 0).sum(dtype=jnp.int32)
+        # Coordinates come in groups of 8, of as many bytes as one has bits.
+        return 8 * (ceil_div(total, 8) + saved // rounding.bits)
+    return total + 8 * saved // rounding.bits
 
 
 def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
@@ -143,5 +161,5 @@ def _bfloat16_units(nbytes: int, entities: Sides, maximum: int, metadata: bool) 
     return (nbytes - (size_bytes(maximum) * (sum(entities) + 2) if metadata else 0)) // 2
 
 
-PACKED_BFLOAT16 = StorageFactory(budget_units=_bfloat16_units, capacity=most_spent, build=_bfloat16)
+PACKED_BFLOAT16 = with_room(StorageFactory(_bfloat16_units, most_spent, _bfloat16), 2.0, scaled=False)
 """2 bytes a coordinate."""

@@ -1,0 +1,95 @@
+"""Sizes on disk in as few bits as tell them apart: a list of the sizes that occur, and a number in it for each vector.
+
+One size for all takes no bits a vector, two sizes take one, and so on. Where that is no less than a byte (or two) each,
+sizes are written as they are.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scall_jax.tables.storage import Exported, size_bytes
+
+_PLAIN, _VALUES, _CODES = "metadata_sizes", "metadata_values", "metadata_codes"
+
+
+def written_bytes(sizes: jax.Array, counted: jax.Array, maximum: int) -> jax.Array:
+    """Bytes that `write` needs.
+
+    Args:
+      sizes: i32[M], of all vectors.
+      counted: bool[M], those that are written.
+      maximum: the largest size; static.
+
+    Returns:
+      i32[].
+
+    >>> sizes = jnp.array([3, 3, 2, 3, 2, 3, 3, 3, 3, 3])
+    >>> [int(written_bytes(sizes, jnp.arange(10) < n, 128)) for n in (1, 2, 3, 10)]
+    [1, 1, 3, 4]
+    """
+    chex.assert_rank([sizes, counted], 1)
+    chex.assert_equal_shape([sizes, counted])
+    chex.assert_type([sizes, counted], [int, bool])
+    occurs = jnp.zeros(maximum + 1, bool).at[jnp.where(counted, sizes, maximum + 1)].set(True, mode="drop")
+    distinct, number = occurs.sum(dtype=jnp.int32), counted.sum(dtype=jnp.int32)
+    # Bits that tell them apart: how many powers of two are below their number.
+    bits = (2 ** jnp.arange(31, dtype=jnp.int32) < distinct).sum(dtype=jnp.int32)
+    each = size_bytes(maximum)
+    return jnp.minimum(each * distinct + bits * ((number + 7) // 8), each * number)
+
+
+def write(sizes: np.ndarray) -> Exported:
+    """Sizes as they go to disk.
+
+    Args:
+      sizes: u8, u16 or u32 [M].
+
+    Returns:
+      Arrays that `read` understands: the sizes themselves, or the values [K] that occur in ascending order and
+      u8[bits, ceil(M / 8)], plane k of which has bit k of the number of each vector's value, the first in the lowest
+      place.
+
+    >>> {name: array.tolist() for name, array in write(np.array([3, 3, 2, 3, 2, 3, 3, 3, 3, 3], np.uint8)).items()}
+    {'metadata_values': [2, 3], 'metadata_codes': [[235, 3]]}
+    """
+    values, number = np.unique(sizes, return_inverse=True)
+    bits = max(len(values) - 1, 0).bit_length()
+    if values.nbytes + bits * (-(-len(sizes) // 8)) >= sizes.nbytes:
+        return {_PLAIN: sizes}
+    planes = (number[None, :] >> np.arange(bits)[:, None]) & 1
+    return {_VALUES: values, _CODES: np.packbits(planes.astype(np.uint8), axis=1, bitorder="little")}
+
+
+def read(exported: Exported, count: int) -> np.ndarray:
+    """The inverse of `write`.
+
+    Args:
+      exported: with the arrays of `write`; others do not matter.
+      count: M.
+
+    Returns:
+      The sizes.
+
+    Raises:
+      ValueError: the arrays are not those of so many sizes.
+
+    >>> read(write(np.array([7, 7, 7], np.uint8)), 3)
+    array([7, 7, 7], dtype=uint8)
+    """
+    if _PLAIN in exported:
+        return exported[_PLAIN]
+    values = exported.get(_VALUES, np.zeros(0, np.uint8))
+    bits = max(len(values) - 1, 0).bit_length()
+    codes = exported.get(_CODES, np.zeros((bits, -(-count // 8)), np.uint8))
+    if codes.shape != (bits, -(-count // 8)) or (count and not len(values)):
+        raise ValueError(
+            f"codes of sizes of shape {codes.shape} for {len(values)} values and {count} vectors:"
+            " restore with the stream that the run was started with"
+        )
+    planes = np.unpackbits(codes, axis=1, count=count, bitorder="little").astype(np.int64)
+    number = (planes << np.arange(bits)[:, None]).sum(0)
+    if count and number.max() >= len(values):
+        raise ValueError(f"a code of a size is {number.max()}, and there are {len(values)} values: the file is damaged")
+    return values[number]
