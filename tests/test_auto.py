@@ -11,7 +11,7 @@ import pytest
 from scall_jax import Budget, Config, load, streams
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, run_segments
+from scall_jax.run import auto, choices, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -66,7 +66,7 @@ def test_a_run_serves_by_whoever_leads_on_valid(few, finished, stream, tmp_path)
     leader = lines[-1]["auto_leader"]
     ours, theirs = load(folder).recommend(k=5), load(tmp_path / leader).recommend(k=5)
     assert ours.equals(theirs)
-    text = auto.describe(folder)
+    text = choices.describe(folder)
     assert leader in text.splitlines()[0]
     assert all(name in text for name in alone)
     # Nothing is run again, and the folder is written as it was.
@@ -86,11 +86,11 @@ def test_the_test_part_chooses_nothing():
         return {"valid_users": 9, "valid_recall@20": valid[0], "valid_ndcg@20": valid[1], "test_recall@20": test}
 
     lines = {name: [line(t) for t in range(5)] for name in "abc"}
-    chosen = [choice.leader for choice in auto.follow_the_leader(lines)]
+    chosen = [choice.leader for choice in choices.follow_the_leader(lines)]
     garbage = {name: [one | {"test_recall@20": rng.random()} for one in found] for name, found in lines.items()}
-    assert [choice.leader for choice in auto.follow_the_leader(garbage)] == chosen
+    assert [choice.leader for choice in choices.follow_the_leader(garbage)] == chosen
     with pytest.raises(ValueError, match="as many"):
-        auto.follow_the_leader(lines | {"d": lines["a"][:2]})
+        choices.follow_the_leader(lines | {"d": lines["a"][:2]})
 
 
 def test_candidates_that_do_not_fit_are_named(stream):
@@ -105,7 +105,7 @@ def test_candidates_that_do_not_fit_are_named(stream):
 
 def test_an_edited_choice_is_found(finished, tmp_path):
     folder = shutil.copytree(finished[1], tmp_path / "copy")
-    path = folder / auto.CHOICES
+    path = folder / choices.CHOICES
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"leader": "../../elsewhere"}))
     with pytest.raises(ValueError, match="choices"):
@@ -120,7 +120,7 @@ def test_the_command_runs_auto_on_a_file_and_its_candidates_can_be_compared(few,
     main(["run", *flags])
     printed = capsys.readouterr().out
     assert "auto serves segments by" in printed and "times the dearest" in printed
-    parts = sorted(str(path) for path in (out / "auto" / auto.CANDIDATES).iterdir())
+    parts = sorted(str(path) for path in (out / "auto" / choices.CANDIDATES).iterdir())
     assert len(parts) == len(few)
     main(["compare", *parts])
     compared = capsys.readouterr().out

@@ -14,6 +14,7 @@ import pytest
 from scall_jax.analysis import comparison, page, run_report
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
+from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
 from tests.helpers import tiny_arguments
 
@@ -158,6 +159,7 @@ def test_the_choices_of_auto_are_shown(run, tmp_path):
     ]
     content = {"leader": "b", "segments": segments, "left_out": {"c": "too large"}, "seconds": {"a": 1.0, "b": 2.0}}
     (folder / "choices.json").write_text(json.dumps(content))
+    run_folder.finish(folder, "choices.json")
     text = run_report.build(run._replace(folder=folder))
     check_page(text, ["Candidates by their quality on valid"])
     assert "<tr><td>b</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text and "c: too large" in text

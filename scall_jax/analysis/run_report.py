@@ -1,6 +1,5 @@
 """report.html of a run folder: what the run did, segment by segment, in one self-contained file."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import auto, records
+from scall_jax.run import choices, records
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -111,12 +110,13 @@ def _result(run: FinishedRun) -> list[str]:
 
 def _auto(run: FinishedRun) -> list[str]:
     """What the method auto chose; nothing for other methods."""
-    path = run.folder / auto.CHOICES
-    if not path.exists():
+    path = choices.choices_path(run.folder)
+    if path is None:
         return []
-    content = json.loads(path.read_text())
+    content = choices.read_choices(path)
     segments = content["segments"]
-    valid = {name: np.array([x["valid"][name] for x in segments]) for name in segments[0]["valid"]}
+    # One that did not fit into the budget any longer is not among the last.
+    valid = {name: np.array([x["valid"][name] for x in segments]) for name in segments[-1]["valid"]}
     rows = []
     for name in sorted(valid, key=lambda name: -valid[name][-1]):
         led = sum(x["leader"] == name for x in segments)

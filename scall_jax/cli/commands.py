@@ -30,7 +30,7 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
-from scall_jax.run import auto, records, run_segments
+from scall_jax.run import auto, choices, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _MADE_AT_THE_END = (
@@ -235,7 +235,7 @@ def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path,
             return lines
 
     lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
-    print(f"\n{auto.describe(folder)}")
+    print(f"\n{choices.describe(folder)}")
     return lines
 
 
