@@ -12,6 +12,9 @@ import pytest
 from scall_jax import Budget, Config, load, streams
 from scall_jax.run import auto, choices, manifest, open_auto, open_run, update
 from scall_jax.run import folder as run_folder
+from scall_jax.run.follow import Pace, Start, follow
+from scall_jax.streams.following import GrowingFile
+from scall_jax.streams.options import ReadOptions
 from tests.helpers import comparable
 from tests.test_update import OF_CAPACITY, _assert_same_model, _assert_same_run
 
@@ -59,13 +62,15 @@ def whole(rows, tmp_path_factory):
     return _made(rows, ROWS, tmp_path_factory.mktemp("whole") / "auto")
 
 
+def _path(folder):
+    path = choices.choices_path(folder)
+    assert path is not None
+    return path
+
+
 def _choices(folder):
-    found = choices.read_choices(choices.choices_path(folder))
+    found = choices.read_choices(_path(folder))
     return {name: value for name, value in found.items() if name != "seconds"} | {"names": list(found["seconds"])}
-
-
-def _candidates(folder):
-    return sorted((choices.choices_path(folder).parent / choices.CANDIDATES).iterdir())
 
 
 def _names(folder):
@@ -81,7 +86,7 @@ def _lines(folder):
 
 def _assert_same(one, other):
     assert _lines(one) == _lines(other) and _choices(one) == _choices(other)
-    for part, expected in zip(_candidates(one), _candidates(other), strict=True):
+    for part, expected in zip(*map(choices.candidate_folders, (one, other)), strict=True):
         _assert_same_run(part, expected)
     _assert_same_model(load(one), load(other))
     for kind in ("sizes", "users"):
@@ -97,7 +102,7 @@ def test_pieces_end_in_the_run_over_all_rows(made, whole, rows, tmp_path):
         for piece in np.array_split(np.arange(700, ROWS), 9):
             run.add(rows.take(piece), offset=int(piece[-1]))
     _assert_same(folder, whole)
-    assert [path.parent for path in folder.rglob(choices.CANDIDATES)] == [choices.choices_path(folder).parent]
+    assert [path.parent for path in folder.rglob(choices.CANDIDATES)] == [_path(folder).parent]
     with update.opened(folder) as run:
         assert run.offset == ROWS - 1 and len(run.growing.waiting) == ROWS % SEGMENT
     # What was made before is not made again from the first rows.
@@ -185,7 +190,7 @@ def test_a_reader_finds_a_whole_model_though_candidates_change_meanwhile(made, r
             run.add(_part(rows, 700, 900))
         return content
 
-    content = read(choices.choices_path(folder))
+    content = read(_path(folder))
     with pytest.MonkeyPatch.context() as patch:
         # Between the choices and the leader's files comes a commit, which deletes these.
         patch.setattr(choices, "read_choices", late)
@@ -193,7 +198,7 @@ def test_a_reader_finds_a_whole_model_though_candidates_change_meanwhile(made, r
 
 
 def test_a_candidate_that_fits_no_longer_is_left_out_from_then_on(made, rows, tmp_path, monkeypatch):
-    folder, leader = shutil.copytree(made, tmp_path / "auto"), _choices(made)["leader"]
+    folder, leader = shutil.copytree(made, tmp_path / "auto"), str(_choices(made)["leader"])
 
     def others(found, stream):
         fitting = {name: config for name, config in found.items() if name != leader}
@@ -206,4 +211,19 @@ def test_a_candidate_that_fits_no_longer_is_left_out_from_then_on(made, rows, tm
     found = _choices(folder)
     assert found["left_out"] == {leader: "it is too large"} and leader not in found["names"]
     assert found["segments"][:2] == _choices(made)["segments"] and found["segments"][2]["leader"] != leader
-    assert "left out: " + leader in choices.describe(folder) and load(folder).segment == 3
+    assert f"left out: {leader}" in choices.describe(folder) and load(folder).segment == 3
+
+
+def test_a_follower_of_auto_ends_in_the_run_over_all_rows(rows, whole, tmp_path):
+    path, ids = tmp_path / "events.csv", (rows.user_ids.gather(rows.user), rows.item_ids.gather(rows.item))
+    # Times are whole seconds, as the file writes them.
+    lines = [f"{user},{item},{time}" for user, item, time in zip(*ids, rows.time, strict=True)]
+    start = Start(Config(method=auto.NAME, budget=Budget.mean_size(4)), {"rows": SEGMENT}, 3)
+    live, told = tmp_path / "live", []
+    for end in (500, ROWS):
+        path.write_text("\n".join(["user,item,timestamp", *lines[:end]]) + "\n")
+        source = GrowingFile(path, ReadOptions())
+        assert follow(source, live, start, Pace(170, once=True), tell=told.append) == end
+    assert [progress.line["segment"] for progress in told if progress.line] == [0, 1, 2, 3, 4]
+    for name in ("auto_leader", "test_recall@20"):
+        assert [line[name] for line in _lines(live)] == [line[name] for line in _lines(whole)]

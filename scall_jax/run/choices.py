@@ -178,14 +178,14 @@ def check_leader(folder: Path, leader: Path) -> None:
     Raises:
       ValueError: it has measured something else than the run says of its leader.
     """
-    ours, theirs = (_measured(place / manifest.GROWING) for place in (folder, leader))
+    ours, theirs = (_measured(place) for place in (folder, leader))
     if ours != theirs:
         raise ValueError(f"{leader} is not the run that {folder} names as its leader: restore it, or --resume the run")
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _measured(folder: Path) -> dict[str, Any]:
     """The last line of metrics, without what is added up over all candidates or differs between executions."""
-    lines = run_folder.read_lines(path)
+    lines = run_folder.finished_lines(folder, manifest.read(folder))
     other = {*records.VOLATILE, "bytes_training", "budget_bytes", "auto_leader"}
     return {key: value for key, value in (lines[-1] if lines else {}).items() if key not in other}
 

@@ -128,8 +128,8 @@ def _behind_the_run(source: Source, run: OpenRun, pace: Pace) -> Offset:
     if read is None or at is None or not same_rows(read, known):
         raise ValueError(
             f"{run.folder} was made by another command, and its {known.height:,} rows are not the first of "
-            f"{source.name}: give the source that it was made of, or choose another folder, and the source is read from "
-            "its start"
+            f"{source.name}: give the source that it was made of, or choose another folder, and the source is read "
+            "from its start"
         )
     return at
 
