@@ -27,7 +27,7 @@ from scall_jax import Config
 from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli.cli import cli
-from scall_jax.run import auto, records
+from scall_jax.run import auto, choices, records
 from scall_jax.run import folder as run_folder
 from scall_jax.streams import Stream
 
@@ -105,11 +105,11 @@ def fixed(lines: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([line["test_recall@20"] for line in records.averaged(lines)]))
 
 
-def served(lines: Lines, choices: Sequence[auto.Choice]) -> float:
+def served(lines: Lines, chosen: Sequence[choices.Choice]) -> float:
     """Mean test Recall@20 of the leaders over the segments that count."""
     any_line = next(iter(lines.values()))
     counted = [line["segment"] for line in records.averaged(any_line)]
-    return float(np.mean([lines[choices[t].leader][t]["test_recall@20"] for t in counted]))
+    return float(np.mean([lines[chosen[t].leader][t]["test_recall@20"] for t in counted]))
 
 
 def cross_fitted(by_seed: Mapping[int, dict[str, float]], scores: Mapping[int, float]) -> float:
@@ -136,14 +136,14 @@ def cross_fitted(by_seed: Mapping[int, dict[str, float]], scores: Mapping[int, f
     return float(np.mean(found))
 
 
-def _seconds(lines: Lines, alive: Sequence[set[str]] | None = None) -> float:
-    """Seconds of all candidates that are alive, in those of the dearest one over the whole stream."""
+def _seconds(lines: Lines, race: Sequence[choices.Choice] | None = None) -> float:
+    """Seconds of all candidates, or of those of a race, in those of the dearest one over the whole stream."""
     whole = {name: sum(line["seconds"] for line in found) for name, found in lines.items()}
     spent = sum(
         line["seconds"]
         for name, found in lines.items()
         for t, line in enumerate(found)
-        if alive is None or name in alive[t]
+        if race is None or name in race[t].valid
     )
     return spent / max(whole.values())
 
@@ -154,14 +154,14 @@ def _setting(frame: pl.DataFrame) -> list[str] | None:
     most = max(len(lines) for lines in parts.values())
     parts = {seed: lines for seed, lines in parts.items() if len(lines) == most}
     by_seed = {seed: {name: fixed(found) for name, found in lines.items()} for seed, lines in parts.items()}
-    full = {seed: served(lines, auto.follow_the_leader(lines)) for seed, lines in parts.items()}
-    races = {seed: auto.race(lines) for seed, lines in parts.items()}
-    raced = {seed: served(lines, races[seed].choices) for seed, lines in parts.items()}
+    full = {seed: served(lines, choices.follow_the_leader(lines)) for seed, lines in parts.items()}
+    races = {seed: choices.race(lines, len(set(lines) - {choices.FLOOR})) for seed, lines in parts.items()}
+    raced = {seed: served(lines, races[seed]) for seed, lines in parts.items()}
     safe = np.mean([by_seed[seed][SAFE] for seed in parts])
     means = {name: np.mean([by_seed[seed][name] for seed in parts]) for name in by_seed[next(iter(parts))]}
     best = max(means, key=lambda name: means[name])
-    leaders = sorted({races[seed].choices[-1].leader for seed in parts})
-    cost = [_seconds(lines) for lines in parts.values()], [_seconds(parts[s], races[s].alive) for s in parts]
+    leaders = sorted({races[seed][-1].leader for seed in parts})
+    cost = [_seconds(lines) for lines in parts.values()], [_seconds(parts[s], races[s]) for s in parts]
     relative = [f"{cross_fitted(by_seed, scores):+.1%}" if len(parts) > 1 else "-" for scores in (full, raced)]
     return [
         str(len(parts)),

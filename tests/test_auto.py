@@ -11,7 +11,7 @@ import pytest
 from scall_jax import Budget, Config, load, streams
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, run_segments
+from scall_jax.run import auto, choices, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -57,7 +57,7 @@ def test_a_run_serves_by_whoever_leads_on_valid(few, finished, stream, tmp_path)
     for t, line in enumerate(lines):
         for name, theirs in alone.items():
             part = theirs[t]
-            score[name] += part["valid_users"] * (part["valid_recall@20"] + part["valid_ndcg@20"])
+            score[name] = score[name] / 2 + part["valid_users"] * (part["valid_recall@20"] + part["valid_ndcg@20"])
         best = max(score, key=lambda name: score[name])
         assert line["auto_leader"] == best
         assert line["test_recall@20"] == alone[best][t]["test_recall@20"]
@@ -66,12 +66,12 @@ def test_a_run_serves_by_whoever_leads_on_valid(few, finished, stream, tmp_path)
     leader = lines[-1]["auto_leader"]
     ours, theirs = load(folder).recommend(k=5), load(tmp_path / leader).recommend(k=5)
     assert ours.equals(theirs)
-    text = auto.describe(folder)
+    text = choices.describe(folder)
     assert leader in text.splitlines()[0]
     assert all(name in text for name in alone)
     # Nothing is run again, and the folder is written as it was.
     before = (folder / "metrics.jsonl").read_text()
-    assert auto.run_auto(config, stream, key, folder, run=lambda name, c, f: run_segments(c, stream, key, folder=f))
+    assert auto.run_auto(config, stream, key, folder)
     assert (folder / "metrics.jsonl").read_text() == before
     copy = shutil.copytree(folder, tmp_path / "copy")
     auto.remove(copy)
@@ -86,11 +86,73 @@ def test_the_test_part_chooses_nothing():
         return {"valid_users": 9, "valid_recall@20": valid[0], "valid_ndcg@20": valid[1], "test_recall@20": test}
 
     lines = {name: [line(t) for t in range(5)] for name in "abc"}
-    chosen = [choice.leader for choice in auto.follow_the_leader(lines)]
+    chosen = [choice.leader for choice in choices.follow_the_leader(lines)]
     garbage = {name: [one | {"test_recall@20": rng.random()} for one in found] for name, found in lines.items()}
-    assert [choice.leader for choice in auto.follow_the_leader(garbage)] == chosen
+    assert [choice.leader for choice in choices.follow_the_leader(garbage)] == chosen
     with pytest.raises(ValueError, match="as many"):
-        auto.follow_the_leader(lines | {"d": lines["a"][:2]})
+        choices.follow_the_leader(lines | {"d": lines["a"][:2]})
+
+
+def _drawn(names, segments, seed):
+    rng = np.random.default_rng(seed)
+    values = {name: rng.random((segments, 3)) for name in names}
+    users = rng.integers(5, 50, segments)
+    keys = ("valid_recall@20", "valid_ndcg@20", "test_recall@20")
+    return {
+        name: [dict(zip(keys, row, strict=True), valid_users=int(n)) for row, n in zip(found, users, strict=True)]
+        for name, found in values.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_those_that_trail_leave_the_race_and_matter_no_more(seed):
+    names, segments = ["popularity", *"abcdefg"], 6
+    lines = _drawn(names, segments, seed)
+    # Simulated apart: fading means on valid, of which the best half of 7, rounded up, go on, until two are left.
+    score, running, led, stayed = dict.fromkeys(names, 0.0), list(names), [], dict.fromkeys(names, 0)
+    for t in range(segments):
+        for name in running:
+            line = lines[name][t]
+            score[name] = score[name] / 2 + line["valid_users"] * (line["valid_recall@20"] + line["valid_ndcg@20"])
+            stayed[name] += 1
+        led.append(max(running, key=lambda name: score[name]))
+        ranked = sorted((name for name in running if name != "popularity"), key=lambda name: -score[name])
+        running = ["popularity", *ranked[: {0: 4, 1: 2}.get(t, 2)]]
+    chosen = choices.race(lines, began=7)
+    assert [choice.leader for choice in chosen] == led
+    assert sorted(stayed.values()) == [1, 1, 1, 2, 2, 6, 6, 6]
+    assert [set(choice.valid) for choice in chosen] == [{n for n in names if stayed[n] > t} for t in range(segments)]
+    cut = {name: found[: stayed[name]] for name, found in lines.items()}
+    assert choices.race(cut, began=7) == chosen
+    # Going on later, with the lines of those that still run, is the same race.
+    rest = {name: found for name, found in cut.items() if stayed[name] == segments}
+    assert choices.race(rest, began=7, first=4) == chosen[4:]
+
+
+def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monkeypatch):
+    names, calls = ["popularity", *"abcdefg"], []
+    drawn = _drawn(names, len(stream), seed=1)
+    lines = {
+        name: [dict(real, **line) for real, line in zip(finished[0], found, strict=True)]
+        for name, found in drawn.items()
+    }
+    monkeypatch.setattr(auto, "candidates", lambda config: dict.fromkeys(names, config))
+    monkeypatch.setattr(auto, "feasible", lambda found, stream: (found, {}))
+
+    def run(name, config, folder, segments):
+        calls.append((name, segments))
+        return lines[name][:segments]
+
+    out = tmp_path / "auto"
+    composed = auto.run_auto(_config(), stream, jax.random.key(0), out, run)
+    chosen = choices.race(lines, began=7)
+    assert calls == [(name, 1) for name in names] + [(n, t) for t in (2, 3) for n in names if n in chosen[t - 1].valid]
+    assert [line["auto_leader"] for line in composed] == [choice.leader for choice in chosen]
+    text = choices.describe(out)
+    assert all(f"| {name} |" in text for name in names)
+    assert sum(f"| {name} | 1 |" in text for name in names) == 3
+    calls.clear()
+    assert auto.run_auto(_config(), stream, jax.random.key(0), out, run) == composed
 
 
 def test_candidates_that_do_not_fit_are_named(stream):
@@ -105,7 +167,7 @@ def test_candidates_that_do_not_fit_are_named(stream):
 
 def test_an_edited_choice_is_found(finished, tmp_path):
     folder = shutil.copytree(finished[1], tmp_path / "copy")
-    path = folder / auto.CHOICES
+    path = folder / choices.CHOICES
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"leader": "../../elsewhere"}))
     with pytest.raises(ValueError, match="choices"):
@@ -120,7 +182,7 @@ def test_the_command_runs_auto_on_a_file_and_its_candidates_can_be_compared(few,
     main(["run", *flags])
     printed = capsys.readouterr().out
     assert "auto serves segments by" in printed and "times the dearest" in printed
-    parts = sorted(str(path) for path in (out / "auto" / auto.CANDIDATES).iterdir())
+    parts = sorted(str(path) for path in (out / "auto" / choices.CANDIDATES).iterdir())
     assert len(parts) == len(few)
     main(["compare", *parts])
     compared = capsys.readouterr().out

@@ -8,11 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import scall_jax
-from scall_jax import Budget, Config
+from scall_jax import Budget, Config, run_segments, streams
 from scall_jax.cli.follow import follow_command
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
@@ -141,6 +142,20 @@ def test_folders_and_sources_that_do_not_belong_together_are_refused(followed, t
     assert rows_in(tmp_path / "late")[300] == (*ROWS[0][:2], ROWS[299][2])
 
 
+def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
+    folder, path, _, _ = followed
+    begun = streams.cut(streams.read(written(tmp_path / "begun.csv", ROWS[:700])), rows=300)
+    run_segments(START.config, begun, jax.random.key(0), folder=tmp_path / "run")
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert follow(source(path), tmp_path / "run", None, ONCE) == 1000
+    assert (rows_in(tmp_path / "run"), lines_of(tmp_path / "run")) == (ROWS, lines_of(folder))
+    for wrong in (ROWS[:600], [*ROWS[:699], ("u0", "i0", ROWS[699][2])]):
+        with pytest.raises(ValueError, match=r"another command, and its 700 rows are not .*choose"):
+            follow(source(written(tmp_path / "wrong.csv", wrong)), other, None, ONCE)
+    with pytest.raises(ValueError, match="holds no run"):
+        follow(source(path), tmp_path / "nothing", None, ONCE)
+
+
 @pytest.mark.slow
 def test_segments_by_new_entities_do_not_depend_on_how_rows_come(tmp_path):
     path, start = tmp_path / "events.csv", START._replace(cut={"new_entities": 24})
@@ -183,7 +198,7 @@ def _bytes(start, end):
     [
         (["--cut.segments", "3"], "--cut.segments: a source that grows is cut as it comes: give --cut.rows"),
         (["--cut.rows", "3"], "--cut.rows 3: at least 10"),
-        (["--method", "auto"], "--method auto: give one method, and not auto"),
+        (["--method", "auto", "pep"], "--method auto pep: give one method"),
         (["--resume"], "a folder that is followed goes on"),
         (["--source.table", "x"], "--data sqlite:PATH or postgresql://HOST/NAME"),
         (["--source.resend", "all"], "only a pipe is not"),

@@ -14,6 +14,7 @@ import pytest
 from scall_jax.analysis import comparison, page, run_report
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
+from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
 from tests.helpers import tiny_arguments
 
@@ -157,10 +158,15 @@ def test_the_choices_of_auto_are_shown(run, tmp_path):
         {"segment": t, "leader": "b", "valid": {"a": 0.1, "b": 0.2 + t}, "test": {"a": 0.3, "b": 0.4}} for t in range(3)
     ]
     content = {"leader": "b", "segments": segments, "left_out": {"c": "too large"}, "seconds": {"a": 1.0, "b": 2.0}}
+    content["began"] = 2
     (folder / "choices.json").write_text(json.dumps(content))
+    run_folder.finish(folder, "choices.json")
     text = run_report.build(run._replace(folder=folder))
     check_page(text, ["Candidates by their quality on valid"])
-    assert "<tr><td>b</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text and "c: too large" in text
+    assert (
+        "<tr><td>b</td><td>3</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text
+        and "c: too large" in text
+    )
     # Candidates lie within the folder of their run, and are no runs of their own.
     shutil.copytree(run.folder, folder / "candidates" / "a")
     assert comparison.find_runs([tmp_path]) == [folder]

@@ -12,7 +12,7 @@ import pytest
 from scall_jax import METHODS, load, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.methods.registry import method_of
-from scall_jax.run import checkpoint, compilation, manifest, update
+from scall_jax.run import checkpoint, compilation, manifest, open_run, update
 from scall_jax.run import folder as run_folder
 from tests.helpers import comparable, small_config
 
@@ -167,7 +167,7 @@ def test_a_small_batch_writes_its_own_rows_alone(folder, rows):
 
 @pytest.mark.parametrize("place", ["write_update", "commit", "write_segment"])
 def test_an_update_that_is_killed_or_fails_leaves_the_folder_as_it_was(place, folder, rows, tmp_path, monkeypatch):
-    before, real = _bytes(folder), getattr(update, place)
+    before, real = _bytes(folder), getattr(open_run, place)
     new, waiting = (_part(rows, 1000, 1100), 50) if place == "write_segment" else (_part(rows, 1000, 1020), 320)
 
     def killed(*arguments):
@@ -179,7 +179,7 @@ def test_an_update_that_is_killed_or_fails_leaves_the_folder_as_it_was(place, fo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), update.opened(folder) as run:
-        patched.setattr(update, place, killed)
+        patched.setattr(open_run, place, killed)
         run.add(new, offset=1)
     assert _bytes(folder) == before
     assert set(_bytes(tmp_path / "killed")) > set(before)
@@ -196,7 +196,7 @@ def test_a_full_disk_is_named_and_leaves_the_folder_as_it_was(folder, rows, monk
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(update, "write_update", full)
+    monkeypatch.setattr(open_run, "write_update", full)
     with (
         update.opened(folder) as run,
         pytest.raises(ValueError, match=f"{folder.name}.*No space left.*add the rows again"),

@@ -1,6 +1,5 @@
 """report.html of a run folder: what the run did, segment by segment, in one self-contained file."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import auto, records
+from scall_jax.run import choices, records
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -111,24 +110,29 @@ def _result(run: FinishedRun) -> list[str]:
 
 def _auto(run: FinishedRun) -> list[str]:
     """What the method auto chose; nothing for other methods."""
-    path = run.folder / auto.CHOICES
-    if not path.exists():
+    path = choices.choices_path(run.folder)
+    if path is None:
         return []
-    content = json.loads(path.read_text())
+    content = choices.read_choices(path)
     segments = content["segments"]
-    valid = {name: np.array([x["valid"][name] for x in segments]) for name in segments[0]["valid"]}
+    # Those that left, or did not fit into the budget any longer, have no later values.
+    standings = choices.standings(segments)
+    valid = {name: np.array([x["valid"].get(name, np.nan) for x in segments]) for name, _ in standings}
     rows = []
-    for name in sorted(valid, key=lambda name: -valid[name][-1]):
+    for name, stayed in standings:
         led = sum(x["leader"] == name for x in segments)
-        test = np.mean([x["test"][name] for x in segments[1:] or segments])
-        rows.append([name, str(led), f"{valid[name][-1]:.4f}", f"{test:.4f}", f"{content['seconds'][name]:.0f}"])
-    header = ["candidate", "segments led", "valid so far", "test Recall@20", "seconds"]
-    text = "Mean of Recall@20 and NDCG@20 on valid over all segments so far: the candidate with the most serves."
+        test = np.mean([x["test"][name] for x in (segments[1:stayed] or segments[:stayed])])
+        seconds = content["seconds"].get(name, float("nan"))
+        rows.append([name, str(stayed), str(led), f"{valid[name][stayed - 1]:.4f}", f"{test:.4f}", f"{seconds:.0f}"])
+    header = ["candidate", "segments run", "segments led", "valid, fading", "test Recall@20", "seconds"]
+    text = "Mean of Recall@20 and NDCG@20 on valid, earlier segments fading: the candidate with the most serves."
     shown = [
         ("auto", "Candidates by their quality on valid", text, lambda: pictures.quality(valid, {}, "valid so far"))
     ]
     left_out = [f"{name}: {reason}" for name, reason in content["left_out"].items()]
-    said = page.text("Test Recall@20: mean over the segments after the first; no choice was made by it.")
+    said = page.text(
+        "Test Recall@20: mean over the segments after the first that the candidate has run; no choice was made by it."
+    )
     return [page.table(header, rows), said, *([page.bullets(left_out)] if left_out else []), *drawn(shown)]
 
 

@@ -30,7 +30,7 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
-from scall_jax.run import auto, records, run_segments
+from scall_jax.run import auto, choices, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _MADE_AT_THE_END = (
@@ -206,7 +206,13 @@ def run_method(
 
 
 def _run_segments(
-    flags: Main, config: Config, stream: streams.Stream, folder: Path, label: str, extras: Extras
+    flags: Main,
+    config: Config,
+    stream: streams.Stream,
+    folder: Path,
+    label: str,
+    extras: Extras,
+    segments: int | None = None,
 ) -> Lines:
     if config.method == auto.NAME:
         return _run_auto(flags, config, stream, folder, extras)
@@ -223,19 +229,24 @@ def _run_segments(
         callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
         if extras.tensorboard:
             callbacks = open_until_the_end.enter_context(events.EventLog(folder, config.fit.steps)).callbacks(callbacks)
-        return run_segments(config, stream, jax.random.key(flags.seed), folder=folder, **callbacks)
+        key = jax.random.key(flags.seed)
+        return run_segments(config, stream, key, folder=folder, segments=segments, **callbacks)
 
 
 def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path, extras: Extras) -> Lines:
-    def run(name: str, candidate: Config, part: Path) -> Lines:
+    ran: dict[str, tuple[Config, Path, Lines]] = {}
+
+    def run(name: str, candidate: Config, part: Path, segments: int) -> Lines:
         with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
-            lines = _run_segments(flags, candidate, stream, part, name, extras)
-            # A candidate is a finished run of its own, which can be compared and reported.
-            finish_run(candidate, stream, part, name, lines)
+            lines = _run_segments(flags, candidate, stream, part, name, extras, segments)
+            ran[name] = candidate, part, lines
             return lines
 
     lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
-    print(f"\n{auto.describe(folder)}")
+    for name, (candidate, part, own) in ran.items():
+        # A candidate is a run of its own, which can be compared and reported.
+        finish_run(candidate, stream, part, name, own)
+    print(f"\n{choices.describe(folder)}")
     return lines
 
 

@@ -13,7 +13,7 @@ from scall_jax.cli.cli import cli
 from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import FLAGS, Main, expand, make_config
 from scall_jax.cli.stopping import stop_on_signals
-from scall_jax.run import auto
+from scall_jax.run import auto, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Progress, Start, follow
 from scall_jax.run.loop import Hooks
@@ -73,10 +73,11 @@ class Follow(Main):
 
     data: str = "-"
     """A file of CSV or JSON lines to which rows are appended, - for standard input, or a database (--source.table)."""
-    method: tuple[str, ...] = ("uniform@recommender=ials,table=packed_int4",)
-    """The method, one that has sizes; flags may follow its name after an @, as for scall-jax run."""
+    method: tuple[str, ...] = (auto.NAME,)
+    """The method: auto, or one that has sizes; flags may follow its name after an @, as for scall-jax run."""
     out: Path = Path("runs/live")
-    """Folder of the run. It is made by this command, and goes on if it exists."""
+    """Folder of the run. It is made by this command, and goes on if it exists; one that scall-jax run made of the first
+    rows of the source goes on too."""
     source: SourceFlags = SourceFlags()
     """Where rows come from, besides --data."""
     poll: float = 1.0
@@ -107,7 +108,10 @@ def follow_job(flags: Follow) -> int:
     Raises:
       ValueError: flags, a source or a folder that cannot be followed.
     """
-    start = _start(flags)
+    if flags.resume or flags.overwrite or flags.protocol != "clean":
+        raise ValueError("--resume, --overwrite, --protocol: a folder that is followed goes on, by the clean protocol")
+    begun = (flags.out / manifest.NAME).exists()
+    start = None if begun else _start(flags)
     pace = Pace(flags.most_rows, flags.poll, flags.until_idle, flags.once, flags.late)
     with (
         spelled_as_flags(_SPELLED),
@@ -128,11 +132,9 @@ def follow_job(flags: Follow) -> int:
 
 def _start(flags: Follow) -> Start:
     """The run to begin."""
-    if flags.resume or flags.overwrite or flags.protocol != "clean":
-        raise ValueError("--resume, --overwrite, --protocol: a folder that is followed goes on, by the clean protocol")
     methods = expand(flags.method)
-    if len(methods) != 1 or methods[0].startswith(auto.NAME):
-        raise ValueError(f"--method {' '.join(flags.method)}: give one method, and not {auto.NAME}")
+    if len(methods) != 1:
+        raise ValueError(f"--method {' '.join(flags.method)}: give one method")
     cut = {name: value for name, value in dataclasses.asdict(flags.cut).items() if value not in (None, (), 0, False)}
     cut |= {"replay": flags.cut.replay}
     others = sorted(set(cut) - {"rows", "new_entities", "replay", "shuffle_ties"})

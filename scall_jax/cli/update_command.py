@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,11 +16,11 @@ from scall_jax.cli.cli import Positional, cli
 from scall_jax.cli.commands import finish_run
 from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import Columns
+from scall_jax.run import choices, manifest, update
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest, update
 from scall_jax.run.loop import Hooks
 from scall_jax.streams import Growing
-from scall_jax.streams.growing import as_frame
+from scall_jax.streams.growing import as_frame, rows_of, same_rows
 from scall_jax.streams.wording import spelled_as_flags
 
 UPDATE = """
@@ -77,20 +77,21 @@ def update_job(flags: Update) -> update.Added:
         )
 
     with spelled_as_flags(_FLAGS), persistent_cache(flags.compilation_cache) as settled:
-        label, had_page = _label(flags.run), (flags.run / run_report.NAME).exists()
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
+            made = {"": _made(flags.run)} | {part.name: _made(part) for part in choices.candidate_folders(flags.run)}
             new, known = unknown_rows(rows, run.growing, flags.data)
             if known:
                 print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
             added = run.add(new, late=flags.late)
-            config, stream = run.config, run.growing.stream
+            stream = run.growing.stream
         if added.lines:
-            lines = run_folder.read_lines(flags.run / manifest.GROWING)
-            finish_run(config, stream, flags.run, label or config.method, lines)
-            if had_page:
-                run_report.write(flags.run)
+            parts = choices.candidate_folders(flags.run)
+            for folder, before in [*((part, made[part.name]) for part in parts), (flags.run, made[""])]:
+                _finish(folder, stream, before)
+            if parts:
+                print(f"\n{choices.describe(flags.run)}\ncandidates: {parts[0].parent}/")
     _print(flags.run, added, time.perf_counter() - start)
     return added
 
@@ -101,10 +102,30 @@ def _read(flags: Update) -> streams.Interactions:
     return streams.read([flags.data, *parts] if parts else flags.data, **options)
 
 
-def _label(folder: Path) -> str | None:
+class _Made(NamedTuple):
+    """What was made of a run when it was finished, which segments put out of date."""
+
+    label: str | None
     """What the run is called in tables."""
+    page: bool
+    """Whether it has a report."""
+
+
+def _made(folder: Path) -> _Made:
     path = folder / run_folder.SUMMARY
-    return json.loads(path.read_text())["method"] if path.exists() else None
+    label = json.loads(path.read_text())["method"] if path.exists() else None
+    return _Made(label, (folder / run_report.NAME).exists())
+
+
+def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:
+    """Make it anew."""
+    config = run_folder.config_of(
+        run_folder.read_identity(folder / run_folder.CONFIG)["config"], folder / run_folder.CONFIG
+    )
+    lines = run_folder.read_lines(folder / manifest.GROWING)
+    finish_run(config, stream, folder, before.label or config.method, lines)
+    if before.page:
+        run_report.write(folder)
 
 
 def _print(folder: Path, added: update.Added, seconds: float) -> None:
@@ -138,17 +159,13 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
     """
     given = as_frame(rows, source)
     given = given[np.argsort(given["time"].to_numpy(), kind="stable")]
-    stream, waiting = run.stream, run.waiting
-    finished = {"user": stream.user_ids.gather(stream.user), "item": stream.item_ids.gather(stream.item)}
-    known = _texts(pl.DataFrame(finished | {"time": pl.Series(stream.time, dtype=pl.Int64)}))
-    known = pl.concat([known, _texts(waiting.sort("time", maintain_order=True))])
+    known = _texts(rows_of(run))
     first = _texts(given[:1])
     # Rows of equal time may stand in another order.
     if not known.filter(pl.col("time") == known["time"][0]).join(first, on=known.columns).height:
         return given, 0
     count = len(known)
-    same = len(given) >= count and _sorted(_texts(given[:count])).equals(_sorted(known))
-    if not same:
+    if not same_rows(given[:count], known):
         found = _texts(given[:count])
         shorter = min(len(found), count)
         differs = (found[:shorter] != known[:shorter]).select(pl.any_horizontal(pl.all()))
@@ -163,10 +180,6 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
 
 def _texts(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), "time")
-
-
-def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.sort("time", "user", "item")
 
 
 def update_command(arguments: Sequence[str] | None = None, program: str | None = None) -> None:

@@ -155,8 +155,7 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     if is_new(folder):
         start(folder, identity)
     found = manifest.check(folder)
-    if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
-        raise ValueError(f"{folder} has been updated since the run: go on with scall-jax update")
+    refuse_updated(folder, found)
     other = read_identity(path)
     # The same rows may have been read from another path.
     other["stream"]["source"] = stream.source
@@ -167,6 +166,20 @@ def open_folder(folder: Path, config: Config, stream: Stream, key: jax.Array) ->
     lines = recover(folder, found)
     keep_stream(folder, manifest.read(folder), stream)
     return lines
+
+
+def refuse_updated(folder: Path, found: Manifest) -> None:
+    """Check that no rows have been added to a run, which then is more than a run over its stream.
+
+    Args:
+      folder: of the run.
+      found: its manifest.
+
+    Raises:
+      ValueError: it has been updated.
+    """
+    if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
+        raise ValueError(f"{folder} has been updated since the run: go on with scall-jax update")
 
 
 def identity_of(config: Config, stream: Stream, key: jax.Array) -> dict[str, Any]:
@@ -238,12 +251,13 @@ def named_errors(folder: Path, way_on: str = manifest.FINISHED_IS_KEPT) -> Itera
         raise ValueError(f"{place} cannot be written ({reason}): {way_on}") from error
 
 
-def recover(folder: Path, found: Manifest) -> list[dict[str, Any]]:
+def recover(folder: Path, found: Manifest, checkpoints: bool = True) -> list[dict[str, Any]]:
     """Delete what is left of something that was being written.
 
     Args:
       folder: of a run, which this process has locked.
       found: its manifest.
+      checkpoints: whether the run has one, as all but those of auto do.
 
     Returns:
       Lines of the finished segments.
@@ -258,10 +272,10 @@ def recover(folder: Path, found: Manifest) -> list[dict[str, Any]]:
     if growing.exists():
         os.truncate(growing, found.files[GROWING].nbytes if GROWING in found.files else 0)
     lines = read_lines(growing)
-    checkpoints = {file.split("/")[1] for file in found.files if file.startswith("checkpoints/")}
-    if checkpoints != ({f"segment-{len(lines) - 1:04d}"} if lines else set()):
+    stored = {file.split("/")[1] for file in found.files if file.startswith("checkpoints/")}
+    if checkpoints and stored != ({f"segment-{len(lines) - 1:04d}"} if lines else set()):
         raise ValueError(
-            f"{growing} has {len(lines)} segments and the checkpoint is {', '.join(sorted(checkpoints)) or 'missing'}: "
+            f"{growing} has {len(lines)} segments and the checkpoint is {', '.join(sorted(stored)) or 'missing'}: "
             "make the run anew in another folder"
         )
     if found.writing is not None or found.obsolete:

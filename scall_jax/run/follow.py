@@ -17,14 +17,13 @@ import polars as pl
 
 from scall_jax import streams
 from scall_jax.config import Config
-from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import auto, manifest
 from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
 from scall_jax.run.programs import Programs
 from scall_jax.run.update import OpenRun, opened
 from scall_jax.streams.following import Batch, Offset, Source
-from scall_jax.streams.growing import Late, joined, numbered
+from scall_jax.streams.growing import Late, joined, numbered, rows_of, same_rows
 from scall_jax.streams.rule import Rule
 
 
@@ -75,7 +74,7 @@ _PACE = Pace()
 def follow(
     source: Source,
     folder: str | Path,
-    start: Start,
+    start: Start | None,
     pace: Pace = _PACE,
     hooks: Hooks = NO_HOOKS,
     tell: Tell | None = None,
@@ -84,8 +83,9 @@ def follow(
 
     Args:
       source: of rows.
-      folder: of a run that an earlier call has begun, or one that does not exist yet or is empty.
-      start: the run to begin.
+      folder: of a run that an earlier call has begun; of a finished run over the first rows of the source; or one that
+        does not exist yet or is empty.
+      start: the run to begin; None where there is one.
       pace: how the source is read, and when the call returns; by default it does not.
       hooks: functions that are called while segments are run.
       tell: called after each commit, and when a folder that goes on has been read.
@@ -102,20 +102,50 @@ def follow(
         raise ValueError(f"{pace.most} rows at once, {pace.poll} s between polls: at least 1, and more than 0")
     begun = None
     if not (folder / manifest.NAME).exists():
+        if start is None:
+            raise ValueError(f"{folder} holds no run: say what is to be begun there")
         begun = _begin(source, folder, start, pace, hooks)
         if begun is None:
             return 0
     with opened(folder, hooks=hooks) as run:
         if run.offset is None:
-            raise ValueError(
-                f"{folder} does not say how far {source.name} was read, because another command made it: choose "
-                "another folder, and the source is read from its start"
-            )
+            run.add(run.growing.waiting.clear(), offset=_behind_the_run(source, run, pace))
         tell(_progress(run, begun))
         for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
             lines = run.add(batch.rows, offset=batch.offset, late=pace.late).lines
             tell(_progress(run, lines[-1] if lines else None))
         return _progress(run, None).rows
+
+
+def _behind_the_run(source: Source, run: OpenRun, pace: Pace) -> Offset:
+    """The offset behind the rows of a run that another command made of the beginning of the source.
+
+    Raises:
+      ValueError: the source has other rows, or fewer.
+    """
+    known = rows_of(run.growing)
+    read, at = _first(source, pace, known.height)
+    if read is None or at is None or not same_rows(read, known):
+        raise ValueError(
+            f"{run.folder} was made by another command, and its {known.height:,} rows are not the first of "
+            f"{source.name}: give the source that it was made of, or choose another folder, and the source is read "
+            "from its start"
+        )
+    return at
+
+
+def _first(source: Source, pace: Pace, count: int) -> tuple[pl.DataFrame | None, Offset | None]:
+    """So many rows of a source from its start, or those that there are, and the offset behind them."""
+    rows, at = None, None
+    while rows is None or rows.height < count:
+        batch = source.read(at, min(pace.most, count - (0 if rows is None else rows.height)))
+        if batch.read or batch.offset != at:
+            rows, at = _with(rows, batch), batch.offset
+        elif source.ended or not batch.held:
+            break
+        else:
+            source.wait(pace.poll)
+    return rows, at
 
 
 def _progress(run: OpenRun, line: dict[str, Any] | None) -> Progress:
@@ -161,30 +191,39 @@ def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks)
     """
     if folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
         raise ValueError(f"{folder} holds something else than a run: choose another folder")
-    Programs(start.config)  # A method that cannot go on is refused before anything is read.
+    if start.config.method != auto.NAME:
+        Programs(start.config)  # A method that cannot go on is refused before anything is read.
     found = _first_rows(source, start, pace)
     if found is None:
         return None
     first, rest, offset = found
     making = folder.with_name(f"{folder.name}.starting")
-    run_folder.remove_run(making)
+    auto.remove(making)
     rows = streams.from_arrays(first["user"], first["item"], first["time"].to_numpy(), source.name)
     stream = streams.cut(rows, seed=start.seed, **start.cut)
-    lines = run_segments(
-        start.config,
-        stream,
-        jax.random.key(start.seed),
-        folder=making,
-        on_compiled=hooks.compiled,
-        on_segment=hooks.segment,
-        on_phase=hooks.phase,
-    )
+    line = _first_segment(start, stream, making, hooks)
     with opened(making, hooks=hooks) as run:
         run.add(rest, offset=offset)
         (folder / LOCK).unlink(missing_ok=True)
         os.replace(making, folder)
         manifest.sync_folder(folder.parent)
-    return lines[-1]
+    return line
+
+
+def _first_segment(start: Start, stream: streams.Stream, folder: Path, hooks: Hooks) -> dict[str, Any]:
+    """Run a stream of one segment: its line."""
+    key = jax.random.key(start.seed)
+
+    def run(config: Config, folder: Path, hooks: Hooks) -> list[dict[str, Any]]:
+        on = {"on_compiled": hooks.compiled, "on_segment": hooks.segment, "on_phase": hooks.phase}
+        return run_segments(config, stream, key, folder=folder, **on)
+
+    if start.config.method != auto.NAME:
+        return run(start.config, folder, hooks)[-1]
+    quiet = hooks._replace(segment=NO_HOOKS.segment)
+    line = auto.run_auto(start.config, stream, key, folder, lambda _, config, part, count: run(config, part, quiet))[-1]
+    hooks.segment(line)
+    return line
 
 
 def _first_rows(source: Source, start: Start, pace: Pace) -> tuple[pl.DataFrame, pl.DataFrame, Offset] | None:

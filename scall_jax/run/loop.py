@@ -49,6 +49,7 @@ def run_segments(
     on_segment: Callable[[dict[str, Any]], object] | None = None,
     on_phase: OnPhase | None = None,
     method: Method | None = None,
+    segments: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run over a stream segment by segment.
 
@@ -59,6 +60,7 @@ def run_segments(
       progress, on_probes, method: as in `make_run`.
       on_compiled: called after each program is compiled, before any runs; `jax.clear_caches` frees what tracing left.
       on_segment: called with each new line.
+      segments: run no further than so many of the first; None for all. With a folder, a later call goes on.
       on_phase: called as on_phase(doing, name) where something begins: doing is compiling, running or writing.
 
     Returns:
@@ -72,7 +74,8 @@ def run_segments(
     with contextlib.nullcontext() if folder is None else locked(folder):
         run = make_run(config, progress, on_probes, method)
         hooks = Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
-        return _run_segments(run, config, stream, key, folder, hooks)
+        end = len(stream) if segments is None else min(segments, len(stream))
+        return _run_segments(run, config, stream, key, folder, hooks, end)
 
 
 def _run_segments(
@@ -82,6 +85,7 @@ def _run_segments(
     key: jax.Array,
     folder: Path | None,
     hooks: Hooks,
+    end: int,
 ) -> list[dict[str, Any]]:
     def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
@@ -89,7 +93,7 @@ def _run_segments(
     shapes = jax.eval_shape(init, key)
     books = run.method.bookkeeping(shapes, stream)
     lines = [] if folder is None else _opened(folder, config, stream, key)
-    if len(lines) == len(stream):
+    if len(lines) >= end:
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
     segment = stream.segment(len(lines))
@@ -99,7 +103,7 @@ def _run_segments(
     state = _first_state(init, key, hooks)
     if folder is not None and lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
-    for t in range(len(lines), len(stream)):
+    for t in range(len(lines), end):
         segment = jax.device_put(stream.segment(t))
         process_memory.trim_heap()
         state, line, record = one_segment(phases, state, segment)

@@ -5,9 +5,9 @@
     values          coordinates of all vectors, one vector after the other: users, items, and the two shared ones;
                     float32, bfloat16 as u16, or u8[groups, b], where byte k of a group has bit k of 8 coordinates
     columns         u8, the column of each value; only where vectors have gaps
-    sizes           coordinates of each vector, [n + m + 2]; or, where that takes less,
-    size_values, size_codes    the K sizes that occur, and u8[bits, ceil((n + m + 2) / 8)], plane k of which has bit k
-                    of each vector's number among them, the first vector's in the lowest place; K = 1 needs no bits
+    size_values     the K sizes that occur
+    size_codes      u8[bits, ceil((n + m + 2) / 8)]; plane k has bit k of the number of each vector's size among them,
+                    the first vector's in the lowest place; K = 1 needs no bits
     scales, top     of codes: the limit of a vector is top x 2^((scale - 255) / 16), or 0 where the scale is; a scale
                     for each vector that has coordinates
     vectors         f32[n + m, D] instead of these, for storages in which vectors share parameters
@@ -47,7 +47,6 @@ _PURPOSES = {
     "top": "table",
     "weights": "table",
     "vectors": "final vectors",
-    "sizes": "sizes",
     "size_values": "sizes",
     "size_codes": "sizes",
     "bias": "bias",
@@ -108,11 +107,10 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
 
 def _own_arrays(stored: Exported, vectors: int) -> Arrays | None:
     """What a storage of sized vectors stores, vector after vector; None for other storages."""
-    names = {"metadata_sizes": "sizes", "metadata_values": "size_values", "metadata_codes": "size_codes"}
-    written = {name: stored[old] for old, name in names.items() if old in stored and stored[old].size}
-    if not written:
+    if not {"metadata_sizes", "metadata_values"} & set(stored):
         return None
     sizes = size_codes.read(stored, vectors)
+    written = dict(zip(("size_values", "size_codes"), size_codes.in_codes(sizes), strict=True))
     if "codes_positions" in stored:
         return {"values": stored["parameters"], "columns": stored["codes_positions"], **written}
     order = np.argsort(-sizes.astype(np.int64), kind="stable")

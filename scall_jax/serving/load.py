@@ -9,7 +9,7 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Method
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
-from scall_jax.run.auto import check_leader, leader_folder
+from scall_jax.run.choices import check_leader, leader_folder
 from scall_jax.run.programs import Programs
 from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
@@ -42,10 +42,6 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     if (folder / "model.safetensors").exists():
         raise ValueError(f"{folder} is an exported model: read it as its README.md shows, or load the run's own folder")
     stored = manifest.settled(folder, lambda: _read_files(folder))
-    if isinstance(stored, Path):
-        model = load(stored, method=method)
-        check_leader(folder, stored)
-        return model
     identity, config, line = stored.identity, stored.config, stored.line
     stream, grown, kept = stored.stream, stored.grown, stored.kept
     phases = make_run(config, method=method).method
@@ -84,12 +80,17 @@ class _Stored(NamedTuple):
     kept: checkpoint.Snapshot
 
 
-def _read_files(folder: Path) -> _Stored | Path:
-    """Read the files of a run folder; of a run of auto, say where the leader's is."""
+def _read_files(folder: Path) -> _Stored:
+    """Read the files of a run folder; of a run of auto those of the leader, and the rows that wait."""
     found = manifest.check(folder)
-    leader = leader_folder(folder)
+    leader = leader_folder(folder, found)
     if leader is not None:
-        return leader
+        stored = _read_files(leader)
+        check_leader(folder, leader)
+        if manifest.STREAM[0] not in found.files:
+            return stored._replace(grown=f"{folder}: an earlier version made the run: --resume it, and it can go on")
+        stream, grown = _stream(folder, found, len(run_folder.finished_lines(folder, found)))
+        return stored._replace(stream=stream, grown=grown)
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
     lines = run_folder.finished_lines(folder, found)

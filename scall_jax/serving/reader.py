@@ -1,5 +1,6 @@
 """Read an exported model with NumPy, Polars and safetensors."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -10,54 +11,48 @@ from safetensors.numpy import load_file
 
 
 def load(folder):
+    """A model: rows by id of the users, ids of the items, arrays, and vectors of users, then items."""
     about, arrays = checked(folder), load_file(Path(folder, "model.safetensors"))
     users, items = (pl.read_parquet(Path(folder, f"{side}.parquet"))["id"] for side in ("users", "items"))
-    vectors = propagated(stored(arrays, len(users)), arrays, len(users), about["layers"])
-    return {user: row for row, user in enumerate(users)}, items, arrays, vectors
+    rows, own = {user: row for row, user in enumerate(users)}, stored(arrays, len(users))
+    return rows, items, arrays, propagated(own, arrays, len(users), about["layers"])
 
 
-def checked(folder):  # the manifest, if it and every file that it lists are as they were written
-    name = "manifest.json"
-    try:
-        about = json.loads(Path(folder, name).read_bytes())
-        right = about.pop("sha256") == hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        for name, listed in about["files"].items() if right else ():
-            right = hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() == listed["sha256"]
-            if not right:
-                break
-    except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, or none that was exported
-        right = False
-    if not right:
-        raise ValueError(f"{Path(folder, name)} is not what was exported: export the model anew")
+def checked(folder):
+    """The manifest, if it and every file that it lists are as they were exported."""
+    path, about, listed = Path(folder, "manifest.json"), {}, {}
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # A damaged one has another hash.
+        about = json.loads(path.read_bytes())
+        listed = {path: about.pop("sha256")} | {Path(folder, n): file["sha256"] for n, file in about["files"].items()}
+    for file, sha256 in (listed or {path: ""}).items():
+        content = json.dumps(about, sort_keys=True).encode() if file == path else file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"{file} is not what was exported: export the model anew")
     return about
 
 
-def sizes_of(arrays, count):  # as they are, or as numbers in a list of values, plane k of which has their bits k
-    number = np.zeros(count, int)
-    for k, plane in enumerate(arrays.get("size_codes", ())):
-        number |= np.unpackbits(plane, count=count, bitorder="little").astype(int) << k
-    return (arrays["sizes"] if "sizes" in arrays else arrays["size_values"][number]).astype(int)
-
-
-def stored(arrays, users):  # vectors of users, then items; those of size 0 have the shared one of their side
+def stored(arrays, users):
+    """Vectors of users, then items, as they are stored; those of size 0 have the shared one of their side."""
     if "values" not in arrays:
         return arrays.get("vectors", np.zeros((users, 0), np.float32))
-    values, sizes = arrays["values"], sizes_of(arrays, users + len(arrays["popularity"]) + 2)
+    planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]) + 2, "little").astype(int)
+    number = (planes << np.arange(len(planes))[:, None]).sum(0)  # Plane k has bit k of the number of each size.
+    values, sizes = arrays["values"], arrays["size_values"][number].astype(int)
     vector = np.repeat(np.arange(len(sizes)), sizes)
     column = arrays.get("columns", np.arange(len(vector)) - (np.cumsum(sizes) - sizes)[vector])
-    if "scales" in arrays:  # byte k of a group of 8 coordinates has their bits k; a vector's limit is the scale's power
+    values = (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values  # bfloat16
+    if "scales" in arrays:  # Byte k of 8 coordinates has their bits k; a scale is the logarithm of a vector's limit.
         planes = np.unpackbits(values, axis=1, bitorder="little").reshape(len(values), -1, 8).astype(int)
         code = (planes << np.arange(planes.shape[1])[:, None]).sum(1).ravel()[: len(vector)]
         limit = np.exp2(np.log2(arrays["top"]) + (arrays["scales"] - 255.0) / 16) * (arrays["scales"] > 0)
         values = ((code + 0.5) * 2 / 2 ** planes.shape[1] - 1) * np.repeat(limit, sizes[sizes > 0])
-    elif values.dtype == np.uint16:  # bfloat16
-        values = (values.astype(np.uint32) << 16).view(np.float32)
     vectors, node = np.zeros((len(sizes), 1 + column.max(initial=0)), np.float32), np.arange(len(sizes) - 2)
     vectors[vector, column] = values
     return vectors[np.where(sizes[:-2] > 0, node, len(sizes) - 2 + (node >= users))]
 
 
-def propagated(x, arrays, users, layers):  # LightGCN: the mean of x, A x, ..., A^layers x
+def propagated(x, arrays, users, layers):
+    """The mean of x, A x, ..., A^layers x, as LightGCN has it; x itself for 0 layers."""
     user = np.repeat(np.arange(users), np.diff(arrays["seen_offsets"].astype(int)))
     item, total = users + arrays["seen_items"].astype(int), x
     scale = 1 / np.sqrt(np.maximum(np.bincount(np.concatenate([user, item]), minlength=len(x)), 1))
@@ -70,14 +65,14 @@ def propagated(x, arrays, users, layers):  # LightGCN: the mean of x, A x, ..., 
     return total / np.float32(layers + 1)
 
 
-def recommend(model, user, k=10):  # Items that a user has met are left out; an unknown user gets popular ones.
+def recommend(model, user, k=10):
+    """The best items that a user has not met; an unknown user gets popular ones."""
     rows, items, arrays, vectors = model
-    seen, scores = np.zeros(0, int), arrays["popularity"].copy()
+    seen, scores, weights = np.zeros(0, int), arrays["popularity"].copy(), arrays.get("weights")
     if user in rows:
         seen = arrays["seen_items"][slice(*arrays["seen_offsets"][rows[user] : rows[user] + 2])]
-        scores = vectors[len(rows) :] @ vectors[rows[user]] + arrays.get("bias", 0)
-        if "weights" in arrays:  # EASE
-            scores = arrays["weights"][seen].sum(0)
+        scores = vectors[len(rows) :] @ vectors[rows[user]] if weights is None else weights[seen].sum(0)  # EASE's.
+        scores = scores + arrays.get("bias", 0)
     scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[:k]
     return items[best[scores[best] > -np.inf]].to_list()

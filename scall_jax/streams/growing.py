@@ -220,6 +220,34 @@ def _as_id(ids: pl.Series, source: str) -> pl.Series:
     raise ValueError(f"{source}: ids of {ids.name}s are {ids.dtype}: give integers or text")
 
 
+def rows_of(found: Growing) -> pl.DataFrame:
+    """All rows in the order of time, those that wait behind the others; columns as `Growing.waiting` has them."""
+    stream, waiting = found.stream, found.waiting
+    finished = pl.DataFrame(
+        {
+            "user": stream.user_ids.gather(stream.user),
+            "item": stream.item_ids.gather(stream.item),
+            "time": pl.Series(stream.time, dtype=pl.Int64),
+        }
+    )
+    return joined(finished, waiting.sort("time", maintain_order=True))
+
+
+def same_rows(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    """Whether two frames have the same rows, in any order, ids compared as text.
+
+    >>> one = pl.DataFrame({"user": [1, 2], "item": ["a", "b"], "time": [5, 5]})
+    >>> same_rows(one, pl.DataFrame({"user": ["2", "1"], "item": ["b", "a"], "time": [5, 5]})), same_rows(one, one[:1])
+    (True, False)
+    """
+    return _sorted_texts(one).equals(_sorted_texts(other))
+
+
+def _sorted_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    ids = (pl.col(name).cast(pl.String) for name in ("user", "item"))
+    return rows.select(*ids, pl.col("time").cast(pl.Int64)).sort("time", "user", "item")
+
+
 def joined(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     """Rows after rows; a column of ids is text where either is text."""
     parts = [one, other]

@@ -54,12 +54,15 @@ def write(sizes: np.ndarray) -> Exported:
     >>> {name: array.tolist() for name, array in write(np.array([3, 3, 2, 3, 2, 3, 3, 3, 3, 3], np.uint8)).items()}
     {'metadata_values': [2, 3], 'metadata_codes': [[235, 3]]}
     """
+    values, codes = in_codes(sizes)
+    return {_VALUES: values, _CODES: codes} if values.nbytes + codes.nbytes < sizes.nbytes else {_PLAIN: sizes}
+
+
+def in_codes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and codes of sizes, however many there are; see `write`."""
     values, number = np.unique(sizes, return_inverse=True)
-    bits = max(len(values) - 1, 0).bit_length()
-    if values.nbytes + bits * (-(-len(sizes) // 8)) >= sizes.nbytes:
-        return {_PLAIN: sizes}
-    planes = (number[None, :] >> np.arange(bits)[:, None]) & 1
-    return {_VALUES: values, _CODES: np.packbits(planes.astype(np.uint8), axis=1, bitorder="little")}
+    planes = (number[None, :] >> np.arange(max(len(values) - 1, 0).bit_length())[:, None]) & 1
+    return values, np.packbits(planes.astype(np.uint8), axis=1, bitorder="little")
 
 
 def read(exported: Exported, count: int) -> np.ndarray:
