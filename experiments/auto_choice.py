@@ -100,7 +100,7 @@ def lines_of(frame: pl.DataFrame) -> Lines:
     }
 
 
-def fixed(lines: Sequence[Mapping[str, Any]]) -> float:
+def fixed(lines: list[dict[str, Any]]) -> float:
     """Mean test Recall@20 over the segments that count."""
     return float(np.mean([line["test_recall@20"] for line in records.averaged(lines)]))
 

@@ -18,7 +18,7 @@ from scall_jax.recommenders.ials.fit import Sweeps
 from scall_jax.recommenders.ials.gains import balanced, truncated, wide_fit
 from scall_jax.recommenders.ials.problem import Hyper
 from scall_jax.recommenders.recommender import WideFit
-from scall_jax.sizes.gains import GainRule, Gains, GainsConfig, sizes_by_gains
+from scall_jax.sizes.gains import GainRule, Gains, GainsConfig, shuffled, sizes_by_gains
 from scall_jax.sizes.sides import split_sides
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
@@ -158,6 +158,24 @@ def _sized_40(gains, rule, total, users_total, minimum, exists, order):
 
 
 _jitted = jax.jit(sizes_by_gains, static_argnums=(4, 7))
+
+
+def test_shuffled_gains_are_those_of_another_entity_of_the_same_side():
+    rng, users, nodes = np.random.default_rng(0), 40, 70
+    active = np.r_[np.arange(40) < 33, np.arange(30) < 21]
+    before = Gains(*(jnp.asarray(x, jnp.float32) for x in (rng.random((nodes, 5)), rng.random(nodes), 0.5)))
+    found = shuffled(jax.random.key(0), before, jnp.asarray(active), users)
+    for side in (slice(0, 33), slice(40, 61)):
+        ours, theirs = (np.column_stack([g.by_coordinate[side], g.weight[side]]) for g in (found, before))
+        assert not (ours == theirs).all(1).sum() > 5
+        np.testing.assert_array_equal(*(np.sort(rows, axis=0) for rows in (ours, theirs)))
+        # Rows move as a whole.
+        assert {tuple(row) for row in ours} == {tuple(row) for row in theirs}
+    # Room for more entities changes nobody's.
+    more = Gains(*(jnp.concatenate([x[:40], jnp.ones_like(x[:3]), x[40:]]) for x in before[:2]), before.residual)
+    wide = shuffled(jax.random.key(0), more, jnp.asarray(np.r_[active[:40], [False] * 3, active[40:]]), users + 3)
+    np.testing.assert_array_equal(wide.weight[:33], found.weight[:33])
+    np.testing.assert_array_equal(wide.weight[43:64], found.weight[40:61])
 
 
 def test_one_size_for_all_is_an_action():

@@ -24,7 +24,7 @@ from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.ials.gains import truncated
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import WideFit
-from scall_jax.sizes.gains import GainRule, Gains, sizes_by_gains, spectral_exponent
+from scall_jax.sizes.gains import GainRule, Gains, shuffled, sizes_by_gains, spectral_exponent
 from scall_jax.streams import sides
 
 _LEAST_RANK = 4
@@ -99,6 +99,8 @@ def sizes_from(
     config, segment = context.config.sizes, context.segment
     bounds, (users, _) = (config.minimum, config.maximum), sides(segment)
     gains = Gains(fit.gains, fit.weight, fit.residual)
+    if context.config.gains.shuffle:
+        gains = shuffled(derive(context.wide_fit_key(), Purpose.GAINS_SHUFFLE), gains, context.active_mask(), users)
     users_total = None
     if rho is not None:
         users_total, _ = sizes.split_sides(total, rho, segment.users, segment.items, *bounds)

@@ -71,6 +71,8 @@ class Purpose(enum.IntEnum):
 
     WIDE_FIT = 0xC0DE002D
     """From a segment's key: the fit that gains of coordinates are read off."""
+    GAINS_SHUFFLE = 0xC0DE0050
+    """From the key of a wide fit: which entity of its side an entity is given the gains of."""
 
     USERS = 0xC0DE0016
     """From any key: numbers for the users, or the policy of the users' side."""

@@ -17,6 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.keys import by_side
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.price import by_price
 from scall_jax.sizes.sides import assign
@@ -48,6 +49,9 @@ class GainsConfig:
     start: str = "rotated"
     """Methods gain and waterfill, where the recommender is solved for: start from the leading coordinates of the wide
     fit (rotated), or from random vectors."""
+
+    shuffle: bool = False
+    """Methods gain and scall-gain: a control that gives every entity the gains of a random one of its side."""
 
     def __post_init__(self) -> None:
         if not self.wide >= 1:
@@ -100,6 +104,26 @@ class Gains(NamedTuple):
     """f32[N], sum of the weights of an entity's interactions."""
     residual: jax.Array
     """f32[], loss that is left for a unit of weight."""
+
+
+def shuffled(key: jax.Array, gains: Gains, active_mask: jax.Array, users: int) -> Gains:
+    """Gains given to the wrong entities: each gets those of a random one of its side, nobody's are lost.
+
+    Args:
+      key: typed PRNG key.
+      gains: of N entities.
+      active_mask: bool[N], entities that exist, the first ones of a side.
+      users: capacity of the users' side; static.
+
+    Returns:
+      Gains.
+    """
+    nodes = active_mask.shape[0]
+    bits = by_side(jax.random.bits, key, users, nodes - users)
+    index = jnp.arange(nodes, dtype=jnp.int32)
+    # Within a side, entities that exist come first, in random order.
+    source = jax.lax.sort((index >= users, ~active_mask, bits, index), num_keys=3)[3]
+    return gains._replace(by_coordinate=gains.by_coordinate[source], weight=gains.weight[source])
 
 
 def worth_of_sizes(gains: Gains, rule: GainRule, users: int) -> jax.Array:
