@@ -24,6 +24,7 @@ TEXTS = {
     "scall-grid": "SCALL's actions on a lattice",
     "scall-gain": "SCALL's search over prices of coordinates instead of shapes of sizes",
     "gain": "sizes from what each coordinate of each entity lowers the loss of a wide fit by",
+    "gain-bits": "sizes and bits of each entity from what coordinates are worth and what rounding them costs",
     "waterfill": "sizes from the fall of a wide fit's spectrum",
     "spectral": "a coordinate more for the entity whose vectors hold the most energy on it",
     "bet": "sizes searched as sets of actions (BET, WSDM 2024)",

@@ -37,6 +37,8 @@ class WideFits:
 
     config: Config
     """Configuration of the run."""
+    coordinates_of_unit: int = 1
+    """Coordinates that a budget unit of the storage is about worth."""
 
     @property
     def solved_for(self) -> bool:
@@ -72,8 +74,8 @@ class WideFits:
     def width(self, context: SegmentContext) -> int:
         """Coordinates of the fit; static."""
         config = self.config
-        units = context.state.capacity.budget_units
-        return config.gains.width(units, sum(sides(context.segment)), config.sizes.maximum)
+        coordinates = self.coordinates_of_unit * context.state.capacity.budget_units
+        return config.gains.width(coordinates, sum(sides(context.segment)), config.sizes.maximum)
 
     def holds(self, context: SegmentContext, remembered: Any) -> Any:
         """Arrays that are held at once while sizes are worked out: the fit, its table among them."""

@@ -7,6 +7,7 @@ from scall_jax.config import RECOMMENDERS, Config
 from scall_jax.recommenders.gradient_recommender import gradient_recommender
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import Recommender
+from scall_jax.tables import SOLVED_FOR
 
 
 def _by_gradients(config: Config) -> Recommender:
@@ -55,7 +56,7 @@ def settled(config: Config, storage: str | None = None) -> Config:
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
     if config.recommender == "lightgcn":
         return config
-    if storage is not None:
+    if storage not in (None, *SOLVED_FOR):
         raise ValueError(
             f"recommender={config.recommender!r} solves for each vector by itself, but the storage {storage} of method "
             f"{config.method} is trained by gradients: choose lightgcn or mf, or a method that chooses sizes"

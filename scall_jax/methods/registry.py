@@ -7,6 +7,7 @@ from scall_jax.config import Config
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.baseline_phases import baseline_method
 from scall_jax.methods.embedding_phases import embedding_method
+from scall_jax.methods.gain_bits import gain_bits_planner
 from scall_jax.methods.gains import gain_planner, waterfill_planner
 from scall_jax.methods.phases import Callbacks, Method, MethodPhases
 from scall_jax.methods.planner import allocator_planner
@@ -59,6 +60,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     **{name: _searching(name) for name in SEARCHED},
     "gain": embedding_method(gain_planner),
     "waterfill": embedding_method(waterfill_planner),
+    "gain-bits": embedding_method(gain_bits_planner, "packed_bits"),
     "spectral": embedding_method(spectral_planner),
     **{name: embedding_method(planner) for name, planner in _BY_PROBES.items()},
     **{name: embedding_method(hashed_width_planner, name) for name in _HASHED},

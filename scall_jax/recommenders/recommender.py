@@ -59,6 +59,8 @@ class WideFit(NamedTuple):
     """f32[D], singular values of the predictions U V', descending."""
     residual: jax.Array
     """f32[] from 0 to 1, the part of the users' loss at zero vectors that is left: the noise of a unit of weight."""
+    curvature: jax.Array
+    """f32[N, D], what an error of 1 in each coordinate alone raises the node's own loss by."""
 
 
 WideFitter = Callable[[jax.Array, Any, Segment, jax.Array, int, int], WideFit]

@@ -107,7 +107,8 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
 
 def _own_arrays(stored: Exported, vectors: int) -> Arrays | None:
     """What a storage of sized vectors stores, vector after vector; None for other storages."""
-    if not {"metadata_sizes", "metadata_values"} & set(stored):
+    own_bits = "codes" in stored and stored["codes"].ndim == 1
+    if own_bits or not {"metadata_sizes", "metadata_values"} & set(stored):
         return None
     sizes = size_codes.read(stored, vectors)
     written = dict(zip(("size_values", "size_codes"), size_codes.in_codes(sizes), strict=True))

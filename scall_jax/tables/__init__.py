@@ -10,6 +10,7 @@ from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16
 from scall_jax.tables.compressed.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
+from scall_jax.tables.compressed.own_bits import PACKED_BITS
 from scall_jax.tables.compressed.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.compressed.shared_memory import SHARED_MEMORY, SharedMemoryConfig
 from scall_jax.tables.layout import Layout, make_layout
@@ -39,8 +40,12 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "shared_memory": SHARED_MEMORY,
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
+    "packed_bits": PACKED_BITS,
 }
 """Ways of storing by the name that `Config.table` gives them."""
+
+SOLVED_FOR = ("packed_bits",)
+"""Storages with plans of their own whose vectors have parameters of their own, so that each can be solved for."""
 
 
 class HasTable(Protocol):
@@ -73,6 +78,7 @@ def storage_factory(config: HasTable) -> StorageFactory:
 __all__ = [
     "ROTATIONS",
     "SIZED",
+    "SOLVED_FOR",
     "STORAGES",
     "TABLES",
     "Layout",

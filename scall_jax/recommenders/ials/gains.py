@@ -84,10 +84,10 @@ def wide_fit(
     problem = served_problem(make_problem(segment, item_bias, hyper, weighting), segment, hyper, weighting)
     order = make_order(problem, sizes[:-2], users, width, dual=False)
     pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
-    gains = coordinate_gains(problem, rows, order, pool, users, width)
+    gains, curvature = coordinate_gains(problem, rows, order, pool, users, width)
     weight, squares = _weights(problem, users)
     residual = jnp.clip(1 - padded_sum(gains[:users].sum(1)) / jnp.where(squares > 0, squares, 1.0), 0.0, 1.0)
-    return WideFit(vectors, gains, weight, spectrum, residual)
+    return WideFit(vectors, gains, weight, spectrum, residual, curvature)
 
 
 def balanced(vectors: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
@@ -128,7 +128,7 @@ def _roots(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def coordinate_gains(
     problem: Problem, rows: RowLayout, order: Order, pool: jax.Array, users: int, width: int
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """What each coordinate of each node lowers its own loss by, given the ones before and the other side's vectors.
 
     Args:
@@ -140,24 +140,26 @@ def coordinate_gains(
       width: D; static.
 
     Returns:
-      f32[N, D], zeros for nodes that do not exist.
+      f32[N, D], and what an error of 1 in each coordinate alone raises the loss by, f32[N, D]; zeros for nodes that do
+      not exist.
     """
     nodes = problem.active.shape[0]
     place = class_number(len(width_classes(width)) - 1, 0, 0)
 
-    def one_side(number: jax.Array, gains: jax.Array) -> jax.Array:
+    def one_side(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         side: Side = make_side(problem, rows, order, users, number)
         others = make_others(side, pool, width)
 
-        def visit(batch: Entities, at: jax.Array, exists: jax.Array, gains: jax.Array) -> jax.Array:
+        def visit(batch: Entities, at: jax.Array, exists: jax.Array, found):
             matrix, right = primal_system(side, others, batch)
-            found = forward(cholesky(matrix), right) ** 2
+            own = forward(cholesky(matrix), right) ** 2, jnp.diagonal(matrix, axis1=-2, axis2=-1)
             node = dynamic_slice(jnp.pad(order.nodes, (0, exists.shape[0])), (at,), exists.shape)
-            return gains.at[jnp.where(exists, node, nodes)].set(found, mode="drop")
+            rows = jnp.where(exists, node, nodes)
+            return jax.tree.map(lambda whole, new: whole.at[rows].set(new, mode="drop"), found, own)
 
-        return over_batches(side, place, batch_size(width), visit, gains)
+        return over_batches(side, place, batch_size(width), visit, found)
 
-    return jax.lax.fori_loop(0, 2, one_side, jnp.zeros((nodes, width)))
+    return jax.lax.fori_loop(0, 2, one_side, (jnp.zeros((nodes, width)), jnp.zeros((nodes, width))))
 
 
 def _weights(problem: Problem, users: int) -> tuple[jax.Array, jax.Array]:

@@ -66,50 +66,79 @@ def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
     """
     chex.assert_rank(pool, 1)
     chex.assert_type(pool, jnp.float32)
-    vectors, half = layout.order.shape[0], 2 ** (bits - 1)
+    half = 2 ** (bits - 1)
+    scales, top = best_scales(pool, layout, half)
+    return Coded(pack_codes(quantised(pool, layout, scales, top, half), bits), scales.astype(jnp.uint8), top)
+
+
+def _over_columns(pool: jax.Array, layout: Layout, body, start):
+    """Fold body(carry, column, coordinates f32[M] by place, which vectors have it) over the columns in use."""
+    vectors = layout.order.shape[0]
     lengths = jnp.diff(layout.starts)
     columns, place = (lengths > 0).sum(), jnp.arange(vectors, dtype=jnp.int32)
     padded = jnp.concatenate([pool, jnp.zeros(vectors)])
 
-    def column(number):
-        """Coordinates f32[M] of a column by place, and which vectors have it."""
-        return dynamic_slice(padded, (layout.starts[number],), (vectors,)), place < lengths[number]
+    def one(number, carry):
+        x = dynamic_slice(padded, (layout.starts[number],), (vectors,))
+        return body(carry, number, x, place < lengths[number])
 
-    def over_columns(body, start):
-        return jax.lax.fori_loop(0, columns, lambda number, carry: body(carry, number, *column(number)), start)
+    return jax.lax.fori_loop(0, columns, one, start)
 
-    largest = over_columns(
-        lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
+
+def _code_of(x: jax.Array, step: jax.Array, half: jax.Array | int) -> jax.Array:
+    return jnp.clip(jnp.floor(x / jnp.where(step > 0, step, 1.0)), -half, half - 1)
+
+
+def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The scale of each vector that leaves the least squared error.
+
+    Args:
+      pool: f32[capacity] of the packed table.
+      layout: of its M vectors.
+      half: half of the number of codes; f32[M] by place in `Layout.order`, or a static number for all.
+
+    Returns:
+      i32[M] by place, and the limit f32[] that they are counted from.
+    """
+    vectors = layout.order.shape[0]
+    largest = _over_columns(
+        pool, layout, lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
     )
     # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
     top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start = _scale_of(2 * largest, top)
 
-    def quantised(x, step):
-        return jnp.clip(jnp.floor(x / jnp.where(step > 0, step, 1.0)), -half, half - 1)
-
     def try_next(number, best):
         scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
         step = _limit_of(scales, top) / half
 
         def add(wrong, _, x, has):
-            return wrong + jnp.where(has, (x - (quantised(x, step) + 0.5) * step) ** 2, 0.0)
+            return wrong + jnp.where(has, (x - (_code_of(x, step, half) + 0.5) * step) ** 2, 0.0)
 
-        wrong = over_columns(add, jnp.zeros(vectors))
+        wrong = _over_columns(pool, layout, add, jnp.zeros(vectors))
         better = wrong < best[0]
         return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
 
-    found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors, jnp.inf), start))[1]
-    step = _limit_of(found, top) / half
+    return jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors, jnp.inf), start))[1], top
+
+
+def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
+    """Codes of a pool, i32[capacity], from 0 on; 0 where no coordinate lies.
+
+    Args:
+      pool: f32[capacity] of the packed table.
+      layout: of its M vectors.
+      scales, top, half: as in `best_scales`.
+    """
+    capacity, step = pool.shape[0], _limit_of(scales, top) / half
 
     def write(codes, number, x, has):
         # What is written beyond a column's end is overwritten by the next one, and zero beyond the last.
-        code = jnp.where(has, quantised(x, step) + half, 0).astype(jnp.int32)
+        code = jnp.where(has, _code_of(x, step, half) + half, 0).astype(jnp.int32)
         return dynamic_update_slice(codes, code, (layout.starts[number],))
 
-    codes = over_columns(write, jnp.zeros(pool.shape[0] + vectors, jnp.int32))[: pool.shape[0]]
-    return Coded(pack_codes(codes, bits), found.astype(jnp.uint8), top)
+    return _over_columns(pool, layout, write, jnp.zeros(capacity + layout.order.shape[0], jnp.int32))[:capacity]
 
 
 def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
@@ -139,12 +168,25 @@ def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
     """
     chex.assert_type([coded.codes, coded.scales, coded.top], [jnp.uint8, jnp.uint8, jnp.float32])
     chex.assert_equal_shape([coded.scales, layout.order])
-    half = 2 ** (coded.codes.shape[1] - 1)
-    code = unpack_codes(coded.codes)[:capacity] - half
-    rank = jnp.minimum(rank_in_pool(layout, capacity), coded.scales.shape[0] - 1)
-    step = (_limit_of(coded.scales, coded.top) / half)[rank]
+    codes = unpack_codes(coded.codes)[:capacity]
+    return decoded(codes, layout, coded.scales, coded.top, 2 ** (coded.codes.shape[1] - 1))
+
+
+def decoded(codes: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
+    """The pool that codes stand for, f32[capacity].
+
+    Args:
+      codes: i32[capacity].
+      layout: of the M vectors.
+      scales, top: as in `best_scales`.
+      half: half of the number of codes; f32[capacity] by coordinate, or a static number.
+    """
+    capacity = codes.shape[0]
+    rank = jnp.minimum(rank_in_pool(layout, capacity), scales.shape[0] - 1)
+    step = _limit_of(scales, top)[rank] / half
     used = jnp.arange(capacity) < layout.starts[-1]
-    return jnp.where(used, (code.astype(jnp.float32) + 0.5) * step, 0.0)
+    centred = codes.astype(jnp.float32) - half
+    return jnp.where(used, (centred + 0.5) * step, 0.0)
 
 
 def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> jax.Array:
