@@ -5,8 +5,8 @@
 
 On least squares and on LightGCN, at 1, 2, 4 and 8 bytes an entity: one size for all in 1, 2 and 4 bits a coordinate,
 sizes by gains in 1, 2 and 4 bits, and sizes and bits by gains (`gain-bits`). Half-life and weights are chosen by each
-run. Each cell is a row of --results as soon as it is finished, and is not run again. Writes, beside the file, a table of
-all of its cells with tests against one size in four bits on least squares, and prints it. Cost: 56 cells a seed and
+run. Each cell is a row of --results as soon as it is finished, and is not run again. Writes, beside the file, a table
+of all of its cells with tests against one size in four bits on least squares, and prints it. Cost: 56 cells a seed and
 stream, of 10 to 60 seconds each on one core. Expect bits of their own to matter where there are few bytes.
 """
 

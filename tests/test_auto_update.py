@@ -213,7 +213,7 @@ def test_a_candidate_that_fits_no_longer_is_left_out_from_then_on(made, rows, tm
         run.add(_part(rows, 700, 900))
         run.add(_part(rows, 900, 1200))
     found = _choices(folder)
-    assert found["left_out"] == {leader: "it is too large"} and leader not in found["names"]
+    assert found["left_out"] == {leader: "it is too large"} and leader not in found["segments"][2]["valid"]
     assert found["segments"][:2] == _choices(made)["segments"] and found["segments"][2]["leader"] != leader
     assert f"left out: {leader}" in choices.describe(folder) and load(folder).segment == 3
 
