@@ -80,7 +80,9 @@ def update_job(flags: Update) -> update.Added:
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
-            made = {"": _made(flags.run)} | {part.name: _made(part) for part in choices.candidate_folders(flags.run)}
+            made = {"": _made(flags.run)} | {
+                name: _made(part) for name, part in choices.candidate_folders(flags.run).items()
+            }
             new, known = unknown_rows(rows, run.growing, flags.data)
             if known:
                 print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
@@ -88,10 +90,10 @@ def update_job(flags: Update) -> update.Added:
             stream = run.growing.stream
         if added.lines:
             parts = choices.candidate_folders(flags.run)
-            for folder, before in [*((part, made[part.name]) for part in parts), (flags.run, made[""])]:
-                _finish(folder, stream, before)
+            for name, folder in (parts | {"": flags.run}).items():
+                _finish(folder, stream, made[name])
             if parts:
-                print(f"\n{choices.describe(flags.run)}\ncandidates: {parts[0].parent}/")
+                print(f"\n{choices.describe(flags.run)}\ncandidates: {next(iter(parts.values())).parent}/")
     _print(flags.run, added, time.perf_counter() - start)
     return added
 

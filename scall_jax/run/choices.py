@@ -62,12 +62,23 @@ def follow_the_leader(lines: Mapping[str, Lines]) -> list[Choice]:
     for t in range(length.pop()):
         users += next(iter(lines.values()))[t]["valid_users"]
         for name, found in lines.items():
-            line = found[t]
-            totals[name] += line["valid_users"] * (line["valid_recall@20"] + line["valid_ndcg@20"]) / 2
+            totals[name] += score(found[t])
         leader = max(totals, key=lambda name: totals[name])
         means = {name: total / max(users, 1) for name, total in totals.items()}
         choices.append(Choice(t, leader, means, {name: found[t]["test_recall@20"] for name, found in lines.items()}))
     return choices
+
+
+def score(line: dict[str, Any]) -> float:
+    """What a segment adds to a candidate; who has the most leads.
+
+    Args:
+      line: of `metrics.jsonl`.
+
+    Returns:
+      Sum over validation users of the mean of Recall@20 and NDCG@20.
+    """
+    return line["valid_users"] * (line["valid_recall@20"] + line["valid_ndcg@20"]) / 2
 
 
 def candidate_folder(folder: Path, name: str) -> Path:
@@ -127,17 +138,22 @@ def choices_path(folder: Path, found: Manifest | None = None) -> Path | None:
     return next((folder / name for name in files if Path(name).name == CHOICES), None)
 
 
-def candidate_folders(folder: Path) -> list[Path]:
-    """Folders of the candidates of a run of auto, in the order of the candidates; none where the run is another.
+def candidate_folders(folder: Path, found: Manifest | None = None) -> dict[str, Path]:
+    """Folders of the candidates of a run of auto.
 
     Args:
       folder: of a run.
+      found: its manifest; None reads it.
+
+    Returns:
+      By name, in the order of the candidates; none where the run is another.
 
     Raises:
       ValueError: the folder is no run's.
     """
-    path = choices_path(folder)
-    return [] if path is None else [candidate_folder(path.parent, name) for name in read_choices(path)["seconds"]]
+    path = choices_path(folder, found)
+    names = [] if path is None else read_choices(path)["seconds"]
+    return {name: candidate_folder(path.parent, name) for name in names if path is not None}
 
 
 def read_choices(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from scall_jax.run.choices import (
     Choice,
     Parts,
     candidate_folder,
+    candidate_folders,
     choices_path,
     composed_lines,
     copy_results,
@@ -72,8 +73,7 @@ def open_auto(folder: Path, hooks: Hooks) -> OpenRun:
             remove_candidates(place)
     content = read_choices(path)
     quiet, runs = hooks._replace(segment=NO_HOOKS.segment), {}
-    for name in content["seconds"]:
-        part = candidate_folder(path.parent, name)
+    for name, part in candidate_folders(folder).items():
         if not (part / manifest.NAME).exists():
             raise ValueError(f"{part} is missing, a candidate of {folder}: restore it, or make the run anew")
         with locked(part):
