@@ -30,6 +30,7 @@ _START += ["--fit.batch", "64", "--sizes.maximum", "4", "--budget.mean-size", "2
 FLAGS = [*_START, "--poll", "0.05", "--most-rows", "150"]
 """A model that is trained in a moment, and commits that are smaller than a segment."""
 METHODS = ("uniform", "auto")
+_FIRST = 4  # kills in the first segment after which it is let pass
 _TICK = 0.002  # seconds between two looks at the follower
 _PATIENCE = 20.0  # seconds without a write after which it is taken to wait for rows
 
@@ -163,11 +164,13 @@ def place(out: Path) -> str:
     return "deleting" if any((out / name).exists() for name in content["obsolete"]) else "between commits"
 
 
-def life(feed: Feed, arguments: list[str], out: Path, goal: int, draw: random.Random, wait: float) -> tuple[str, float]:
-    """One life of the follower; where its kill fell, and the seconds until its first write of a manifest."""
+def life(
+    feed: Feed, arguments: list[str], out: Path, goal: int, draw: random.Random, wait: float, least: int = 0
+) -> tuple[str, float]:
+    """One life of the follower, of `least` writes; where its kill fell, and seconds to its first write of a manifest."""
     before, begun, fed = stamp(out), time.monotonic(), feed.read(offset_of(out))
     # A kill falls before the first write, soon after it, or after one of the next ones; a first segment has eight.
-    writes = draw.choice([0, 1, 3, draw.randint(2, 5), draw.randint(2, 12)])
+    writes = max(least, draw.choice([0, 1, 3, draw.randint(2, 5), draw.randint(2, 12)]))
     kill_at = begun + draw.uniform(0, wait) if writes == 0 else None
     steps, first = sorted(draw.randint(fed, goal) for _ in range(6)), wait
     process = started(arguments, out.parent / "log")
@@ -291,7 +294,9 @@ def run(source: str, method: str, kills: int, rows: int, segment: int, seed: int
         arguments, wait = [*feed.flags, *own], 8.0
         for kill in range(kills):
             goal = feed.parts * (kill + 1) // (kills + 1)
-            found, first = life(feed, [*arguments, "--out", str(out)], out, goal, draw, wait)
+            # Kills in the first segment are of one kind, and begin it anew: some of them are enough.
+            least = 10 if not out.exists() and places["first segment"] >= _FIRST else 0
+            found, first = life(feed, [*arguments, "--out", str(out)], out, goal, draw, wait, least)
             places[found] += 1
             wait = 0.7 * wait + 0.3 * first
             if sys.stdout.isatty() or kill % 5 == 4:
