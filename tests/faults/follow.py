@@ -167,7 +167,7 @@ def place(out: Path) -> str:
 def life(
     feed: Feed, arguments: list[str], out: Path, goal: int, draw: random.Random, wait: float, least: int = 0
 ) -> tuple[str, float]:
-    """One life of the follower, of `least` writes; where its kill fell, and seconds to its first write of a manifest."""
+    """One life of the follower, of `least` writes; where its kill fell, and seconds to its first manifest."""
     before, begun, fed = stamp(out), time.monotonic(), feed.read(offset_of(out))
     # A kill falls before the first write, soon after it, or after one of the next ones; a first segment has eight.
     writes = max(least, draw.choice([0, 1, 3, draw.randint(2, 5), draw.randint(2, 12)]))
