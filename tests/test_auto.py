@@ -189,3 +189,23 @@ def test_the_command_runs_auto_on_a_file_and_its_candidates_can_be_compared(few,
     assert all(name in compared for name in few)
     main(["run", *flags, "--resume"])
     assert load(out / "auto").segment == 2
+    rows = data.read_text().splitlines()
+    last = int(rows[-1].split(",")[2])
+    later = [
+        f"{user},{item},{last + number}" for number, (user, item, _) in enumerate(x.split(",") for x in rows[1:1500])
+    ]
+    (tmp_path / "later.csv").write_text("\n".join([rows[0], *later]) + "\n")
+    capsys.readouterr()
+    main(["update", str(out / "auto"), "--data", str(tmp_path / "later.csv"), "--no-compilation-cache"])
+    printed = capsys.readouterr().out
+    assert "segment 3 is finished" in printed and "auto serves segments by" in printed and "candidates: " in printed
+    assert load(out / "auto").segment == 3
+    parts = choices.candidate_folders(out / "auto").values()
+    assert all(
+        (folder / name).exists() for folder in (out / "auto", *parts) for name in ("summary.json", "report.html")
+    )
+    main(["compare", *map(str, parts)])
+    main(["recommend", str(out / "auto"), "--users", rows[1].split(",")[0]])
+    with pytest.raises(SystemExit):
+        main(["run", *flags, "--resume"])
+    assert "has been updated since the run" in capsys.readouterr().err

@@ -214,11 +214,11 @@ def test_flags_that_cannot_be_followed(tmp_path, capsys, more, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", faults.FEEDS)
-def test_kills(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "method"), [*((kind, "uniform") for kind in faults.FEEDS), ("file", "auto")])
+def test_kills(kind, method):
     if kind == "postgresql" and postgresql.missing():
         pytest.skip(str(postgresql.missing()))
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.follow", "--source", kind]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.follow", "--source", kind, "--method", method]
     done = subprocess.run([*command, "--kills", "3", "--rows", "2000"], capture_output=True, text=True)
     assert done.returncode == 0 and "equal" in done.stdout, done.stdout + done.stderr
 

@@ -86,7 +86,8 @@ def test_rows_of_a_pipe_whose_feeder_sends_everything_again_or_the_rest(form):
         for life in range(4):
             sent = data
             if life and resend == "rest":
-                kept = data[:start] if seed > 1 else b""  # with the header or without
+                # A feeder may send the header each time, or once.
+                kept = data[:start] if seed > 1 else b""
                 sent = kept + data[offset["input_bytes"] :] if offset else data
             reading, writing = os.pipe()
             source = following.StandardInput(options, resend, reading)
@@ -102,7 +103,8 @@ def test_rows_of_a_pipe_whose_feeder_sends_everything_again_or_the_rest(form):
                 offset = json.loads(json.dumps(batch.offset))
                 found += batch.rows.rows()
                 if life < 3 and draw.random() < 0.3:
-                    break  # as a process that was killed after a commit
+                    # A process that is killed after a commit reads no further.
+                    break
             os.close(reading)
         assert found == EXPECTED
         assert offset["rows"] == len(EVENTS)

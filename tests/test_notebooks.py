@@ -52,7 +52,7 @@ SHORT = {
     },
     "05_streaming": {
         "shop": TINY | {"users": 200, "interactions": 4_000},
-        "segments": 2,
+        "segments": 5,
         "recommender": "mf",
         "steps": 4,
     },
@@ -108,6 +108,7 @@ def _streaming(named, printed):
     model, reader = re.search(r"model:  (\[.*\])\nreader: (\[.*\])\n", printed).groups()
     assert model == reader and model.count("i") == 5
     assert all(len(values) == 5 for values in named["found"].values())
+    assert named["newer"].segment == named["model"].segment + 1
 
 
 CHECKS = {

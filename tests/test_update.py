@@ -14,6 +14,7 @@ from scall_jax.cli.main import main
 from scall_jax.methods.registry import method_of
 from scall_jax.run import checkpoint, compilation, manifest, open_run, update
 from scall_jax.run import folder as run_folder
+from tests import golden
 from tests.helpers import comparable, small_config
 
 KEY, ROWS, SEGMENT = jax.random.key(3), 3000, 350
@@ -285,14 +286,33 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_pieces_of_ease_have_the_metrics_of_one_run_and_its_weights_but_for_rounding(rows, tmp_path):
+    """It inverts a matrix that is larger where there is room for items to come."""
+    config = small_config("ease")
+    whole, pieces = _made(config, rows, ROWS, tmp_path / "whole"), _made(config, rows, 1000, tmp_path / "pieces")
+    with update.opened(pieces) as run:
+        for piece in np.array_split(np.arange(1000, ROWS), 20):
+            run.add(rows.take(piece))
+    lines = [run_folder.read_lines(folder / manifest.GROWING) for folder in (pieces, whole)]
+    assert [line["test_recall@20"] for line in lines[0]] == pytest.approx([line["test_recall@20"] for line in lines[1]])
+    one, other = (checkpoint.read(x / "checkpoints", len(lines[0]) - 1).stored for x in (pieces, whole))
+    np.testing.assert_allclose(one["parameters"], other["parameters"], atol=1e-5)
+    assert one["parameters_ridge"] == other["parameters_ridge"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
         small_config("frequency"),
         small_config("uniform", recommender="ials", table="packed_int4"),
         small_config("uniform", bias="decayed", recommender="mf"),
+        small_config("gain", recommender="ials", table="packed_int4", bias="decayed"),
+        small_config("gain", recommender="mf"),
+        small_config("scall-gp", recommender="mf", search=golden._SEARCH, policy=golden._POLICY),
+        small_config("scall-sac", recommender="mf", search=golden._SEARCH, policy=golden._POLICY),
     ],
-    ids=["lightgcn", "ials", "mf"],
+    ids=["lightgcn", "ials", "mf", "gain-ials", "gain-mf", "scall-gp", "scall-sac"],
 )
 def test_twenty_pieces_end_in_the_model_of_one_run(config, rows, tmp_path):
     whole, pieces = _made(config, rows, ROWS, tmp_path / "whole"), _made(config, rows, 1000, tmp_path / "pieces")

@@ -112,5 +112,5 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 def _whole_segments(figure: Figure) -> None:
     for axis in figure.axes:
-        if axis.get_xlabel().startswith("segment"):
+        if axis.get_xlabel() == "segment":
             axis.locator_params(axis="x", integer=True)

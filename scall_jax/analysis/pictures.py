@@ -21,6 +21,8 @@ Sizes = list[dict[str, np.ndarray]]
 
 _LONGEST = 70
 """Characters of a name in a legend."""
+_DATES = 6
+"""Dates along an axis as wide as a page."""
 _INSIDE = 3
 """Lines whose names fit within the axes."""
 _GROUPS = ((0.0, 0.01, "top 1%"), (0.01, 0.1, "1 to 10%"), (0.1, 0.5, "10 to 50%"), (0.5, 1.0, "lower half"))
@@ -37,6 +39,26 @@ def read_sizes(files: Sequence[Path]) -> Sizes:
         with np.load(file) as stored:
             steps.append(dict(stored))
     return steps
+
+
+def dated(figure: Figure, starts: Sequence[str]) -> Figure:
+    """A figure whose axes by segment say when segments start.
+
+    Args:
+      figure: of this file; its axes are changed.
+      starts: by segment, as `about.json` has them; none leaves the figure as it is.
+    """
+    axes = [axis for axis in figure.axes if axis.get_xlabel() == "segment"]
+    most = _DATES if len(axes) == 1 else _DATES // 2
+    for axis in axes if starts else ():
+        places = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).round().astype(int))
+        days = {starts[place][:10] for place in places}
+        # Segments of one day are told apart by their hours.
+        part = slice(10) if len(days) == len(places) else slice(5, None)
+        labels = [f"{place}\n{starts[place][part].replace('T', ' ')}" for place in places]
+        axis.set_xticks(places, labels, fontsize=8)
+        axis.set_xlabel("segment, and when it starts")
+    return figure
 
 
 def quality(means: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], ylabel: str) -> Figure:

@@ -69,32 +69,34 @@ def build(run: FinishedRun) -> str:
     if run.identity["config"]["candidates"] != "all":
         lead = f"{rows}{len(run.lines)} segments. Published protocol: models are chosen on the test part, so that "
         lead += "figures are optimistic."
-    steps = read_steps(run)
+    steps, starts = read_steps(run), known.get("starts", ())
     sections = [
         Section("Result", _result(run)),
-        Section("Choices of auto", _auto(run)),
-        Section("Quality", _quality(run, known)),
-        Section("Memory", _memory(run)),
+        Section("Choices of auto", _auto(run, starts)),
+        Section("Quality", _quality(run, starts)),
+        Section("Memory", _memory(run, starts)),
         Section("Sizes", _sizes(steps, known)),
-        Section("Search", _search(run)),
+        Section("Search", _search(run, starts)),
         Section("Users", _users(run)),
         Section("How it was made", _made(run, known)),
     ]
     return page.page(title, lead, sections)
 
 
-def drawn(found: Sequence[tuple[str, str, str, Callable[[], "Figure"]]]) -> list[str]:
+def drawn(found: Sequence[tuple[str, str, str, Callable[[], "Figure"]]], starts: Sequence[str] = ()) -> list[str]:
     """Pictures as a part of a page; a line instead where matplotlib is missing.
 
     Args:
       found: name of the picture within the page, title, text, and the function that draws it.
+      starts: when segments start, for axes by segment; none where nobody knows.
     """
     if not found:
         return []
     if not figures.has_matplotlib():
         return [page.text('No pictures: matplotlib was not installed (pip install "scall_jax[plot]").')]
     made = [
-        Picture(title, figures.to_svg(draw(), name, title), text, name in _BROAD) for name, title, text, draw in found
+        Picture(title, figures.to_svg(pictures.dated(draw(), starts), name, title), text, name in _BROAD)
+        for name, title, text, draw in found
     ]
     return [page.pictures(made)]
 
@@ -108,7 +110,7 @@ def _result(run: FinishedRun) -> list[str]:
     return [page.table(list(cells), [list(cells.values())]), page.text(note)]
 
 
-def _auto(run: FinishedRun) -> list[str]:
+def _auto(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     """What the method auto chose; nothing for other methods."""
     path = choices.choices_path(run.folder)
     if path is None:
@@ -133,7 +135,7 @@ def _auto(run: FinishedRun) -> list[str]:
     said = page.text(
         "Test Recall@20: mean over the segments after the first that the candidate has run; no choice was made by it."
     )
-    return [page.table(header, rows), said, *([page.bullets(left_out)] if left_out else []), *drawn(shown)]
+    return [page.table(header, rows), said, *([page.bullets(left_out)] if left_out else []), *drawn(shown, starts)]
 
 
 def spread(run: FinishedRun, metric: int) -> np.ndarray:
@@ -170,7 +172,7 @@ def by_segment(run: FinishedRun, key: str, users: str = "test_users") -> np.ndar
     return np.array([line[key] if line[users] else np.nan for line in run.lines])
 
 
-def _quality(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
+def _quality(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     recall, ndcg = spread(run, 0), spread(run, 1)
     means = {"Recall@20": by_segment(run, "test_recall@20"), "NDCG@20": by_segment(run, "test_ndcg@20")}
     errors = {"Recall@20": recall, "NDCG@20": ndcg}
@@ -201,17 +203,16 @@ def _quality(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
         "NDCG@20",
         "dropped",
     ]
-    starts = known.get("starts", ["-"] * len(run.lines))
     rows = []
-    for line, start, *errors_of in zip(run.lines, starts, recall, ndcg, strict=True):
+    for line, start, *errors_of in zip(run.lines, starts or ["-"] * len(run.lines), recall, ndcg, strict=True):
         dropped = (line["unknown_test_rows"] + line["seen_test_rows"]) / max(line["test_rows"], 1)
         counts = [f"{line[x]:,}" for x in ("users", "items", "new_users", "new_items", "test_users")]
         metrics = [f"{line[f'test_{x}@20']:.4f} ± {e:.4f}" for x, e in zip(("recall", "ndcg"), errors_of, strict=True)]
         rows.append([str(line["segment"]), start.replace("T", " "), *counts, *metrics, f"{dropped:.0%}"])
-    return [*drawn(shown), page.folded("Each segment in figures", page.table(header, rows))]
+    return [*drawn(shown, starts), page.folded("Each segment in figures", page.table(header, rows))]
 
 
-def _memory(run: FinishedRun) -> list[str]:
+def _memory(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     last = run.lines[-1]
     kinds = {
         "budget": last["budget_bytes"],
@@ -227,7 +228,7 @@ def _memory(run: FinishedRun) -> list[str]:
     rows = [[name, f"{value:,}"] for name, value in kinds.items() if value]
     text = "The table may not exceed the budget in any segment; a method may leave bytes unspent."
     shown = [("memory", "Budget and real bytes by segment", text, lambda: pictures.memory(run.lines))]
-    return [*drawn(shown), page.folded("Bytes of the last segment", page.table(["what", "bytes"], rows))]
+    return [*drawn(shown, starts), page.folded("Bytes of the last segment", page.table(["what", "bytes"], rows))]
 
 
 def _sizes(steps: pictures.Sizes, known: Mapping[str, Any]) -> list[str]:
@@ -244,10 +245,10 @@ def _sizes(steps: pictures.Sizes, known: Mapping[str, Any]) -> list[str]:
         ("items-sizes", "Items' sizes over segments", groups, lambda: pictures.sizes_by_group(steps, "items")),
         ("histories", "Who grew and who shrank", moved, lambda: pictures.histories(steps, ids)),
     ]
-    return drawn(shown)
+    return drawn(shown, known.get("starts", ()))
 
 
-def _search(run: FinishedRun) -> list[str]:
+def _search(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     taken = [line for line in run.lines if line.get("action")]
     if not taken:
         return []
@@ -264,7 +265,7 @@ def _search(run: FinishedRun) -> list[str]:
         shown.append(("actions", "Actions by segment", text, lambda: pictures.actions(run.lines, names)))
     probes = sum(line.get("probes", 0) for line in run.lines)
     said = f"{probes} probes in all, {run.summary['seconds_search']:.1f} s of search."
-    return [page.text(said), *drawn(shown)]
+    return [page.text(said), *drawn(shown, starts)]
 
 
 def action_names(config: Mapping[str, Any], length: int) -> list[str]:

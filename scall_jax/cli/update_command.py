@@ -16,6 +16,7 @@ from scall_jax.cli.cli import Positional, cli
 from scall_jax.cli.commands import finish_run
 from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import Columns
+from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.run import choices, manifest, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.loop import Hooks
@@ -76,11 +77,17 @@ def update_job(flags: Update) -> update.Added:
             f"segment {line['segment']}: test recall@20 {line['test_recall@20']:.4f}, {line['test_users']} test users"
         )
 
-    with spelled_as_flags(_FLAGS), persistent_cache(flags.compilation_cache) as settled:
+    before = run_folder.updates(flags.run)
+    with (
+        spelled_as_flags(_FLAGS),
+        persistent_cache(flags.compilation_cache) as settled,
+        stop_on_signals(lambda: _STOPPED[run_folder.updates(flags.run) > before]),
+    ):
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
-            made = {"": _made(flags.run)} | {part.name: _made(part) for part in choices.candidate_folders(flags.run)}
+            parts = choices.candidate_folders(flags.run) | {"": flags.run}
+            made = {name: _made(part) for name, part in parts.items()}
             new, known = unknown_rows(rows, run.growing, flags.data)
             if known:
                 print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
@@ -88,12 +95,19 @@ def update_job(flags: Update) -> update.Added:
             stream = run.growing.stream
         if added.lines:
             parts = choices.candidate_folders(flags.run)
-            for folder, before in [*((part, made[part.name]) for part in parts), (flags.run, made[""])]:
-                _finish(folder, stream, before)
+            for name, folder in (parts | {"": flags.run}).items():
+                _finish(folder, stream, made[name])
             if parts:
-                print(f"\n{choices.describe(flags.run)}\ncandidates: {parts[0].parent}/")
+                print(f"\n{choices.describe(flags.run)}\ncandidates: {next(iter(parts.values())).parent}/")
     _print(flags.run, added, time.perf_counter() - start)
     return added
+
+
+_STOPPED = {
+    False: "stopped; nothing was added, and the same command goes on",
+    True: "stopped after the rows were added, which are not to be added again",
+}
+"""What is said after a signal, by whether the rows count."""
 
 
 def _read(flags: Update) -> streams.Interactions:

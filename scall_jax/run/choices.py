@@ -7,7 +7,7 @@ run's folder at first, and after an update that has completed segments in the fo
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +73,23 @@ def follow_the_leader(lines: Mapping[str, Lines]) -> list[Choice]:
     for t in range(length.pop()):
         users = FADING * users + next(iter(lines.values()))[t]["valid_users"]
         for name, found in lines.items():
-            line = found[t]
-            value = line["valid_users"] * (line["valid_recall@20"] + line["valid_ndcg@20"]) / 2
-            totals[name] = FADING * totals[name] + value
+            totals[name] = faded([score(found[t])], totals[name])
         leader = max(totals, key=lambda name: totals[name])
         means = {name: total / max(users, 1.0) for name, total in totals.items()}
         choices.append(Choice(t, leader, means, {name: found[t]["test_recall@20"] for name, found in lines.items()}))
     return choices
+
+
+def score(line: dict[str, Any]) -> float:
+    """What a segment adds to a candidate; who has the most, earlier segments fading, leads.
+
+    Args:
+      line: of `metrics.jsonl`.
+
+    Returns:
+      Sum over validation users of the mean of Recall@20 and NDCG@20.
+    """
+    return line["valid_users"] * (line["valid_recall@20"] + line["valid_ndcg@20"]) / 2
 
 
 def survivors(valid: Mapping[str, float], segments: int, began: int) -> list[str]:
@@ -180,17 +190,50 @@ def choices_path(folder: Path, found: Manifest | None = None) -> Path | None:
     return next((folder / name for name in files if Path(name).name == CHOICES), None)
 
 
-def candidate_folders(folder: Path) -> list[Path]:
-    """Folders of the candidates of a run of auto, in the order of the candidates; none where the run is another.
+def candidate_folders(folder: Path, found: Manifest | None = None) -> dict[str, Path]:
+    """Folders of the candidates of a run of auto.
 
     Args:
       folder: of a run.
+      found: its manifest; None reads it.
+
+    Returns:
+      By name, in the order of the candidates; none where the run is another.
 
     Raises:
       ValueError: the folder is no run's.
     """
-    path = choices_path(folder)
-    return [] if path is None else [candidate_folder(path.parent, name) for name in read_choices(path)["seconds"]]
+    path = choices_path(folder, found)
+    names = [] if path is None else read_choices(path)["seconds"]
+    return {name: candidate_folder(path.parent, name) for name in names if path is not None}
+
+
+def running(content: Mapping[str, Any]) -> list[str]:
+    """The candidates that go on.
+
+    Args:
+      content: of `read_choices`.
+
+    Returns:
+      Names, in the order of the candidates.
+    """
+    segments = content["segments"]
+    return survivors(segments[-1]["valid"], len(segments), content["began"])
+
+
+def faded(scores: Iterable[float], total: float = 0.0) -> float:
+    """What a candidate has after some segments, by which candidates are ranked.
+
+    Args:
+      scores: `score` of each segment, in turn.
+      total: before them.
+
+    >>> faded([0.4, 0.2], total=0.8)
+    0.6
+    """
+    for found in scores:
+        total = FADING * total + found
+    return total
 
 
 def read_choices(path: Path) -> dict[str, Any]:

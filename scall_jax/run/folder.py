@@ -368,6 +368,19 @@ def read_identity(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is not that of a run: choose another folder")
 
 
+def updates(folder: Path) -> int:
+    """How many updates a run has had; 0 where there is no run.
+
+    Args:
+      folder: of the run.
+    """
+    try:
+        kept = read_kept(folder, manifest.read(folder))
+    except (ValueError, FileNotFoundError):
+        return 0
+    return 0 if kept is None else kept.number
+
+
 def _updated(folder: Path) -> dict[str, Any]:
     """What updates have changed of a run's stream."""
     kept = read_kept(folder, manifest.read(folder)) if (folder / manifest.UPDATES).exists() else None

@@ -29,6 +29,7 @@ from scall_jax.run.choices import (
     race,
     read_choices,
     remove_candidates,
+    running,
     survivors,
     text_of,
 )
@@ -74,7 +75,7 @@ def open_auto(folder: Path, hooks: Hooks) -> OpenRun:
     content = read_choices(path)
     quiet, runs = hooks._replace(segment=NO_HOOKS.segment), {}
     choices, began = [Choice(**segment) for segment in content["segments"]], content["began"]
-    for name in survivors(choices[-1].valid, len(choices), began):
+    for name in running(content):
         part = candidate_folder(path.parent, name)
         if not (part / manifest.NAME).exists():
             raise ValueError(f"{part} is missing, a candidate of {folder}: restore it, or make the run anew")

@@ -1,6 +1,5 @@
 """From a state after a segment, and the rows that have come since, to the fields of a model."""
 
-import collections
 import dataclasses
 import importlib.metadata
 from typing import Any, NamedTuple, TypeVar
@@ -12,8 +11,11 @@ import polars as pl
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, MethodPhases
 from scall_jax.methods.state import RunState
-from scall_jax.run.checkpoint import snapshot
-from scall_jax.serving.data import GoingOn, ModelBudget, ModelData, Seen, Waiting
+from scall_jax.run.auto import feasible
+from scall_jax.run.checkpoint import Snapshot, snapshot
+from scall_jax.run.choices import faded, score, survivors
+from scall_jax.run.programs import Programs, Step
+from scall_jax.serving.data import AutoGoingOn, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance
 from scall_jax.streams.growing import Late, joined, numbered
@@ -45,7 +47,7 @@ class Fitted(NamedTuple):
     """`ModelData.origin`, as far as the run says."""
 
 
-def fields(fitted: Fitted, waiting: pl.DataFrame | None, going_on: GoingOn | str) -> dict[str, Any]:
+def fields(fitted: Fitted, waiting: pl.DataFrame | None, going_on: GoingOn | AutoGoingOn | str) -> dict[str, Any]:
     """The fields of a model.
 
     Args:
@@ -107,21 +109,54 @@ def update(model: M, rows: Interactions | pl.DataFrame, late: Late) -> M:
     if isinstance(before, str):
         raise ValueError(before)
     new = advance(before.growing, rows, late)
-    going_on, programs = before._replace(growing=new), before.programs
     if len(new.stream) == len(before.growing.stream):
         if not len(new.waiting):
             return model
         since = _since(new.stream, new.waiting, len(model.items), model.popularity_name)
-        changed: Any = since | {"going_on": going_on}
+        changed: Any = since | {"going_on": before._replace(growing=new)}
         return dataclasses.replace(model, **changed)
-    programs.check(before.snapshot, new.stream)
-    # A segment's step is used before the next one is made; only the last one is of use here.
-    step = collections.deque(programs.advance(before.snapshot, new.stream, len(before.growing.stream)), maxlen=1)[0]
-    kept = snapshot(step.state, step.books.exporter)
-    phases, origin = programs.run.method, dict(model.origin)
-    fitted = Fitted(model.config, phases, programs.serve, step.state, step.books, new.stream, step.line, origin)
-    changed = fields(fitted, new.waiting, going_on._replace(snapshot=kept, line=step.line, growing=slim(new)))
+    if isinstance(before, AutoGoingOn):
+        changed = _led(before, new)
+    else:
+        step, kept, _ = _advanced(before.programs, before.snapshot, len(before.growing.stream), new)
+        fitted = _fitted(before.programs, step, new, dict(model.origin))
+        changed = fields(fitted, new.waiting, before._replace(snapshot=kept, line=step.line, growing=slim(new)))
     return dataclasses.replace(model, **changed)
+
+
+def _advanced(programs: Programs, before: Snapshot, first: int, new: Growing) -> tuple[Step, Snapshot, list[float]]:
+    """Run segments: what the last one leaves, the state after it, and what each adds to a candidate of auto."""
+    programs.check(before, new.stream)
+    scores, step = [], None
+    # A segment's step is used before the next one is made; only the last one is of use here.
+    for step in programs.advance(before, new.stream, first):
+        scores.append(score(step.line))
+    assert step is not None
+    return step, snapshot(step.state, step.books.exporter), scores
+
+
+def _fitted(programs: Programs, step: Step, new: Growing, origin: dict[str, Any]) -> Fitted:
+    phases = programs.run.method
+    return Fitted(programs.config, phases, programs.serve, step.state, step.books, new.stream, step.line, origin)
+
+
+def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
+    """The fields of the model that leads after new segments, which candidates that run and still fit are run on."""
+    fitting, _ = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
+    first, found = len(before.growing.stream), {}
+    for name in fitting:
+        one = before.candidates[name]
+        found[name] = _advanced(one.programs, one.snapshot, first, new)
+    leader, stay = "", list(found)
+    totals = {name: before.candidates[name].score for name in stay}
+    for t in range(first, len(new.stream)):
+        totals = {name: faded([found[name][2][t - first]], totals[name]) for name in stay}
+        leader = max(totals, key=lambda name: totals[name])
+        stay = survivors(totals, t + 1, before.began)
+    one, step = before.candidates[leader], found[leader][0]
+    candidates = {name: before.candidates[name]._replace(snapshot=found[name][1], score=totals[name]) for name in stay}
+    fitted = _fitted(one.programs, step, new, dict(one.origin))
+    return fields(fitted, new.waiting, AutoGoingOn(slim(new), candidates, before.began))
 
 
 def slim(found: Growing) -> Growing:

@@ -69,6 +69,30 @@ class GoingOn(NamedTuple):
     """Which all models that come from one share."""
 
 
+class Candidate(NamedTuple):
+    """One of those that a model of auto is chosen from."""
+
+    snapshot: Snapshot
+    """The state after the last segment."""
+    score: float
+    """What the leader has most of (`run.choices.score`, added up over all segments)."""
+    programs: Programs
+    """Which all models that come from one share."""
+    origin: dict[str, Any]
+    """`ModelData.origin` where it leads."""
+
+
+class AutoGoingOn(NamedTuple):
+    """What a model of auto needs to take new rows."""
+
+    growing: Growing
+    """The stream."""
+    candidates: dict[str, Candidate]
+    """By name those that still run, in the order in which the first of equals leads."""
+    began: int
+    """Candidates at the beginning; see `choices.survivors`."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelData:
     """What a run has left after its last finished segment; nothing changes it."""
@@ -101,5 +125,5 @@ class ModelData:
     """How the model was made: versions, method, stream, segment, key."""
     waiting: Waiting
     """What new rows say of users until a segment of them is complete."""
-    going_on: GoingOn | str
+    going_on: GoingOn | AutoGoingOn | str
     """What `update` needs; or why the model cannot be updated."""

@@ -7,7 +7,7 @@ import jax
 
 from scall_jax.config import Config
 from scall_jax.methods.phases import Method
-from scall_jax.run import checkpoint, manifest
+from scall_jax.run import checkpoint, choices, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.choices import check_leader, leader_folder
 from scall_jax.run.programs import Programs
@@ -15,7 +15,7 @@ from scall_jax.run.step import make_run
 from scall_jax.run.stream_files import read_stream
 from scall_jax.run.update_files import read_growing, read_kept
 from scall_jax.serving import build
-from scall_jax.serving.data import GoingOn
+from scall_jax.serving.data import AutoGoingOn, Candidate, GoingOn
 from scall_jax.serving.model import Model
 from scall_jax.streams import Growing, Stream, growing
 
@@ -42,8 +42,8 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     if (folder / "model.safetensors").exists():
         raise ValueError(f"{folder} is an exported model: read it as its README.md shows, or load the run's own folder")
     stored = manifest.settled(folder, lambda: _read_files(folder))
-    identity, config, line = stored.identity, stored.config, stored.line
-    stream, grown, kept = stored.stream, stored.grown, stored.kept
+    identity, config, line, _, grown, kept, _ = stored
+    stream = stored.stream
     phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")
@@ -51,15 +51,19 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     shapes = jax.eval_shape(lambda key: phases.init(key, stream), key)._replace(key=key)
     books = phases.bookkeeping(shapes, stream)
     state = checkpoint.revive(kept, shapes, books.exporter, str(folder / "checkpoints"))
-    origin = {"jax": identity.get("jax"), "device": identity.get("device"), "method": identity["config"]["method"]}
-    origin |= {"config": identity["config"], "key": identity["key"]}
     serve = jax.jit(phases.serve, static_argnums=3)
-    fitted = build.Fitted(config, phases, serve, state, books, stream, line, origin)
+    fitted = build.Fitted(config, phases, serve, state, books, stream, line, _origin(identity))
     if isinstance(grown, str):
         return Model(**build.fields(fitted, None, grown))
     # Rows that a run leaves out, by its largest number of segments, count once it goes on.
     waiting = grown.waiting if stream.waits else None
-    return Model(**build.fields(fitted, waiting, _going_on(config, method, grown, kept, line)))
+    return Model(**build.fields(fitted, waiting, _going_on(stored, method, grown)))
+
+
+def _origin(identity: dict[str, Any]) -> dict[str, Any]:
+    """`ModelData.origin`, as far as the run says."""
+    origin = {"jax": identity.get("jax"), "device": identity.get("device"), "method": identity["config"]["method"]}
+    return origin | {"config": identity["config"], "key": identity["key"]}
 
 
 _OF_A_LINE = (
@@ -78,6 +82,10 @@ class _Stored(NamedTuple):
     stream: Stream
     grown: Growing | str
     kept: checkpoint.Snapshot
+    others: "dict[str, _Other]"
+    """The candidates of a run of auto that go on, the leader among them; else none."""
+    began: int = 0
+    """Their number at the beginning."""
 
 
 def _read_files(folder: Path) -> _Stored:
@@ -90,7 +98,13 @@ def _read_files(folder: Path) -> _Stored:
         if manifest.STREAM[0] not in found.files:
             return stored._replace(grown=f"{folder}: an earlier version made the run: --resume it, and it can go on")
         stream, grown = _stream(folder, found, len(run_folder.finished_lines(folder, found)))
-        return stored._replace(stream=stream, grown=grown)
+        path = choices.choices_path(folder, found)
+        assert path is not None
+        content = choices.read_choices(path)
+        others = {
+            name: _read_candidate(choices.candidate_folder(path.parent, name)) for name in choices.running(content)
+        }
+        return stored._replace(stream=stream, grown=grown, others=others, began=content["began"])
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
     lines = run_folder.finished_lines(folder, found)
@@ -102,7 +116,7 @@ def _read_files(folder: Path) -> _Stored:
     if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
     kept = checkpoint.read(folder / "checkpoints", line["segment"])
-    return _Stored(identity, config, line, stream, grown, kept)
+    return _Stored(identity, config, line, stream, grown, kept, {})
 
 
 def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stream, Growing | str]:
@@ -120,10 +134,32 @@ def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stre
     return stream, grown
 
 
-def _going_on(
-    config: Config, method: Method | None, grown: Growing, kept: checkpoint.Snapshot, line: dict[str, Any]
-) -> GoingOn | str:
+class _Other(NamedTuple):
+    """What the files of a candidate of auto hold that a model needs to go on."""
+
+    identity: dict[str, Any]
+    config: Config
+    score: float
+    kept: checkpoint.Snapshot
+
+
+def _read_candidate(folder: Path) -> _Other:
+    found = manifest.check(folder)
+    identity = run_folder.read_identity(folder / run_folder.CONFIG)
+    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    lines = run_folder.finished_lines(folder, found)
+    total = choices.faded(map(choices.score, lines))
+    return _Other(identity, config, total, checkpoint.read(folder / "checkpoints", len(lines) - 1))
+
+
+def _going_on(stored: _Stored, method: Method | None, grown: Growing) -> GoingOn | AutoGoingOn | str:
     try:
-        return GoingOn(build.slim(grown), kept, line, Programs(config, method))
+        if stored.others:
+            found = {
+                name: Candidate(other.kept, other.score, Programs(other.config), _origin(other.identity))
+                for name, other in stored.others.items()
+            }
+            return AutoGoingOn(build.slim(grown), found, stored.began)
+        return GoingOn(build.slim(grown), stored.kept, stored.line, Programs(stored.config, method))
     except ValueError as error:
         return str(error)

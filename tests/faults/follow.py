@@ -2,6 +2,7 @@
 
     python -m tests.faults.follow --kills 200 --rows 50000
     python -m tests.faults.follow --kills 50 --rows 50000 --source postgresql
+    python -m tests.faults.follow --kills 50 --rows 10000 --method auto
 
 Each life of the follower ends by SIGKILL at a random moment: while it starts, or some milliseconds after a write of the
 manifest, which begins or ends a commit. What was to be read next is appended in pieces that end within lines. Prints
@@ -11,6 +12,7 @@ where the kills fell, and what was compared. Cost: about 10 s of a core for a ki
 import argparse
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -21,12 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_START = ["--method", "uniform", "--recommender", "mf", "--fit.steps", "10", "--fit.eval-every", "10"]
+_START = ["--recommender", "mf", "--fit.steps", "10", "--fit.eval-every", "10"]
 _START += ["--fit.batch", "64", "--sizes.maximum", "4", "--budget.mean-size", "2", "--seed", "3"]
 FLAGS = [*_START, "--poll", "0.05", "--most-rows", "150"]
 """A model that is trained in a moment, and commits that are smaller than a segment."""
+METHODS = ("uniform", "auto")
+_FIRST = 4  # kills in the first segment after which it is let pass
 _TICK = 0.002  # seconds between two looks at the follower
 _PATIENCE = 20.0  # seconds without a write after which it is taken to wait for rows
 
@@ -160,11 +164,13 @@ def place(out: Path) -> str:
     return "deleting" if any((out / name).exists() for name in content["obsolete"]) else "between commits"
 
 
-def life(feed: Feed, arguments: list[str], out: Path, goal: int, draw: random.Random, wait: float) -> tuple[str, float]:
-    """One life of the follower; where its kill fell, and the seconds until its first write of a manifest."""
+def life(
+    feed: Feed, arguments: list[str], out: Path, goal: int, draw: random.Random, wait: float, least: int = 0
+) -> tuple[str, float]:
+    """One life of the follower, of `least` writes; where its kill fell, and seconds to its first manifest."""
     before, begun, fed = stamp(out), time.monotonic(), feed.read(offset_of(out))
     # A kill falls before the first write, soon after it, or after one of the next ones; a first segment has eight.
-    writes = draw.choice([0, 1, 3, draw.randint(2, 5), draw.randint(2, 12)])
+    writes = max(least, draw.choice([0, 1, 3, draw.randint(2, 5), draw.randint(2, 12)]))
     kill_at = begun + draw.uniform(0, wait) if writes == 0 else None
     steps, first = sorted(draw.randint(fed, goal) for _ in range(6)), wait
     process = started(arguments, out.parent / "log")
@@ -212,16 +218,24 @@ def quiet(feed: Feed, arguments: list[str], out: Path) -> None:
 
 def stray_files(folder: Path) -> list[str]:
     """Files of a run folder that its manifest does not list."""
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return sorted(files - {*listed, "manifest.json", "lock"})
+    runs = [path.parent for path in folder.rglob("manifest.json")]
+    listed = {run / name for run in runs for name in json.loads((run / "manifest.json").read_text())["files"]}
+    listed |= {run / name for run in runs for name in ("manifest.json", "lock")}
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in files - listed)
+
+
+def _arrays(snapshots: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Arrays of the states of a run, or of all candidates of one of auto, by candidate and name."""
+    every = {name: {"key": x.key, "known": x.known} | x.stored | dict(x.memory) for name, x in snapshots.items()}
+    return {(name, of): array for name, arrays in every.items() for of, array in arrays.items()}
 
 
 def compare(folders: dict[Path, Feed], rows: list[tuple[str, str, int]]) -> list[str]:
     """What is wrong with two folders, of which nobody stopped the second; empty where they are equal."""
     import numpy as np
 
-    from scall_jax.run import checkpoint, manifest
+    from scall_jax.run import checkpoint, choices, manifest
     from scall_jax.run import folder as run_folder
     from scall_jax.run.update_files import read_growing
     from tests.helpers import comparable
@@ -243,32 +257,46 @@ def compare(folders: dict[Path, Feed], rows: list[tuple[str, str, int]]) -> list
         if stray := stray_files(folder):
             wrong.append(f"{folder.name}: files that nobody lists: {stray[:5]}")
         lines.append(comparable(run_folder.finished_lines(folder, found)))
-        snapshots.append(checkpoint.read(folder / "checkpoints", len(stream) - 1))
+        parts = choices.candidate_folders(folder, found) or {"": folder}
+        read = {name: checkpoint.read(part / "checkpoints", len(stream) - 1) for name, part in parts.items()}
+        snapshots.append(read)
     if lines[0] != lines[1]:
         first = next((t for t, (a, b) in enumerate(zip(*lines, strict=False)) if a != b), "the end")
         wrong.append(f"metrics differ from segment {first} on")
-    one, two = ({"key": x.key, "known": x.known, **x.stored, **x.memory} for x in snapshots)
+    one, two = map(_arrays, snapshots)
     if one.keys() != two.keys() or any(np.asarray(one[k]).tobytes() != np.asarray(two[k]).tobytes() for k in one):
         wrong.append("the models differ")
     print(f"{len(rows)} rows, {len(lines[0])} segments, {len(one)} arrays of the model: ", end="")
     return wrong
 
 
-def run(source: str, kills: int, rows: int, segment: int, seed: int, folder: Path) -> list[str]:
+def some_candidates() -> None:
+    """Give auto, in this process and its forks, two candidates that compile in a moment."""
+    from scall_jax.run import auto
+
+    names = ("all", "decayed")
+    auto.candidates = lambda config: {name: dataclasses.replace(config, method=f"popularity-{name}") for name in names}
+
+
+def run(source: str, method: str, kills: int, rows: int, segment: int, seed: int, folder: Path) -> list[str]:
     """Kill followers, let the last one finish, and compare; what is wrong."""
     import scall_jax.cli.follow  # noqa: F401  (what the forks need)
 
+    if method == "auto":
+        some_candidates()
     draw, places = random.Random(seed), collections.Counter()
     given, out, whole = rows_of_test(rows, seed), folder / "live", folder / "whole"
     (folder / "quiet").mkdir()
     with FEEDS[source](folder, given) as feed, fed_file(folder / "quiet", given) as other:
-        own = [*FLAGS, "--cut.rows", str(segment)]
+        own = [*FLAGS, "--method", method, "--cut.rows", str(segment)]
         # It also fills the cache of compiled programs.
         quiet(other, [*other.flags, *own, "--out", str(whole)], whole)
         arguments, wait = [*feed.flags, *own], 8.0
         for kill in range(kills):
             goal = feed.parts * (kill + 1) // (kills + 1)
-            found, first = life(feed, [*arguments, "--out", str(out)], out, goal, draw, wait)
+            # Kills in the first segment are of one kind, and begin it anew: some of them are enough.
+            least = 10 if not out.exists() and places["first segment"] >= _FIRST else 0
+            found, first = life(feed, [*arguments, "--out", str(out)], out, goal, draw, wait, least)
             places[found] += 1
             wait = 0.7 * wait + 0.3 * first
             if sys.stdout.isatty() or kill % 5 == 4:
@@ -283,6 +311,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=FEEDS, default="file")
+    parser.add_argument("--method", choices=METHODS, default="uniform")
     for name, default in (("kills", 200), ("rows", 50_000), ("segment", 500), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     flags = parser.parse_args()
@@ -293,7 +322,7 @@ def main() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-        wrong = run(flags.source, flags.kills, flags.rows, flags.segment, flags.seed, Path(folder))
+        wrong = run(flags.source, flags.method, flags.kills, flags.rows, flags.segment, flags.seed, Path(folder))
     raise SystemExit(1 if wrong else 0)
 
 
