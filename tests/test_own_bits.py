@@ -72,8 +72,9 @@ def test_with_the_same_bits_everywhere_they_are_the_codes_of_few_bits():
     plan = _plan(3, kinds=(3,))
     storage = tables.STORAGES["packed_bits"].build(200, USERS, ITEMS, MAXIMUM)
     other = tables.STORAGES["packed_int3"].build(int(plan.sizes.sum()), USERS, ITEMS, MAXIMUM)
-    count = int(plan.sizes.sum())
-    pool = jnp.zeros(storage.table.zeros().size).at[:count].set(jax.random.normal(jax.random.key(0), (count,)))
+    count, table = int(plan.sizes.sum()), storage.table
+    assert table is not None
+    pool = jnp.zeros(table.zeros().size).at[:count].set(jax.random.normal(jax.random.key(0), (count,)))
     ours = storage.load(storage.store(pool, storage.layout(plan)), storage.layout(plan))
     layout = other.layout(plan.sizes)
     np.testing.assert_array_equal(ours[:count], other.load(other.store(pool[:count], layout), layout))

@@ -42,8 +42,8 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     if (folder / "model.safetensors").exists():
         raise ValueError(f"{folder} is an exported model: read it as its README.md shows, or load the run's own folder")
     stored = manifest.settled(folder, lambda: _read_files(folder))
-    identity, config, line, _, grown, kept, _ = stored
-    stream = stored.stream
+    identity, config, line, kept = stored.identity, stored.config, stored.line, stored.kept
+    stream, grown = stored.stream, stored.grown
     phases = make_run(config, method=method).method
     if phases.serve is None:
         raise ValueError(f"method {config.method} has no way to answer requests: write its `MethodPhases.serve`")

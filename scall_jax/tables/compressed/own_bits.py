@@ -208,7 +208,7 @@ def _export(users: int, maximum: int, stored: Planes, plan: BitPlan, known: Side
 def _restore(
     room: int, users: int, items: int, maximum: int, exported: Exported, known: Sides
 ) -> tuple[Planes, BitPlan]:
-    nodes, arrays = users + items, []
+    nodes, arrays = users + items, {}
     joined = all_sizes(size_codes.read(exported, sum(known) + 2), users, nodes, known)
     for name, length in (("codes", room), ("codes_scales", nodes + 2)):
         whole, written = np.zeros(length, np.uint8), exported.get(name, np.zeros(0, np.uint8))
@@ -218,9 +218,9 @@ def _restore(
                 " restore with the table and the budget that the run was started with"
             )
         whole[: len(written)] = written
-        arrays.append(jnp.asarray(whole))
+        arrays[name] = jnp.asarray(whole)
     plan = BitPlan(jnp.asarray(joined // _FACTOR), jnp.asarray(joined % _FACTOR))
-    return Planes(*arrays, jnp.asarray(exported["codes_top"][0])), plan
+    return Planes(arrays["codes"], arrays["codes_scales"], jnp.asarray(exported["codes_top"][0])), plan
 
 
 def _units(nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
