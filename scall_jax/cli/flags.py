@@ -13,7 +13,7 @@ from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
-from scall_jax.recommenders.fit import FitConfig
+from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig

@@ -1,6 +1,8 @@
 """A whole fit by implicit alternating least squares: sweeps until the loss settles, then users given stored items."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.recommenders.ials.batches import make_side
+from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
 from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
 from scall_jax.recommenders.ials.problem import (
@@ -44,6 +47,11 @@ class Sweeps(NamedTuple):
     """Steps of these in a half sweep; the last one goes on until systems are solved."""
 
 
+def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
+    """How long the fits of a config last that make so many sweeps at most."""
+    return Sweeps(most, config.tolerance, SOLVERS[config.solver], config.cg_steps)
+
+
 class Solution(NamedTuple):
     """Result of `solve`."""
 
@@ -61,11 +69,13 @@ class Solution(NamedTuple):
 class _Setting(NamedTuple):
     """What the half sweeps of a fit share."""
 
+    storage: Storage
+    table: Table
+    layout: Layout
     problem: Problem
+    served: Callable[[], Problem]  # Of the last half sweep.
     rows: RowLayout
     order: Order
-    users: int
-    maximum: int
     sweeps: Sweeps
 
 
@@ -114,10 +124,11 @@ def solve(
     table = require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
     problem = make_problem(segment, item_bias, hyper, weighting)
-    setting = _setting(table, sweeps, layout, problem)
-    capacity = table.zeros().size
+    served = functools.partial(served_problem, problem, segment, hyper, weighting)
+    order = make_order(problem, layout.sizes[:-2], table.users, table.width, sweeps.gradients_from)
+    setting = _Setting(storage, table, layout, problem, served, row_layout(layout, table.users), order, sweeps)
     start = _State(
-        pool=to_rows(table, params, layout, capacity),
+        pool=to_rows(table, params, layout, table.zeros().size),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
         penalty=jnp.full(2, jnp.nan),
         half=jnp.int32(0),
@@ -125,30 +136,7 @@ def solve(
         done=jnp.bool_(False),
         residual=jnp.float32(0),
     )
-
-    def items_as_stored(pool: jax.Array) -> jax.Array:
-        return _items_as_stored(storage, table, layout, pool, capacity)
-
-    # One body for the half sweeps of both sides and the last one, since each would be compiled by itself.
-    def half(state: _State) -> _State:
-        if storage.rounds:
-            pool = jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool)
-            state = state._replace(pool=pool)
-        now = jax.lax.cond(
-            state.last,
-            lambda: served_problem(problem, segment, hyper, weighting),
-            lambda: problem,
-        )
-        state = _half(setting._replace(problem=now), state)
-        before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
-        settled = (state.half > 3) & ~(before - after > sweeps.tolerance * jnp.abs(after))
-        whole_sweep = state.half % 2 == 0
-        return state._replace(
-            last=whole_sweep & (settled | (state.half == 2 * sweeps.most)),
-            done=state.last,
-        )
-
-    end = jax.lax.while_loop(lambda state: ~state.done, half, start)
+    end = jax.lax.while_loop(lambda state: ~state.done, functools.partial(_next, setting), start)
     return Solution(from_rows(table, end.pool, layout), end.losses, end.half // 2, end.residual)
 
 
@@ -172,9 +160,23 @@ def require_table(storage: Storage) -> Table:
     return storage.table
 
 
-def _setting(table: Table, sweeps: Sweeps, layout: Layout, problem: Problem) -> _Setting:
-    order = make_order(problem, layout.sizes[:-2], table.users, table.width, sweeps.gradients_from)
-    return _Setting(problem, row_layout(layout, table.users), order, table.users, table.width, sweeps)
+def _next(setting: _Setting, state: _State) -> _State:
+    """The next half sweep, and whether another one follows.
+
+    It is one body for the half sweeps of both sides and the last one, since each would be compiled by itself.
+    """
+    if setting.storage.rounds:
+        items_as_stored = functools.partial(_items_as_stored, setting)
+        state = state._replace(pool=jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool))
+    problem = jax.lax.cond(state.last, setting.served, lambda: setting.problem)
+    state = _half(setting._replace(problem=problem), state)
+    before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
+    settled = (state.half > 3) & ~(before - after > setting.sweeps.tolerance * jnp.abs(after))
+    whole_sweep = state.half % 2 == 0
+    return state._replace(
+        last=whole_sweep & (settled | (state.half == 2 * setting.sweeps.most)),
+        done=state.last,
+    )
 
 
 def _half(setting: _Setting, state: _State) -> _State:
@@ -184,11 +186,11 @@ def _half(setting: _Setting, state: _State) -> _State:
         most=jnp.where(state.last, _LAST_STEPS, sweeps.gradient_steps),
         tolerance=jnp.where(state.last, _LAST_TOLERANCE, 0.0),
     )
-    side = make_side(setting.problem, setting.rows, setting.order, setting.users, number)
-    solved = half_sweep(side, state.pool, setting.maximum, Approximation(sweeps.gradients_from, steps))
+    side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number)
+    solved = half_sweep(side, state.pool, setting.table.width, Approximation(sweeps.gradients_from, steps))
     loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
     residual = jnp.maximum(state.residual, solved.residual)
-    if width_classes(setting.maximum)[-1] >= sweeps.gradients_from:
+    if width_classes(setting.table.width)[-1] >= sweeps.gradients_from:
         residual = solved.residual
     return state._replace(
         pool=solved.pool,
@@ -199,12 +201,11 @@ def _half(setting: _Setting, state: _State) -> _State:
     )
 
 
-def _items_as_stored(
-    storage: Storage, table: Table, layout: StorageLayout, pool: jax.Array, capacity: int
-) -> jax.Array:
+def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
     """The pool with every item's vector as the storage will give it back."""
+    storage, table, layout = setting.storage, setting.table, setting.layout
     stored = storage.store(table.from_buffer(from_rows(table, pool, layout)), layout)
-    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity)
+    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, table.zeros().size)
     sizes = layout.sizes
     # Rows lie in the order of nodes: users, items, then the two shared vectors.
     items_begin, shared_begin = sizes[: table.users].sum(), sizes[:-2].sum()

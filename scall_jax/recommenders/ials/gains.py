@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.ops.sums import padded_product, padded_sum
-from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.ials.batches import Entities, Side, batch_size, make_others, make_side, over_batches
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.primal import primal_system
