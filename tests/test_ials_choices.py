@@ -59,7 +59,7 @@ def test_users_have_the_half_life_that_has_ranked_best_so_far(before):
     assert len(_AMONG.users_fadings) == 3
     candidates = []
     for fading in _AMONG.users_fadings.tolist():
-        reference = Reference(vectors, np.array([WIDTH] * len(vectors)), bias, fading)
+        reference = Reference(vectors.copy(), np.array([WIDTH] * len(vectors) + [0, 0]), bias, fading)
         reference.half_sweep(0)
         candidates.append(reference.vectors)
     totals = np.array(before) + [_ranked(each, bias) for each in candidates]
