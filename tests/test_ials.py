@@ -11,14 +11,18 @@ import pytest
 from scall_jax import Budget, Config, SizesConfig, make_run, run_segments
 from scall_jax.methods.registry import METHODS
 from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.recommenders.ials.batches import make_side
 from scall_jax.recommenders.ials.choice import grid, hyper_of
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.fold_in import fold_in, item_model
 from scall_jax.recommenders.ials.gradients import Steps, conjugate_gradients
-from scall_jax.recommenders.ials.problem import Hyper, Weighting
+from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
+from scall_jax.recommenders.ials.problem import PLAIN, Hyper, Weighting, make_order, make_problem
+from scall_jax.recommenders.ials.rows import row_layout, windows, write_windows
 from scall_jax.recommenders.ials.systems import times
 from scall_jax.tables.column_blocks import write
 from scall_jax.tables.compressed.few_bits import FEW_BITS
+from scall_jax.tables.layout import make_layout
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
 from tests.helpers import comparable, continued
@@ -101,7 +105,14 @@ def test_a_fit_stops_when_the_loss_settles():
     assert falls[-1] < 0.01 <= falls[:-1].min()
 
 
-def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"inexact_steps": 2},
+        pytest.param({"inexact_steps": 1, "block": 5}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_fit_by_approximations_ends_near_the_exact_one(how):
     (sizes, maximum), stream = _sizes("shared vectors"), small_ials_stream()
     users, items = stream.capacity.users, stream.capacity.items
     bias = np.random.default_rng(2).random(items) * 0.3
@@ -109,7 +120,7 @@ def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
     layout = storage.layout(jnp.asarray(sizes))
     params = storage.fresh(jax.random.key(1), layout, 0.1)
     hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
-    fit = jax.jit(functools.partial(solve, storage, Sweeps(6, 0.0, gradients_from=0, gradient_steps=2)))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(6, 0.0, inexact_from=0, **how)))
     found = fit(storage.table.to_buffer(params), layout, small_ials_segment(), jnp.asarray(bias, jnp.float32), hyper)
 
     reference = Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
@@ -125,6 +136,74 @@ def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
     given.half_sweep(0)
     assert np.abs(vectors - given.vectors).max() < 1e-3 * np.abs(vectors).max()
     assert 0 < float(found.residual) < 2e-4
+
+
+def _users_by_approximation(sizes: np.ndarray, maximum: int, block: int):
+    """A compiled half sweep for users, (vectors, passes) -> vectors and what it says of them; a reference for it."""
+    stream, segment = small_ials_stream(), small_ials_segment()
+    users, items = stream.capacity.users, stream.capacity.items
+    bias = np.random.default_rng(2).random(items) * 0.3
+    hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
+    rows = row_layout(make_layout(jnp.asarray(sizes), users, maximum), users)
+    problem, widths = make_problem(segment, jnp.asarray(bias, jnp.float32), hyper, PLAIN), (maximum,)
+    order = make_order(problem, jnp.asarray(sizes[:-2]), users, widths, 0)
+    room = jnp.zeros(int(sizes.sum()) + maximum)
+
+    @jax.jit
+    def half(vectors, passes):
+        pool = write_windows(room, rows.first[:-2], rows.sizes[:-2], vectors)
+        approximation = Approximation(0, Steps(passes, jnp.float32(0)), block)
+        solved = half_sweep(make_side(problem, rows, order, users, jnp.int32(0)), pool, widths, approximation)
+        return windows(solved.pool, rows.first[:-2], rows.sizes[:-2], maximum), solved
+
+    start = np.random.default_rng(3).normal(size=(users + items, maximum)) * 0.3
+    start *= np.arange(maximum) < sizes[:-2, None]
+    return half, Reference(start, sizes, bias, fading=2.0)
+
+
+def test_a_pass_over_blocks_of_columns_is_that_of_float64():
+    """Users of 1 to 12 coordinates with 0 to 50 interactions, in blocks of 5, of which the last two overlap."""
+    sizes = np.concatenate([np.random.default_rng(1).integers(1, 13, small_ials_stream().capacity.nodes), [0, 0]])
+    half, reference = _users_by_approximation(sizes.astype(np.int32), 12, 5)
+    known, losses, wanted = reference.known[0], [reference.loss()], reference.vectors.copy()
+    found, _ = half(jnp.asarray(wanted, jnp.float32), jnp.int32(1))
+    converged, told = half(jnp.asarray(wanted, jnp.float32), jnp.int32(600))
+    systems = {node: reference.system(node, sizes[node]) for node in known}
+    for begin in (0, 5, 7):
+        for node, (matrix, right) in systems.items():
+            own = slice(begin, min(begin + 5, sizes[node]))
+            x = wanted[node, : sizes[node]]
+            # A vector that is worse than zero starts from zero.
+            x = x.copy() if begin or 2 * right @ x > x @ matrix @ x else np.zeros_like(x)
+            x[own] += np.linalg.solve(matrix[own, own], (right - matrix @ x)[own]) if begin < sizes[node] else 0
+            wanted[node, : sizes[node]] = x
+        reference.vectors = wanted
+        losses.append(reference.loss())
+    assert (np.diff(losses) < 0).all(), "each block lowers the loss"
+    scale = np.abs(wanted[known]).max()
+    assert np.abs(np.asarray(found)[known] - wanted[known]).max() < 1e-4 * scale
+    reference.half_sweep(0)
+    assert np.abs(np.asarray(converged)[known] - reference.vectors[known]).max() < 1e-3 * scale
+    assert float(told.residual) < 1e-3
+    assert losses[-1] > reference.loss(), "one pass is not the solution"
+
+
+@pytest.mark.parametrize(
+    ("maximum", "block"),
+    [pytest.param(12, 12, marks=pytest.mark.slow), pytest.param(36, 0, id="gradients of wide vectors")],
+)
+def test_approximations_become_the_exact_solve(maximum, block):
+    """One pass over one block of all columns; or conjugate gradients that read users' interactions in each step."""
+    sizes = np.concatenate(
+        [np.random.default_rng(1).integers(1, maximum + 1, small_ials_stream().capacity.nodes), [0, 0]]
+    )
+    half, reference = _users_by_approximation(sizes.astype(np.int32), maximum, block)
+    found, told = half(jnp.asarray(reference.vectors, jnp.float32), jnp.int32(1 if block else 80))
+    reference.half_sweep(0)
+    known = reference.known[0]
+    scale = np.abs(reference.vectors[known]).max()
+    assert np.abs(np.asarray(found)[known] - reference.vectors[known]).max() < 1e-3 * scale
+    assert float(told.residual) < 1e-3
 
 
 def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():

@@ -30,8 +30,8 @@ from scall_jax.tables.layout import Layout
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params, Table
 
-_LAST_STEPS, _LAST_TOLERANCE = 64, 1e-4
-"""How far conjugate gradients go in the last half sweep, whose users are what a request gets."""
+_LAST_STEPS = 64
+"""Steps of approximations in the last half sweep, at most."""
 
 
 class Sweeps(NamedTuple):
@@ -41,15 +41,29 @@ class Sweeps(NamedTuple):
     """Sweeps, at most."""
     tolerance: float
     """A sweep that lowers the loss by less than this part of it is the last."""
-    gradients_from: float = math.inf
-    """Padded width (`width_classes`) from which systems are solved by conjugate gradients; inf for none."""
-    gradient_steps: int = 3
-    """Steps of these in a half sweep; the last one goes on until systems are solved."""
+    inexact_from: float = math.inf
+    """Padded width (`width_classes`) from which systems are solved to an approximation; inf for none."""
+    inexact_steps: int = 3
+    """Conjugate gradients, or passes over blocks, in a half sweep; the last one goes on until systems are solved."""
+    narrowest: int = 16
+    """Narrowest width that systems are padded to."""
+    last_tolerance: float = 1e-4
+    """Relative residual to which approximations go in the last half sweep, whose users are what a request gets."""
+    block: int = 0
+    """Columns of a block, where these systems are solved in blocks of columns; 0: by conjugate gradients."""
 
 
 def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
     """How long the fits of a config last that make so many sweeps at most."""
-    return Sweeps(most, config.tolerance, SOLVERS[config.solver], config.cg_steps)
+    in_blocks = config.solver == "blocks"
+    return Sweeps(
+        most=most,
+        tolerance=config.tolerance,
+        inexact_from=SOLVERS[config.solver],
+        inexact_steps=1 if in_blocks else config.cg_steps,
+        narrowest=config.narrowest,
+        block=config.block if in_blocks else 0,
+    )
 
 
 class Solution(NamedTuple):
@@ -63,7 +77,7 @@ class Solution(NamedTuple):
     sweeps: jax.Array
     """i32[], sweeps made."""
     residual: jax.Array
-    """f32[], the largest relative residual of all systems; by conjugate gradients, of the last half sweep's."""
+    """f32[], the largest relative residual of all systems; where they are approximated, of the last half sweep's."""
 
 
 class _Setting(NamedTuple):
@@ -76,6 +90,7 @@ class _Setting(NamedTuple):
     served: Callable[[], Problem]  # Of the last half sweep.
     rows: RowLayout
     order: Order
+    widths: tuple[int, ...]
     sweeps: Sweeps
 
 
@@ -125,8 +140,9 @@ def solve(
     chex.assert_shape(item_bias, (sides(segment)[1],))
     problem = make_problem(segment, item_bias, hyper, weighting)
     served = functools.partial(served_problem, problem, segment, hyper, weighting)
-    order = make_order(problem, layout.sizes[:-2], table.users, table.width, sweeps.gradients_from)
-    setting = _Setting(storage, table, layout, problem, served, row_layout(layout, table.users), order, sweeps)
+    widths, rows = width_classes(table.width, sweeps.narrowest), row_layout(layout, table.users)
+    order = make_order(problem, layout.sizes[:-2], table.users, widths, sweeps.inexact_from)
+    setting = _Setting(storage, table, layout, problem, served, rows, order, widths, sweeps)
     start = _State(
         pool=to_rows(table, params, layout, table.zeros().size),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
@@ -183,14 +199,15 @@ def _half(setting: _Setting, state: _State) -> _State:
     """The next half sweep: users, then items, and so on."""
     number, sweeps = state.half % 2, setting.sweeps
     steps = Steps(
-        most=jnp.where(state.last, _LAST_STEPS, sweeps.gradient_steps),
-        tolerance=jnp.where(state.last, _LAST_TOLERANCE, 0.0),
+        most=jnp.where(state.last, _LAST_STEPS, sweeps.inexact_steps),
+        tolerance=jnp.where(state.last, sweeps.last_tolerance, 0.0),
     )
     side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number)
-    solved = half_sweep(side, state.pool, setting.table.width, Approximation(sweeps.gradients_from, steps))
+    approximation = Approximation(sweeps.inexact_from, steps, sweeps.block)
+    solved = half_sweep(side, state.pool, setting.widths, approximation)
     loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
     residual = jnp.maximum(state.residual, solved.residual)
-    if width_classes(setting.table.width)[-1] >= sweeps.gradients_from:
+    if setting.widths[-1] >= sweeps.inexact_from:
         residual = solved.residual
     return state._replace(
         pool=solved.pool,

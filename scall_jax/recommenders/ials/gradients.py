@@ -17,10 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.indexing import ceil_div
 from scall_jax.ops.sums import padded_sum_by_side
-from scall_jax.recommenders.ials.batches import Entities, Others, Outcome, Side, factors, neighbours
+from scall_jax.recommenders.ials.batches import CHUNK, Entities, Others, Outcome, Side, factors, neighbours
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.systems import EXACT, times
+
+MATRICES_TO = 32
+"""Padded width up to which entities without a bound on their interactions get matrices."""
 
 
 class Steps(NamedTuple):
@@ -77,7 +81,8 @@ def by_gradients(
       common: of `preconditioner`.
       steps: how far.
       degree: no entity of the batch has more interactions, which are read once and kept for all steps; None where
-        there is no bound, for which the matrices are made; static.
+        there is no bound: then narrow ones get their matrices, and for wide ones, whose matrices would cost more than
+        all steps, interactions are read again in each step; static.
       start: f32[B, width], 0 beyond an entity's size.
       batch: B entities.
 
@@ -85,23 +90,25 @@ def by_gradients(
       Outcome; its gain is what the loss of zero vectors is lowered by at x, 2 b'x - x'Ax.
     """
     has = jnp.arange(others.vectors.shape[1])[None, :] < batch.sizes[:, None]
-    if degree is None:
+    if degree is None and others.vectors.shape[1] <= MATRICES_TO:
         matrix, right = primal_system(side, others, batch)
 
         def apply(x: jax.Array) -> jax.Array:
             return times(matrix, x)
 
     else:
-        found = neighbours(side, others, batch, 0, degree)
-        vectors = found.vectors * found.roots[..., None]
-        right = jnp.einsum("bki,bk->bi", vectors, found.targets, precision=EXACT)
+        over_met = _over_met(side, others, batch, degree)
+        right = over_met(lambda vectors, targets: jnp.einsum("bki,bk->bi", vectors, targets, precision=EXACT))
         right += factors(side, batch)[:, None] * others.constant[None, :]
         right = jnp.where(has, right, 0.0)
 
         def apply(x: jax.Array) -> jax.Array:
-            met = jnp.einsum("bki,bk->bi", vectors, times(vectors, x), precision=EXACT)
+            def products(vectors: jax.Array, targets: jax.Array) -> jax.Array:
+                del targets
+                return jnp.einsum("bki,bk->bi", vectors, times(vectors, x), precision=EXACT)
+
             everyone = jnp.matmul(x, others.gram, precision=EXACT)
-            return jnp.where(has, everyone + met + batch.regularisation[:, None] * x, 0.0)
+            return jnp.where(has, everyone + over_met(products) + batch.regularisation[:, None] * x, 0.0)
 
     def precondition(x: jax.Array) -> jax.Array:
         half = jnp.where(has, jnp.matmul(x, common.inverse.T, precision=EXACT), 0.0)
@@ -112,11 +119,33 @@ def by_gradients(
     return Outcome(x, gain, jnp.abs(residual).max(1), jnp.abs(right).max(1))
 
 
+_Term = Callable[[jax.Array, jax.Array], jax.Array]
+"""(vectors f32[B, K, width] and targets f32[B, K], both times the root of the weight) -> f32[B, width]."""
+
+
+def _over_met(side: Side, others: Others, batch: Entities, degree: int | None) -> Callable[[_Term], jax.Array]:
+    """A function that adds a term up over the interactions of a batch, which are kept where they have a bound."""
+    if degree is not None:
+        found = neighbours(side, others, batch, 0, degree)
+        vectors = found.vectors * found.roots[..., None]
+        return lambda term: term(vectors, found.targets)
+
+    def over_chunks(term: _Term) -> jax.Array:
+        def chunk(index: jax.Array, total: jax.Array) -> jax.Array:
+            found = neighbours(side, others, batch, index * CHUNK, CHUNK)
+            return total + term(found.vectors * found.roots[..., None], found.targets)
+
+        start = jnp.zeros((batch.sizes.shape[0], others.vectors.shape[1]))
+        return jax.lax.fori_loop(0, ceil_div(batch.degree.max(), CHUNK), chunk, start)
+
+    return over_chunks
+
+
 class _State(NamedTuple):
     x: jax.Array  # f32[B, n]
     residual: jax.Array  # f32[B, n], b - A x
-    direction: jax.Array  # f32[B, n]
-    energy: jax.Array  # f32[B], residual' M^-1 residual
+    direction: jax.Array  # f32[B, n], of the step before
+    energy: jax.Array  # f32[B], residual' M^-1 residual, before that step
     step: jax.Array  # i32[]
 
 
@@ -150,13 +179,14 @@ def conjugate_gradients(
         return (state.step < steps.most) & (jnp.abs(state.residual).max(1) > steps.tolerance * scale).any()
 
     def step(state: _State) -> _State:
-        product = apply(state.direction)
-        length = _ratio(state.energy, (state.direction * product).sum(1))[:, None]
-        residual = state.residual - length * product
-        turned = precondition(residual)
-        energy = (residual * turned).sum(1)
+        # Here and not at the end of the step before, since nothing reads what would be turned after the last one.
+        turned = precondition(state.residual)
+        energy = (state.residual * turned).sum(1)
         direction = turned + _ratio(energy, state.energy)[:, None] * state.direction
-        return _State(state.x + length * state.direction, residual, direction, energy, state.step + 1)
+        product = apply(direction)
+        length = _ratio(energy, (direction * product).sum(1))[:, None]
+        x, residual = state.x + length * direction, state.residual - length * product
+        return _State(x, residual, direction, energy, state.step + 1)
 
     residual = right - apply(start)
     # A start that is worse than zero, such as the vector of a user whose interactions have faded since, is so large
@@ -169,8 +199,7 @@ def conjugate_gradients(
     octave = jnp.frexp(largest)[1][:, None]
     start, residual = jnp.ldexp(start, -octave), jnp.ldexp(residual, -octave)
     scale = jnp.ldexp(largest, -octave[:, 0])
-    turned = precondition(residual)
-    first = _State(start, residual, turned, (residual * turned).sum(1), jnp.int32(0))
+    first = _State(start, residual, jnp.zeros_like(start), jnp.zeros(start.shape[0]), jnp.int32(0))
     end = jax.lax.while_loop(goes_on, step, first)
     return jnp.ldexp(end.x, octave), jnp.ldexp(end.residual, octave)
 

@@ -12,7 +12,7 @@ from scall_jax.recommenders.buffers import as_served, from_buffer
 from scall_jax.recommenders.fit_result import Fit, FitResult
 from scall_jax.recommenders.ials.choice import RANKING_WEIGHTS, Chosen, Grid, hyper_of
 from scall_jax.recommenders.ials.config import IalsConfig
-from scall_jax.recommenders.ials.fit import Solution, require_table, solve, sweeps_of
+from scall_jax.recommenders.ials.fit import Solution, Sweeps, require_table, solve, sweeps_of
 from scall_jax.recommenders.ials.problem import Weighting
 from scall_jax.recommenders.judge import Judging, evaluate_params, first_users
 from scall_jax.recommenders.lightgcn import LightGcn
@@ -22,6 +22,8 @@ from scall_jax.tables.table import Params
 
 _MOST_RESIDUAL = 0.01
 """A relative residual above this says that float32 did not solve a system."""
+_PROBE_TOLERANCE = 3e-3
+"""Relative residual to which a probe's users are solved for: its vectors are ranked by, and then dropped."""
 
 
 class Setting(NamedTuple):
@@ -63,7 +65,8 @@ def make_final_fit(setting: Setting, storage: Storage, progress: Callable | None
 
     def fit(key, params, layout, segment: Segment, item_bias, remembered: Chosen | None = None, /) -> FitResult:
         del key
-        attempt = functools.partial(_attempt, setting, storage, setting.config.sweeps, layout, segment, item_bias)
+        length = sweeps_of(setting.config, setting.config.sweeps)
+        attempt = functools.partial(_attempt, setting, storage, length, layout, segment, item_bias)
         attempt, hyper = functools.partial(attempt, remembered), hyper_of(setting.among, remembered)
         if len(setting.among.users_fadings) > 1 and remembered is not None:
             fadings, sampled = jnp.asarray(setting.among.users_fadings), _sampled(setting, segment)
@@ -88,8 +91,9 @@ def make_probe_fit(setting: Setting, storage: Storage) -> Fit:
 
     def fit(key, params, layout, segment: Segment, item_bias, remembered: Chosen | None = None, /) -> FitResult:
         del key
-        fading, sweeps = hyper_of(setting.among, remembered).users_fading, setting.config.probe_sweeps
-        return _attempt(setting, storage, sweeps, layout, segment, item_bias, remembered, params, fading, False)
+        fading = hyper_of(setting.among, remembered).users_fading
+        length = sweeps_of(setting.config, setting.config.probe_sweeps)._replace(last_tolerance=_PROBE_TOLERANCE)
+        return _attempt(setting, storage, length, layout, segment, item_bias, remembered, params, fading, False)
 
     return fit
 
@@ -101,7 +105,7 @@ def _sampled(setting: Setting, segment: Segment):
 def _attempt(
     setting: Setting,
     storage: Storage,
-    sweeps: int,
+    length: Sweeps,
     layout: Any,
     segment: Segment,
     item_bias: jax.Array,
@@ -112,7 +116,7 @@ def _attempt(
 ) -> FitResult:
     """Fit from some parameters, or solve for users only, and judge what came of it."""
     hyper = hyper_of(setting.among, remembered)._replace(users_fading=users_fading)
-    length, weighting = sweeps_of(setting.config, sweeps), setting.weighting
+    weighting = setting.weighting
     solution = solve(storage, length, params, layout, segment, item_bias, hyper, weighting, users_only=users_only)
     return _judged(setting, storage, solution, layout, segment, item_bias)
 
