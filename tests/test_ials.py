@@ -167,7 +167,7 @@ def test_a_pass_over_blocks_of_columns_is_that_of_float64():
     half, reference = _users_by_approximation(sizes.astype(np.int32), 12, 5)
     known, losses, wanted = reference.known[0], [reference.loss()], reference.vectors.copy()
     found, _ = half(jnp.asarray(wanted, jnp.float32), jnp.int32(1))
-    converged, told = half(jnp.asarray(wanted, jnp.float32), jnp.int32(600))
+    later, _ = half(jnp.asarray(wanted, jnp.float32), jnp.int32(40))
     systems = {node: reference.system(node, sizes[node]) for node in known}
     for begin in (0, 5, 7):
         for node, (matrix, right) in systems.items():
@@ -182,10 +182,11 @@ def test_a_pass_over_blocks_of_columns_is_that_of_float64():
     assert (np.diff(losses) < 0).all(), "each block lowers the loss"
     scale = np.abs(wanted[known]).max()
     assert np.abs(np.asarray(found)[known] - wanted[known]).max() < 1e-4 * scale
+    reference.vectors = np.asarray(later, np.float64)
+    after = reference.loss()
     reference.half_sweep(0)
-    assert np.abs(np.asarray(converged)[known] - reference.vectors[known]).max() < 1e-3 * scale
-    assert float(told.residual) < 1e-3
-    assert losses[-1] > reference.loss(), "one pass is not the solution"
+    least = reference.loss()
+    assert after - least < 1e-3 * least < losses[-1] - least, "one pass is not the solution, and forty are near it"
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class Main:
         "frequency@sizes.maximum=64",
         "scall@sizes.maximum=64",
         "frequency@table=packed_int1,budget.part=0.0625,sizes.maximum=64",
-        "uniform@recommender=ials,table=packed_int4,ials.narrowest=64",
+        "uniform@recommender=ials,table=packed_int4,sizes.maximum=64,ials.narrowest=64",
         "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=80,ials.narrowest=80",
         "popularity",
     )
