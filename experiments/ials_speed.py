@@ -137,16 +137,15 @@ def _arithmetic(batches: int, chunks: int, matrices: bool, met: jax.Array) -> ja
     def one(_, x):
         matrix = jnp.broadcast_to(gram, (rows, width, width)) + x[:, :, None]
 
-        def apply(x):
+        def apply(x, image):
             if matrices:
                 return times(matrix, x)
-            everyone = jnp.matmul(x, gram, precision=EXACT)
-            return jax.lax.fori_loop(0, -(-chunks // batches) if chunks else 1, add, everyone)
+            return jax.lax.fori_loop(0, -(-chunks // batches) if chunks else 1, add, image + x)
 
         def precondition(x):
-            return jnp.matmul(jnp.matmul(x, gram, precision=EXACT), gram, precision=EXACT)
+            return jnp.matmul(x, gram, precision=EXACT)
 
-        return conjugate_gradients(apply, precondition, x, 0.5 * x, steps)[0]
+        return conjugate_gradients(apply, precondition, x, 0.5 * x, precondition(0.5 * x), steps)[0]
 
     start = jnp.ones((rows, width))
     if matrices:

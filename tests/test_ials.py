@@ -11,7 +11,8 @@ import pytest
 from scall_jax import Budget, Config, SizesConfig, make_run, run_segments
 from scall_jax.methods.registry import METHODS
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.recommenders.ials.batches import make_side
+from scall_jax.recommenders.ials.batches import Entities, make_others, make_side
+from scall_jax.recommenders.ials.blocks import by_blocks
 from scall_jax.recommenders.ials.choice import grid, hyper_of
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.fold_in import fold_in, item_model
@@ -161,13 +162,40 @@ def _users_by_approximation(sizes: np.ndarray, maximum: int, block: int):
     return half, Reference(start, sizes, bias, fading=2.0)
 
 
+def _users_in_blocks(sizes: np.ndarray, maximum: int, block: int):
+    """A function of a bound on interactions, or None, and of passes: users' vectors; a reference for it."""
+    stream, segment = small_ials_stream(), small_ials_segment()
+    users, items, count = stream.capacity.users, stream.capacity.items, int(small_ials_segment().users)
+    bias = np.random.default_rng(2).random(items) * 0.3
+    hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
+    rows = row_layout(make_layout(jnp.asarray(sizes), users, maximum), users)
+    problem = make_problem(segment, jnp.asarray(bias, jnp.float32), hyper, PLAIN)
+    order = make_order(problem, jnp.asarray(sizes[:-2]), users, (maximum,), 0)
+    start = np.random.default_rng(3).normal(size=(users + items, maximum)) * 0.3
+    start *= np.arange(maximum) < sizes[:-2, None]
+    vectors = jnp.asarray(start, jnp.float32)
+    pool = write_windows(jnp.zeros(int(sizes.sum()) + maximum), rows.first[:-2], rows.sizes[:-2], vectors)
+    side = make_side(problem, rows, order, users, jnp.int32(0))
+    degrees = jnp.diff(problem.indptr)
+    fields = (rows.first, rows.sizes, problem.indptr, degrees, problem.regularisation, problem.bias)
+    batch = Entities(*(field[:count] for field in fields))
+    others = make_others(side, pool, maximum)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def solve_users(degree, passes):
+        return by_blocks(side, others, Steps(passes, jnp.float32(0)), block, degree, vectors[:count], batch).x
+
+    return solve_users, Reference(start, sizes, bias, fading=2.0)
+
+
 def test_a_pass_over_blocks_of_columns_is_that_of_float64():
     """Users of 1 to 12 coordinates with 0 to 50 interactions, in blocks of 5, of which the last two overlap."""
     sizes = np.concatenate([np.random.default_rng(1).integers(1, 13, small_ials_stream().capacity.nodes), [0, 0]])
-    half, reference = _users_by_approximation(sizes.astype(np.int32), 12, 5)
+    solve_users, reference = _users_in_blocks(sizes.astype(np.int32), 12, 5)
     known, losses, wanted = reference.known[0], [reference.loss()], reference.vectors.copy()
-    found, _ = half(jnp.asarray(wanted, jnp.float32), jnp.int32(1))
-    later, _ = half(jnp.asarray(wanted, jnp.float32), jnp.int32(40))
+    # Interactions that are read once, and interactions that are read for each block.
+    found = [np.asarray(solve_users(degree, 1)) for degree in (64, None)]
+    later = np.asarray(solve_users(64, 40), np.float64)
     systems = {node: reference.system(node, sizes[node]) for node in known}
     for begin in (0, 5, 7):
         for node, (matrix, right) in systems.items():
@@ -181,8 +209,9 @@ def test_a_pass_over_blocks_of_columns_is_that_of_float64():
         losses.append(reference.loss())
     assert (np.diff(losses) < 0).all(), "each block lowers the loss"
     scale = np.abs(wanted[known]).max()
-    assert np.abs(np.asarray(found)[known] - wanted[known]).max() < 1e-4 * scale
-    reference.vectors = np.asarray(later, np.float64)
+    for vectors in found:
+        assert np.abs(vectors - wanted[known]).max() < 1e-4 * scale
+    reference.vectors[known] = later
     after = reference.loss()
     reference.half_sweep(0)
     least = reference.loss()
@@ -214,9 +243,10 @@ def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
     right[0] *= 1e-12
     right[1] *= 1e-25
     start = rng.normal(size=(3, 8)).astype(np.float32)
-    apply = functools.partial(times, jnp.asarray(matrix))
+    apply = lambda x, _: times(jnp.asarray(matrix), x)  # noqa: E731
     steps = Steps(jnp.int32(64), jnp.float32(1e-5))
-    x, residual = conjugate_gradients(apply, lambda x: x, jnp.asarray(right, jnp.float32), jnp.asarray(start), steps)
+    start = jnp.asarray(start)
+    x, residual = conjugate_gradients(apply, lambda x: x, jnp.asarray(right, jnp.float32), start, start, steps)
     wanted = np.linalg.solve(matrix.astype(float), right[..., None])[..., 0]
     np.testing.assert_allclose(
         x / np.abs(wanted).max(1, keepdims=True), wanted / np.abs(wanted).max(1, keepdims=True), atol=1e-3
