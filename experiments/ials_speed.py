@@ -9,8 +9,8 @@ on as many threads as there are cores to run on. Each figure is the fastest of -
 objective that each has reached is computed in float64 from its factors. The bound is the time of the products and
 steps of the conjugate gradients alone, on arrays that stay in the caches: what is beyond it is gathers, writes and
 Gram matrices.
-Cost: two minutes on two cores at the default widths. Expect conjugate gradients to reach the objective of exact solves
-in half of their time, and sooner than the library's.
+Cost: four minutes on two cores at the default widths, most of it compilation. Expect conjugate gradients to reach the
+objective of exact solves first, sooner than the library's, and blocks of columns to be slower than exact solves.
 """
 
 import dataclasses
