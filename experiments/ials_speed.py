@@ -4,12 +4,13 @@
     python -m experiments.ials_speed --data yelp2019_a.parquet --cut.segments 4
 
 All distinct interactions before the last segment's cut, one width for all, no fading, the same confidence and
-regularisation, as many sweeps, float32 throughout, by exact solves and by conjugate gradients each, on as many threads
-as there are cores to run on. Each figure is the fastest of --repeats; compilation stands apart. The objective that
-each has reached is computed in float64 from its factors. The bound is the time of the products and steps of the
-conjugate gradients alone, on arrays that stay in the caches: what is beyond it is gathers, writes and Gram matrices.
-Cost: two minutes on two cores at the default widths. Expect conjugate gradients to reach the objective of exact solves
-in half of their time, and sooner than the library's.
+regularisation, as many sweeps, float32 throughout, by exact solves, by conjugate gradients and by blocks of columns,
+on as many threads as there are cores to run on. Each figure is the fastest of --repeats; compilation stands apart. The
+objective that each has reached is computed in float64 from its factors. The bound is the time of the products and
+steps of the conjugate gradients alone, on arrays that stay in the caches: what is beyond it is gathers, writes and
+Gram matrices.
+Cost: four minutes on two cores at the default widths, most of it compilation. Expect conjugate gradients to reach the
+objective of exact solves first, sooner than the library's, and blocks of columns to be slower than exact solves.
 """
 
 import dataclasses
@@ -28,14 +29,17 @@ from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.recommenders.ials.batches import CHUNK, batch_numbers, batch_size, most_entities
-from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
-from scall_jax.recommenders.ials.fit import Sweeps, solve
-from scall_jax.recommenders.ials.gradients import Steps, conjugate_gradients
+from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.ials.fit import solve, sweeps_of
+from scall_jax.recommenders.ials.gradients import MATRICES_TO, Steps, conjugate_gradients
 from scall_jax.recommenders.ials.problem import DUAL_DEGREES, Hyper, Weighting
 from scall_jax.recommenders.ials.systems import EXACT, times
 from scall_jax.streams import Segment
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
+
+SOLVERS = ("exact", "cg", "blocks")
+"""Ours, by `--ials.solver`; `--ials.cg-steps` and `--ials.block` apply."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +90,8 @@ def by_us(flags: IalsSpeed, segment: Segment, width: int, solver: str) -> dict[s
     # Ours is the library's, divided: the factors' scale absorbs the rest.
     c = (1 + flags.confidence) / flags.confidence
     hyper = Hyper(*map(jnp.float32, (0.0, 1 / flags.confidence, flags.weight / (1 + flags.confidence), 0.0)))
-    fit = jax.jit(
-        functools.partial(
-            solve, storage, Sweeps(flags.sweeps, 0.0, SOLVERS[solver], IalsConfig.cg_steps), weighting=Weighting(0.0)
-        )
-    )
+    length = sweeps_of(dataclasses.replace(flags.ials, solver=solver, tolerance=0.0, narrowest=width), flags.sweeps)
+    fit = jax.jit(functools.partial(solve, storage, length, weighting=Weighting(0.0)))
     arguments = start, layout, segment, jnp.zeros(items), hyper
     begun = time.perf_counter()
     program = fit.lower(*arguments).compile()
@@ -113,36 +114,41 @@ def bound(flags: IalsSpeed, segment: Segment, width: int) -> float:
             rows = min(batch_numbers() // (high * width), most_entities()) if bounded else batch_size(width)
             batches = -(-len(own) // rows)
             chunks = 0 if bounded else sum(-(-int(own[at]) // CHUNK) for at in range(0, len(own), rows))
-            program = jax.jit(functools.partial(_arithmetic, batches, chunks))
+            matrices = not bounded and width <= MATRICES_TO
+            program = jax.jit(functools.partial(_arithmetic, batches, chunks, matrices))
             met = jax.random.normal(key, (rows, CHUNK if chunks else high, width))
             seconds += fastest(flags, functools.partial(program, met))[0]
     return flags.sweeps * seconds
 
 
-def _arithmetic(batches: int, chunks: int, met: jax.Array) -> jax.Array:
-    """The products and steps of some batches with the vectors f32[B, K, width] of the interactions; where there are
-    chunks, matrices are made of as many of them."""
+def _arithmetic(batches: int, chunks: int, matrices: bool, met: jax.Array) -> jax.Array:
+    """The products and steps of some batches with the vectors f32[B, K, width] of the interactions, or with as many
+    chunks of them in all, where there are chunks; either in each step, or by matrices that are made of them once."""
     rows, _, width = met.shape
     gram, steps = 100.0 * jnp.eye(width), Steps(jnp.int32(IalsConfig.cg_steps), jnp.float32(0))
 
     def squares(_, matrix):
         return matrix + jnp.einsum("bki,bkj->bij", met, met, precision=EXACT)
 
+    def add(_, x):
+        # Each product is of the one before, so that none is made once for all.
+        return x + 1e-3 * jnp.einsum("bki,bk->bi", met, times(met, x), precision=EXACT)
+
     def one(_, x):
         matrix = jnp.broadcast_to(gram, (rows, width, width)) + x[:, :, None]
 
-        def apply(x):
-            if chunks:
+        def apply(x, image):
+            if matrices:
                 return times(matrix, x)
-            return jnp.matmul(x, gram, precision=EXACT) + jnp.einsum("bki,bk->bi", met, times(met, x), precision=EXACT)
+            return jax.lax.fori_loop(0, -(-chunks // batches) if chunks else 1, add, image + x)
 
         def precondition(x):
-            return jnp.matmul(jnp.matmul(x, gram, precision=EXACT), gram, precision=EXACT)
+            return jnp.matmul(x, gram, precision=EXACT)
 
-        return conjugate_gradients(apply, precondition, x, 0.5 * x, steps)[0]
+        return conjugate_gradients(apply, precondition, x, 0.5 * x, precondition(0.5 * x), steps)[0]
 
     start = jnp.ones((rows, width))
-    if chunks:
+    if matrices:
         start += jax.lax.fori_loop(0, chunks, squares, jnp.zeros((rows, width, width))).sum(2)
     return jax.lax.fori_loop(0, batches, one, start)
 
@@ -187,15 +193,16 @@ def main(flags: IalsSpeed) -> str:
     segment = jax.tree.map(jnp.asarray, stream.segment(len(stream) - 1))
     lines = []
     for width in flags.widths:
-        ours = [by_us(flags, segment, width, solver) for solver in ("exact", "cg")]
+        ours = [by_us(flags, segment, width, solver) for solver in SOLVERS]
         library = [by_library(flags, segment, width, gradients) for gradients in (False, True)]
         least = bound(flags, segment, width)
         seconds = [f"{found['s']:.2f}" for found in (*ours, *library)]
-        ratios = [ours[0]["s"] / library[0]["s"], ours[1]["s"] / library[1]["s"], ours[1]["s"] / least]
+        exact, cg, _ = (found["s"] for found in ours)
+        ratios = [exact / library[0]["s"], cg / library[1]["s"], cg / least]
         compiled = " / ".join(f"{found['compile s']:.1f}" for found in ours)
         reached = [f"{found['objective']:.0f}" for found in (*ours, *library)]
         lines.append([str(width), *seconds, *(f"{ratio:.2f}" for ratio in ratios), compiled, *reached])
-    names = ["exact", "cg", "implicit exact", "implicit cg"]
+    names = [*SOLVERS, "implicit exact", "implicit cg"]
     head = ["width", *(f"{name} s" for name in names), "exact / its exact", "cg / its cg", "cg / bound", "compile s"]
     head += [f"{name} loss" for name in names]
     text = report.markdown(head, lines)

@@ -41,9 +41,11 @@ from scall_jax.methods.context import segment_context
 from scall_jax.methods.scall.actions import sizes_by_action
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import evaluate_params, make_step, optimiser, to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.graph import with_chunks
+from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.make_step import make_step, optimiser
 from scall_jax.recommenders.train_step import TrainState, empty_opt_state
 
 MEASURES = ("valid fitness", "valid recall@20", "test recall@20", "test ndcg@20")

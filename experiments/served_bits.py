@@ -26,7 +26,8 @@ from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import as_served, evaluate_params
+from scall_jax.recommenders.buffers import as_served
+from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.run.folder import write_atomically
 from scall_jax.streams import Segment

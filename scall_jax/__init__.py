@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scall_jax.methods.planner import SizePlanner, allocator_planner
     from scall_jax.methods.registry import METHODS, PROBED, SEARCHED
     from scall_jax.policies import ObserveConfig, PolicyConfig
-    from scall_jax.recommenders.fit import FitConfig
+    from scall_jax.recommenders.fit_config import FitConfig
     from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
     from scall_jax.serving import Model, load
     from scall_jax.sizes.budget import Budget
@@ -63,7 +63,7 @@ _PLACES = {
     "methods.planner": ("SizePlanner", "allocator_planner"),
     "methods.registry": ("METHODS", "PROBED", "SEARCHED"),
     "policies": ("ObserveConfig", "PolicyConfig"),
-    "recommenders.fit": ("FitConfig",),
+    "recommenders.fit_config": ("FitConfig",),
     "run": ("ScanResult", "make_run", "run_segments", "scan", "sweep"),
     "serving": ("Model", "load"),
     "sizes.budget": ("Budget",),

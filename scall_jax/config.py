@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from scall_jax.policies import ObserveConfig, PolicyConfig
-from scall_jax.recommenders.fit import FitConfig
+from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget

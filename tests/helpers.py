@@ -74,3 +74,18 @@ def random_sizes(rng, nodes: int, maximum: int, zeros: bool) -> jax.Array:
     sizes = rng.integers(0 if zeros else 1, maximum + 1, nodes)
     shared = [min(3, maximum), min(5, maximum)] if zeros else [0, 0]
     return jnp.asarray(np.concatenate([sizes, shared]), jnp.int32)
+
+
+def fitness_of_scores(segment, users: int, scores) -> list[float]:
+    """The mean of Recall@20 and NDCG@20 of each user of valid, by scores (user -> [V])."""
+    known, fitness = int(segment.items), []
+    for q in range(int(segment.valid.count)):
+        user = segment.valid.users[q]
+        wanted, row = segment.valid.items[segment.valid.indptr[q] : segment.valid.indptr[q + 1]], scores(user)
+        met = segment.graph.indices[segment.graph.indptr[user] : segment.graph.indptr[user + 1]] - users
+        left = [item for item in range(known) if item not in set(met.tolist())]
+        top = sorted(left, key=lambda item, row=row: (-row[item], item))[:20]
+        gains = np.isin(top, wanted) / np.log2(np.arange(2, len(top) + 2))
+        ideal = (1 / np.log2(np.arange(2, min(20, len(wanted)) + 2))).sum()
+        fitness.append((np.isin(top, wanted).sum() / len(wanted) + gains.sum() / ideal) / 2)
+    return fitness

@@ -12,7 +12,7 @@ from scall_jax import Budget, FitConfig, PolicyConfig, SearchConfig, SizesConfig
 from scall_jax.config import PrunedConfig
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.embedding_phases import budget_totals
-from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.run import checkpoint, records
 from scall_jax.streams.segments import compact_graph, compact_graph_bytes

@@ -6,7 +6,7 @@ import pytest
 from scall_jax import make_run, run_segments
 from scall_jax.analysis import report
 from scall_jax.recommenders import ease
-from scall_jax.recommenders.fit import first_users
+from scall_jax.recommenders.judge import first_users
 from scall_jax.run import checkpoint
 from tests.helpers import small_config, small_stream
 

@@ -8,100 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, Config, SizesConfig, make_run, run_segments, streams
+from scall_jax import Budget, Config, SizesConfig, make_run, run_segments
 from scall_jax.methods.registry import METHODS
 from scall_jax.recommenders.ials import IalsConfig
+from scall_jax.recommenders.ials.batches import Entities, make_others, make_side
+from scall_jax.recommenders.ials.blocks import by_blocks
 from scall_jax.recommenders.ials.choice import grid, hyper_of
 from scall_jax.recommenders.ials.fit import Sweeps, solve
 from scall_jax.recommenders.ials.fold_in import fold_in, item_model
 from scall_jax.recommenders.ials.gradients import Steps, conjugate_gradients
-from scall_jax.recommenders.ials.problem import Hyper, Weighting
+from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
+from scall_jax.recommenders.ials.problem import PLAIN, Hyper, Weighting, make_order, make_problem
+from scall_jax.recommenders.ials.rows import row_layout, windows, write_windows
 from scall_jax.recommenders.ials.systems import times
 from scall_jax.tables.column_blocks import write
 from scall_jax.tables.compressed.few_bits import FEW_BITS
+from scall_jax.tables.layout import make_layout
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import sized
 from tests.helpers import comparable, continued
+from tests.ials_reference import A0, LAMBDA, Reference, small_ials_segment, small_ials_stream
 
 SWEEPS = 3
-A0, LAMBDA = 0.3, 0.003
 _FIXED = IalsConfig(sweeps=3, half_life=0.5, unobserved=A0, regularisation=LAMBDA)
 
 
-@functools.cache
-def _stream() -> streams.Stream:
-    rows = streams.synthetic(jax.random.key(0), users=70, items=50, interactions=1500)
-    return streams.cut(rows, segments=3)
-
-
-@functools.cache
-def _segment():
-    return jax.tree.map(jnp.asarray, _stream().segment(1))
-
-
-class _Reference:
-    """The same model in float64, one entity at a time, with dense arrays."""
-
-    def __init__(self, vectors, sizes, bias, fading, counts=False, users_fading=None):
-        segment, stream = _segment(), _stream()
-        self.users, self.items = int(segment.users), int(segment.items)
-        self.capacity, self.nodes = _stream().capacity.users, _stream().capacity.nodes
-        self.vectors, self.sizes = np.asarray(vectors, np.float64), np.asarray(sizes)
-        self.indptr, self.neighbours = np.asarray(segment.graph.indptr), np.asarray(segment.graph.indices)
-        ages = np.asarray(segment.ages, np.float64) / int(segment.period)
-        self.weight, self.bias = 2.0 ** (-ages * fading), np.concatenate([np.zeros(self.capacity), bias])
-        self.served = 2.0 ** (-ages * (fading if users_fading is None else users_fading))
-        if counts:
-            cut = stream.bounds[1].train
-            pairs = list(zip(stream.user[:cut].tolist(), stream.item[:cut].tolist(), strict=True))
-            owner = np.repeat(np.arange(self.nodes), np.diff(self.indptr))
-            for entry, (a, b) in enumerate(zip(owner.tolist(), self.neighbours.tolist(), strict=False)):
-                met = pairs.count((min(a, b), max(a, b) - self.capacity))
-                self.weight[entry] *= np.log(1 + met) / np.log(2)
-                self.served[entry] *= np.log(1 + met) / np.log(2)
-        self.known = [np.arange(self.users), self.capacity + np.arange(self.items)]
-        others = np.where(np.arange(self.nodes) < self.capacity, self.items, self.users)
-        self.regularisation = LAMBDA * (np.diff(self.indptr) + A0 * others)
-
-    def loss(self):
-        of_users, of_items = self.vectors[self.known[0]], self.vectors[self.known[1]]
-        scores = of_users @ of_items.T + self.bias[self.known[1]]
-        total = A0 * (scores**2).sum()
-        for u in self.known[0]:
-            entries = slice(self.indptr[u], self.indptr[u + 1])
-            met = scores[u, self.neighbours[entries] - self.capacity]
-            total += (self.weight[entries] * (met - 1) ** 2).sum()
-        known = np.concatenate(self.known)
-        return total + (self.regularisation[known] * (self.vectors[known] ** 2).sum(1)).sum()
-
-    def system(self, node, size):
-        other = self.known[1 if node < self.capacity else 0]
-        entries = slice(self.indptr[node], self.indptr[node + 1])
-        met, weight = self.neighbours[entries], self.weight[entries]
-        vectors, everyone = self.vectors[met, :size], self.vectors[other, :size]
-        matrix = A0 * everyone.T @ everyone + (vectors.T * weight) @ vectors
-        right = (weight * (1 - self.bias[met] - self.bias[node])) @ vectors
-        right -= A0 * (self.bias[other] + self.bias[node]) @ everyone
-        return matrix + self.regularisation[node] * np.eye(size), right
-
-    def half_sweep(self, side):
-        shared_size = self.sizes[self.nodes + side]
-        matrix, right = np.zeros((shared_size, shared_size)), np.zeros(shared_size)
-        found = np.zeros_like(self.vectors)
-        for node in self.known[side]:
-            size = self.sizes[node]
-            if size:
-                found[node, :size] = np.linalg.solve(*self.system(node, size))
-            elif shared_size:
-                matrix, right = (a + b for a, b in zip((matrix, right), self.system(node, shared_size), strict=True))
-        for node in self.known[side]:
-            if self.sizes[node] == 0 and shared_size:
-                found[node, :shared_size] = np.linalg.solve(matrix, right)
-            self.vectors[node] = found[node]
-
-
 def _sizes(kind: str) -> tuple[np.ndarray, int]:
-    rng, nodes = np.random.default_rng(1), _stream().capacity.nodes
+    rng, nodes = np.random.default_rng(1), small_ials_stream().capacity.nodes
     shared = (0, 0)
     if kind == "one size":
         own, maximum = np.full(nodes, 14), 14
@@ -125,7 +58,7 @@ def _sizes(kind: str) -> tuple[np.ndarray, int]:
     ],
 )
 def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
-    (sizes, maximum), stream = _sizes(kind), _stream()
+    (sizes, maximum), stream = _sizes(kind), small_ials_stream()
     users, items = stream.capacity.users, stream.capacity.items
     bias = np.random.default_rng(2).random(items) * 0.3 if biased else np.zeros(items)
     storage = sized(packed(int(sizes.sum()), users, items, maximum), users, maximum)
@@ -135,9 +68,9 @@ def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
     # Pairs of the stream are met once or several times.
     counts = kind == "many sizes"
     fit = jax.jit(functools.partial(solve, storage, Sweeps(SWEEPS, 0.0), weighting=Weighting(counts=counts)))
-    found = fit(storage.table.to_buffer(params), layout, _segment(), jnp.asarray(bias, jnp.float32), hyper)
+    found = fit(storage.table.to_buffer(params), layout, small_ials_segment(), jnp.asarray(bias, jnp.float32), hyper)
 
-    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0, counts=counts, users_fading=0.5)
+    reference = Reference(storage.vectors(params, layout), sizes, bias, fading=2.0, counts=counts, users_fading=0.5)
     losses = []
     for half in range(2 * SWEEPS + 1):
         if half == 2 * SWEEPS:
@@ -157,15 +90,15 @@ def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
 
 
 def test_a_fit_stops_when_the_loss_settles():
-    stream = _stream()
+    stream = small_ials_stream()
     users, items = stream.capacity.users, stream.capacity.items
     storage = sized(packed(8 * (users + items), users, items, 8), users, 8)
     layout = storage.layout(jnp.array([8] * (users + items) + [0, 0]))
     start = storage.table.to_buffer(storage.fresh(jax.random.key(1), layout, 0.1))
     hyper = Hyper(*map(jnp.float32, (0, A0, LAMBDA, 0)))
     fit = jax.jit(functools.partial(solve, storage, Sweeps(40, 0.01)))
-    found = fit(start, layout, _segment(), jnp.zeros(items), hyper)
-    faded = fit(start, layout, _segment(), jnp.zeros(items), hyper._replace(fading=jnp.float32(250)))
+    found = fit(start, layout, small_ials_segment(), jnp.zeros(items), hyper)
+    faded = fit(start, layout, small_ials_segment(), jnp.zeros(items), hyper._replace(fading=jnp.float32(250)))
     assert float(faded.residual) < 1e-4, "weights that float32 hardly tells from 0 are no failure"
     sweeps, losses = int(found.sweeps), np.asarray(found.losses)
     falls = 1 - losses[3 : 2 * sweeps : 2] / losses[1 : 2 * sweeps - 2 : 2]
@@ -173,18 +106,25 @@ def test_a_fit_stops_when_the_loss_settles():
     assert falls[-1] < 0.01 <= falls[:-1].min()
 
 
-def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
-    (sizes, maximum), stream = _sizes("shared vectors"), _stream()
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"inexact_steps": 2},
+        pytest.param({"inexact_steps": 1, "block": 5}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_fit_by_approximations_ends_near_the_exact_one(how):
+    (sizes, maximum), stream = _sizes("shared vectors"), small_ials_stream()
     users, items = stream.capacity.users, stream.capacity.items
     bias = np.random.default_rng(2).random(items) * 0.3
     storage = sized(packed(int(sizes.sum()), users, items, maximum), users, maximum)
     layout = storage.layout(jnp.asarray(sizes))
     params = storage.fresh(jax.random.key(1), layout, 0.1)
     hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
-    fit = jax.jit(functools.partial(solve, storage, Sweeps(6, 0.0, gradients_from=0, gradient_steps=2)))
-    found = fit(storage.table.to_buffer(params), layout, _segment(), jnp.asarray(bias, jnp.float32), hyper)
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(6, 0.0, inexact_from=0, **how)))
+    found = fit(storage.table.to_buffer(params), layout, small_ials_segment(), jnp.asarray(bias, jnp.float32), hyper)
 
-    reference = _Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
+    reference = Reference(storage.vectors(params, layout), sizes, bias, fading=2.0)
     for half in range(13):
         reference.half_sweep(half % 2)
     losses = np.asarray(found.losses[1:])
@@ -192,11 +132,108 @@ def test_a_fit_by_conjugate_gradients_ends_near_the_exact_one():
     np.testing.assert_allclose(losses[-1], reference.loss(), rtol=0.01)
     # The users are those of float64 given the items, and the loss is that of the vectors.
     vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout))
-    given = _Reference(vectors, sizes, bias, fading=2.0)
+    given = Reference(vectors, sizes, bias, fading=2.0)
     np.testing.assert_allclose(losses[-1], given.loss(), rtol=1e-4)
     given.half_sweep(0)
     assert np.abs(vectors - given.vectors).max() < 1e-3 * np.abs(vectors).max()
     assert 0 < float(found.residual) < 2e-4
+
+
+def _users_by_approximation(sizes: np.ndarray, maximum: int, block: int):
+    """A compiled half sweep for users, (vectors, passes) -> vectors and what it says of them; a reference for it."""
+    stream, segment = small_ials_stream(), small_ials_segment()
+    users, items = stream.capacity.users, stream.capacity.items
+    bias = np.random.default_rng(2).random(items) * 0.3
+    hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
+    rows = row_layout(make_layout(jnp.asarray(sizes), users, maximum), users)
+    problem, widths = make_problem(segment, jnp.asarray(bias, jnp.float32), hyper, PLAIN), (maximum,)
+    order = make_order(problem, jnp.asarray(sizes[:-2]), users, widths, 0)
+    room = jnp.zeros(int(sizes.sum()) + maximum)
+
+    @jax.jit
+    def half(vectors, passes):
+        pool = write_windows(room, rows.first[:-2], rows.sizes[:-2], vectors)
+        approximation = Approximation(0, Steps(passes, jnp.float32(0)), block)
+        solved = half_sweep(make_side(problem, rows, order, users, jnp.int32(0)), pool, widths, approximation)
+        return windows(solved.pool, rows.first[:-2], rows.sizes[:-2], maximum), solved
+
+    start = np.random.default_rng(3).normal(size=(users + items, maximum)) * 0.3
+    start *= np.arange(maximum) < sizes[:-2, None]
+    return half, Reference(start, sizes, bias, fading=2.0)
+
+
+def _users_in_blocks(sizes: np.ndarray, maximum: int, block: int):
+    """A function of a bound on interactions, or None, and of passes: users' vectors; a reference for it."""
+    stream, segment = small_ials_stream(), small_ials_segment()
+    users, items, count = stream.capacity.users, stream.capacity.items, int(small_ials_segment().users)
+    bias = np.random.default_rng(2).random(items) * 0.3
+    hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
+    rows = row_layout(make_layout(jnp.asarray(sizes), users, maximum), users)
+    problem = make_problem(segment, jnp.asarray(bias, jnp.float32), hyper, PLAIN)
+    order = make_order(problem, jnp.asarray(sizes[:-2]), users, (maximum,), 0)
+    start = np.random.default_rng(3).normal(size=(users + items, maximum)) * 0.3
+    start *= np.arange(maximum) < sizes[:-2, None]
+    vectors = jnp.asarray(start, jnp.float32)
+    pool = write_windows(jnp.zeros(int(sizes.sum()) + maximum), rows.first[:-2], rows.sizes[:-2], vectors)
+    side = make_side(problem, rows, order, users, jnp.int32(0))
+    degrees = jnp.diff(problem.indptr)
+    fields = (rows.first, rows.sizes, problem.indptr, degrees, problem.regularisation, problem.bias)
+    batch = Entities(*(field[:count] for field in fields))
+    others = make_others(side, pool, maximum)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def solve_users(degree, passes):
+        return by_blocks(side, others, Steps(passes, jnp.float32(0)), block, degree, vectors[:count], batch).x
+
+    return solve_users, Reference(start, sizes, bias, fading=2.0)
+
+
+def test_a_pass_over_blocks_of_columns_is_that_of_float64():
+    """Users of 1 to 12 coordinates with 0 to 50 interactions, in blocks of 5, of which the last two overlap."""
+    sizes = np.concatenate([np.random.default_rng(1).integers(1, 13, small_ials_stream().capacity.nodes), [0, 0]])
+    solve_users, reference = _users_in_blocks(sizes.astype(np.int32), 12, 5)
+    known, losses, wanted = reference.known[0], [reference.loss()], reference.vectors.copy()
+    # Interactions that are read once, and interactions that are read for each block.
+    found = [np.asarray(solve_users(degree, 1)) for degree in (64, None)]
+    later = np.asarray(solve_users(64, 40), np.float64)
+    systems = {node: reference.system(node, sizes[node]) for node in known}
+    for begin in (0, 5, 7):
+        for node, (matrix, right) in systems.items():
+            own = slice(begin, min(begin + 5, sizes[node]))
+            x = wanted[node, : sizes[node]]
+            # A vector that is worse than zero starts from zero.
+            x = x.copy() if begin or 2 * right @ x > x @ matrix @ x else np.zeros_like(x)
+            x[own] += np.linalg.solve(matrix[own, own], (right - matrix @ x)[own]) if begin < sizes[node] else 0
+            wanted[node, : sizes[node]] = x
+        reference.vectors = wanted
+        losses.append(reference.loss())
+    assert (np.diff(losses) < 0).all(), "each block lowers the loss"
+    scale = np.abs(wanted[known]).max()
+    for vectors in found:
+        assert np.abs(vectors - wanted[known]).max() < 1e-4 * scale
+    reference.vectors[known] = later
+    after = reference.loss()
+    reference.half_sweep(0)
+    least = reference.loss()
+    assert after - least < 1e-3 * least < losses[-1] - least, "one pass is not the solution, and forty are near it"
+
+
+@pytest.mark.parametrize(
+    ("maximum", "block"),
+    [pytest.param(12, 12, marks=pytest.mark.slow), pytest.param(36, 0, id="gradients of wide vectors")],
+)
+def test_approximations_become_the_exact_solve(maximum, block):
+    """One pass over one block of all columns; or conjugate gradients that read users' interactions in each step."""
+    sizes = np.concatenate(
+        [np.random.default_rng(1).integers(1, maximum + 1, small_ials_stream().capacity.nodes), [0, 0]]
+    )
+    half, reference = _users_by_approximation(sizes.astype(np.int32), maximum, block)
+    found, told = half(jnp.asarray(reference.vectors, jnp.float32), jnp.int32(1 if block else 80))
+    reference.half_sweep(0)
+    known = reference.known[0]
+    scale = np.abs(reference.vectors[known]).max()
+    assert np.abs(np.asarray(found)[known] - reference.vectors[known]).max() < 1e-3 * scale
+    assert float(told.residual) < 1e-3
 
 
 def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
@@ -206,9 +243,10 @@ def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
     right[0] *= 1e-12
     right[1] *= 1e-25
     start = rng.normal(size=(3, 8)).astype(np.float32)
-    apply = functools.partial(times, jnp.asarray(matrix))
+    apply = lambda x, _: times(jnp.asarray(matrix), x)  # noqa: E731
     steps = Steps(jnp.int32(64), jnp.float32(1e-5))
-    x, residual = conjugate_gradients(apply, lambda x: x, jnp.asarray(right, jnp.float32), jnp.asarray(start), steps)
+    start = jnp.asarray(start)
+    x, residual = conjugate_gradients(apply, lambda x: x, jnp.asarray(right, jnp.float32), start, start, steps)
     wanted = np.linalg.solve(matrix.astype(float), right[..., None])[..., 0]
     np.testing.assert_allclose(
         x / np.abs(wanted).max(1, keepdims=True), wanted / np.abs(wanted).max(1, keepdims=True), atol=1e-3
@@ -219,11 +257,11 @@ def test_conjugate_gradients_do_not_start_from_a_vector_that_is_far_too_long():
 def _run(**options) -> tuple[list[dict], Config]:
     base = {"recommender": "ials", "method": "uniform", "ials": _FIXED}
     config = Config(**(base | {"budget": Budget.mean_size(2), "sizes": SizesConfig(maximum=16)} | options))
-    return run_segments(config, _stream(), jax.random.key(0)), config
+    return run_segments(config, small_ials_stream(), jax.random.key(0)), config
 
 
 def _last_state(config: Config):
-    run, stream = make_run(config), _stream()
+    run, stream = make_run(config), small_ials_stream()
     state = run.init(jax.random.key(0), stream)
     for segment in stream:
         before, segment = state, jax.tree.map(jnp.asarray, segment)
@@ -236,7 +274,7 @@ def test_a_stranger_with_the_rows_of_a_user_gets_the_user_s_vector():
         recommender="ials", method="uniform", sizes=SizesConfig(maximum=16), ials=_FIXED, budget=Budget.mean_size(6)
     )
     run, state, segment, _ = _last_state(config)
-    stream = _stream()
+    stream = small_ials_stream()
     arrays = run.method.bookkeeping(state, stream).exporter.export(
         state.params, state.plan, tuple(state.known.tolist())
     )
@@ -271,9 +309,10 @@ def test_recall_follows_from_the_exported_codes_alone():
     run, state, segment, record = _last_state(config)
     known = tuple(state.known.tolist())
     users, items = known
-    arrays = run.method.bookkeeping(state, _stream()).exporter.export(state.params, state.plan, known)
-    sizes = np.full(users + items, int(arrays["metadata_values"][0]))  # one size for all is written once
+    arrays = run.method.bookkeeping(state, small_ials_stream()).exporter.export(state.params, state.plan, known)
+    # One size for all is written once; behind it stand those of the shared vectors.
     assert "metadata_sizes" not in arrays and not arrays["metadata_codes"].size
+    sizes = np.full(users + items, int(arrays["metadata_values"][0]))
     assert sum(array.nbytes for name, array in arrays.items() if name.startswith("codes")) <= 8 * (users + items)
     planes = np.unpackbits(arrays["codes"], axis=1, bitorder="little").reshape(len(arrays["codes"]), 4, 8)
     codes = (planes.astype(int) << np.arange(4)[None, :, None]).sum(1).ravel()
@@ -284,7 +323,7 @@ def test_recall_follows_from_the_exported_codes_alone():
         vectors[order[:count], column] = (codes[place : place + count] - 7.5) / 8 * limits[:count]
         place += count
     recalls = []
-    capacity, graph, test = _stream().capacity.users, segment.graph, segment.test
+    capacity, graph, test = small_ials_stream().capacity.users, segment.graph, segment.test
     for row in range(int(test.count)):
         user = int(test.users[row])
         scores = vectors[users:] @ vectors[user]
@@ -326,7 +365,7 @@ def test_choices_and_sizes_do_not_see_the_test_part():
         search=dataclasses.replace(Config().search, probes=2),
         bias="decayed",
     )
-    run, stream = make_run(config), _stream()
+    run, stream = make_run(config), small_ials_stream()
     step = jax.jit(run.step)
     state = run.init(jax.random.key(0), stream)
     for segment in stream:
@@ -349,7 +388,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
         table="packed_int2",
         ials=IalsConfig(sweeps=2, choice_sweeps=1, choice_width=4, regularisation=LAMBDA, unobserved=A0),
     )
-    stream = _stream()
+    stream = small_ials_stream()
     assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(
         run_segments(config, stream, jax.random.key(0))
     )
@@ -405,7 +444,7 @@ def test_scores_agree_with_another_library():
     als = pytest.importorskip("implicit.cpu.als")
     from scipy.sparse import csr_matrix
 
-    stream, segment = _stream(), _segment()
+    stream, segment = small_ials_stream(), small_ials_segment()
     users, items = stream.capacity.users, stream.capacity.items
     graph = segment.graph
     row = np.repeat(np.arange(users), np.diff(graph.indptr[: users + 1]))

@@ -10,7 +10,8 @@ import pytest
 from experiments import cell_file, probe_value
 from scall_jax.methods.context import segment_context
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import make_fit, to_buffer
+from scall_jax.recommenders.buffers import to_buffer
+from scall_jax.recommenders.fit import make_fit
 from tests.helpers import small_config, small_stream, tiny_arguments
 
 

@@ -14,14 +14,16 @@ from scall_jax.evaluation import KnownGraph
 from scall_jax.methods.context import item_bias
 from scall_jax.recommenders import FitConfig, LightGcn, bpr, embed, make_fit, propagate, smooth, to_buffer, with_chunks
 from scall_jax.recommenders import graph as graphs
-from scall_jax.recommenders.fit import _Evaluated, _initial, _judge, evaluate_params, learning_rate
+from scall_jax.recommenders.fit import _Evaluated, _initial, _judge
 from scall_jax.recommenders.gradient_recommender import BIAS_WEIGHTS
+from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import rows_from, smooth_side, smooth_to_side
+from scall_jax.recommenders.make_step import learning_rate
 from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.recommenders.train_step import TrainState
 from scall_jax.streams.segments import make_ragged_items
 from scall_jax.tables.resize import init
-from tests.helpers import random_graph, random_sizes, small_config, small_stream
+from tests.helpers import fitness_of_scores, random_graph, random_sizes, small_config, small_stream
 
 METHODS = ("csr", "chunks") if jax.default_backend() == "cpu" else ("chunks",)
 
@@ -263,21 +265,6 @@ def test_the_best_parameters_on_valid_are_the_result():
     assert found == [(1, 10, 0, 1), (2, 20, 0, 1), (2, 20, 1, 0), (2, 20, 2, 1), (2, 20, 3, 0), (6, 60, 0, 0)]
 
 
-def _fitness(segment, users: int, scores) -> list[float]:
-    """The mean of Recall@20 and NDCG@20 of each user of valid, by scores (user -> [V])."""
-    known, fitness = int(segment.items), []
-    for q in range(int(segment.valid.count)):
-        user = segment.valid.users[q]
-        wanted, row = segment.valid.items[segment.valid.indptr[q] : segment.valid.indptr[q + 1]], scores(user)
-        met = segment.graph.indices[segment.graph.indptr[user] : segment.graph.indptr[user + 1]] - users
-        left = [item for item in range(known) if item not in set(met.tolist())]
-        top = sorted(left, key=lambda item, row=row: (-row[item], item))[:20]
-        gains = np.isin(top, wanted) / np.log2(np.arange(2, len(top) + 2))
-        ideal = (1 / np.log2(np.arange(2, min(20, len(wanted)) + 2))).sum()
-        fitness.append((np.isin(top, wanted).sum() / len(wanted) + gains.sum() / ideal) / 2)
-    return fitness
-
-
 def test_the_weight_of_the_bias_is_the_one_that_has_ranked_best_so_far():
     stream = small_stream(segments=3)
     config = small_config("uniform", bias="decayed", recommender="mf", budget=Budget.mean_size(4))
@@ -295,7 +282,7 @@ def test_the_weight_of_the_bias_is_the_one_that_has_ranked_best_so_far():
         def scores(user, weight, table=table, bias=bias, first=known[0]):
             return table[first:] @ table[user] + weight * bias
 
-        found = [_fitness(segment, users, functools.partial(scores, weight=weight)) for weight in BIAS_WEIGHTS]
+        found = [fitness_of_scores(segment, users, functools.partial(scores, weight=weight)) for weight in BIAS_WEIGHTS]
         totals += [sum(each) for each in found]
         assert np.ptp([sum(each) for each in found]) > 1e-3
         np.testing.assert_allclose(state.recommender, totals, rtol=1e-4)
@@ -307,7 +294,7 @@ def test_the_weight_of_the_bias_is_the_one_that_has_ranked_best_so_far():
 def test_the_decay_that_ranks_best_on_valid_is_chosen():
     stream = small_stream()
     segment, users = stream.segment(2), stream.capacity.users
-    best = [np.mean(_fitness(segment, users, lambda _, row=row: row)) for row in segment.popularity[2:]]
+    best = [np.mean(fitness_of_scores(segment, users, lambda _, row=row: row)) for row in segment.popularity[2:]]
     assert np.ptp(best) > 1e-3
     found = int(best_half_life(jax.tree.map(jnp.asarray, segment), 4096))
     assert best[found - 2] == pytest.approx(max(best), abs=1e-6)

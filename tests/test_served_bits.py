@@ -9,7 +9,7 @@ import pytest
 
 from scall_jax import Budget, Config, FitConfig, make_run
 from scall_jax.methods.context import segment_context
-from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.tables.compressed.few_bits import round_rows
 from tests.helpers import small_config, small_stream

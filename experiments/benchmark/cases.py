@@ -31,7 +31,8 @@ from scall_jax.methods.scall.actions import sizes_by_action
 from scall_jax.methods.scall.search import scall_planner
 from scall_jax.policies import POLICIES, Transition
 from scall_jax.recommenders import bpr, from_buffer
-from scall_jax.recommenders.fit import evaluate_params, make_fit
+from scall_jax.recommenders.fit import make_fit
+from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.run import compilation, process_memory
 from scall_jax.run.phases import CompiledPhases

@@ -13,7 +13,7 @@ from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
-from scall_jax.recommenders.fit import FitConfig
+from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig
@@ -155,8 +155,8 @@ class Main:
         "frequency@sizes.maximum=64",
         "scall@sizes.maximum=64",
         "frequency@table=packed_int1,budget.part=0.0625,sizes.maximum=64",
-        "uniform@recommender=ials,table=packed_int4",
-        "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=80",
+        "uniform@recommender=ials,table=packed_int4,sizes.maximum=64,ials.narrowest=64",
+        "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=80,ials.narrowest=80",
         "popularity",
     )
     """Methods to run, one after the other; popularity stands for its three floors, and auto for the candidate that

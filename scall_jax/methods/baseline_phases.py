@@ -12,7 +12,7 @@ from scall_jax.methods.phases import Bookkeeping, Callbacks, Method, MethodPhase
 from scall_jax.methods.planner import no_action
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Baseline
-from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.served import Served
 from scall_jax.streams import Segment, Stream
 

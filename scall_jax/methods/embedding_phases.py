@@ -26,7 +26,8 @@ from scall_jax.methods.recommender import recommender_of, settled
 from scall_jax.methods.state import RunState, StorageCapacity
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.recommenders.fit import FitResult, as_served, from_buffer, to_buffer
+from scall_jax.recommenders.buffers import as_served, from_buffer, to_buffer
+from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.recommenders.served import Served
 from scall_jax.sizes.allocate import DEVICE_LIMIT

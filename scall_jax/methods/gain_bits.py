@@ -98,13 +98,12 @@ def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:
 
     if config.charge == "table":
         return plan_of(total)
-    counted = jnp.pad(exists, (0, 2), constant_values=True)
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array, BitPlan]) -> tuple[jax.Array, jax.Array, BitPlan]:
         low, high, best = bracket  # the plan of `low` bytes is the best so far, and that of `high` is too much
         middle = low + (high - low) // 2
         found = plan_of(middle)
-        fits = spent_bytes(found) + metadata_bytes(found, counted, config.sizes.maximum) <= total
+        fits = spent_bytes(found) + metadata_bytes(found, exists, config.sizes.maximum) <= total
         best = jax.tree.map(lambda new, old: jnp.where(fits, new, old), found, best)
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle), best
 

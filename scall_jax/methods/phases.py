@@ -16,7 +16,7 @@ from scall_jax.evaluation import Metrics, RankingOptions
 from scall_jax.methods.planner import OnProbes, Outcome, SearchRecord
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.recommenders.served import FoldIn, Served
 from scall_jax.streams import Segment, Stream

@@ -11,7 +11,7 @@ from scall_jax.evaluation import Metrics
 from scall_jax.methods.allocators import Allocator
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.tables import Storage
 
 OnProbes = Callable[[Any, Any, Any], object]

@@ -17,7 +17,7 @@ from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import Outcome, SearchRecord, SegmentSearch, SizePlanner, action_length
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import from_buffer, to_buffer
+from scall_jax.recommenders.buffers import from_buffer, to_buffer
 from scall_jax.streams import sides
 from scall_jax.tables import Storage
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
-from scall_jax.recommenders.fit import first_users
+from scall_jax.recommenders.judge import first_users
 from scall_jax.recommenders.served import Served
 from scall_jax.streams import RaggedItems, Segment, sides
 

@@ -1,92 +1,26 @@
 """The compiled training loop: Adam on the parameters, early stopping on valid, the best parameters as its result."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, Unpack
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from scall_jax import evaluation
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders import bpr
+from scall_jax.recommenders.buffers import as_served, from_buffer
+from scall_jax.recommenders.fit_config import FitConfig
+from scall_jax.recommenders.fit_result import Fit, FitResult, Step
 from scall_jax.recommenders.graph import with_chunks
-from scall_jax.recommenders.lightgcn import LightGcn, embed
-from scall_jax.recommenders.train_step import (
-    OptState,
-    StepResult,
-    StepSettings,
-    TrainState,
-    empty_opt_state,
-    train_step,
-)
+from scall_jax.recommenders.judge import evaluate_params, first_users
+from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.make_step import make_step, optimiser
+from scall_jax.recommenders.train_step import OptState, TrainState, empty_opt_state
 from scall_jax.streams import RaggedItems, Segment, sides
-from scall_jax.tables.compressed.few_bits import BITS, round_rows
-from scall_jax.tables.storage import Storage, StorageLayout, Stored
+from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """Training of one segment."""
-
-    layers: int = 3
-    """Propagations of LightGCN; 0 is matrix factorisation."""
-    batch: int = 2048
-    """Triples per step."""
-    steps: int = 1000
-    """Steps, at most."""
-    learning_rate: float = 0.02
-    """Learning rate of Adam at the start."""
-    decay: float = 0.95
-    """Factor on the learning rate every `decay_every` steps."""
-    decay_every: int = 200
-    """Steps between decays."""
-    least_learning_rate: float = 0.001
-    """The learning rate does not fall below this."""
-    l2: float = 1e-4
-    """Weight of half the mean squared norm of a batch's own embeddings."""
-    eval_every: int = 100
-    """Steps between evaluations on valid."""
-    patience: int = 4
-    """Evaluations without improvement before stopping; twice as many while the training loss still falls."""
-    valid_users: int = 4096
-    """Users that early stopping looks at, at most; a random sample."""
-    rounding: str = "after"
-    """For storages that round: round after the training, or train within it: each step reads coordinates as they would
-    be stored, with the scales of the last evaluation, and changes those that are not rounded (straight-through)."""
-    served_bits: int | None = None
-    """LightGCN ranks and serves by final vectors (after propagation) in 1, 2, 3, 4 or 8 bits a coordinate, with a scale
-    for each vector; None: in float32."""
-    positives: str = "segment"
-    """Positives are drawn from the user's interactions in the `segment` or from `all` of them."""
-
-    def __post_init__(self):
-        for name in ("batch", "steps", "decay_every", "eval_every", "patience", "valid_users"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.layers < 0:
-            raise ValueError(f"layers={self.layers}: must not be negative")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be greater than 0")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay={self.decay}: must lie above 0 and not above 1, which is no decay")
-        for name in ("least_learning_rate", "l2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if self.served_bits is not None and (self.served_bits not in BITS or not self.layers):
-            raise ValueError(
-                f"served_bits={self.served_bits} at layers={self.layers}: choose one of {', '.join(map(str, BITS))}, "
-                "and at least one layer; without propagation the table serves: choose table=packed_int4 or the like"
-            )
-        if self.rounding not in ("after", "within"):
-            raise ValueError(f"rounding={self.rounding!r}: choose after or within")
-        if self.positives not in ("segment", "all"):
-            raise ValueError(f"positives={self.positives!r}: choose segment or all")
 
 
 class FitState(NamedTuple):
@@ -105,220 +39,6 @@ class FitState(NamedTuple):
     falling: jax.Array  # bool[], the loss fell in the last interval
     bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user that early stopping looks at, at the last one
-
-
-class FitResult(NamedTuple):
-    """Result of a fit."""
-
-    params: Params  # a buffer for a storage with a table
-    steps: jax.Array  # i32[], steps made
-    best_step: jax.Array  # i32[], step of the parameters
-    fitness: jax.Array  # f32[], on the users that early stopping looks at
-    first_fitness: jax.Array  # f32[], the same after the first `eval_every` steps
-    loss: jax.Array  # f32[], training loss over the last interval
-    bad_step: jax.Array  # i32[], first step with a non-finite loss, -1 if none
-    by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 at the last evaluation, of the first Q users of valid
-    remembered: Any = None  # what the recommender remembers from now on; None: what it did before
-
-
-class Step(Protocol):
-    """Signature of a step of training."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        state: TrainState,
-        layout: StorageLayout,
-        segment: Segment,
-        item_bias: jax.Array,
-        scratch: jax.Array | tuple[()] = (),
-        /,
-    ) -> StepResult:
-        """Draw a batch and descend by its gradient.
-
-        Args:
-          key: typed PRNG key of the step.
-          state: parameters and the state of the optimiser.
-          layout: of the storage.
-          segment: the data.
-          item_bias: f32[V], added to scores.
-          scratch: f32[3 batch, width] for a storage with a table, else ().
-
-        Returns:
-          StepResult; the loss includes a storage's penalty.
-        """
-        ...
-
-
-class Fit(Protocol):
-    """Signature of a fit."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        params: Params,
-        layout: StorageLayout,
-        segment: Segment,
-        item_bias: jax.Array,
-        remembered: Any = (),
-        /,
-    ) -> FitResult:
-        """Train on a segment until its valid part says to stop.
-
-        Args:
-          key: typed PRNG key.
-          params: of the storage, from `to_buffer`.
-          layout: of the storage.
-          segment: the data.
-          item_bias: f32[V], added to scores.
-          remembered: what the recommender remembers (`Recommender.init`).
-
-        Returns:
-          FitResult.
-        """
-        ...
-
-
-def learning_rate(config: FitConfig) -> optax.Schedule:
-    """Learning rate by the number of steps made, decayed in stairs.
-
-    >>> rate = learning_rate(FitConfig(learning_rate=0.02, decay=0.5, decay_every=10))
-    >>> [round(float(rate(step)), 4) for step in (0, 9, 10, 20)]
-    [0.02, 0.02, 0.01, 0.005]
-    """
-    if config.decay == 1:  # optax would treat the end value as a lower bound on a growing rate
-        return optax.constant_schedule(config.learning_rate)
-    return optax.exponential_decay(
-        config.learning_rate,
-        config.decay_every,
-        config.decay,
-        staircase=True,
-        end_value=min(config.least_learning_rate, config.learning_rate),
-    )
-
-
-def to_buffer(storage: Storage, params: Params) -> Params:
-    """Parameters as training and `embed` take them: a table's with room for reading past their end."""
-    return params if storage.table is None else storage.table.to_buffer(params)
-
-
-def from_buffer(storage: Storage, params: Params) -> Params:
-    """The inverse of `to_buffer`."""
-    return params if storage.table is None else storage.table.from_buffer(params)
-
-
-def as_served(storage: Storage, stored: Stored, layout: StorageLayout) -> tuple[Storage, Params]:
-    """What ranks: a storage whose table reads what is stored, where it has one, and parameters for `embed`.
-
-    Args:
-      storage: of the parameters.
-      stored: what it stores.
-      layout: of the storage.
-
-    Returns:
-      (storage, parameters): what is stored itself, or what the storage loads of it.
-    """
-    if storage.served is not None:
-        return storage._replace(table=storage.served), storage.served.to_buffer(stored)
-    return storage, to_buffer(storage, storage.load(stored, layout))
-
-
-def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:
-    """What training holds from step to step, as copies of the parameters.
-
-    Args:
-      storage: of the parameters.
-      params: from `to_buffer`.
-      keeps_best: the best parameters so far are kept.
-
-    Returns:
-      The parameters, their best so far, the two moments of Adam, and, where there is no table, a gradient: as many
-      times the parameters. What lives within a step alone, as embeddings do, is not among them.
-    """
-    return (params,) * (3 + keeps_best + (storage.table is None))
-
-
-def evaluate_params(
-    model: LightGcn,
-    params: Params,
-    layout: StorageLayout,
-    segment: Segment,
-    parts: Sequence[RaggedItems],
-    item_bias: jax.Array,
-    served_bits: int | None = None,
-    **options: Unpack[evaluation.RankingOptions],
-) -> list[evaluation.Metrics]:
-    """Evaluate parameters on parts of a segment, each on its users.
-
-    Args:
-      model: static.
-      params: of the storage, from `to_buffer`.
-      layout: of the storage.
-      segment: the data.
-      parts: items to be found by user, such as `segment.valid` and `segment.test`.
-      item_bias: f32[V], added to scores.
-      served_bits: bits a coordinate of the final vectors that rank; None for float32; static.
-      **options: as in `evaluation.RankingOptions`.
-
-    Returns:
-      Metrics of each part.
-
-    Raises:
-      ValueError: unknown candidates.
-    """
-    chex.assert_shape(item_bias, (sides(segment)[1],))
-    storage = model.storage
-    users = storage.nodes - item_bias.shape[0]
-    items = jnp.arange(users, storage.nodes, dtype=jnp.int32)
-    rows = jnp.concatenate([*(part.users for part in parts), items])
-    # All parts share one propagation.
-    final, _ = embed(model, params, layout, with_chunks(segment.graph), rows)
-    if served_bits is not None:
-        final = round_rows(final, storage.used(layout), served_bits)
-    *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
-    known, used = evaluation.KnownGraph(segment.graph, users, segment.items), storage.used(layout)
-    return [
-        evaluation.evaluate(vectors, of_items, item_bias, part, known, used_width=used, **options)
-        for vectors, part in zip(queries, parts, strict=True)
-    ]
-
-
-def optimiser(config: FitConfig) -> optax.GradientTransformation:
-    """Adam for storages without a table; `train_step` does the same for tables."""
-    return optax.adam(learning_rate(config))
-
-
-def make_step(storage: Storage, config: FitConfig) -> Step:
-    """Build one step of training.
-
-    Args:
-      storage: of the parameters.
-      config: of the training.
-
-    Returns:
-      A function as `Step` describes it.
-    """
-    model, rate, adam = LightGcn(storage, config.layers), learning_rate(config), optimiser(config)
-    settings = StepSettings(model, rate, config.l2)
-
-    def step(key, state, layout, segment, item_bias, scratch=()):
-        users, graph = storage.nodes - item_bias.shape[0], segment.graph
-        known = evaluation.KnownGraph(graph, users, segment.items)
-        triples = bpr.sample(key, segment.positives, known, config.batch, config.positives)
-        if storage.table is not None:
-            return train_step(settings, state, layout, graph, triples, item_bias, scratch)
-        rows = bpr.nodes(triples, users)
-
-        def objective(params):
-            final, own = embed(model, params, layout, graph, rows)
-            value = bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
-            return value if storage.penalty is None else value + storage.penalty(params, layout)
-
-        value, gradient = jax.value_and_grad(objective)(state.params)
-        updates, opt_state = adam.update(gradient, state.opt_state, state.params)
-        return StepResult(TrainState(optax.apply_updates(state.params, updates), opt_state), value, scratch)
-
-    return step
 
 
 def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all") -> Fit:
@@ -358,25 +78,6 @@ def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = No
         )
 
     return fit
-
-
-def first_users(rows: RaggedItems, most: int) -> RaggedItems:
-    """The first users of some lists, which is a random sample where they are in random order.
-
-    Args:
-      rows: item lists of B users.
-      most: users, at most; static.
-
-    Returns:
-      RaggedItems of min(B, most) users.
-
-    >>> rows = RaggedItems(jnp.array([7, 5]), jnp.array([0, 1, 3]), jnp.array([4, 2, 6]), jnp.int32(2))
-    >>> first_users(rows, 1).users.tolist()
-    [7]
-    """
-    chex.assert_rank([rows.users, rows.indptr, rows.items], 1)
-    most = min(most, rows.users.shape[0])
-    return RaggedItems(rows.users[:most], rows.indptr[: most + 1], rows.items, jnp.minimum(rows.count, most))
 
 
 class _Trainer(NamedTuple):

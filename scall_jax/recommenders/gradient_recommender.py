@@ -1,14 +1,17 @@
 """LightGCN and matrix factorisation as a `Recommender`: trained by gradients of the Bayesian personalised ranking."""
 
-import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.recommenders.bias_weight import fitness_by_weight
-from scall_jax.recommenders.fit import FitConfig, FitResult, evaluate_params, held_by_training, make_fit
+from scall_jax.recommenders.bias_weight import Fitted, fitness_by_weight
+from scall_jax.recommenders.buffers import held_by_training
+from scall_jax.recommenders.fit import make_fit
+from scall_jax.recommenders.fit_config import FitConfig
+from scall_jax.recommenders.fit_result import FitResult
+from scall_jax.recommenders.judge import Judging, evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import fold_neighbours, serve_propagated
@@ -46,8 +49,8 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
 
         def fit_and_weigh(key, params, layout, segment: Segment, item_bias, remembered=(), /) -> FitResult:
             result = fit(key, params, layout, segment, item_bias, remembered)
-            judge = functools.partial(fitness_by_weight, valid_users=config.valid_users, candidates=candidates)
-            found = judge(evaluate, weights, storage, result.params, layout, segment, item_bias)
+            fitted = Fitted(storage, result.params, layout, segment, item_bias)
+            found = fitness_by_weight(evaluate, weights, fitted, Judging(config.valid_users, candidates))
             return result._replace(remembered=remembered + found)
 
         return fit_and_weigh if biased else fit

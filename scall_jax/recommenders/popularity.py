@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from scall_jax import evaluation
 from scall_jax.recommenders.baseline import Baseline, Exporter
-from scall_jax.recommenders.fit import first_users
+from scall_jax.recommenders.judge import first_users
 from scall_jax.recommenders.served import Served
 from scall_jax.streams import POPULARITY, RaggedItems, Segment, sides
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, Unpack
 import jax
 
 from scall_jax.evaluation import Metrics, RankingOptions
-from scall_jax.recommenders.fit import Fit
+from scall_jax.recommenders.fit_result import Fit
 from scall_jax.recommenders.served import FoldIn, Served
 from scall_jax.streams import RaggedItems, Segment
 from scall_jax.tables.storage import Storage, StorageLayout

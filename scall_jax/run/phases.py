@@ -58,7 +58,7 @@ class CompiledPhases:
             if search is not None:
                 self._compile(name, _donating(search), *split_donated(state), segment, donate=(0,))
         if run.choose is not None:
-            self._compile("choose", run.choose, state._replace(params=()), segment)
+            self._compile("choose", run.choose, _choosing(state), segment)
         prepared = self._compile("prepare", run.prepare, state, segment)
         self.params = params = prepared.params
         prepared, state = prepared._replace(params=()), state._replace(params=())
@@ -89,9 +89,7 @@ class CompiledPhases:
 
         def call(name, state, segment, prepared=None, *rest):
             if name == "choose":
-                # The choice does not read the parameters, and hands back what it was given.
-                chosen = self._timed(name, state._replace(params=()), segment)
-                return chosen._replace(params=state.params)
+                return state._replace(recommender=self._timed(name, _choosing(state), segment).recommender)
             if name == "prepare":
                 return self._timed(name, state, segment)
             if prepared is None:
@@ -118,6 +116,11 @@ class CompiledPhases:
         """Seconds that compilation took, on the first call; 0 from then on."""
         seconds, self._seconds_compile = self._seconds_compile, 0.0
         return seconds
+
+
+def _choosing(state: RunState) -> RunState:
+    """What a choice reads, which is the same for methods that differ in sizes alone: then they share its program."""
+    return state._replace(params=(), plan=(), planner=())
 
 
 def _unheard(doing: str, name: str) -> None:

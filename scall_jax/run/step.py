@@ -15,7 +15,7 @@ from scall_jax.methods.planner import Outcome, SearchRecord
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import FitResult
+from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.streams import Segment, Stream, active_mask
 
 

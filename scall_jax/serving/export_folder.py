@@ -5,9 +5,9 @@
     values          coordinates of all vectors, one vector after the other: users, items, and the two shared ones;
                     float32, bfloat16 as u16, or u8[groups, b], where byte k of a group has bit k of 8 coordinates
     columns         u8, the column of each value; only where vectors have gaps
-    size_values     the K sizes that occur
-    size_codes      u8[bits, ceil((n + m + 2) / 8)]; plane k has bit k of the number of each vector's size among them,
-                    the first vector's in the lowest place; K = 1 needs no bits
+    size_values     the K sizes that occur, and those of the two shared vectors
+    size_codes      u8[bits, ceil((n + m) / 8)]; plane k has bit k of the number of each vector's size among the K, the
+                    first vector's in the lowest place; K = 1 needs no bits
     scales, top     of codes: the limit of a vector is top x 2^((scale - 255) / 16), or 0 where the scale is; a scale
                     for each vector that has coordinates
     vectors         f32[n + m, D] instead of these, for storages in which vectors share parameters

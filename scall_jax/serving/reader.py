@@ -35,9 +35,10 @@ def stored(arrays, users):
     """Vectors of users, then items, as they are stored; those of size 0 have the shared one of their side."""
     if "values" not in arrays:
         return arrays.get("vectors", np.zeros((users, 0), np.float32))
-    planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]) + 2, "little").astype(int)
+    planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]), "little").astype(int)
     number = (planes << np.arange(len(planes))[:, None]).sum(0)  # Plane k has bit k of the number of each size.
-    values, sizes = arrays["values"], arrays["size_values"][number].astype(int)
+    values, known = arrays["values"], arrays["size_values"].astype(int)
+    sizes = np.concatenate([known[number], known[-2:]])
     vector = np.repeat(np.arange(len(sizes)), sizes)
     column = arrays.get("columns", np.arange(len(vector)) - (np.cumsum(sizes) - sizes)[vector])
     values = (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values  # bfloat16

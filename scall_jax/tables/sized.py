@@ -78,11 +78,10 @@ def saved_bytes(users: int, maximum: int, sizes: jax.Array, known: jax.Array) ->
     Returns:
       i32[].
     """
-    index = jnp.arange(sizes.shape[0], dtype=jnp.int32)
-    item, nodes = index - users, sizes.shape[0] - 2
-    counted = jnp.where(index < users, index < known[0], (item < known[1]) | (index >= nodes))
+    index = jnp.arange(sizes.shape[0] - 2, dtype=jnp.int32)
+    counted = jnp.where(index < users, index < known[0], index - users < known[1])
     plain = size_bytes(maximum) * (known.sum() + 2)
-    return plain - size_codes.written_bytes(sizes, counted, maximum)
+    return plain - size_codes.written_bytes(sizes[:-2], counted, maximum)
 
 
 def _affords(users, maximum, plan, total, known, metadata):

@@ -17,7 +17,8 @@ from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_action
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.state import RunState
-from scall_jax.recommenders.fit import held_by_training, make_fit
+from scall_jax.recommenders.buffers import held_by_training
+from scall_jax.recommenders.fit import make_fit
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.compressed.lsq import MOST_BITS
 from scall_jax.tables.compressed.mixed_precision import Bits, planes_within, searching

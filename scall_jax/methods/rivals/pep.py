@@ -14,8 +14,9 @@ from scall_jax.methods.planner import OnProbes, SearchRecord, SizePlanner, no_ac
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import held_by_training, make_step, optimiser
+from scall_jax.recommenders.buffers import held_by_training
 from scall_jax.recommenders.graph import with_chunks
+from scall_jax.recommenders.make_step import make_step, optimiser
 from scall_jax.recommenders.train_step import TrainState
 from scall_jax.streams import sides
 from scall_jax.tables.compressed.pruned import keep, prune, thresholded

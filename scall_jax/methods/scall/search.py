@@ -35,7 +35,7 @@ from scall_jax.methods.scall.actions import ActionSpace, Meaning, shapes
 from scall_jax.methods.scall.prices import prices
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive, derive_many
-from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 
 
 class SearchState(NamedTuple):

@@ -8,23 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.fit import evaluate_params, first_users, to_buffer
 from scall_jax.recommenders.ials.config import (
     HALF_LIVES,
     REGULARISATIONS,
-    SOLVERS,
     UNOBSERVED,
     USERS_HALF_LIVES,
     IalsConfig,
 )
-from scall_jax.recommenders.ials.fit import Sweeps, solve
-from scall_jax.recommenders.ials.problem import Hyper, Weighting
-from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.streams import POPULARITY, Segment, active_mask, sides
-from scall_jax.tables.packed import packed
-from scall_jax.tables.sized import sized
-from scall_jax.tables.storage import Storage
+from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.streams import POPULARITY, Segment
 
 BIAS_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 """Weights of the items' bias to choose from, beside none."""
@@ -125,16 +117,6 @@ def ranking_bias(chosen: Chosen, item_bias: jax.Array) -> jax.Array:
     return jnp.array(RANKING_WEIGHTS)[jnp.argmax(chosen.ranking)] * item_bias
 
 
-def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
-    """How long the fits of a config last that make so many sweeps at most."""
-    return Sweeps(most, config.tolerance, SOLVERS[config.solver], config.cg_steps)
-
-
-def evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
-    """`EvaluateParams` of vectors that rank by their inner products."""
-    return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
-
-
 def bias_of(segment: Segment, number: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The items' bias of a candidate.
 
@@ -151,79 +133,6 @@ def bias_of(segment: Segment, number: jax.Array) -> tuple[jax.Array, jax.Array]:
     row = _FIRST_DECAYED + at % halves
     weight = jnp.where(number > 0, jnp.asarray(BIAS_WEIGHTS)[at // halves], 0.0)
     return weight * jnp.log1p(segment.popularity[row]), jnp.where(number > 0, row, -1).astype(jnp.int32)
-
-
-def choose(
-    config: IalsConfig,
-    among: Grid,
-    biases: bool,
-    judged_by: tuple[int, str],
-    key: jax.Array,
-    chosen: Chosen,
-    segment: Segment,
-) -> Chosen:
-    """Follow the leader: narrow fits with each candidate, judged on all validation parts so far.
-
-    Args:
-      config: of the fits; static.
-      among: the candidates; static.
-      biases: choose a bias too; static.
-      judged_by: users of valid, at most, and the candidates of `evaluation.RankingOptions`; static.
-      key: typed PRNG key.
-      chosen: what is remembered.
-      segment: the data.
-
-    Returns:
-      Chosen. The users' half-life is not chosen here, but by fits of the run's own width.
-    """
-    users, items = sides(segment)
-    width, (valid_users, candidates) = config.choice_width, judged_by
-    storage = sized(packed(width * (users + items), users, items, width), users, width)
-    sizes = jnp.concatenate([jnp.where(active_mask(segment), width, 0), jnp.zeros(2, jnp.int32)])
-    layout = storage.layout(sizes)
-    start = to_buffer(storage, storage.fresh(derive(key, Purpose.TABLE), layout, 0.1))
-    sampled = first_users(segment.valid, valid_users)
-    no_bias = jnp.zeros(items)
-
-    def fitted(hyper: Hyper):
-        weighting, length = Weighting(config.exponent, config.counts), sweeps_of(config, config.choice_sweeps)
-        # At a narrow width the users' own half-life would lead that is not the best at a wide one.
-        hyper = hyper._replace(users_fading=hyper.fading)
-        return solve(storage, length, start, layout, segment, no_bias, hyper, weighting).params
-
-    def fitness(params, item_bias) -> jax.Array:
-        (metrics,) = evaluate(storage, params, layout, segment, [sampled], item_bias, candidates=candidates)
-        return metrics.fitness() * sampled.count.astype(jnp.float32)
-
-    # All fits are calls of one function in one loop, since each call of it would be compiled by itself.
-    pairs, regularisations = jnp.asarray(among.weights), jnp.asarray(among.regularisations)
-    count = (len(pairs) if len(pairs) > 1 else 0, len(regularisations) if len(regularisations) > 1 else 0)
-
-    def attempt(number: jax.Array, chosen: Chosen) -> Chosen:
-        of_pair = number < count[0]
-        pair = jnp.where(of_pair, number, chosen.weight)
-        other = jnp.where(of_pair, chosen.regularisation, number - count[0])
-        fading, unobserved = pairs[pair]
-        found = fitness(fitted(Hyper(fading, unobserved, regularisations[other], fading)), no_bias)
-        chosen = chosen._replace(
-            weights=chosen.weights.at[pair].add(jnp.where(of_pair, found, 0.0)),
-            regularisations=chosen.regularisations.at[other].add(jnp.where(of_pair, 0.0, found)),
-        )
-        # The regularisations are compared with the pair that leads once all pairs are judged.
-        leads = jnp.argmax(chosen.weights).astype(jnp.int32)
-        return chosen._replace(weight=jnp.where(number == count[0] - 1, leads, chosen.weight))
-
-    if sum(count):
-        chosen = jax.lax.fori_loop(0, sum(count), attempt, chosen)
-        chosen = (
-            chosen._replace(regularisation=jnp.argmax(chosen.regularisations).astype(jnp.int32)) if count[1] else chosen
-        )
-    if biases:
-        params = fitted(hyper_of(among, chosen))
-        numbers = jnp.arange(chosen.biases.shape[0], dtype=jnp.int32)
-        totals = chosen.biases + jax.lax.map(lambda number: fitness(params, bias_of(segment, number)[0]), numbers)
-        chosen = chosen._replace(biases=totals, bias=jnp.argmax(totals).astype(jnp.int32))
-    return chosen
 
 
 def describe(among: Grid, chosen: Chosen) -> dict[str, Any]:

@@ -11,8 +11,8 @@ USERS_HALF_LIVES = (1.0, 0.25, math.inf)
 """The same when users are solved for a last time; the first one where nothing is known yet."""
 REGULARISATIONS = (0.001, 0.003, 0.01)
 """Regularisations to choose from."""
-SOLVERS = {"exact": math.inf, "cg": 0, "auto": 16}
-"""Padded width from which each solver goes by conjugate gradients."""
+SOLVERS = {"exact": math.inf, "cg": 0, "blocks": 0, "auto": 16}
+"""Padded width from which each solver approximates: blocks in blocks of columns, the others by conjugate gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,16 @@ class IalsConfig:
     warm: bool = False
     """Start from the vectors of the segment before, instead of random ones."""
     solver: str = "auto"
-    """How systems are solved: exact; cg, by a few conjugate gradients from the vector of the sweep before; or auto, by
-    these where vectors are padded to 16 coordinates or more, from where on they reach the same loss sooner."""
+    """How systems are solved: exact; cg, by a few conjugate gradients from the vector of the sweep before; blocks, a
+    block of columns after another from there (iALS++), each block exactly; or auto, by conjugate gradients where
+    vectors are padded to 16 coordinates or more, from where on they reach the same loss sooner."""
     cg_steps: int = 2
     """Conjugate gradients of a half sweep; the last half sweep goes on until its systems are solved."""
+    block: int = 16
+    """Columns of a block of solver blocks."""
+    narrowest: int = 16
+    """Narrowest width that systems are padded to, the next ones being twice as wide each. As each width is compiled by
+    itself, a run whose sizes are all alike compiles sooner by one that holds them all."""
     choice_width: int = 8
     """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen."""
     choice_sweeps: int = 4
@@ -56,7 +62,7 @@ class IalsConfig:
     """Sweeps of a probe, which is a whole fit."""
 
     def __post_init__(self) -> None:
-        for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps", "cg_steps"):
+        for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps", "cg_steps", "block", "narrowest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ials {name}={getattr(self, name)}: must be at least 1")
         if self.solver not in SOLVERS:

@@ -1,6 +1,8 @@
 """A whole fit by implicit alternating least squares: sweeps until the loss settles, then users given stored items."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.recommenders.ials.batches import make_side
+from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
 from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
 from scall_jax.recommenders.ials.problem import (
@@ -27,8 +30,8 @@ from scall_jax.tables.layout import Layout
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params, Table
 
-_LAST_STEPS, _LAST_TOLERANCE = 64, 1e-4
-"""How far conjugate gradients go in the last half sweep, whose users are what a request gets."""
+_LAST_STEPS = 64
+"""Steps of approximations in the last half sweep, at most."""
 
 
 class Sweeps(NamedTuple):
@@ -38,10 +41,29 @@ class Sweeps(NamedTuple):
     """Sweeps, at most."""
     tolerance: float
     """A sweep that lowers the loss by less than this part of it is the last."""
-    gradients_from: float = math.inf
-    """Padded width (`width_classes`) from which systems are solved by conjugate gradients; inf for none."""
-    gradient_steps: int = 3
-    """Steps of these in a half sweep; the last one goes on until systems are solved."""
+    inexact_from: float = math.inf
+    """Padded width (`width_classes`) from which systems are solved to an approximation; inf for none."""
+    inexact_steps: int = 3
+    """Conjugate gradients, or passes over blocks, in a half sweep; the last one goes on until systems are solved."""
+    narrowest: int = 16
+    """Narrowest width that systems are padded to."""
+    last_tolerance: float = 1e-4
+    """Relative residual to which approximations go in the last half sweep, whose users are what a request gets."""
+    block: int = 0
+    """Columns of a block, where these systems are solved in blocks of columns; 0: by conjugate gradients."""
+
+
+def sweeps_of(config: IalsConfig, most: int) -> Sweeps:
+    """How long the fits of a config last that make so many sweeps at most."""
+    in_blocks = config.solver == "blocks"
+    return Sweeps(
+        most=most,
+        tolerance=config.tolerance,
+        inexact_from=SOLVERS[config.solver],
+        inexact_steps=1 if in_blocks else config.cg_steps,
+        narrowest=config.narrowest,
+        block=config.block if in_blocks else 0,
+    )
 
 
 class Solution(NamedTuple):
@@ -55,17 +77,20 @@ class Solution(NamedTuple):
     sweeps: jax.Array
     """i32[], sweeps made."""
     residual: jax.Array
-    """f32[], the largest relative residual of all systems; by conjugate gradients, of the last half sweep's."""
+    """f32[], the largest relative residual of all systems; where they are approximated, of the last half sweep's."""
 
 
 class _Setting(NamedTuple):
     """What the half sweeps of a fit share."""
 
+    storage: Storage
+    table: Table
+    layout: Layout
     problem: Problem
+    served: Callable[[], Problem]  # Of the last half sweep.
     rows: RowLayout
     order: Order
-    users: int
-    maximum: int
+    widths: tuple[int, ...]
     sweeps: Sweeps
 
 
@@ -114,10 +139,12 @@ def solve(
     table = require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
     problem = make_problem(segment, item_bias, hyper, weighting)
-    setting = _setting(table, sweeps, layout, problem)
-    capacity = table.zeros().size
+    served = functools.partial(served_problem, problem, segment, hyper, weighting)
+    widths, rows = width_classes(table.width, sweeps.narrowest), row_layout(layout, table.users)
+    order = make_order(problem, layout.sizes[:-2], table.users, widths, sweeps.inexact_from)
+    setting = _Setting(storage, table, layout, problem, served, rows, order, widths, sweeps)
     start = _State(
-        pool=to_rows(table, params, layout, capacity),
+        pool=to_rows(table, params, layout, table.zeros().size),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
         penalty=jnp.full(2, jnp.nan),
         half=jnp.int32(0),
@@ -125,30 +152,7 @@ def solve(
         done=jnp.bool_(False),
         residual=jnp.float32(0),
     )
-
-    def items_as_stored(pool: jax.Array) -> jax.Array:
-        return _items_as_stored(storage, table, layout, pool, capacity)
-
-    # One body for the half sweeps of both sides and the last one, since each would be compiled by itself.
-    def half(state: _State) -> _State:
-        if storage.rounds:
-            pool = jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool)
-            state = state._replace(pool=pool)
-        now = jax.lax.cond(
-            state.last,
-            lambda: served_problem(problem, segment, hyper, weighting),
-            lambda: problem,
-        )
-        state = _half(setting._replace(problem=now), state)
-        before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
-        settled = (state.half > 3) & ~(before - after > sweeps.tolerance * jnp.abs(after))
-        whole_sweep = state.half % 2 == 0
-        return state._replace(
-            last=whole_sweep & (settled | (state.half == 2 * sweeps.most)),
-            done=state.last,
-        )
-
-    end = jax.lax.while_loop(lambda state: ~state.done, half, start)
+    end = jax.lax.while_loop(lambda state: ~state.done, functools.partial(_next, setting), start)
     return Solution(from_rows(table, end.pool, layout), end.losses, end.half // 2, end.residual)
 
 
@@ -172,23 +176,38 @@ def require_table(storage: Storage) -> Table:
     return storage.table
 
 
-def _setting(table: Table, sweeps: Sweeps, layout: Layout, problem: Problem) -> _Setting:
-    order = make_order(problem, layout.sizes[:-2], table.users, table.width, sweeps.gradients_from)
-    return _Setting(problem, row_layout(layout, table.users), order, table.users, table.width, sweeps)
+def _next(setting: _Setting, state: _State) -> _State:
+    """The next half sweep, and whether another one follows.
+
+    It is one body for the half sweeps of both sides and the last one, since each would be compiled by itself.
+    """
+    if setting.storage.rounds:
+        items_as_stored = functools.partial(_items_as_stored, setting)
+        state = state._replace(pool=jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool))
+    problem = jax.lax.cond(state.last, setting.served, lambda: setting.problem)
+    state = _half(setting._replace(problem=problem), state)
+    before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
+    settled = (state.half > 3) & ~(before - after > setting.sweeps.tolerance * jnp.abs(after))
+    whole_sweep = state.half % 2 == 0
+    return state._replace(
+        last=whole_sweep & (settled | (state.half == 2 * setting.sweeps.most)),
+        done=state.last,
+    )
 
 
 def _half(setting: _Setting, state: _State) -> _State:
     """The next half sweep: users, then items, and so on."""
     number, sweeps = state.half % 2, setting.sweeps
     steps = Steps(
-        most=jnp.where(state.last, _LAST_STEPS, sweeps.gradient_steps),
-        tolerance=jnp.where(state.last, _LAST_TOLERANCE, 0.0),
+        most=jnp.where(state.last, _LAST_STEPS, sweeps.inexact_steps),
+        tolerance=jnp.where(state.last, sweeps.last_tolerance, 0.0),
     )
-    side = make_side(setting.problem, setting.rows, setting.order, setting.users, number)
-    solved = half_sweep(side, state.pool, setting.maximum, Approximation(sweeps.gradients_from, steps))
+    side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number)
+    approximation = Approximation(sweeps.inexact_from, steps, sweeps.block)
+    solved = half_sweep(side, state.pool, setting.widths, approximation)
     loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
     residual = jnp.maximum(state.residual, solved.residual)
-    if width_classes(setting.maximum)[-1] >= sweeps.gradients_from:
+    if setting.widths[-1] >= sweeps.inexact_from:
         residual = solved.residual
     return state._replace(
         pool=solved.pool,
@@ -199,12 +218,11 @@ def _half(setting: _Setting, state: _State) -> _State:
     )
 
 
-def _items_as_stored(
-    storage: Storage, table: Table, layout: StorageLayout, pool: jax.Array, capacity: int
-) -> jax.Array:
+def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
     """The pool with every item's vector as the storage will give it back."""
+    storage, table, layout = setting.storage, setting.table, setting.layout
     stored = storage.store(table.from_buffer(from_rows(table, pool, layout)), layout)
-    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity)
+    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, table.zeros().size)
     sizes = layout.sizes
     # Rows lie in the order of nodes: users, items, then the two shared vectors.
     items_begin, shared_begin = sizes[: table.users].sum(), sizes[:-2].sum()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.ops.sums import padded_product, padded_sum
-from scall_jax.recommenders.fit import to_buffer
+from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.ials.batches import Entities, Side, batch_size, make_others, make_side, over_batches
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.primal import primal_system
@@ -27,7 +27,6 @@ from scall_jax.recommenders.ials.problem import (
     make_order,
     make_problem,
     served_problem,
-    width_classes,
 )
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows, windows, write_windows
 from scall_jax.recommenders.ials.systems import EXACT, cholesky, forward
@@ -74,6 +73,8 @@ def wide_fit(
     sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
     start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
+    # All have one size, so that only its width need be compiled.
+    length = length._replace(narrowest=width)
     params = solve(storage, length, start, layout, segment, item_bias, hyper, weighting).params
     table = require_table(storage)
     rows = row_layout(layout, users)
@@ -82,7 +83,7 @@ def wide_fit(
     vectors, spectrum = balanced(fitted, users)
     # A user's vector is worth what it is worth when it is served.
     problem = served_problem(make_problem(segment, item_bias, hyper, weighting), segment, hyper, weighting)
-    order = make_order(problem, sizes[:-2], users, width, dual=False)
+    order = make_order(problem, sizes[:-2], users, (width,), dual=False)
     pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
     gains, curvature = coordinate_gains(problem, rows, order, pool, users, width)
     weight, squares = _weights(problem, users)
@@ -144,7 +145,7 @@ def coordinate_gains(
       not exist.
     """
     nodes = problem.active.shape[0]
-    place = class_number(len(width_classes(width)) - 1, 0, 0)
+    place = class_number(0, 0, 0)
 
     def one_side(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         side: Side = make_side(problem, rows, order, users, number)

@@ -5,13 +5,13 @@ The system of entity n with d coordinates is A x = b with
     A = a0 G + sum_e w_e v_e v_e' + lambda_n I,   b = sum_e w_e t_e v_e + c,
 
 where e runs over its interactions, G is the Gram matrix of the other side, t_e = 1 - beta, and c comes from the biases;
-all of it the leading d coordinates, since the entity has no others. It is solved in one of three ways:
+all of it the leading d coordinates, since the entity has no others. It is solved in one of these ways:
 
 * In the space of the d coordinates (`primal`), by a Cholesky factor of A: m d^2 operations for m interactions' sum, and
   d^3 / 3.
 * In the space of the m interactions (`dual`), where they are fewer and vectors have at most two sizes.
-* To an approximation, by a few conjugate gradients from the vector of the sweep before (`gradients`), where vectors are
-  wide.
+* To an approximation from the vector of the sweep before, where vectors are wide: by a few conjugate gradients
+  (`gradients`), or a block of columns after another (`blocks`).
 
 Entities of equal work are solved in batches (`batches`).
 """
@@ -37,10 +37,11 @@ from scall_jax.recommenders.ials.batches import (
     over_batches,
     range_of,
 )
+from scall_jax.recommenders.ials.blocks import by_blocks
 from scall_jax.recommenders.ials.dual import Turned, dual, turn
 from scall_jax.recommenders.ials.gradients import Steps, by_gradients, preconditioner
 from scall_jax.recommenders.ials.primal import primal, shared_system
-from scall_jax.recommenders.ials.problem import DUAL_DEGREES, class_number, dual_degrees, width_classes
+from scall_jax.recommenders.ials.problem import DUAL_DEGREES, class_number, dual_degrees
 from scall_jax.recommenders.ials.rows import windows, write_windows
 from scall_jax.recommenders.ials.systems import errors, relative, solve
 
@@ -69,18 +70,20 @@ class Approximation(NamedTuple):
     """Where systems are solved to an approximation, and to which."""
 
     width: float
-    """Padded width from which systems are solved by conjugate gradients; inf for none; static."""
+    """Padded width from which systems are approximated; inf for none; static."""
     steps: Steps
-    """How far they go."""
+    """How far."""
+    block: int
+    """Columns of a block; 0 for conjugate gradients; static."""
 
 
-def half_sweep(side: Side, pool: jax.Array, maximum: int, approximation: Approximation) -> Solved:
+def half_sweep(side: Side, pool: jax.Array, widths: tuple[int, ...], approximation: Approximation) -> Solved:
     """Solve for all vectors of one side.
 
     Args:
       side: to solve for; its order was made for the width of the approximation.
       pool: f32[P + width], coordinates by vector.
-      maximum: the largest size; static.
+      widths: of `width_classes`, as its order has them; static.
       approximation: for wide vectors.
 
     Returns:
@@ -89,19 +92,19 @@ def half_sweep(side: Side, pool: jax.Array, maximum: int, approximation: Approxi
     chex.assert_rank(pool, 1)
     # Classes by ascending place in the order: a batch puts zeros behind its class, where the next class writes.
     progress = _Progress(pool, jnp.zeros((4, side.entities.sizes.shape[0])))
-    for place, width in enumerate(width_classes(maximum)):
+    for place, width in enumerate(widths):
         exact = width < approximation.width
         solve_all = (
             functools.partial(_exactly, side, place, width)
             if exact
-            else functools.partial(_by_gradients, side, place, width, approximation.steps)
+            else functools.partial(_approximately, side, place, width, approximation)
         )
         at = class_number(place, 0, 0)
         first, end = range_of(side, at, class_number(place + 1, 0, 0) - at)
         progress = jax.lax.cond(first < end, solve_all, lambda p: p, progress)
     gain, penalty, error, scale = progress.outcomes
     solved = Solved(progress.pool, padded_sum(gain), padded_sum(penalty), relative(error, scale).max())
-    return _solve_shared(side, maximum, solved)
+    return _solve_shared(side, widths[-1], solved)
 
 
 _SolveBatch = Callable[[jax.Array, Entities], Outcome]
@@ -141,13 +144,15 @@ def _dual_batch(side: Side, turned: Turned, degree: int, pool: jax.Array, batch:
     return dual(side, turned, degree, batch)
 
 
-def _by_gradients(side: Side, place: int, width: int, steps: Steps, progress: _Progress) -> _Progress:
+def _approximately(side: Side, place: int, width: int, approximation: Approximation, progress: _Progress) -> _Progress:
     """Approximate the vectors that are padded to a width, from those that there are."""
-    others = make_others(side, progress.pool, width)
-    common = preconditioner(side, others)
+    others, steps, block = make_others(side, progress.pool, width), approximation.steps, approximation.block
+    common = None if block else preconditioner(side, others)
 
     def solve_batch(degree: int | None, pool: jax.Array, batch: Entities) -> Outcome:
         start = windows(pool, batch.place, batch.sizes, width)
+        if common is None:
+            return by_blocks(side, others, steps, block, degree, start, batch)
         return by_gradients(side, others, common, steps, degree, start, batch)
 
     for number, degree in enumerate((None, *DUAL_DEGREES)):

@@ -48,7 +48,7 @@ def primal_system(side: Side, others: Others, batch: Entities) -> System:
         found = neighbours(side, others, batch, index * CHUNK, CHUNK)
         vectors = found.vectors * found.roots[..., None]
         right += jnp.einsum("bki,bk->bi", vectors, found.targets, precision=EXACT)
-        return matrix + _squares(vectors), right
+        return matrix + squares(vectors), right
 
     start = (
         others.gram[None] + batch.regularisation[:, None, None] * jnp.eye(width)[None],
@@ -76,7 +76,7 @@ def primal(side: Side, others: Others, batch: Entities) -> Outcome:
     return Outcome(x, (right * x).sum(1), *errors(matrix, x, right))
 
 
-def _squares(vectors: jax.Array) -> jax.Array:
+def squares(vectors: jax.Array) -> jax.Array:
     """Sums of v v' over the second axis of f32[B, K, width]; f32[B, width, width]."""
     if vectors.shape[2] > 16:
         return jnp.einsum("bki,bkj->bij", vectors, vectors, precision=EXACT)

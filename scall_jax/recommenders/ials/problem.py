@@ -28,7 +28,7 @@ from scall_jax.streams import Segment, active_mask, sides
 
 DUAL_DEGREES = (8, 16, 32)
 """Numbers of interactions up to which entities are solved for in batches of their own, in the space of interactions
-(`dual`) or by conjugate gradients (`gradients`): each one, and each width, adds a second to compile time."""
+(`dual`) or to an approximation (`gradients`, `blocks`): each one, and each width, adds a second to compile time."""
 
 
 class Weighting(NamedTuple):
@@ -158,15 +158,21 @@ class Order(NamedTuple):
     """i32[2, 2], the two sizes that all own vectors of a side have, where they have no more than two; else 0."""
 
 
-def width_classes(maximum: int) -> tuple[int, ...]:
+def width_classes(maximum: int, narrowest: int = 16) -> tuple[int, ...]:
     """Widths that systems are padded to, ascending; the last is the largest size.
+
+    Args:
+      maximum: the largest size.
+      narrowest: the first width; the next ones are twice as wide each. Every width is compiled by itself.
 
     >>> width_classes(128), width_classes(30), width_classes(6)
     ((16, 32, 64, 128), (16, 30), (6,))
+    >>> width_classes(80, narrowest=64)
+    (64, 80)
     """
     widths = []
-    while 16 << len(widths) < maximum:
-        widths.append(16 << len(widths))
+    while narrowest << len(widths) < maximum:
+        widths.append(narrowest << len(widths))
     return (*widths, maximum)
 
 
@@ -191,17 +197,12 @@ def class_number(width: int, common: Any, degree: int) -> Any:
     return width * per_width + (0 if degree == 0 else 1 + common * len(DUAL_DEGREES) + degree - 1)
 
 
-def classes(maximum: int) -> int:
-    """Number of classes of a side."""
-    return class_number(len(width_classes(maximum)), 0, 0)
-
-
 def make_order(
     problem: Problem,
     sizes: jax.Array,
     users: int,
-    maximum: int,
-    gradients_from: float = math.inf,
+    widths: tuple[int, ...],
+    inexact_from: float = math.inf,
     *,
     dual: bool = True,
 ) -> Order:
@@ -211,16 +212,16 @@ def make_order(
       problem: has the numbers of interactions.
       sizes: i32[N], coordinates of each node's own vector.
       users: capacity of the users' side; static.
-      maximum: the largest size; static.
+      widths: of `width_classes`; static.
       dual: solve in the space of interactions where they are few; static. False: in that of coordinates only.
-      gradients_from: width from which systems are solved by conjugate gradients (`gradients`); static.
+      inexact_from: width from which systems are solved to an approximation (`gradients`, `blocks`); static.
 
     Returns:
       Order.
     """
     nodes = sizes.shape[0]
     chex.assert_shape(problem.active, (nodes,))
-    widths, degree = width_classes(maximum), jnp.diff(problem.indptr)
+    degree = jnp.diff(problem.indptr)
     node = jnp.arange(nodes, dtype=jnp.int32)
     side = (node >= users).astype(jnp.int32)
     own = problem.active & (sizes > 0)
@@ -229,10 +230,10 @@ def make_order(
     width = _places(widths, sizes)
     bound = _places(DUAL_DEGREES, degree)
     most = jnp.array([len(dual_degrees(w)) for w in widths])[jnp.minimum(width, len(widths) - 1)]
-    by_gradients = jnp.array([w >= gradients_from for w in widths])[jnp.minimum(width, len(widths) - 1)]
-    by_degree = jnp.where(by_gradients, bound < len(DUAL_DEGREES), (common[side, 1] > 0) & (bound < most))
-    second = (~by_gradients & (sizes != common[side, 0])).astype(jnp.int32)
-    per_width, count = 1 + 2 * len(DUAL_DEGREES), classes(maximum)
+    inexact = jnp.array([w >= inexact_from for w in widths])[jnp.minimum(width, len(widths) - 1)]
+    by_degree = jnp.where(inexact, bound < len(DUAL_DEGREES), (common[side, 1] > 0) & (bound < most))
+    second = (~inexact & (sizes != common[side, 0])).astype(jnp.int32)
+    per_width, count = 1 + 2 * len(DUAL_DEGREES), class_number(len(widths), 0, 0)
     number = side * count + width * per_width + jnp.where(by_degree, 1 + second * len(DUAL_DEGREES) + bound, 0)
     number = jnp.where(own, number, 2 * count).astype(jnp.int32)
     ordered = jax.lax.sort((number, -degree, node), num_keys=3)

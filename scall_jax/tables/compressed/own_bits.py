@@ -88,10 +88,10 @@ def metadata_bytes(plan: BitPlan, counted: jax.Array, maximum: int) -> jax.Array
 
     Args:
       plan: the plan.
-      counted: bool[N + 2], vectors that are written.
+      counted: bool[N], entities whose sizes are written.
       maximum: the largest size; static.
     """
-    return size_codes.written_bytes(_joined(plan.sizes, plan.bits), counted, _joined(maximum, MOST_BITS))
+    return size_codes.written_bytes(_joined(plan.sizes, plan.bits)[:-2], counted, _joined(maximum, MOST_BITS))
 
 
 def _joined(sizes, bits):

@@ -1,0 +1,45 @@
+"""Parameters as training holds them, and as they rank once they are stored."""
+
+from scall_jax.tables.storage import Storage, StorageLayout, Stored
+from scall_jax.tables.table import Params
+
+
+def to_buffer(storage: Storage, params: Params) -> Params:
+    """Parameters as training and `embed` take them: a table's with room for reading past their end."""
+    return params if storage.table is None else storage.table.to_buffer(params)
+
+
+def from_buffer(storage: Storage, params: Params) -> Params:
+    """The inverse of `to_buffer`."""
+    return params if storage.table is None else storage.table.from_buffer(params)
+
+
+def as_served(storage: Storage, stored: Stored, layout: StorageLayout) -> tuple[Storage, Params]:
+    """What ranks: a storage whose table reads what is stored, where it has one, and parameters for `embed`.
+
+    Args:
+      storage: of the parameters.
+      stored: what it stores.
+      layout: of the storage.
+
+    Returns:
+      (storage, parameters): what is stored itself, or what the storage loads of it.
+    """
+    if storage.served is not None:
+        return storage._replace(table=storage.served), storage.served.to_buffer(stored)
+    return storage, to_buffer(storage, storage.load(stored, layout))
+
+
+def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:
+    """What training holds from step to step, as copies of the parameters.
+
+    Args:
+      storage: of the parameters.
+      params: from `to_buffer`.
+      keeps_best: the best parameters so far are kept.
+
+    Returns:
+      The parameters, their best so far, the two moments of Adam, and, where there is no table, a gradient: as many
+      times the parameters. What lives within a step alone, as embeddings do, is not among them.
+    """
+    return (params,) * (3 + keeps_best + (storage.table is None))
