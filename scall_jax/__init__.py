@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
     from scall_jax.serving import Model, load
     from scall_jax.sizes.budget import Budget
-    from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+    from scall_jax.tables import EvictionConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "SEARCHED",
     "Budget",
     "Config",
+    "EvictionConfig",
     "FitConfig",
     "Method",
     "MixedPrecisionConfig",
@@ -67,7 +68,7 @@ _PLACES = {
     "run": ("ScanResult", "make_run", "run_segments", "scan", "sweep"),
     "serving": ("Model", "load"),
     "sizes.budget": ("Budget",),
-    "tables": ("MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
+    "tables": ("EvictionConfig", "MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
 }
 """Modules of the names above, imported when a name is first asked for: `scall-jax --help` needs none of them."""
 

@@ -16,6 +16,7 @@ from scall_jax import METHODS, Budget, FitConfig, PolicyConfig, SearchConfig, Si
 from scall_jax.config import RECOMMENDERS, PrunedConfig
 from scall_jax.methods.registry import BASELINES, EMBEDDING_METHODS
 from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.run import records
 from scall_jax.run.step import in_order
 from scall_jax.streams.stream import Capacity
@@ -85,6 +86,7 @@ def _config(method, recommender):
         policy=PolicyConfig(widths=(8,), replay=16, updates=2, batch=4),
         pruned=PrunedConfig(width=12),
         ials=IalsConfig(sweeps=2, probe_sweeps=1),
+        saros=SarosConfig(clicks=2, exposures=3, momentum=0.5, passes=2, prequential=True),
     )
 
 

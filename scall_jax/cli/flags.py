@@ -15,11 +15,12 @@ from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
-from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import EvictionConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
@@ -195,10 +196,13 @@ class Main:
     search: SearchConfig = SearchConfig()
     """How sizes are searched."""
     recommender: str = "lightgcn"
-    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; or ials,
-    implicit alternating least squares with weights that fade, which solves for them."""
+    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; ials,
+    implicit alternating least squares with weights that fade, which solves for them; or saros, matrix factorisation
+    trained in the order of time."""
     ials: IalsConfig = IalsConfig()
     """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
+    saros: SarosConfig = SarosConfig()
+    """Recommender saros: what a block is, and the steps that are made for it."""
     gains: GainsConfig = GainsConfig()
     """Methods gain, waterfill and scall-gain: what coordinates are worth."""
     policy: PolicyConfig = PolicyConfig()
@@ -211,6 +215,8 @@ class Main:
     """Options of the method mixed_precision."""
     pruned: PrunedConfig = PrunedConfig()
     """Options of the method pep."""
+    eviction: EvictionConfig = EvictionConfig()
+    """Options of the methods evict_count, evict_age and evict_score."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -494,6 +500,7 @@ def make_config(flags: Main, method: str) -> Config:
         fit=flags.fit,
         recommender=flags.recommender,
         ials=flags.ials,
+        saros=flags.saros,
         gains=flags.gains,
         search=flags.search,
         policy=flags.policy,
@@ -501,6 +508,7 @@ def make_config(flags: Main, method: str) -> Config:
         shared_memory=flags.shared_memory,
         mixed_precision=flags.mixed_precision,
         pruned=flags.pruned,
+        eviction=flags.eviction,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

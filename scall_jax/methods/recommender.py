@@ -7,6 +7,7 @@ from scall_jax.config import RECOMMENDERS, Config
 from scall_jax.recommenders.gradient_recommender import gradient_recommender
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import Recommender
+from scall_jax.recommenders.saros.recommender import saros_recommender
 
 
 def _by_gradients(config: Config) -> Recommender:
@@ -21,7 +22,16 @@ def _ials(config: Config) -> Recommender:
     return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias)
 
 
-_BUILDERS: dict[str, Callable[[Config], Recommender]] = {"lightgcn": _by_gradients, "mf": _mf, "ials": _ials}
+def _saros(config: Config) -> Recommender:
+    return saros_recommender(config.saros, config.fit.valid_users, config.candidates)
+
+
+_BUILDERS: dict[str, Callable[[Config], Recommender]] = {
+    "lightgcn": _by_gradients,
+    "mf": _mf,
+    "ials": _ials,
+    "saros": _saros,
+}
 assert tuple(_BUILDERS) == RECOMMENDERS
 
 
@@ -45,13 +55,13 @@ def settled(config: Config, storage: str | None = None) -> Config:
       storage: name of the method's own storage, which replaces `Config.table`; None for methods that choose sizes.
 
     Returns:
-      Config: without layers for matrix factorisation; for implicit alternating least squares with a start from random
-      vectors or, unchanged, from those of the segment before.
+      Config: without layers for matrix factorisation, saros included; for implicit alternating least squares with a
+      start from random vectors or, unchanged, from those of the segment before.
 
     Raises:
       ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself.
     """
-    if config.recommender == "mf":
+    if config.recommender in ("mf", "saros"):
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
     if config.recommender == "lightgcn":
         return config

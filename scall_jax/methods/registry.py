@@ -15,6 +15,7 @@ from scall_jax.methods.rivals.bit_search import bit_search_planner
 from scall_jax.methods.rivals.ciess import ciess_planner
 from scall_jax.methods.rivals.ducb import ducb_planner
 from scall_jax.methods.rivals.esapn import esapn_planner
+from scall_jax.methods.rivals.eviction import RULES, eviction_planner
 from scall_jax.methods.rivals.hashed_width import hashed_width_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
@@ -65,6 +66,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "shared_memory": embedding_method(minhash_planner, "shared_memory"),
     "mixed_precision": embedding_method(bit_search_planner, "mixed_precision"),
     "pep": embedding_method(pep_planner, "pruned"),
+    **{f"evict_{rule}": embedding_method(eviction_planner(rule), "evicting") for rule in RULES},
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

@@ -6,6 +6,7 @@ part of it that lets training work a block of columns at a time.
 
 from typing import Protocol
 
+from scall_jax.tables.compressed.evicting import EVICTING, EvictionConfig
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16
@@ -39,6 +40,7 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "shared_memory": SHARED_MEMORY,
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
+    "evicting": EVICTING,
 }
 """Ways of storing by the name that `Config.table` gives them."""
 
@@ -75,6 +77,7 @@ __all__ = [
     "SIZED",
     "STORAGES",
     "TABLES",
+    "EvictionConfig",
     "Layout",
     "MixedPrecisionConfig",
     "Previous",
