@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
     from scall_jax.serving import Model, load
     from scall_jax.sizes.budget import Budget
-    from scall_jax.tables import EvictionConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+    from scall_jax.tables import EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "Budget",
     "Config",
     "EvictionConfig",
+    "ExpandableConfig",
     "FitConfig",
     "Method",
     "MixedPrecisionConfig",
@@ -68,7 +69,7 @@ _PLACES = {
     "run": ("ScanResult", "make_run", "run_segments", "scan", "sweep"),
     "serving": ("Model", "load"),
     "sizes.budget": ("Budget",),
-    "tables": ("EvictionConfig", "MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
+    "tables": ("EvictionConfig", "ExpandableConfig", "MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
 }
 """Modules of the names above, imported when a name is first asked for: `scall-jax --help` needs none of them."""
 

@@ -9,7 +9,7 @@ from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget
-from scall_jax.tables import ROTATIONS, STORAGES, EvictionConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import ROTATIONS, STORAGES, EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 RECOMMENDERS = ("lightgcn", "mf", "ials", "saros")
 """What may train the vectors; see `Config.recommender`."""
@@ -265,6 +265,8 @@ class Config:
     """Method pep: width and thresholds."""
     eviction: EvictionConfig = EvictionConfig()
     """Methods evict_*: width of a row, and what it is given up by."""
+    memo: ExpandableConfig = ExpandableConfig()
+    """Method memo: how much of a block is frozen."""
     charge: str = "table"
     """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
     what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or

@@ -86,7 +86,7 @@ def test_rows_are_those_of_a_dictionary_and_the_account_is_their_bytes(stream, r
 
 
 def test_vectors_stay_with_their_entities(key):
-    storage = tables.storage_factory(_config("count")).build(4, 5, 3, 16)
+    storage = tables.storage_factory(_config("count", table="evicting")).build(4, 5, 3, 16)
     old = Rows(jnp.array([1, 3, 6, 8]), jnp.zeros(4), jnp.int32(3))
     new = Rows(jnp.array([0, 3, 5, 6]), jnp.zeros(4), jnp.int32(4))
     params = storage.fresh(key, storage.layout(old), 1.0)
@@ -104,6 +104,7 @@ def test_vectors_stay_with_their_entities(key):
     assert (started[0] != before[0]).all()
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_goes_on_from_where_it_stopped(stream, tmp_path):
     config = _config("score", sizes=SizesConfig(maximum=8))
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")

@@ -200,6 +200,7 @@ def test_prequential_metrics_are_those_of_numpy(stream, key):
     assert total[0] > 1
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_goes_on_from_where_it_stopped(stream, tmp_path):
     saros = SarosConfig(momentum=0.5, passes=4)
     config = small_config("uniform", recommender="saros", saros=saros, budget=Budget.mean_size(6), charge="stored")

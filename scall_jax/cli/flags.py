@@ -20,7 +20,7 @@ from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
-from scall_jax.tables import EvictionConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
@@ -112,6 +112,9 @@ class Cut:
     """Segments after which to stop."""
     replay: float = 0.2
     """Rows of earlier segments that are trained on again, as a part of the segment's training rows."""
+    replay_by: str = "uniform"
+    """How these rows are chosen: uniform at random; or neighbourhood, those of a random user and of the users nearest
+    to it by items."""
     k_core: int = 0
     """Keep only users and items with at least this many rows; this looks at the whole file."""
     shuffle_ties: bool = False
@@ -217,6 +220,8 @@ class Main:
     """Options of the method pep."""
     eviction: EvictionConfig = EvictionConfig()
     """Options of the methods evict_count, evict_age and evict_score."""
+    memo: ExpandableConfig = ExpandableConfig()
+    """Options of the method memo."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -509,6 +514,7 @@ def make_config(flags: Main, method: str) -> Config:
         mixed_precision=flags.mixed_precision,
         pruned=flags.pruned,
         eviction=flags.eviction,
+        memo=flags.memo,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

@@ -39,6 +39,7 @@ TEXTS = {
     "evict_count": "a table of rows of one width that goes to the entities of the largest counts, as in industry",
     "evict_age": "the same by the time since an entity came last, with a time to live",
     "evict_score": "the same by a count that fades",
+    "memo": "a block of columns more at each segment, older ones frozen (MEMO, ICLR 2023, arXiv 2205.13218)",
     "popularity-all": "items by their count so far",
     "popularity-segment": "items by their count in the segment",
     "popularity-decayed": "items by a count that decays",

@@ -17,6 +17,7 @@ from scall_jax.methods.rivals.ducb import ducb_planner
 from scall_jax.methods.rivals.esapn import esapn_planner
 from scall_jax.methods.rivals.eviction import RULES, eviction_planner
 from scall_jax.methods.rivals.hashed_width import hashed_width_planner
+from scall_jax.methods.rivals.memo import memo_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
 from scall_jax.methods.rivals.spectral import spectral_planner
@@ -67,6 +68,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "mixed_precision": embedding_method(bit_search_planner, "mixed_precision"),
     "pep": embedding_method(pep_planner, "pruned"),
     **{f"evict_{rule}": embedding_method(eviction_planner(rule), "evicting") for rule in RULES},
+    "memo": embedding_method(memo_planner, "expandable"),
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

@@ -13,6 +13,7 @@ from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16
 from scall_jax.tables.compressed.mixed_precision import MIXED_PRECISION, MixedPrecisionConfig
 from scall_jax.tables.compressed.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.compressed.shared_memory import SHARED_MEMORY, SharedMemoryConfig
+from scall_jax.tables.expandable import EXPANDABLE, ExpandableConfig
 from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
@@ -41,6 +42,7 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
     "evicting": EVICTING,
+    "expandable": EXPANDABLE,
 }
 """Ways of storing by the name that `Config.table` gives them."""
 
@@ -78,6 +80,7 @@ __all__ = [
     "STORAGES",
     "TABLES",
     "EvictionConfig",
+    "ExpandableConfig",
     "Layout",
     "MixedPrecisionConfig",
     "Previous",
