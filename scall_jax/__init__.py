@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
     from scall_jax.serving import Model, load
     from scall_jax.sizes.budget import Budget
-    from scall_jax.tables import EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+    from scall_jax.tables import (
+        ClusterConfig,
+        EvictionConfig,
+        ExpandableConfig,
+        MixedPrecisionConfig,
+        PrunedConfig,
+        SharedMemoryConfig,
+    )
 
 __version__ = "0.1.0"
 
@@ -30,6 +37,7 @@ __all__ = [
     "PROBED",
     "SEARCHED",
     "Budget",
+    "ClusterConfig",
     "Config",
     "EvictionConfig",
     "ExpandableConfig",
@@ -69,7 +77,14 @@ _PLACES = {
     "run": ("ScanResult", "make_run", "run_segments", "scan", "sweep"),
     "serving": ("Model", "load"),
     "sizes.budget": ("Budget",),
-    "tables": ("EvictionConfig", "ExpandableConfig", "MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
+    "tables": (
+        "ClusterConfig",
+        "EvictionConfig",
+        "ExpandableConfig",
+        "MixedPrecisionConfig",
+        "PrunedConfig",
+        "SharedMemoryConfig",
+    ),
 }
 """Modules of the names above, imported when a name is first asked for: `scall-jax --help` needs none of them."""
 

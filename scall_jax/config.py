@@ -9,7 +9,16 @@ from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget
-from scall_jax.tables import ROTATIONS, STORAGES, EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import (
+    ROTATIONS,
+    STORAGES,
+    ClusterConfig,
+    EvictionConfig,
+    ExpandableConfig,
+    MixedPrecisionConfig,
+    PrunedConfig,
+    SharedMemoryConfig,
+)
 
 RECOMMENDERS = ("lightgcn", "mf", "ials", "saros")
 """What may train the vectors; see `Config.recommender`."""
@@ -267,6 +276,8 @@ class Config:
     """Methods evict_*: width of a row, and what it is given up by."""
     memo: ExpandableConfig = ExpandableConfig()
     """Method memo: how much of a block is frozen."""
+    reid: ClusterConfig = ClusterConfig()
+    """Method reid: who may share a row, and with whom."""
     charge: str = "table"
     """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
     what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or

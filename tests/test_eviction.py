@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, EvictionConfig, SizesConfig, make_run, run_segments, tables
+from scall_jax import Budget, EvictionConfig, SizesConfig, make_run, run_segments, scan, tables
 from scall_jax.methods.rivals.eviction import RULES
 from scall_jax.tables.compressed.evicting import Rows
 from tests.helpers import comparable, continued, small_config, small_stream
@@ -105,10 +105,13 @@ def test_vectors_stay_with_their_entities(key):
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_goes_on_from_where_it_stopped(stream, tmp_path):
+def test_a_run_learns_goes_on_from_where_it_stopped_and_is_the_scan(stream, tmp_path):
     config = _config("score", sizes=SizesConfig(maximum=8))
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
     assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(lines)
+    record = scan(config, stream, jax.random.key(0)).record
+    assert record.allocated.tolist() == [line["allocated_parameters"] for line in lines]
+    np.testing.assert_allclose(record.loss, [line["loss"] for line in lines], rtol=1e-3)
     assert all(0 < line["bytes_at_rest"] <= line["budget_bytes"] == BUDGET for line in lines)
     assert lines[-1]["entities_without_parameters"] > 20
     assert lines[-1]["test_recall@20"] > 1.2 * 20 / lines[-1]["items"]

@@ -85,7 +85,9 @@ def test_a_rotation_keeps_scores_and_sorts_axes(key):
     plan = storage.plan()._replace(width=jnp.int32(4), known=known)
     turned = np.asarray(expandable.rotated(block, plan, users), np.float64)
     before = np.asarray(block, np.float64)[:, :4]
-    np.testing.assert_allclose(turned[:users] @ turned[users:].T, before[:users] @ before[users:].T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        turned[:users] @ turned[users:].T, before[:users] @ before[users:].T, rtol=1e-4, atol=1e-4
+    )
     assert (turned[:, 4] == 0).all()
     # The energies on the axes are the eigenvalues of the sum of both sides' normalised Gram matrices.
     sides = [part.T @ part / np.trace(part.T @ part) for part in (before[:users], before[users:])]
@@ -98,7 +100,10 @@ def test_new_items_are_as_long_as_older_ones_in_the_mean(states, stream):
     storage = expandable.expandable(MEMO, *stream.capacity[:2], 12)
     for state, *_ in states[2][1:]:
         vectors = np.asarray(storage.vectors(state.params, state.plan), np.float64)[users:]
-        norms, (old, known) = np.linalg.norm(vectors, axis=1), (int(x[1]) for x in (state.plan.before, state.plan.known))
+        norms, (old, known) = (
+            np.linalg.norm(vectors, axis=1),
+            (int(x[1]) for x in (state.plan.before, state.plan.known)),
+        )
         if known > old:
             assert norms[old:known].mean() == pytest.approx(norms[:old].mean(), rel=1e-4)
             aligned += 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, make_run, run_segments, tables
+from scall_jax import Budget, make_run, run_segments, scan, tables
 from scall_jax.recommenders.saros import learning
 from scall_jax.recommenders.saros.blocks import (
     NOBODY,
@@ -201,11 +201,14 @@ def test_prequential_metrics_are_those_of_numpy(stream, key):
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_goes_on_from_where_it_stopped(stream, tmp_path):
+def test_a_run_learns_goes_on_from_where_it_stopped_and_is_the_scan(stream, tmp_path):
     saros = SarosConfig(momentum=0.5, passes=4)
     config = small_config("uniform", recommender="saros", saros=saros, budget=Budget.mean_size(6), charge="stored")
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
     assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(lines)
+    record = scan(config, stream, jax.random.key(0)).record
+    assert record.allocated.tolist() == [line["allocated_parameters"] for line in lines]
+    np.testing.assert_allclose(record.loss, [line["loss"] for line in lines], rtol=1e-3)
     for line in lines:
         assert line["allocated_parameters"] == line["budget_parameters"]
         assert line["bytes_at_rest"] <= line["budget_bytes"]

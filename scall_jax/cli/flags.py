@@ -20,7 +20,14 @@ from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
-from scall_jax.tables import EvictionConfig, ExpandableConfig, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import (
+    ClusterConfig,
+    EvictionConfig,
+    ExpandableConfig,
+    MixedPrecisionConfig,
+    PrunedConfig,
+    SharedMemoryConfig,
+)
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
@@ -222,6 +229,8 @@ class Main:
     """Options of the methods evict_count, evict_age and evict_score."""
     memo: ExpandableConfig = ExpandableConfig()
     """Options of the method memo."""
+    reid: ClusterConfig = ClusterConfig()
+    """Options of the method reid."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -515,6 +524,7 @@ def make_config(flags: Main, method: str) -> Config:
         pruned=flags.pruned,
         eviction=flags.eviction,
         memo=flags.memo,
+        reid=flags.reid,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

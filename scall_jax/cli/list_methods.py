@@ -40,6 +40,7 @@ TEXTS = {
     "evict_age": "the same by the time since an entity came last, with a time to live",
     "evict_score": "the same by a count that fades",
     "memo": "a block of columns more at each segment, older ones frozen (MEMO, ICLR 2023, arXiv 2205.13218)",
+    "reid": "clusters of similar tail entities share a vector (by the neighbourhoods of arXiv 2307.14278)",
     "popularity-all": "items by their count so far",
     "popularity-segment": "items by their count in the segment",
     "popularity-decayed": "items by a count that decays",

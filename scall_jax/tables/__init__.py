@@ -6,6 +6,7 @@ part of it that lets training work a block of columns at a time.
 
 from typing import Protocol
 
+from scall_jax.tables.compressed.clustered import CLUSTERED, ClusterConfig
 from scall_jax.tables.compressed.evicting import EVICTING, EvictionConfig
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
@@ -42,6 +43,7 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
     "evicting": EVICTING,
+    "clustered": CLUSTERED,
     "expandable": EXPANDABLE,
 }
 """Ways of storing by the name that `Config.table` gives them."""
@@ -79,6 +81,7 @@ __all__ = [
     "SIZED",
     "STORAGES",
     "TABLES",
+    "ClusterConfig",
     "EvictionConfig",
     "ExpandableConfig",
     "Layout",
