@@ -17,6 +17,7 @@ from experiments import (
     budget_cut,
     claims,
     official_ml1m,
+    rerank,
     rotation,
     served_bits,
     serving_speed,
@@ -254,3 +255,16 @@ def test_final_vectors_in_more_bits_rank_more_like_those_in_float32(data, tmp_pa
     whole, eight, one = (float(row[1]) for row in rows)
     assert [row[0] for row in rows] == ["float32", "8", "1"]
     assert abs(eight - whole) < abs(one - whole) + 0.01 * whole
+
+
+@pytest.mark.slow
+def test_reranking_keeps_the_order_by_mix_1_and_chooses_on_valid(data, tmp_path):
+    more = ["--method", "uniform", "--mixes", "1", "0.5", "--depth", "25", "--neighbours", "6"]
+    cli(rerank.Rerank, rerank.main, arguments=tiny_arguments(data, tmp_path / "reranked", *more))
+    table = (tmp_path / "reranked" / "table.md").read_text()
+    assert "| mix 0.5 " in table and "| chosen on valid " in table
+    run_command(arguments=tiny_arguments(data, tmp_path / "plain", "--method", "uniform"))
+    lines = [json.loads(x) for x in (tmp_path / "plain" / "uniform" / "metrics.jsonl").read_text().splitlines()]
+    kept = next(float(row.split("|")[2]) for row in table.splitlines() if row.startswith("| mix 1 "))
+    # Two programs round differently, which moves single items.
+    assert kept == pytest.approx(np.mean([line["test_recall@20"] for line in lines[1:]]), abs=0.02)

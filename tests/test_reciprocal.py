@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import DBSCAN
 
-from scall_jax.recommenders.reciprocal import NOISE, Lists, clusters, cosine_eps, nearest, reciprocal
+from scall_jax.recommenders.reciprocal import NOISE, Lists, clusters, cosine_eps, nearest, reciprocal, rerank
 
 POINTS, WIDTH = 60, 6
 
@@ -139,3 +139,27 @@ def test_the_schedule_rises_falls_and_holds():
     assert eps[0] == pytest.approx(0.4) and eps[20] == pytest.approx(0.7) and max(eps) == eps[20]
     assert eps[30] == pytest.approx(0.55) and eps[30:] == [eps[30]] * 30
     assert all(np.diff(eps[:21]) > 0) and all(np.diff(eps[20:31]) < 0)
+
+
+def test_reranked_lists_are_those_of_numpy(vectors):
+    """A user's list against the lists of its items, pair by pair in float64."""
+    rng = np.random.default_rng(1)
+    items = nearest(jnp.asarray(vectors), jnp.ones(POINTS, bool), 9)
+    ids = np.stack([rng.permutation(POINTS)[:12] for _ in range(5)]).astype(np.int32)
+    ids[4, 10:] = NOISE
+    distances = np.sort(rng.random((5, 12)), axis=1).astype(np.float32)
+    for mix in (0.0, 0.6, 1.0):
+        got = np.asarray(rerank(Lists(jnp.asarray(ids), jnp.asarray(distances)), items, mix))
+        for user in range(5):
+            count = 10 if user == 4 else 12
+            own = dict(zip(ids[user, :count].tolist(), np.exp(-distances[user].astype(float)), strict=False))
+            value = []
+            for place, item in enumerate(ids[user, :count].tolist()):
+                near = np.asarray(items.ids[item]).tolist()
+                theirs = dict(zip(near, np.exp(-np.asarray(items.distances[item], float)), strict=True))
+                points = own.keys() | theirs.keys()
+                least, most = (sum(f(own.get(x, 0), theirs.get(x, 0)) for x in points) for f in (min, max))
+                value.append(mix * place / 12 + (1 - mix) * (1 - least / most))
+            order = np.argsort(value, kind="stable")
+            assert got[user, :count].tolist() == ids[user][order].tolist(), (mix, user)
+            assert (got[user, count:] == NOISE).all()

@@ -179,3 +179,33 @@ def cosine_eps(number: jax.Array, period: int, low: float = 0.4, high: float = 0
     half = period / 2
     at = jnp.minimum(number.astype(jnp.float32), 1.5 * half)
     return low + 0.5 * (high - low) * (1 + jnp.cos(math.pi * (half - at) / half))
+
+
+def rerank(ranked: Lists, items: Lists, mix: float) -> jax.Array:
+    """Items of users' lists in a new order, by how much of a user's list is in each item's own list.
+
+    The distance of a user and an item is the weighted Jaccard distance of the user's list and the item's. An item moves
+    up where its neighbours are in the user's list too. Memory is that of the lists; no score of another item is needed.
+
+    Args:
+      ranked: lists of B users, best first: m items, and the distances that weigh them.
+      items: lists of the items by `nearest`.
+      mix: weight of an item's place in the user's list, divided by m, against that of the distance; 1 keeps the order.
+
+    Returns:
+      i32[B, m], items; ties keep their order.
+    """
+    chex.assert_equal_shape([ranked.ids, ranked.distances])
+    chex.assert_equal_shape([items.ids, items.distances])
+    weights = jnp.where(items.ids == NOISE, 0.0, jnp.exp(-items.distances))
+    most = ranked.ids.shape[1]
+    place = jnp.arange(most, dtype=jnp.float32) / most
+
+    def one_user(arguments):
+        ids, distances = arguments
+        own, other = jnp.where(ids == NOISE, 0.0, jnp.exp(-distances)), jnp.maximum(ids, 0)
+        found = jax.vmap(lambda i, w: list_distance((ids, i), (own, w)))(take(items.ids, other), take(weights, other))
+        value = jnp.where(ids == NOISE, jnp.inf, mix * place + (1 - mix) * found)
+        return take(ids, jnp.argsort(value, stable=True))
+
+    return jax.lax.map(one_user, ranked, batch_size=min(16, ranked.ids.shape[0]))
