@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ExpandableConfig,
         MixedPrecisionConfig,
         PrunedConfig,
+        SequenceConfig,
         SharedMemoryConfig,
     )
 
@@ -50,6 +51,7 @@ __all__ = [
     "PrunedConfig",
     "ScanResult",
     "SearchConfig",
+    "SequenceConfig",
     "SharedMemoryConfig",
     "SizePlanner",
     "SizesConfig",
@@ -83,6 +85,7 @@ _PLACES = {
         "ExpandableConfig",
         "MixedPrecisionConfig",
         "PrunedConfig",
+        "SequenceConfig",
         "SharedMemoryConfig",
     ),
 }

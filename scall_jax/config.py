@@ -17,6 +17,7 @@ from scall_jax.tables import (
     ExpandableConfig,
     MixedPrecisionConfig,
     PrunedConfig,
+    SequenceConfig,
     SharedMemoryConfig,
 )
 
@@ -278,6 +279,8 @@ class Config:
     """Method memo: how much of a block is frozen."""
     reid: ClusterConfig = ClusterConfig()
     """Method reid: who may share a row, and with whom."""
+    s2pnm: SequenceConfig = SequenceConfig()
+    """Method s2pnm: what is kept of a user, and the steps of its training."""
     charge: str = "table"
     """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
     what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or

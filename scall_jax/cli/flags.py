@@ -26,6 +26,7 @@ from scall_jax.tables import (
     ExpandableConfig,
     MixedPrecisionConfig,
     PrunedConfig,
+    SequenceConfig,
     SharedMemoryConfig,
 )
 
@@ -231,6 +232,8 @@ class Main:
     """Options of the method memo."""
     reid: ClusterConfig = ClusterConfig()
     """Options of the method reid."""
+    s2pnm: SequenceConfig = SequenceConfig()
+    """Options of the method s2pnm."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -525,6 +528,7 @@ def make_config(flags: Main, method: str) -> Config:
         eviction=flags.eviction,
         memo=flags.memo,
         reid=flags.reid,
+        s2pnm=flags.s2pnm,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

@@ -41,6 +41,7 @@ TEXTS = {
     "evict_score": "the same by a count that fades",
     "memo": "a block of columns more at each segment, older ones frozen (MEMO, ICLR 2023, arXiv 2205.13218)",
     "reid": "clusters of similar tail entities share a vector (by the neighbourhoods of arXiv 2307.14278)",
+    "s2pnm": "no vectors of users: a network reads their last items (S2PNM, TKDE 2021, arXiv 2204.00752)",
     "popularity-all": "items by their count so far",
     "popularity-segment": "items by their count in the segment",
     "popularity-decayed": "items by a count that decays",

@@ -8,6 +8,7 @@ from scall_jax.recommenders.gradient_recommender import gradient_recommender
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.saros.recommender import saros_recommender
+from scall_jax.recommenders.sequence_recommender import sequence_recommender
 
 
 def _by_gradients(config: Config) -> Recommender:
@@ -44,6 +45,9 @@ def recommender_of(config: Config) -> Recommender:
     Returns:
       Recommender.
     """
+    if config.table == "sequence":
+        # Its vectors of users are made by a network, which is trained in a way of its own.
+        return sequence_recommender(config.s2pnm, config.fit, config.search.probe_fit(config.fit), config.candidates)
     return _BUILDERS[config.recommender](config)
 
 

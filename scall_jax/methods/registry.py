@@ -21,6 +21,7 @@ from scall_jax.methods.rivals.memo import memo_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
 from scall_jax.methods.rivals.reid import reid_planner
+from scall_jax.methods.rivals.s2pnm import s2pnm_planner
 from scall_jax.methods.rivals.spectral import spectral_planner
 from scall_jax.methods.scall.search import scall_planner
 from scall_jax.policies import POLICIES
@@ -71,6 +72,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     **{f"evict_{rule}": embedding_method(eviction_planner(rule), "evicting") for rule in RULES},
     "memo": embedding_method(memo_planner, "expandable"),
     "reid": embedding_method(reid_planner, "clustered"),
+    "s2pnm": embedding_method(s2pnm_planner, "sequence"),
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

@@ -20,6 +20,7 @@ from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import ROTATIONS, ResizeScales, principal_axes, resize
+from scall_jax.tables.sequence import SEQUENCE, SequenceConfig
 from scall_jax.tables.sized import MASKED, PACKED, sized
 from scall_jax.tables.storage import Previous, Storage, StorageFactory, WarmStartOptions, charged
 from scall_jax.tables.table import Table
@@ -44,6 +45,7 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "pruned": PRUNED,
     "evicting": EVICTING,
     "clustered": CLUSTERED,
+    "sequence": SEQUENCE,
     "expandable": EXPANDABLE,
 }
 """Ways of storing by the name that `Config.table` gives them."""
@@ -89,6 +91,7 @@ __all__ = [
     "Previous",
     "PrunedConfig",
     "ResizeScales",
+    "SequenceConfig",
     "SharedMemoryConfig",
     "Storage",
     "StorageFactory",

@@ -31,7 +31,7 @@ class SarosConfig:
     """Blocks of a user that are trained on, the first ones (B); None takes the 95th percentile."""
     momentum: float = 0.0
     """Momentum of the updates (mu); 0 is plain descent. Any other holds another array as large as the table."""
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     """Step length (published: .01, for vectors that start between 0 and 1)."""
     l2: float = 0.01
     """Weight of the mean squared norms of a block's user, clicks and non-clicks."""

@@ -153,11 +153,11 @@ def evicting(capacity: int, users: int, items: int, width: int) -> Storage:
 
 def _export(capacity: int, users: int, stored: jax.Array, rows: Rows, known: Sides) -> Exported:
     del known
-    count, stored = int(rows.count), np.asarray(stored)
+    count, written = int(rows.count), np.asarray(stored)
     node = np.asarray(rows.node)[:count].astype(np.int64)
     return {
-        "parameters": stored[:count],
-        "parameters_shared": stored[capacity:],
+        "parameters": written[:count],
+        "parameters_shared": written[capacity:],
         "codes_keys": np.where(node < users, node, node - users + _ITEM).astype(np.uint32),
         "codes_values": np.asarray(rows.value)[:count],
     }
