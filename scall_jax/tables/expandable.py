@@ -87,7 +87,7 @@ def own_sizes(plan: Expanded, users: int) -> jax.Array:
     nodes = plan.frozen.shape[0]
     number = jnp.arange(nodes, dtype=jnp.int32)
     rank = jnp.where(number < users, plan.known[1] + number, number - users)
-    sizes = plan.width + (rank < plan.extra)
+    sizes = plan.width + (rank < plan.extra).astype(jnp.int32)
     return jnp.where(_mask(plan.known, users, nodes - users), sizes, 0)
 
 
@@ -149,7 +149,8 @@ def expand(
     exists = _mask(plan.known, users, nodes - users)
     frozen = jnp.where(new[None, :] & exists[:, None], moved, plan.frozen)
     had_by = jnp.where(new[:, None], plan.known[None, :], plan.had_by)
-    left, count = total - had_by.sum(), jnp.maximum(known.sum(), 1)
+    # A budget that falls below the frozen columns leaves nothing, and the run's check of the budget says so.
+    left, count = jnp.maximum(total - had_by.sum(), 0), jnp.maximum(known.sum(), 1)
     width = jnp.minimum(left // count, wide)
     extra = jnp.where(width < wide, left - width * count, 0)
     return Expanded(frozen, had_by, plan.columns + kept, width, extra, known, plan.known)

@@ -136,7 +136,7 @@ def make_update(storage: Storage, config: SarosConfig, layout: StorageLayout, it
             params=params,
             momentum=momentum,
             loss=state.loss + jnp.where(counts, loss, 0.0),
-            updates=state.updates + counts,
+            updates=state.updates + counts.astype(jnp.int32),
             bad=bad,
         )
 

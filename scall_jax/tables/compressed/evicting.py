@@ -99,7 +99,7 @@ def evicting(capacity: int, users: int, items: int, width: int) -> Storage:
       R + 1, their side's; its parameters f32[R + 2, width]. A budget unit is a row.
     """
     nodes = users + items
-    shared = capacity + (jnp.arange(nodes, dtype=jnp.int32) >= users)
+    shared = capacity + (jnp.arange(nodes, dtype=jnp.int32) >= users).astype(jnp.int32)
 
     def layout(rows: Rows) -> jax.Array:
         own = row_of_node(rows, nodes)
