@@ -128,7 +128,8 @@ def _between_thresholds(blocks: Blocks, config: SarosConfig) -> Blocks:
         if of_user[who] >= least and seen[who] <= most:
             kept.append(place)
     chosen = jnp.array(kept, jnp.int32)
-    return Blocks(*(array[chosen] for array in blocks[:4]), jnp.int32(len(kept)))
+    user, clicks, exposures, age = (array[chosen] for array in blocks[:4])
+    return Blocks(user, clicks, exposures, age, jnp.int32(len(kept)))
 
 
 def learned(variant: Variant, size: int, key: jax.Array, state: learning.Learned, segment: Segment, blocks: Blocks):

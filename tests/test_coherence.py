@@ -67,7 +67,8 @@ def test_importance_raises_coherent_users_and_keeps_items_and_the_users_total(st
     assert each[raw < USERS // 2].mean() > 1.5 * each[raw >= USERS // 2].mean()
 
 
-@pytest.mark.parametrize("method", ["frequency", pytest.param("scall-random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["frequency", "scall-random"])
 def test_sizes_that_follow_coherence_spend_the_budget(method):
     stream = small_stream(segments=2)
     config = small_config(method, budget=Budget.mean_size(5), sizes=SizesConfig(maximum=16, ranking="coherence"))

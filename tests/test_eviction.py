@@ -85,6 +85,7 @@ def test_rows_are_those_of_a_dictionary_and_the_account_is_their_bytes(stream, r
     assert evicted > 5
 
 
+@pytest.mark.slow
 def test_vectors_stay_with_their_entities(key):
     storage = tables.storage_factory(_config("count", table="evicting")).build(4, 5, 3, 16)
     old = Rows(jnp.array([1, 3, 6, 8]), jnp.zeros(4), jnp.int32(3))

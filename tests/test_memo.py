@@ -110,6 +110,7 @@ def test_new_items_are_as_long_as_older_ones_in_the_mean(states, stream):
     assert aligned
 
 
+@pytest.mark.slow
 def test_training_has_the_second_loss_and_holds_nothing_for_frozen_columns(states, stream, key):
     run, _, found = states
     segment = jax.tree.map(jnp.asarray, stream.segment(2))

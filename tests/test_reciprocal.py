@@ -41,7 +41,7 @@ def _dense_jaccard(ids, distances):
     return found
 
 
-@pytest.mark.parametrize("k", [8, POINTS])
+@pytest.mark.parametrize("k", [8, pytest.param(POINTS, marks=pytest.mark.slow)])
 def test_lists_and_reciprocal_distances_are_those_of_numpy(vectors, k):
     lists = nearest(jnp.asarray(vectors), jnp.ones(POINTS, bool), k)
     ids, distances = _dense_lists(vectors, k)
@@ -95,6 +95,7 @@ def test_clusters_are_those_of_dense_dbscan(vectors, eps):
     np.testing.assert_array_equal(found == NOISE, theirs.labels_ == NOISE)
 
 
+@pytest.mark.slow
 def test_some_clusters_are_found_and_some_points_are_left(vectors):
     lists = reciprocal(nearest(jnp.asarray(vectors), jnp.ones(POINTS, bool), 12))
     found = np.asarray(clusters(lists, jnp.float32(0.5)))
@@ -102,6 +103,7 @@ def test_some_clusters_are_found_and_some_points_are_left(vectors):
     assert len(labels) >= 3 and counts.min() >= 4 and (found == NOISE).any()
 
 
+@pytest.mark.slow
 def test_points_that_are_not_allowed_are_in_no_list(vectors):
     allowed = jnp.arange(POINTS) % 3 > 0
     lists = nearest(jnp.asarray(vectors), allowed, 50)

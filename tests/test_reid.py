@@ -39,6 +39,7 @@ def test_the_tail_has_the_fewest_rows():
     assert np.flatnonzero(tail_mask(total, recency, active, 0.2)).tolist() == [3]
 
 
+@pytest.mark.slow
 def test_groups_are_clusters_of_rows_and_keep_who_shares_already():
     rng = np.random.default_rng(0)
     centres = np.repeat(rng.normal(size=(4, 5)), 8, axis=0)
@@ -83,6 +84,7 @@ def test_a_row_starts_from_the_mean_of_its_entities_and_leaves_with_them(key):
     assert (found[:5, 3] == 0).all() and (found[5] != 0).all() and int(full) == storage.nodes
 
 
+@pytest.mark.slow
 def test_the_account_is_the_bytes_of_the_arrays_and_rows_are_shared(stream):
     run = make_run(_config())
     step, state = jax.jit(run.step), run.init(jax.random.key(0), stream)

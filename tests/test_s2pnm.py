@@ -84,6 +84,7 @@ def _plain(params, history):
     return _affine(_sigmoid(_affine(z, p["selection"])), p["dictionary"]) + x
 
 
+@pytest.mark.slow
 def test_the_network_is_the_published_one(params):
     for history in ([-1, -1, 3, 7, 3], [5, 1, 2, 3, 4]):
         got = np.asarray(outputs(params.dense, params.items, jnp.array([history])))[0]
@@ -108,6 +109,7 @@ def test_there_are_24_d_squared_weights_and_some_biases(width, length):
     assert sum(leaf.size for leaf in leaves) == dense_parameters(width, length) == matrices + (26 + length) * width
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_numpy(params):
     histories, bias, known = jnp.array([[-1, -1, 3, 7, 3, 1], [-1] * 5 + [4]]), jnp.linspace(1, 0, ITEMS), 9
     got = next_item_loss(params, histories, bias, jnp.int32(known))
@@ -167,6 +169,7 @@ def _config(**options):
     return small_config("s2pnm", s2pnm=SequenceConfig(length=6, batch=32), **(given | options))
 
 
+@pytest.mark.slow
 def test_the_width_is_the_largest_that_fits_and_the_account_is_the_bytes(stream):
     run = make_run(_config())
     state = run.init(jax.random.key(0), stream)

@@ -148,6 +148,7 @@ def test_thresholds_leave_the_ends_out():
     assert [int(x) for x in thresholds(SarosConfig(least=2, most=3), blocks, jnp.int32(100))] == [2, 3]
 
 
+@pytest.mark.slow
 def test_exposures_are_drawn_by_frequency_and_never_met(stream):
     config, segment = SarosConfig(exposures=64), jax.tree.map(jnp.asarray, stream.segment(1))
     blocks = with_exposures(jax.random.key(1), segment_blocks(config, segment), segment)
@@ -168,6 +169,7 @@ def test_exposures_are_drawn_by_frequency_and_never_met(stream):
     assert often.sum() > 5 and counts.sum() == pytest.approx(expected.sum(), rel=0.03)
 
 
+@pytest.mark.slow
 def test_prequential_metrics_are_those_of_numpy(stream, key):
     """Each block is ranked with what was learned from the blocks before it alone."""
     segment = jax.tree.map(jnp.asarray, stream.segment(1))

@@ -41,6 +41,7 @@ class SequenceNetwork(nn.Module):
         chex.assert_shape(x, (None, self.length, self.width))
         dense = functools.partial(nn.Dense, self.width)
         h = nn.RNN(nn.GRUCell(self.width))(x)
+        assert isinstance(h, jax.Array)
         position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
         both = jnp.concatenate([h, jnp.broadcast_to(position[None], x.shape)], axis=-1)
         s = jnp.where(mask[..., None], both, 0.0)
