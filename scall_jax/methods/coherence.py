@@ -48,8 +48,8 @@ def mean_lift(segment: Segment) -> jax.Array:
     key = jax.random.key(0)
 
     def add(number, total):
-        signs = by_side(jax.random.rademacher, derive(key, Purpose.COHERENCE, number), users, items, (_AT_ONCE,))
-        signs = jnp.where(is_user[:, None], signs, 0).astype(jnp.float32)
+        bits = by_side(jax.random.bits, derive(key, Purpose.COHERENCE, number), users, items, (_AT_ONCE,))
+        signs = jnp.where(is_user[:, None], jnp.where(bits & 1 == 1, 1.0, -1.0), 0.0)
         # A product divides by the roots of both degrees: in the middle those of the items have the right power.
         found = root[:, None] * propagate(graph, propagate(graph, root[:, None] * signs))
         return total + (found[:users] ** 2).sum(1)
