@@ -3,6 +3,8 @@
     python -m experiments.arena                                              # online-retail, two budgets, one seed
     python -m experiments.arena --data clicks.parquet --mean-sizes .5 2 8 32 --seeds 0 1 2 --fit.steps 1000
     python -m experiments.arena --method uniform frequency --mean-sizes 2 8 --replays 0 .1 .2 .5   # rows against width
+    python -m experiments.arena --method uniform uniform@recommender=saros memo reid evict_count evict_age evict_score
+    python -m experiments.arena --method uniform s2pnm --mean-sizes 32 64   # its network is paid for
 
 Every method gets the same constant number of bytes, and pays for everything that it stores: table, sizes, scales,
 codes; with `--charge serving` for LightGCN's graph or final vectors too, with `--charge table` for the table alone. All

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from scall_jax.run import ScanResult, make_run, run_segments, scan, sweep
     from scall_jax.serving import Model, load
     from scall_jax.sizes.budget import Budget
-    from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+    from scall_jax.tables import (
+        ClusterConfig,
+        EvictionConfig,
+        ExpandableConfig,
+        MixedPrecisionConfig,
+        PrunedConfig,
+        SequenceConfig,
+        SharedMemoryConfig,
+    )
 
 __version__ = "0.1.0"
 
@@ -30,7 +38,10 @@ __all__ = [
     "PROBED",
     "SEARCHED",
     "Budget",
+    "ClusterConfig",
     "Config",
+    "EvictionConfig",
+    "ExpandableConfig",
     "FitConfig",
     "Method",
     "MixedPrecisionConfig",
@@ -40,6 +51,7 @@ __all__ = [
     "PrunedConfig",
     "ScanResult",
     "SearchConfig",
+    "SequenceConfig",
     "SharedMemoryConfig",
     "SizePlanner",
     "SizesConfig",
@@ -67,7 +79,15 @@ _PLACES = {
     "run": ("ScanResult", "make_run", "run_segments", "scan", "sweep"),
     "serving": ("Model", "load"),
     "sizes.budget": ("Budget",),
-    "tables": ("MixedPrecisionConfig", "PrunedConfig", "SharedMemoryConfig"),
+    "tables": (
+        "ClusterConfig",
+        "EvictionConfig",
+        "ExpandableConfig",
+        "MixedPrecisionConfig",
+        "PrunedConfig",
+        "SequenceConfig",
+        "SharedMemoryConfig",
+    ),
 }
 """Modules of the names above, imported when a name is first asked for: `scall-jax --help` needs none of them."""
 

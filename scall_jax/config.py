@@ -6,11 +6,22 @@ from collections.abc import Iterable
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget
-from scall_jax.tables import ROTATIONS, STORAGES, MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import (
+    ROTATIONS,
+    STORAGES,
+    ClusterConfig,
+    EvictionConfig,
+    ExpandableConfig,
+    MixedPrecisionConfig,
+    PrunedConfig,
+    SequenceConfig,
+    SharedMemoryConfig,
+)
 
-RECOMMENDERS = ("lightgcn", "mf", "ials")
+RECOMMENDERS = ("lightgcn", "mf", "ials", "saros")
 """What may train the vectors; see `Config.recommender`."""
 
 ACTIONS = ("shapes", "prices")
@@ -50,7 +61,8 @@ class SizesConfig:
     power: float = 0.5
     """Method frequency: sizes are proportional to the frequency to this power, 0 to 64."""
     ranking: str = "segment"
-    """Frequency that sizes follow: segment, interactions in the current segment (published); or total, all so far."""
+    """Frequency that sizes follow: segment, interactions in the current segment (published); total, all so far; or
+    coherence, those of the segment, each user's times how well the user's items go together (`methods.coherence`)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum or self.maximum < 1:
@@ -64,7 +76,7 @@ class SizesConfig:
         if not 0 <= self.power <= MOST_POWER:
             raise ValueError(f"power={self.power}: must lie between 0 and {MOST_POWER:g}")
         _check_choice("family", self.family, FAMILIES)
-        _check_choice("ranking", self.ranking, ("segment", "total"))
+        _check_choice("ranking", self.ranking, ("segment", "total", "coherence"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,10 +256,13 @@ class Config:
     observe: ObserveConfig = ObserveConfig()
     """Methods scall, scall-* and dlints: what the policy observes."""
     recommender: str = "lightgcn"
-    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; or ials,
-    implicit alternating least squares with weights that fade, which solves for them."""
+    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; ials,
+    implicit alternating least squares with weights that fade, which solves for them; or saros, matrix factorisation
+    trained in the order of time."""
     ials: IalsConfig = IalsConfig()
     """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
+    saros: SarosConfig = SarosConfig()
+    """Recommender saros: what a block is, and the steps that are made for it."""
     table: str = "packed"
     """Storage of methods that choose sizes: packed spends the budget on float32 coordinates, packed_bfloat16 and
     packed_int8, 4, 3, 2 and 1 (bits a coordinate) hold more coordinates in the same bytes, and masked is the full-width
@@ -258,6 +273,14 @@ class Config:
     """Method mixed_precision: width, groups and the search for their bits."""
     pruned: PrunedConfig = PrunedConfig()
     """Method pep: width and thresholds."""
+    eviction: EvictionConfig = EvictionConfig()
+    """Methods evict_*: width of a row, and what it is given up by."""
+    memo: ExpandableConfig = ExpandableConfig()
+    """Method memo: how much of a block is frozen."""
+    reid: ClusterConfig = ClusterConfig()
+    """Method reid: who may share a row, and with whom."""
+    s2pnm: SequenceConfig = SequenceConfig()
+    """Method s2pnm: what is kept of a user, and the steps of its training."""
     charge: str = "table"
     """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
     what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or

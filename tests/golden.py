@@ -33,6 +33,7 @@ CASES: dict[str, Config] = {f"method-{name}": _config(name) for name in METHODS}
     "budget-tiny-fixed": _config("fixed", budget=_TINY),
     # At mean size 8 sixteen coordinates of at most 6 bits cannot spend the budget.
     "method-mixed_precision": _config("mixed_precision", budget=Budget.mean_size(3)),
+    "method-s2pnm": _config("s2pnm", budget=Budget.megabytes(0.03)),
     "bias-decayed": _config("fixed", bias="decayed"),
     "search-previous-scall": _config("scall", search=dataclasses.replace(_SEARCH, on="previous")),
 }

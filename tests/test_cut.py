@@ -152,6 +152,42 @@ def test_replay_rows_are_earlier_rows_of_training_users_each_once(stream):
             assert np.isin(stream.user[drawn], stream.user[bounds.start : bounds.train]).all()
 
 
+def _by_cosine(stream, cut, anchor):
+    """Users by the cosine of the sets of their items with the anchor's, in plain Python."""
+    items = {}
+    for user, item in zip(stream.user[:cut].tolist(), stream.item[:cut].tolist(), strict=True):
+        items.setdefault(user, set()).add(item)
+    own = items[anchor]
+
+    def cosine(user):
+        return len(items[user] & own) / (len(items[user]) * len(own)) ** 0.5
+
+    return sorted(items, key=lambda user: (user != anchor, -round(cosine(user), 12), user))
+
+
+def test_replay_by_neighbourhood_has_whole_users_around_an_anchor(rows, stream):
+    by_neighbourhood = streams.cut(rows, segments=4, replay_by="neighbourhood")
+    assert by_neighbourhood.bounds == streams.cut(rows, segments=4).bounds
+    for t, (bounds, drawn) in enumerate(zip(by_neighbourhood.bounds, by_neighbourhood.replay, strict=True)):
+        earlier = np.arange(bounds.start)
+        wanted = np.isin(by_neighbourhood.user[earlier], by_neighbourhood.user[bounds.start : bounds.train])
+        candidates = earlier[wanted].tolist()
+        assert len(drawn) == min(len(candidates), int(0.2 * (bounds.train - bounds.start)))
+        if not t:
+            continue
+        of_user = {}
+        for row in reversed(candidates):
+            of_user.setdefault(int(by_neighbourhood.user[row]), []).append(row)
+        found = []
+        for anchor in of_user:
+            order = _by_cosine(by_neighbourhood, bounds.train, anchor)
+            expected = [row for user in order for row in of_user.get(user, [])][: len(drawn)]
+            found += [anchor] if sorted(expected) == drawn.tolist() else []
+        assert found, "no anchor explains what is replayed"
+    with pytest.raises(ValueError, match="uniform or neighbourhood"):
+        streams.cut(rows, segments=4, replay_by="nearest")
+
+
 def test_published_protocol_splits_replayed_and_new_rows_together_and_selects_on_test(rows):
     published = streams.cut(rows, new_entities=80, published=True)
     assert published.select_on_test

@@ -16,7 +16,9 @@ from experiments import (
     bases,
     budget_cut,
     claims,
+    explicit_clicks,
     official_ml1m,
+    rerank,
     rotation,
     served_bits,
     serving_speed,
@@ -254,3 +256,37 @@ def test_final_vectors_in_more_bits_rank_more_like_those_in_float32(data, tmp_pa
     whole, eight, one = (float(row[1]) for row in rows)
     assert [row[0] for row in rows] == ["float32", "8", "1"]
     assert abs(eight - whole) < abs(one - whole) + 0.01 * whole
+
+
+@pytest.mark.slow
+def test_reranking_keeps_the_order_by_mix_1_and_chooses_on_valid(data, tmp_path):
+    more = ["--method", "uniform", "--mixes", "1", "0.5", "--depth", "25", "--neighbours", "6"]
+    cli(rerank.Rerank, rerank.main, arguments=tiny_arguments(data, tmp_path / "reranked", *more))
+    table = (tmp_path / "reranked" / "table.md").read_text()
+    assert "| mix 0.5 " in table and "| chosen on valid " in table
+    run_command(arguments=tiny_arguments(data, tmp_path / "plain", "--method", "uniform"))
+    lines = [json.loads(x) for x in (tmp_path / "plain" / "uniform" / "metrics.jsonl").read_text().splitlines()]
+    kept = next(float(row.split("|")[2]) for row in table.splitlines() if row.startswith("| mix 1 "))
+    # Two programs round differently, which moves single items.
+    assert kept == pytest.approx(np.mean([line["test_recall@20"] for line in lines[1:]]), abs=0.02)
+
+
+@pytest.mark.slow
+def test_explicit_clicks_are_learned_from_in_all_ways(tmp_path):
+    """Odd users like one half of the items and rate the other half low, even users the other way round."""
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 40, 1500), rng.integers(0, 60, 1500)
+    rating = np.where((user % 2 == 1) == (item < 30), 5, 2)
+    rows = [f"{u},{i},{r},{1000 + t}" for t, (u, i, r) in enumerate(zip(user, item, rating, strict=True))]
+    (tmp_path / "rows.csv").write_text("user,item,rating,timestamp\n" + "\n".join(rows) + "\n")
+    flags = ["--data", str(tmp_path / "rows.csv"), "--click-rating", "4", "--cut.segments", "3"]
+    more = ["--saros.learning-rate", "1", "--budget.mean-size", "6", "--out", str(tmp_path / "out")]
+    cli(explicit_clicks.ExplicitClicks, explicit_clicks.main, arguments=[*flags, *more])
+    table = (tmp_path / "out" / "table.md").read_text()
+    found = [[x.strip() for x in row.split("|")[1:-1]] for row in table.splitlines() if row.startswith("| ")][1:]
+    assert [row[:2] for row in found] == [[e, u] for e in ("explicit", "sampled") for u in ("block", "click")]
+    # Without learning 20 of 60 items hold a third of the clicks; non-clicks say which half a user does not like.
+    assert min(float(row[2]) for row in found[:2]) > 0.4
+    assert all(row[4] == found[0][4] for row in found)
+    with pytest.raises(SystemExit):
+        cli(explicit_clicks.ExplicitClicks, explicit_clicks.main, arguments=[*flags[:3], "1", *flags[4:], *more])

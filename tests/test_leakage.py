@@ -16,6 +16,7 @@ from scall_jax import METHODS, Budget, FitConfig, PolicyConfig, SearchConfig, Si
 from scall_jax.config import RECOMMENDERS, PrunedConfig
 from scall_jax.methods.registry import BASELINES, EMBEDDING_METHODS
 from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.run import records
 from scall_jax.run.step import in_order
 from scall_jax.streams.stream import Capacity
@@ -73,6 +74,8 @@ def _config(method, recommender):
         "mixed_precision": Budget.mean_size(1.5),
         # The places of cells follow from the largest budget, which must not depend on who comes later.
         "shared_memory": Budget.megabytes(0.008),
+        # The network and the items of a user that are kept take this much.
+        "s2pnm": Budget.megabytes(0.06),
     }
     return small_config(
         method,
@@ -85,6 +88,7 @@ def _config(method, recommender):
         policy=PolicyConfig(widths=(8,), replay=16, updates=2, batch=4),
         pruned=PrunedConfig(width=12),
         ials=IalsConfig(sweeps=2, probe_sweeps=1),
+        saros=SarosConfig(clicks=2, exposures=3, momentum=0.5, passes=2, prequential=True),
     )
 
 
@@ -127,15 +131,19 @@ def _same(expected, found):
                 np.testing.assert_array_equal(leaf, their_leaf, err_msg=f"memory after segment {t}")
 
 
-SHAPED_BY_THE_WHOLE_STREAM = "binary_hash", "binary_hash_skip", "quotient_remainder"
+SHAPED_BY_THE_WHOLE_STREAM = "binary_hash", "binary_hash_skip", "quotient_remainder", "s2pnm"
 """Their tables have a number of rows that is chosen once, by the entities of the last segment, as their page says; how
-many there are is the one thing about later rows that they know."""
+many there are is the one thing about later rows that they know. That of s2pnm has as many columns as fit at all
+segments, and sums of a softmax over all items, which depend on the room for items in their last bits."""
 
 QUICK = ("frequency", "lightgcn"), ("popularity-decayed", "lightgcn")
+WITH_SAROS = "uniform", "scall-random"
+"""Methods that stand for all others with the recommender saros, whose fits do not know what chose the sizes."""
 PAIRS = [
     (method, recommender)
     for method in METHODS
     for recommender in RECOMMENDERS
+    if recommender != "saros" or method in WITH_SAROS
     # A baseline takes no recommender, and a storage of its own is trained by gradients alone.
     if recommender == "lightgcn"
     or (method not in BASELINES and (recommender == "mf" or EMBEDDING_METHODS[method].budget_is_data))

@@ -15,11 +15,20 @@ from scall_jax.methods.registry import METHODS
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.run import auto, make_run, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
-from scall_jax.tables import MixedPrecisionConfig, PrunedConfig, SharedMemoryConfig
+from scall_jax.tables import (
+    ClusterConfig,
+    EvictionConfig,
+    ExpandableConfig,
+    MixedPrecisionConfig,
+    PrunedConfig,
+    SequenceConfig,
+    SharedMemoryConfig,
+)
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
@@ -111,6 +120,9 @@ class Cut:
     """Segments after which to stop."""
     replay: float = 0.2
     """Rows of earlier segments that are trained on again, as a part of the segment's training rows."""
+    replay_by: str = "uniform"
+    """How these rows are chosen: uniform at random; or neighbourhood, those of a random user and of the users nearest
+    to it by items."""
     k_core: int = 0
     """Keep only users and items with at least this many rows; this looks at the whole file."""
     shuffle_ties: bool = False
@@ -195,10 +207,13 @@ class Main:
     search: SearchConfig = SearchConfig()
     """How sizes are searched."""
     recommender: str = "lightgcn"
-    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; or ials,
-    implicit alternating least squares with weights that fade, which solves for them."""
+    """What trains the vectors and ranks by them: lightgcn; mf, matrix factorisation, trained in the same way; ials,
+    implicit alternating least squares with weights that fade, which solves for them; or saros, matrix factorisation
+    trained in the order of time."""
     ials: IalsConfig = IalsConfig()
     """Recommender ials: how long it solves, and parameters that it chooses for itself unless they are given."""
+    saros: SarosConfig = SarosConfig()
+    """Recommender saros: what a block is, and the steps that are made for it."""
     gains: GainsConfig = GainsConfig()
     """Methods gain, waterfill and scall-gain: what coordinates are worth."""
     policy: PolicyConfig = PolicyConfig()
@@ -211,6 +226,14 @@ class Main:
     """Options of the method mixed_precision."""
     pruned: PrunedConfig = PrunedConfig()
     """Options of the method pep."""
+    eviction: EvictionConfig = EvictionConfig()
+    """Options of the methods evict_count, evict_age and evict_score."""
+    memo: ExpandableConfig = ExpandableConfig()
+    """Options of the method memo."""
+    reid: ClusterConfig = ClusterConfig()
+    """Options of the method reid."""
+    s2pnm: SequenceConfig = SequenceConfig()
+    """Options of the method s2pnm."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -494,6 +517,7 @@ def make_config(flags: Main, method: str) -> Config:
         fit=flags.fit,
         recommender=flags.recommender,
         ials=flags.ials,
+        saros=flags.saros,
         gains=flags.gains,
         search=flags.search,
         policy=flags.policy,
@@ -501,6 +525,10 @@ def make_config(flags: Main, method: str) -> Config:
         shared_memory=flags.shared_memory,
         mixed_precision=flags.mixed_precision,
         pruned=flags.pruned,
+        eviction=flags.eviction,
+        memo=flags.memo,
+        reid=flags.reid,
+        s2pnm=flags.s2pnm,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

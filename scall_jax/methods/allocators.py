@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from scall_jax import sizes
 from scall_jax.config import SizesConfig
+from scall_jax.methods.coherence import importance
 from scall_jax.ops.keys import Purpose, by_side, derive
 from scall_jax.streams import Segment, active_mask, sides
 
@@ -49,8 +50,10 @@ def ranking_frequency(config: SizesConfig, segment: Segment) -> jax.Array:
       segment: data of the segment.
 
     Returns:
-      i32[N], interactions in the segment or in total.
+      i32[N], interactions in the segment or in total, or those in the segment weighed by `coherence.importance`.
     """
+    if config.ranking == "coherence":
+        return importance(segment)
     return segment.frequency if config.ranking == "segment" else segment.total
 
 

@@ -7,6 +7,8 @@ from scall_jax.config import RECOMMENDERS, Config
 from scall_jax.recommenders.gradient_recommender import gradient_recommender
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import Recommender
+from scall_jax.recommenders.saros.recommender import saros_recommender
+from scall_jax.recommenders.sequence_recommender import sequence_recommender
 from scall_jax.tables import SOLVED_FOR
 
 
@@ -22,7 +24,16 @@ def _ials(config: Config) -> Recommender:
     return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias)
 
 
-_BUILDERS: dict[str, Callable[[Config], Recommender]] = {"lightgcn": _by_gradients, "mf": _mf, "ials": _ials}
+def _saros(config: Config) -> Recommender:
+    return saros_recommender(config.saros, config.fit.valid_users, config.candidates)
+
+
+_BUILDERS: dict[str, Callable[[Config], Recommender]] = {
+    "lightgcn": _by_gradients,
+    "mf": _mf,
+    "ials": _ials,
+    "saros": _saros,
+}
 assert tuple(_BUILDERS) == RECOMMENDERS
 
 
@@ -35,6 +46,9 @@ def recommender_of(config: Config) -> Recommender:
     Returns:
       Recommender.
     """
+    if config.table == "sequence":
+        # Its vectors of users are made by a network, which is trained in a way of its own.
+        return sequence_recommender(config.s2pnm, config.fit, config.search.probe_fit(config.fit), config.candidates)
     return _BUILDERS[config.recommender](config)
 
 
@@ -46,13 +60,13 @@ def settled(config: Config, storage: str | None = None) -> Config:
       storage: name of the method's own storage, which replaces `Config.table`; None for methods that choose sizes.
 
     Returns:
-      Config: without layers for matrix factorisation; for implicit alternating least squares with a start from random
-      vectors or, unchanged, from those of the segment before.
+      Config: without layers for matrix factorisation, saros included; for implicit alternating least squares with a
+      start from random vectors or, unchanged, from those of the segment before.
 
     Raises:
       ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself.
     """
-    if config.recommender == "mf":
+    if config.recommender in ("mf", "saros"):
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
     if config.recommender == "lightgcn":
         return config

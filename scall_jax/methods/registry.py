@@ -16,9 +16,13 @@ from scall_jax.methods.rivals.bit_search import bit_search_planner
 from scall_jax.methods.rivals.ciess import ciess_planner
 from scall_jax.methods.rivals.ducb import ducb_planner
 from scall_jax.methods.rivals.esapn import esapn_planner
+from scall_jax.methods.rivals.eviction import RULES, eviction_planner
 from scall_jax.methods.rivals.hashed_width import hashed_width_planner
+from scall_jax.methods.rivals.memo import memo_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
+from scall_jax.methods.rivals.reid import reid_planner
+from scall_jax.methods.rivals.s2pnm import s2pnm_planner
 from scall_jax.methods.rivals.spectral import spectral_planner
 from scall_jax.methods.scall.search import scall_planner
 from scall_jax.policies import POLICIES
@@ -67,6 +71,10 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "shared_memory": embedding_method(minhash_planner, "shared_memory"),
     "mixed_precision": embedding_method(bit_search_planner, "mixed_precision"),
     "pep": embedding_method(pep_planner, "pruned"),
+    **{f"evict_{rule}": embedding_method(eviction_planner(rule), "evicting") for rule in RULES},
+    "memo": embedding_method(memo_planner, "expandable"),
+    "reid": embedding_method(reid_planner, "clustered"),
+    "s2pnm": embedding_method(s2pnm_planner, "sequence"),
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

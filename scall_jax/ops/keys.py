@@ -74,6 +74,11 @@ class Purpose(enum.IntEnum):
     GAINS_SHUFFLE = 0xC0DE0050
     """From the key of a wide fit: which entity of its side an entity is given the gains of."""
 
+    COHERENCE = 0xC0DE002F
+    """From a constant key, by block of columns: signs of users that their coherence is estimated with."""
+    EXPOSURES = 0xC0DE002E
+    """From the key of a pass (SAROS), by block: items that stand for those shown and not clicked."""
+
     USERS = 0xC0DE0016
     """From any key: numbers for the users, or the policy of the users' side."""
     ITEMS = 0xC0DE0017

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -41,7 +41,14 @@ class FitState(NamedTuple):
     by_user: jax.Array  # f32[Q, 2], Recall@20 and NDCG@20 of each user that early stopping looks at, at the last one
 
 
-def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = None, candidates: str = "all") -> Fit:
+def make_fit(
+    storage: Storage,
+    config: FitConfig,
+    progress: Callable | None = None,
+    candidates: str = "all",
+    step: Step | None = None,
+    init_opt_state: Callable[[Params], Any] | None = None,
+) -> Fit:
     """Build the training of a segment, to be compiled.
 
     Args:
@@ -49,12 +56,16 @@ def make_fit(storage: Storage, config: FitConfig, progress: Callable | None = No
       config: of the training.
       progress: progress(segment, step, loss, fitness) is called on the host after each evaluation, not always in order.
       candidates: as in `evaluation.RankingOptions`.
+      step: another step than that of `make_step`; only for storages without a table.
+      init_opt_state: the first state of its optimiser; given with `step`.
 
     Returns:
       A function as `Fit` describes it.
     """
-    trainer = _Trainer(LightGcn(storage, config.layers), config, make_step(storage, config), progress, candidates)
-    init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
+    take_step = make_step(storage, config) if step is None else step
+    trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates)
+    if init_opt_state is None:
+        init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
 
     def fit(key: jax.Array, params: Params, layout, segment: Segment, item_bias: jax.Array, remembered=()) -> FitResult:
         del remembered

@@ -1,6 +1,7 @@
 """A step of training: a batch of triples, and a descent by its gradient."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from scall_jax import evaluation
@@ -59,6 +60,10 @@ def make_step(storage: Storage, config: FitConfig) -> Step:
         def objective(params):
             final, own = embed(model, params, layout, graph, rows)
             value = bpr.loss(bpr.margins(final), (own * own).sum(), item_bias, triples, config.l2)
+            if storage.auxiliary is not None:
+                columns, weight = storage.auxiliary(layout)
+                alone = bpr.margins(final * columns[None, :])
+                value += weight * bpr.loss(alone, jnp.float32(0), item_bias, triples, 0.0)
             return value if storage.penalty is None else value + storage.penalty(params, layout)
 
         value, gradient = jax.value_and_grad(objective)(state.params)

@@ -8,6 +8,7 @@ from scall_jax.streams.divide import divide
 from scall_jax.streams.enough_users import edges_with_enough_users
 from scall_jax.streams.interactions import Interactions
 from scall_jax.streams.random_choices import Choice, generator
+from scall_jax.streams.replay import WAYS
 from scall_jax.streams.rule import Rule
 from scall_jax.streams.stream import Stream
 from scall_jax.streams.wording import WAITS, option
@@ -25,6 +26,7 @@ def cut(
     split: tuple[float, float, float] = (0.7, 0.1, 0.2),
     published: bool = False,
     replay: float = 0.2,
+    replay_by: str = "uniform",
     k_core: int = 0,
     shuffle_ties: bool = False,
     max_segments: int | None = None,
@@ -49,6 +51,8 @@ def cut(
         rows are replayed again.
       replay: rows of earlier segments trained on again, as a part of the segment's training rows; drawn without
         replacement from the rows of users in the training part.
+      replay_by: uniform, or neighbourhood: all rows of a random user and of the users nearest to it by items, as many
+        rows as with uniform.
       k_core: keep only users and items with at least this many rows, repeatedly. This looks at the whole file, so the
         later part of the stream decides which early rows are used; 0 keeps all.
       shuffle_ties: order rows of equal time at random (by `seed`) and not as the source has them, for day-granular
@@ -74,6 +78,8 @@ def cut(
     """
     if max_segments is not None and max_segments < 1:
         raise ValueError(f"{option('max_segments')}={max_segments}: at least 1, or None for all")
+    if replay_by not in WAYS:
+        raise ValueError(f"{option('replay_by')}={replay_by!r}: choose {' or '.join(WAYS)}")
     if seed < 0:
         raise ValueError(f"seed={seed}: must not be negative")
     if published and replay >= 4:
@@ -124,8 +130,9 @@ def cut(
         published=published,
         shuffle_ties=shuffle_ties,
         k_core=k_core,
+        replay_by=replay_by,
     )
-    bounds, replayed = divide(rule, user, ordered.time, edges, seed, ordered.source)
+    bounds, replayed = divide(rule, user, item, ordered.time, edges, seed, ordered.source)
     waits = rows is not None and max_segments is None
     if waits and edges[-1] < len(ordered):
         left = f"the last {len(ordered) - edges[-1]:,} rows are too few for a segment of {rows:,}"

@@ -14,6 +14,7 @@ Divided = tuple[tuple[Bounds, ...], tuple[np.ndarray, ...]]
 def divide(
     rule: Rule,
     user: np.ndarray,
+    item: np.ndarray,
     time: np.ndarray,
     edges: list[int],
     seed: int,
@@ -25,6 +26,7 @@ def divide(
     Args:
       rule: of the cut.
       user: i32[rows], users by first appearance.
+      item: i32[rows], items by first appearance.
       time: i64[rows], ascending.
       edges: first rows of the segments, and the end.
       seed: of the replay.
@@ -44,7 +46,8 @@ def divide(
         return (*before, *found)
 
     bounds = parts()
-    drawn = draw_replay(user, bounds, rule.replay, rule.published, seed, replayed)
+    item_of = None if rule.replay_by == "uniform" else item
+    drawn = draw_replay(user, bounds, rule.replay, rule.published, seed, replayed, item_of)
     if rule.published:
         # What is replayed depends on whole segments there, so that it is known before these are split.
         bounds = parts([len(rows) for rows in drawn[len(before) :]])

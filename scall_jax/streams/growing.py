@@ -144,7 +144,7 @@ def _cut(stream: Stream, rule: Rule, waiting: pl.DataFrame) -> Growing:
     user, item = (np.concatenate([old, x[: len(new)]]) for old, x in ((stream.user, user), (stream.item, item)))
     time = np.concatenate([stream.time, time[new]])
     edges, earlier = [start, *(start + end for end in ends)], (stream.bounds, stream.replay)
-    bounds, replay = divide(rule, user, time, edges, stream.seed, stream.source, earlier)
+    bounds, replay = divide(rule, user, item, time, edges, stream.seed, stream.source, earlier)
     grown = dataclasses.replace(
         stream,
         user=user,

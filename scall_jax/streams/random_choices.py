@@ -21,6 +21,8 @@ class Choice(enum.IntEnum):
     """The order of the users of a segment's valid part, by segment; early stopping looks at the first of them."""
     TEST_USERS = 4
     """The order of the users of a segment's test part, by segment."""
+    ANCHOR = 5
+    """The user whose neighbourhood a segment is trained on again, by segment."""
 
 
 def generator(seed: int, choice: Choice, number: int = 0) -> np.random.Generator:

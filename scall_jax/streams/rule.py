@@ -22,6 +22,8 @@ class Rule(NamedTuple):
     """Rows of equal time are ordered at random."""
     k_core: int
     """Least rows of a user and an item; 0 keeps all."""
+    replay_by: str = "uniform"
+    """How replayed rows are chosen, one of `replay.WAYS`."""
 
     def complete(self, before: int, known: np.ndarray) -> list[int]:
         """Ends of the segments that are complete among some rows.

@@ -6,6 +6,8 @@ part of it that lets training work a block of columns at a time.
 
 from typing import Protocol
 
+from scall_jax.tables.compressed.clustered import CLUSTERED, ClusterConfig
+from scall_jax.tables.compressed.evicting import EVICTING, EvictionConfig
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.compressed.hashed import BINARY_HASH, BINARY_HASH_SKIP, QUOTIENT_REMAINDER
 from scall_jax.tables.compressed.low_precision import PACKED_BFLOAT16
@@ -13,11 +15,13 @@ from scall_jax.tables.compressed.mixed_precision import MIXED_PRECISION, MixedPr
 from scall_jax.tables.compressed.own_bits import PACKED_BITS
 from scall_jax.tables.compressed.pruned import PRUNED, PrunedConfig
 from scall_jax.tables.compressed.shared_memory import SHARED_MEMORY, SharedMemoryConfig
+from scall_jax.tables.expandable import EXPANDABLE, ExpandableConfig
 from scall_jax.tables.layout import Layout, make_layout
 from scall_jax.tables.masked import masked
 from scall_jax.tables.means import mean_vectors
 from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import ROTATIONS, ResizeScales, principal_axes, resize
+from scall_jax.tables.sequence import SEQUENCE, SequenceConfig
 from scall_jax.tables.sized import MASKED, PACKED, sized
 from scall_jax.tables.storage import Previous, Storage, StorageFactory, WarmStartOptions, charged
 from scall_jax.tables.table import Table
@@ -40,6 +44,10 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "shared_memory": SHARED_MEMORY,
     "mixed_precision": MIXED_PRECISION,
     "pruned": PRUNED,
+    "evicting": EVICTING,
+    "clustered": CLUSTERED,
+    "sequence": SEQUENCE,
+    "expandable": EXPANDABLE,
     "packed_bits": PACKED_BITS,
 }
 """Ways of storing by the name that `Config.table` gives them."""
@@ -81,11 +89,15 @@ __all__ = [
     "SOLVED_FOR",
     "STORAGES",
     "TABLES",
+    "ClusterConfig",
+    "EvictionConfig",
+    "ExpandableConfig",
     "Layout",
     "MixedPrecisionConfig",
     "Previous",
     "PrunedConfig",
     "ResizeScales",
+    "SequenceConfig",
     "SharedMemoryConfig",
     "Storage",
     "StorageFactory",

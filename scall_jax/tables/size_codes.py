@@ -1,7 +1,8 @@
 """Sizes on disk in as few bits as tell them apart: a list of the sizes that occur, and a number in it for each entity.
 
 One size for all takes no bits an entity, two sizes take one, and so on. Where that is no less than a byte (or two)
-each, sizes are written as they are. The last two of M sizes are those of the shared vectors, which stand beside the list.
+each, sizes are written as they are. The last two of M sizes are those of the shared vectors, which stand beside the
+list.
 """
 
 import chex

@@ -131,6 +131,9 @@ class Storage(NamedTuple):
     """Reads and writes parameters a block of columns at a time; training goes through it. None: through `vectors`."""
     penalty: Callable[[Params, StorageLayout], jax.Array] | None = None
     """(parameters, layout) -> f32[], added to the training loss. Only for storages without a table."""
+    auxiliary: Callable[[StorageLayout], tuple[jax.Array, jax.Array]] | None = None
+    """layout -> (f32[width], f32[]): columns that a second loss of the same form, on the scores of these columns alone,
+    is made of, 1 or 0 each, and its weight. Only for storages without a table, trained by gradients of BPR."""
     rounds: bool = False
     """What `load` gives back is not exactly what `store` was given."""
     rounding: Callable[[Params, StorageLayout], Table] | None = None
