@@ -77,7 +77,8 @@ def update_job(flags: Update) -> update.Added:
         )
 
     with spelled_as_flags(_FLAGS), persistent_cache(flags.compilation_cache) as settled:
-        label, had_page = _label(flags.run), (flags.run / run_report.NAME).exists()
+        label, whole = _label(flags.run), (flags.run / run_folder.SUMMARY).exists()
+        had_page = (flags.run / run_report.NAME).exists()
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
@@ -86,9 +87,10 @@ def update_job(flags: Update) -> update.Added:
                 print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
             added = run.add(new, late=flags.late)
             config, stream = run.config, run.growing.stream
-        if added.lines:
+        # An update that was killed after its commit has left no summary; this one ends its work.
+        if added.lines or not whole:
             lines = run_folder.read_lines(flags.run / manifest.GROWING)
-            finish_run(config, stream, flags.run, label or config.method, lines)
+            finish_run(config, stream, flags.run, label, lines)
             if had_page:
                 run_report.write(flags.run)
     _print(flags.run, added, time.perf_counter() - start)
@@ -101,10 +103,10 @@ def _read(flags: Update) -> streams.Interactions:
     return streams.read([flags.data, *parts] if parts else flags.data, **options)
 
 
-def _label(folder: Path) -> str | None:
-    """What the run is called in tables."""
+def _label(folder: Path) -> str:
+    """What the run is called in tables: by its summary, or where that is missing by its folder."""
     path = folder / run_folder.SUMMARY
-    return json.loads(path.read_text())["method"] if path.exists() else None
+    return json.loads(path.read_text())["method"] if path.exists() else folder.resolve().name
 
 
 def _print(folder: Path, added: update.Added, seconds: float) -> None:
