@@ -143,11 +143,6 @@ PAIRS = [
 
 
 def _marked(pair):
-    if pair[0] == "mixed_precision":
-        # Gradients of its steps and offsets are sums over entities that no block of fixed length bounds.
-        return pytest.param(
-            *pair, marks=[pytest.mark.slow, pytest.mark.xfail(raises=AssertionError, strict=pair[1] == "lightgcn")]
-        )
     return pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
 
 
