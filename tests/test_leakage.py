@@ -71,8 +71,6 @@ def _config(method, recommender):
     budgets = {
         # Coordinates of at most 6 bits would not spend the budget of eight float32 numbers.
         "mixed_precision": Budget.mean_size(1.5),
-        # The places of cells follow from the largest budget, which must not depend on who comes later.
-        "shared_memory": Budget.megabytes(0.008),
     }
     return small_config(
         method,
