@@ -97,7 +97,7 @@ def _process_steps(root: Path, server: Server, count: int) -> Iterator[Step]:
     out, marks = root / "killed" / "out", root / "killed" / "marks"
 
     def turn(number: int) -> kills.Job:
-        return jobs[number % 5 == 4]
+        return jobs[number % 12 == 11]
 
     def at_random(number: int) -> list[Outcome]:
         return kills.kill_at_random(turn(number), range(8 * number, 8 * number + 8), out, marks)

@@ -154,7 +154,7 @@ def _killed(job: Job, phase: str, delay: float, out: Path, marks: Path) -> tuple
     marks.write_text("reading\n")
     pid = job.server.start(job.arguments(out, "--resume"), out, marks=str(marks))
     # A run that goes on may be past this phase; it is then killed in its end.
-    wait_for(marks, (phase, "ending"), 60)
+    wait_for(marks, (phase, "ending"), 300)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
