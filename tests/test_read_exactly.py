@@ -41,7 +41,7 @@ def test_all_digits_of_a_time_count_beside_one_that_is_missing(tmp_path):
 def test_one_odd_text_among_dates_is_no_timestamp_and_asks_for_no_form(tmp_path):
     lines = [f"a,b{day},2020-09-{day:02d}" for day in range(1, 9)]
     text = "\n".join(["user,item,timestamp", *lines, "a,c,soon", ""])
-    with pytest.raises(ValueError, match="row 10.*'soon' is not a timestamp"):
+    with pytest.raises(ValueError, match=r"row 10.*'soon' is not a timestamp"):
         streams.read(_write(tmp_path, text))
 
 
@@ -57,7 +57,7 @@ def test_a_rating_at_the_minimum_counts_and_one_that_is_no_number_is_refused(tmp
     text = "user,item,rating,timestamp\na,b,4,1600000000\na,c,3,1600000001\n"
     assert len(streams.read(_write(tmp_path, text), min_rating=4)) == 1
     path = _write(tmp_path, text.replace(",3,", ",-NaN,"))
-    with pytest.raises(ValueError, match="row 3.*is not a number"):
+    with pytest.raises(ValueError, match=r"row 3.*is not a number"):
         streams.read(path, min_rating=4)
 
 
