@@ -41,7 +41,7 @@ def test_all_digits_of_a_time_count_beside_one_that_is_missing(tmp_path):
 def test_one_odd_text_among_dates_is_no_timestamp_and_asks_for_no_form(tmp_path):
     lines = [f"a,b{day},2020-09-{day:02d}" for day in range(1, 9)]
     text = "\n".join(["user,item,timestamp", *lines, "a,c,soon", ""])
-    with pytest.raises(ValueError, match=r"row 10.*'soon' is not a timestamp"):
+    with pytest.raises(ValueError, match=r"row 10.*'soon' is not a timestamp(?! that is known)"):
         streams.read(_write(tmp_path, text))
 
 
@@ -49,7 +49,7 @@ def test_numbers_that_are_not_finite_are_no_timestamps(tmp_path):
     path = tmp_path / "rows.parquet"
     times = [float("inf"), float("-inf"), 1.6e9]
     pl.DataFrame({"user": ["a", "b", "c"], "item": ["x", "y", "z"], "timestamp": times}).write_parquet(path)
-    with pytest.raises(ValueError, match="inf is not a timestamp"):
+    with pytest.raises(ValueError, match=r"inf is not a timestamp(?! that is known)"):
         streams.read(path)
 
 
