@@ -81,7 +81,7 @@ TARGETS = {
             *_files("methods", "embedding_phases", "baseline_phases", "context"),
             *_files("run", "loop", "records"),
         ),
-        ("test_account", "test_report"),
+        ("test_account_exactly", "test_account", "test_report"),
         (
             *("charged", "most_spent", "sized_units", "bias_bytes", "budget_totals", "_beside_table", "_bookkeeping"),
             *("_account", "paid_bytes", "check", "_check_probes"),

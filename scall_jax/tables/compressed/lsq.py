@@ -233,7 +233,7 @@ class Quantiser:
         positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
         step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(side_slices(self.users))])
         entries = by_node(jnp.maximum(num_active, 1)[:, None] * self.width, self.users, self.items)[:, 0]
-        scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
+        scale = 1 / jnp.sqrt(jnp.exp2(bits.astype(jnp.float32) - 1) * entries.astype(jnp.float32))
         return step, by_node(params["offsets"], self.users, self.items), scale
 
     def vectors(self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array) -> jax.Array:
@@ -253,7 +253,8 @@ class Quantiser:
         widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
         found = []
         for s, part in enumerate(side_slices(self.users)):
-            scales = 1 / jnp.sqrt(jnp.exp2(widths - 1.0) * (jnp.maximum(num_active[s], 1) * self.width))
+            entries = (jnp.maximum(num_active[s], 1) * self.width).astype(jnp.float32)
+            scales = 1 / jnp.sqrt(jnp.exp2(widths.astype(jnp.float32) - 1) * entries)
             steps = jnp.maximum(jnp.abs(params["steps"][s]), _LEAST_STEP)
             found.append(mixture(params["vectors"][part], steps, params["offsets"][s], shares[part, 1:], scales))
         return jnp.concatenate(found)
