@@ -53,21 +53,29 @@ def test_a_budget_of_one_unit_is_one_and_of_none_is_refused_with_what_takes_it(s
         budget_totals(poor, stream)
 
 
+def test_a_recommender_that_needs_nothing_to_serve_pays_for_its_table_and_sizes(stream):
+    """Sizes up to 70,000 take four bytes, so that one byte more would take off a parameter."""
+    config = Config("uniform", Budget.megabytes(0.03), recommender="mf", sizes=SizesConfig(maximum=70000))
+    stored, serving = (dataclasses.replace(config, charge=charge) for charge in ("stored", "serving"))
+    assert budget_totals(serving, stream) == budget_totals(stored, stream)
+
+
 def test_the_books_of_a_run_say_what_its_budget_allows(stream):
-    config = small_config("uniform", budget=Budget.mean_size(3), bias="decayed")
+    config = small_config("uniform", budget=Budget.mean_size(3), bias="decayed", sizes=SizesConfig(maximum=300))
     users, items = stream.capacity.users, stream.capacity.items
-    for method, allowed in (("uniform", 3), ("full", 16)):
+    for method, allowed in (("uniform", 3), ("full", 300)):
         run = make_run(dataclasses.replace(config, method=method))
-        books = run.method.bookkeeping(
-            jax.eval_shape(lambda key, run=run: run.init(key, stream), jax.random.key(0)), stream
-        )
+        state = jax.eval_shape(lambda key, run=run: run.init(key, stream), jax.random.key(0))
+        books = run.method.bookkeeping(state, stream)
         assert books.budget_bytes(1, (7, 5)) == 4 * 12 * allowed
         assert books.side_bytes((7, 5)) == 20
         assert books.totals().tolist() == [allowed * sum(stream.known(bounds.train)) for bounds in stream.bounds]
         plan = np.zeros(users + items + 2, np.int32)
-        plan[[1, users]] = 5, 9
-        assert books.sizes(plan).tolist() == plan.tolist() and books.width(plan) == 9
+        plan[[1, users]] = 5, 270
+        assert books.sizes(plan).tolist() == plan.tolist() and books.width(plan) == 270
         assert books.bits(plan).tolist() == [32] * (users + items)
+        exported = books.exporter.export(np.zeros(state.params.shape, np.float32), plan, (2, 1))
+        assert exported["metadata_sizes"].tolist() == [0, 5, 270, 0, 0] and charged(exported)["metadata"] == 10
 
 
 def test_the_books_of_a_method_without_a_table_say_nothing_is_spent(stream):
