@@ -1,12 +1,14 @@
 """Borders of the account of bytes, and of the checks of a record, that a change of one operator would move."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, SizesConfig, make_run, streams, tables
+from scall_jax.methods import embedding_phases
 from scall_jax.methods.context import bias_bytes
 from scall_jax.methods.embedding_phases import budget_totals
 from scall_jax.methods.planner import SearchRecord
@@ -76,6 +78,30 @@ def test_the_books_of_a_run_say_what_its_budget_allows(stream):
         assert books.bits(plan).tolist() == [32] * (users + items)
         exported = books.exporter.export(np.zeros(state.params.shape, np.float32), plan, (2, 1))
         assert exported["metadata_sizes"].tolist() == [0, 5, 270, 0, 0] and charged(exported)["metadata"] == 10
+
+
+@pytest.mark.parametrize(
+    ("fit", "choice", "chooses", "search"),
+    [(9000, 1, True, 1), (1, 9000, True, 1), (1, 1, True, 9000), (1, 9000, False, None), (1, None, True, None)],
+)
+def test_training_holds_the_most_of_fit_choice_and_search(stream, monkeypatch, fit, choice, chooses, search):
+    """Beside what the choice and the search hold there is the table."""
+    config = small_config("uniform", budget=Budget.mean_size(3))
+    run = make_run(config)
+    state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
+    recommender = types.SimpleNamespace(
+        held_by_training=lambda storage, params: np.zeros(fit, np.uint8),
+        held_by_choice=None if choice is None else lambda segment: np.zeros(choice, np.uint8),
+        choose=len if chooses else None,
+    )
+    monkeypatch.setattr(embedding_phases, "recommender_of", lambda config: recommender)
+    planner = types.SimpleNamespace(
+        search_holds=None if search is None else lambda context: jax.numpy.zeros(search, np.uint8)
+    )
+    books = embedding_phases._bookkeeping(config, planner, False, state, stream)
+    table, also = state.params.size * 4, [search or 0, (choice or 0) * chooses]
+    expected = max(fit, *(table + held for held in also if held)) if any(also) else fit
+    assert books.training_bytes(state, stream.segment(1), None) == expected
 
 
 def test_the_books_of_a_method_without_a_table_say_nothing_is_spent(stream):
