@@ -71,7 +71,7 @@ TARGETS = {
             *_files("streams", "columns", "embedded", "formats", "gather", "ids", "options", "parsing", "progress"),
             *_files("streams", "read", "sources", "times", "wording"),
         ),
-        ("test_read", "test_cut"),
+        ("test_read_exactly", "test_read", "test_cut"),
         weight=1.3,
     ),
     "significance": Target(("analysis/significance.py",), ("test_significance",), weight=4.0),
@@ -81,7 +81,7 @@ TARGETS = {
             *_files("methods", "embedding_phases", "baseline_phases", "context"),
             *_files("run", "loop", "records"),
         ),
-        ("test_account", "test_report"),
+        ("test_account_exactly", "test_account", "test_report"),
         (
             *("charged", "most_spent", "sized_units", "bias_bytes", "budget_totals", "_beside_table", "_bookkeeping"),
             *("_account", "paid_bytes", "check", "_check_probes"),
@@ -126,8 +126,8 @@ class Place(NamedTuple):
     """A place where a function may be changed."""
 
     file: str
-    function: str  # outermost, with its class
-    index: int  # of the node in the order of `ast.walk`
+    function: str  # The outermost one, with the name of its class.
+    index: int  # The position of the node in the order of `ast.walk`.
     kind: str
     line: int
 

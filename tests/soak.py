@@ -1,14 +1,16 @@
 """A long run: a thousand segments with the path that goes segment by segment.
 
-    python -m tests.soak [--segments 1000]
+    python -m tests.soak [--segments 1000] [--keep-lines]
 
 Cost: 5 to 20 minutes of one core. Expect: for LightGCN and for least squares a slope of resident memory over the last
 half of the segments near 0 bytes a segment, no program compiled after the first segment, and the budget met at each.
+Lines of metrics, which a run returns, are emptied as they come, and their size is printed; --keep-lines leaves them.
 """
 
 import argparse
 import math
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -36,18 +38,21 @@ def config_of(recommender: str) -> Config:
     )
 
 
-def soak(recommender: str, stream: streams.Stream) -> None:
+def soak(recommender: str, stream: streams.Stream, keep_lines: bool) -> None:
     """Run one recommender over the stream and print what it took."""
-    memory, compiled, exact = [], Counter(), 0
+    memory, compiled, exact, of_lines = [], Counter(), 0, 0
 
     def on_event(name: str, seconds: float, **details: object) -> None:
         compiled[len(memory)] += name == "/jax/core/compile/backend_compile_duration"
 
     def on_segment(line: dict) -> None:
-        nonlocal exact
+        nonlocal exact, of_lines
         memory.append(resident_bytes())
         exact += line["allocated_parameters"] == line["budget_parameters"]
         exact -= not math.isfinite(line["loss"])
+        of_lines += sys.getsizeof(line) + sum(map(sys.getsizeof, line.values()))
+        if not keep_lines:
+            line.clear()
 
     jax.monitoring.register_event_duration_secs_listener(on_event)
     run_segments(config_of(recommender), stream, jax.random.key(0), on_segment=on_segment)
@@ -58,7 +63,8 @@ def soak(recommender: str, stream: streams.Stream) -> None:
         f"{compiled[0]} programs compiled before the first segment has ended and "
         f"{compiled.total() - compiled[0]} after it, resident MB {memory[0] / 1e6:.1f} after the first "
         f"segment, {memory[half] / 1e6:.1f} in the middle, {memory[-1] / 1e6:.1f} at the end, "
-        f"slope over the last half {slope:.0f} bytes a segment",
+        f"slope over the last half {slope:.0f} bytes a segment; a line of metrics has {of_lines // len(memory)} bytes"
+        + (", which are kept" if keep_lines else ", which are not kept"),
         flush=True,
     )
 
@@ -67,11 +73,14 @@ def main() -> None:
     """Parse the number of segments and run both recommenders."""
     parser = argparse.ArgumentParser(description="A long run")
     parser.add_argument("--segments", type=int, default=1000)
-    segments = parser.parse_args().segments
+    parser.add_argument("--keep-lines", action="store_true", help="leave the lines as a caller gets them")
+    parser.add_argument("--only", choices=("ials", "lightgcn"), nargs="*", default=["ials", "lightgcn"])
+    flags = parser.parse_args()
+    segments = flags.segments
     rows = streams.synthetic(jax.random.key(0), users=200, items=120, interactions=30 * segments)
     stream = streams.cut(rows, segments=segments)
-    for recommender in ("ials", "lightgcn"):
-        soak(recommender, stream)
+    for recommender in flags.only:
+        soak(recommender, stream, flags.keep_lines)
 
 
 if __name__ == "__main__":

@@ -282,3 +282,30 @@ def test_options_out_of_range_are_refused():
             MixedPrecisionConfig(**options)
     with pytest.raises(ValueError, match="by eights"):
         table.mixed_precision(10, 3, 3, 7, MixedPrecisionConfig())
+
+
+def test_gradients_of_steps_and_offsets_do_not_depend_on_room_for_entities_to_come():
+    rng, known, width = np.random.default_rng(0), (300, 200), 16
+    w, g = rng.normal(size=(2, 500, width)).astype(np.float32)
+    bits, shares = rng.integers(0, 7, 500), rng.dirichlet(np.ones(7), 500).astype(np.float32)
+    sides = {"steps": jnp.full((2, 6), 0.3), "offsets": jnp.asarray(rng.normal(size=(2, width)) / 9, jnp.float32)}
+    found = []
+    for users, items in (known, (1300, 900)):
+
+        def spread(values, users=users, items=items):
+            room = np.zeros((users + items, *values.shape[1:]), values.dtype)
+            room[: known[0]], room[users : users + known[1]] = values[: known[0]], values[known[0] :]
+            return jnp.asarray(room)
+
+        quantiser, num_active = lsq.Quantiser(users, items, width), jnp.asarray(known, jnp.int32)
+        vectors, wide = spread(w), (spread(bits.astype(np.int32)), spread(shares), spread(g), num_active)
+
+        def value(sides, bits, shares, g, num_active, quantiser=quantiser, vectors=vectors):
+            params = sides | {"vectors": vectors}
+            searched = quantiser.mixed(params, shares, num_active)
+            return ((quantiser.vectors(params, bits, num_active) + searched) * g).sum()
+
+        first = lsq.first_quantiser(vectors, spread(np.ones(500, bool)), users)
+        found.append((jax.jit(jax.grad(value))(sides, *wide), first))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)

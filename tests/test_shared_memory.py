@@ -37,7 +37,7 @@ def test_cells_are_shared_as_often_as_similar_sets_say(hashes):
     graph, neighbours = _sets(np.random.default_rng(0), users, items)
     signature = minhash.signatures(graph, users + items, users, keys)
     chosen = minhash.chosen_keys(width, keys, hashes)
-    cell = np.asarray(minhash.locations(signature, chosen, jnp.int32(cells), 512))
+    cell = np.asarray(minhash.locations(signature, chosen, jnp.int32(cells)))
     errors, spread = [], []
     for a in range(users + items):
         for b in range(a):
@@ -62,15 +62,25 @@ def _salt(use, number):
     return (use + 0x9E3779B1 * number) & _MASK
 
 
-def _plain_location(keys, chosen, coordinate, cells, bits):
+def _plain_location(keys, chosen, coordinate, cells):
+    """JumpBackHash, level by level."""
     code = _salt(0x94D049BB, coordinate)
     for k in chosen[coordinate]:
         code = (_mix(code ^ int(keys[k])) + 0x94D049BB) & _MASK
-    for draw in range(64):
-        cell = _mix((code + draw * 0x632BE5AB) & _MASK) >> (32 - bits)
-        if cell < cells:
+
+    def draw(number):
+        return _mix((code + number * 0x632BE5AB) & _MASK)
+
+    for level in reversed(range((cells - 1).bit_length())):
+        first, number = 2**level, 33
+        if not draw(0) & first:
+            continue
+        cell = first + draw(level + 1) % first
+        while cell >= cells:
+            cell, number = draw(number) % (2 * first), number + 1
+        if cell >= first:
             return cell
-    return cell % cells
+    return 0
 
 
 def test_locations_are_those_of_plain_integers():
@@ -84,17 +94,16 @@ def test_locations_are_those_of_plain_integers():
             least = min(_mix((_mix(x ^ salt) + salt) & _MASK) for x in numbers)
             assert signature[node, k] == _mix(least ^ salt) >> 24
     chosen = minhash.chosen_keys(10, keys, 2)
-    for cells, capacity in ((1, 1), (7, 128), (100, 128), (128, 128)):
-        got = np.asarray(minhash.locations(jnp.asarray(signature), chosen, jnp.int32(cells), capacity))
-        bits = max(1, (capacity - 1).bit_length())
+    for cells in (1, 7, 65, 100, 128):
+        got = np.asarray(minhash.locations(jnp.asarray(signature), chosen, jnp.int32(cells)))
         for node in (0, 4, 8, 20):
-            assert got[node].tolist() == [_plain_location(signature[node], chosen, i, cells, bits) for i in range(10)]
+            assert got[node].tolist() == [_plain_location(signature[node], chosen, i, cells) for i in range(10)]
 
 
 def test_cells_are_uniform_and_only_those_of_new_cells_move():
     signature = minhash.own_signatures(3000, 3000, 8)
     chosen = minhash.chosen_keys(16, 8, 2)
-    few, many = (np.asarray(minhash.locations(signature, chosen, jnp.int32(m), 100)) for m in (60, 90))
+    few, many = (np.asarray(minhash.locations(signature, chosen, jnp.int32(m))) for m in (60, 90))
     for cell, m in ((few, 60), (many, 90)):
         count = np.bincount(cell.ravel(), minlength=m)
         assert len(count) == m

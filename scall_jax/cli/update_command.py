@@ -93,7 +93,8 @@ def update_job(flags: Update) -> update.Added:
                 print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
             added = run.add(new, late=flags.late)
             stream = run.growing.stream
-        if added.lines:
+        # An update that was killed after its commit has left no summary; this one ends its work.
+        if added.lines or not all(found.whole for found in made.values()):
             parts = choices.candidate_folders(flags.run)
             for name, folder in (parts | {"": flags.run}).items():
                 _finish(folder, stream, made[name])
@@ -119,16 +120,18 @@ def _read(flags: Update) -> streams.Interactions:
 class _Made(NamedTuple):
     """What was made of a run when it was finished, which segments put out of date."""
 
-    label: str | None
-    """What the run is called in tables."""
+    label: str
+    """What the run is called in tables: by its summary, or where that is missing by its folder."""
+    whole: bool
+    """Whether it has a summary."""
     page: bool
     """Whether it has a report."""
 
 
 def _made(folder: Path) -> _Made:
     path = folder / run_folder.SUMMARY
-    label = json.loads(path.read_text())["method"] if path.exists() else None
-    return _Made(label, (folder / run_report.NAME).exists())
+    label = json.loads(path.read_text())["method"] if path.exists() else folder.resolve().name
+    return _Made(label, path.exists(), (folder / run_report.NAME).exists())
 
 
 def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:
@@ -137,7 +140,7 @@ def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:
         run_folder.read_identity(folder / run_folder.CONFIG)["config"], folder / run_folder.CONFIG
     )
     lines = run_folder.read_lines(folder / manifest.GROWING)
-    finish_run(config, stream, folder, before.label or config.method, lines)
+    finish_run(config, stream, folder, before.label, lines)
     if before.page:
         run_report.write(folder)
 

@@ -115,7 +115,7 @@ def grid(config: PolicyConfig, observation_length: int, actions: int = 3) -> Pol
     def act(state, key, observation):
         del observation
         # Probes of a round are drawn independently, so that two of them may be the same.
-        return jnp.asarray(points)[jnp.argmin(state.tried + jax.random.uniform(key, (count,)))]
+        return jnp.asarray(points)[jnp.argmin(state.tried.astype(jnp.float32) + jax.random.uniform(key, (count,)))]
 
     def greedy(state, observation):
         del observation

@@ -146,7 +146,8 @@ def _draw(agent: _Sac, state: SacState, key: jax.Array) -> _Batch:
         used = jnp.minimum(used, state.replay.count)
     else:
         transitions = replay_buffer.draw(state.replay, draw_key, config.batch, config.newer)
-    weight = (jnp.arange(config.batch) < used) / used
+    counts = (jnp.arange(config.batch) < used).astype(jnp.float32)
+    weight = counts / used.astype(jnp.float32)
     return _Batch(transitions, weight, noise_tm1, noise_t)
 
 

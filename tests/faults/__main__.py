@@ -24,12 +24,14 @@ from typing import NamedTuple
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from tests import conftest  # noqa: F401  The settings of tests hold here, too.
-from tests.faults import cases, damage, inputs, kills, places
+from tests.faults import cases, damage, inputs, kills, places, updates
 from tests.faults.outcomes import FAILURE, Outcome, table
 from tests.faults.server import Server
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "trust.md"
 MARKS = ("<!-- faults -->", "<!-- end of faults -->")
+
+SITUATIONS = ["damage", "inputs", "kills", "disks", "others", "updates", "fuzz"]
 
 JOBS = (
     ("popularity-decayed",),
@@ -95,7 +97,7 @@ def _process_steps(root: Path, server: Server, count: int) -> Iterator[Step]:
     out, marks = root / "killed" / "out", root / "killed" / "marks"
 
     def turn(number: int) -> kills.Job:
-        return jobs[number % 5 == 4]
+        return jobs[number % 12 == 11]
 
     def at_random(number: int) -> list[Outcome]:
         return kills.kill_at_random(turn(number), range(8 * number, 8 * number + 8), out, marks)
@@ -109,6 +111,13 @@ def _process_steps(root: Path, server: Server, count: int) -> Iterator[Step]:
     yield Step("disks", 3, lambda number: [kills.read_only(jobs[0], number, out)])
     yield Step("others", count // 25, lambda number: [kills.two_processes(jobs[0], number, out, marks)])
     yield Step("others", len(jobs), lambda number: kills.other_options(jobs[number], out))
+
+
+def _update_steps(root: Path, server: Server, count: int, changes: int) -> Iterator[Step]:
+    update, out = updates.updated(server, root / "updated", "popularity-decayed"), root / "updated" / "out"
+    yield Step("updates", count // 5, lambda number: [updates.killed(update, number, out)])
+    yield Step("updates", count // 20, lambda number: [updates.full_disk(update, number, out)])
+    yield Step("updates", changes // 5, lambda number: [updates.damaged(update, number, out)])
 
 
 def _fuzz_steps(seconds: int) -> Iterator[Step]:
@@ -125,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=300, help="processes that are killed, or a few more")
     parser.add_argument("--changes", type=int, default=300, help="files whose bytes are changed, in each of four ways")
     parser.add_argument("--fuzz-seconds", type=int, default=300, help="for all targets together; needs atheris")
-    parser.add_argument("--only", nargs="*", default=["damage", "inputs", "kills", "disks", "others", "fuzz"])
+    parser.add_argument("--only", nargs="*", default=SITUATIONS)
     flags = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     root = flags.out.absolute()
@@ -136,8 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps += _damage_steps(root, flags.changes)
         if "inputs" in flags.only:
             steps += _input_steps(root)
-        if {"kills", "disks", "others"} & set(flags.only):
-            steps += _process_steps(root, stack.enter_context(Server(root / "cache")), flags.kills)
+        if {"kills", "disks", "others", "updates"} & set(flags.only):
+            server = stack.enter_context(Server(root / "cache"))
+            if set(flags.only) & {"kills", "disks", "others"}:
+                steps += _process_steps(root, server, flags.kills)
+            if "updates" in flags.only:
+                steps += _update_steps(root, server, flags.kills, flags.changes)
         if "fuzz" in flags.only:
             steps += _fuzz_steps(flags.fuzz_seconds)
         outcomes = _do(root / "done.jsonl", steps, flags.only)

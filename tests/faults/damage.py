@@ -75,16 +75,15 @@ CHANGES = {"flip": flipped, "truncation": truncated, "zeros": zeroed, "more byte
 """Ways to change the bytes of a file; a change that leaves them as they are is made again."""
 
 
-def change_bytes(use: Use, change: str, number: int, work: Path) -> Outcome:
-    """Change the bytes of a file whose kind is drawn first, then which one, then where.
+def changed_file(use: Use, change: str, number: int, rng: np.random.Generator) -> tuple[Path, bytes]:
+    """Choose a file, whose kind takes turns, and change its bytes: its path in the folder, and the bytes.
 
     Args:
       use: of the folder.
       change: one of `CHANGES`.
-      number: of the case, which determines all that is drawn.
-      work: a folder for the copy.
+      number: of the case.
+      rng: draws which file of its kind, and where it is changed.
     """
-    rng = np.random.default_rng([number, len(change)])
     by_kind: dict[str, list[Path]] = {}
     for path in files(use.folder):
         by_kind.setdefault(kind_of(path), []).append(path)
@@ -96,6 +95,19 @@ def change_bytes(use: Use, change: str, number: int, work: Path) -> Outcome:
     for _ in range(20):
         if data == whole and whole:
             data = CHANGES[change](whole, rng)
+    return path, data
+
+
+def change_bytes(use: Use, change: str, number: int, work: Path) -> Outcome:
+    """Change the bytes of a file whose kind is drawn first, then which one, then where.
+
+    Args:
+      use: of the folder.
+      change: one of `CHANGES`.
+      number: of the case, which determines all that is drawn.
+      work: a folder for the copy.
+    """
+    path, data = changed_file(use, change, number, np.random.default_rng([number, len(change)]))
     with copy_of(use.folder, work) as folder:
         (folder / path).write_bytes(data)
         # What is behind the listed length of the growing file belongs to no segment.

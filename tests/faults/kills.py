@@ -1,5 +1,6 @@
 """Processes that are killed, meet a full disk, may not write, or come second."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -104,47 +105,60 @@ def kill_at_operation(job: Job, numbers: Sequence[int], out: Path) -> list[Outco
     return [end._replace(case=case) for case in cases]
 
 
-_DELAYS = {"reading": 0.8, "compiling": 1.5, "running": 0.2, "writing": 0.03}
-"""Most seconds after the beginning of a phase."""
+_DELAYS = {"reading": 0.8, "compiling": 1.5, "running": 0.2, "writing": 0.03, "ending": 0.4}
+"""Most seconds after the beginning of a phase; `ending` begins when all segments are written."""
 
 
 def kill_at_random(job: Job, numbers: Sequence[int], out: Path, marks: Path) -> list[Outcome]:
     """Kill a run again and again, each time some time after a phase has begun, and then let it go on.
 
+    A run that was finished before its kill is compared and started anew.
+
     Args:
       job: the command.
-      numbers: of the cases; each determines phase and delay.
+      numbers: of the cases; each determines phase, which take turns, and delay.
       out: folder of the run.
       marks: a file for the names of phases.
 
     Returns:
       An outcome for each kill, all of them that of the run that they hit.
     """
+    outcomes: list[Outcome] = []
     cases, situation, before = [], "kill at a random moment", 0
     shutil.rmtree(out, ignore_errors=True)
     for number in numbers:
         draw = random.Random(number)
-        phase = draw.choice([*_DELAYS])
+        phase = [*_DELAYS][number % len(_DELAYS)]
         delay = draw.uniform(0, _DELAYS[phase])
-        marks.write_text("reading\n")
-        pid = job.server.start(job.arguments(out, "--resume"), out, marks=str(marks))
-        wait_for(marks, phase, 20)
-        time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-        code, error = job.server.end()
+        code, error = _killed(job, phase, delay, out, marks)
         done = run_folder.finished_segments(out / job.method)
-        last = marks.read_text().split()[-1]
-        cases.append(f"{job.method} {number}: {last}, {delay:.3f} s after {phase}, {done} segments")
+        last = (marks.read_text().split() or ["reading"])[-1]
+        case = f"{job.method} {number}: {last}, {delay:.3f} s after {phase}, {done} segments"
         if code not in (0, -signal.SIGKILL):
-            return [Outcome(situation, cases[-1], FAILURE, f"{code}: {error.strip()[-300:]}")]
+            return [*outcomes, Outcome(situation, case, FAILURE, f"{code}: {error.strip()[-300:]}")]
         if done < before:
-            return [Outcome(situation, cases[-1], FAILURE, f"{before} segments were finished before")]
+            return [*outcomes, Outcome(situation, case, FAILURE, f"{before} segments were finished before")]
         before = done
         if code == 0:
-            cases.pop()  # It was finished by then.
-            break
-    end = _goes_on(job, situation, cases[-1], out)
-    return [end._replace(case=case) for case in cases]
+            end = _finished(job, situation, "", out)
+            outcomes += [end._replace(case=case) for case in cases]
+            cases, before = [], 0
+        else:
+            cases.append(case)
+    end = _goes_on(job, situation, "", out)
+    return outcomes + [end._replace(case=case) for case in cases]
+
+
+def _killed(job: Job, phase: str, delay: float, out: Path, marks: Path) -> tuple[int, str]:
+    """Run a command and kill it some seconds after a phase has begun: its exit code, and what it wrote."""
+    marks.write_text("reading\n")
+    pid = job.server.start(job.arguments(out, "--resume"), out, marks=str(marks))
+    # A run that goes on may be past this phase; it is then killed in its end.
+    wait_for(marks, (phase, "ending"), 300)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return job.server.end()
 
 
 def two_processes(job: Job, number: int, out: Path, marks: Path) -> Outcome:
@@ -153,7 +167,7 @@ def two_processes(job: Job, number: int, out: Path, marks: Path) -> Outcome:
     phase = draw.choice(["compiling", "running", "writing"])
     marks.write_text("")
     job.server.start(job.arguments(out, "--resume"), out, marks=str(marks))
-    wait_for(marks, phase, 20)
+    wait_for(marks, (phase,), 20)
     time.sleep(draw.uniform(0, _DELAYS[phase]) / 2)
     with Server(Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", out.parent / "cache"))) as other:
         how = draw.choice(["--resume", "--overwrite"])

@@ -72,17 +72,10 @@ def _run(request: dict[str, Any]) -> int:
     """The exit code that the interpreter would end with."""
     import traceback
 
-    from scall_jax.cli import main, progress
+    from scall_jax.cli import main
 
     if request.get("marks"):
-        shown = progress.Progress.phase
-
-        def phase(self: Any, doing: str, name: str) -> None:
-            with open(request["marks"], "a") as file:
-                file.write(doing + "\n")
-            shown(self, doing, name)
-
-        progress.Progress.phase = phase
+        _mark_phases(request["marks"])
     try:
         main.main(request["arguments"])
     except SystemExit as end:
@@ -93,11 +86,33 @@ def _run(request: dict[str, Any]) -> int:
     return 0
 
 
+def _mark_phases(path: str) -> None:
+    """Let a run write what begins to a file, a line each: a phase, or its end after the last segment."""
+    from scall_jax.cli import commands, progress
+
+    def marked(doing: str) -> None:
+        with open(path, "a") as file:
+            file.write(doing + "\n")
+
+    shown, finish = progress.Progress.phase, commands.finish_run
+
+    def phase(self: Any, doing: str, name: str) -> None:
+        marked(doing)
+        shown(self, doing, name)
+
+    def finish_run(*arguments: Any) -> dict[str, Any]:
+        marked("ending")
+        return finish(*arguments)
+
+    progress.Progress.phase, commands.finish_run = phase, finish_run
+
+
 def _serve() -> None:
 
     import scall_jax.analysis.run_report
     import scall_jax.cli.commands
-    import scall_jax.cli.serving_commands  # noqa: F401
+    import scall_jax.cli.serving_commands
+    import scall_jax.cli.update_command  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -169,10 +184,10 @@ class Server:
         return self.end()
 
 
-def wait_for(path: Path, text: str, most: float = 60) -> bool:
-    """Wait until a file has a text; False after so many seconds."""
+def wait_for(path: Path, texts: Sequence[str], most: float = 60) -> bool:
+    """Wait until a file has one of some texts; False after so many seconds."""
     until = time.monotonic() + most
-    while text not in path.read_text():
+    while not any(text in path.read_text() for text in texts):
         if time.monotonic() > until:
             return False
         time.sleep(0.001)

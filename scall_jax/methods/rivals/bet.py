@@ -141,6 +141,7 @@ def shares_by_number(number: jax.Array, n: jax.Array, capacity: int) -> jax.Arra
 def _half_normal(shape, n, capacity):
     """A standard normal truncated to [0, shape], by its quantiles at (n-k+1/2)/n."""
     rank = jnp.arange(1, capacity + 1, dtype=jnp.float32)
+    n = n.astype(jnp.float32)
     upper = (rank - 0.5) / n
     tail = 1 - ndtr(shape)
     raw = -ndtri(tail + upper * (0.5 - tail))
@@ -222,10 +223,11 @@ def fit_predictor(
     """
     chex.assert_shape(probes.own, (probes.fitness.shape[0], frequency.shape[0]))
     known = jnp.isfinite(probes.fitness)
+    number = known.sum().astype(jnp.float32)
 
     def loss(params):
         value = jax.lax.map(lambda one: _predict(net, params, frequency, one)[0], probes.own, batch_size=_AT_ONCE)
-        return jnp.where(known, (value - jnp.where(known, probes.fitness, 0.0)) ** 2, 0.0).sum() / known.sum()
+        return jnp.where(known, (value - jnp.where(known, probes.fitness, 0.0)) ** 2, 0.0).sum() / number
 
     def one(_, carry):
         params, opt_state = carry

@@ -96,8 +96,8 @@ def most_likely(log_p: jax.Array, count: jax.Array, total: jax.Array) -> jax.Arr
     """
     chex.assert_rank([log_p, count, total], [2, 1, 0])
     chex.assert_equal_shape_prefix([log_p, count], 1)
-    widths = jnp.arange(log_p.shape[1], dtype=jnp.int32)
-    relative = count / jnp.maximum(count.max(), 1).astype(jnp.float32)
+    widths = jnp.arange(log_p.shape[1], dtype=jnp.float32)
+    relative = count.astype(jnp.float32) / jnp.maximum(count.max(), 1).astype(jnp.float32)
     least = jnp.where(count > 0, relative, jnp.inf).min()
     most = 1 + (log_p.max() - log_p.min()) / jnp.where(jnp.isfinite(least), least, 1.0)
 
@@ -159,7 +159,7 @@ def choose_bits(log_p: jax.Array, grouped: Groups, total: jax.Array) -> jax.Arra
     chex.assert_equal_shape_prefix([log_p, grouped.count], 2)
     count = grouped.count.ravel()
     bits = most_likely(log_p.reshape(len(count), -1), count, total)
-    order = jnp.argsort(-grouped.frequency.ravel() / jnp.maximum(count, 1))
+    order = jnp.argsort(-grouped.frequency.ravel() / jnp.maximum(count, 1).astype(jnp.float32))
     return filled(bits, count, total, order).astype(jnp.uint8).reshape(grouped.count.shape)
 
 

@@ -382,7 +382,7 @@ def _moved(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: j
         for side, agent, part in zip(_SIDES, (carry.users, carry.items), setting.parts, strict=True)
     ]
     shift = _SHIFT * jax.random.normal(derive(key, Purpose.SHIFT))
-    return jnp.clip(jnp.round(jnp.concatenate(wanted) + shift), bounds.low, bounds.high)
+    return jnp.clip(jnp.round(jnp.concatenate(wanted).astype(jnp.float32) + shift), bounds.low, bounds.high)
 
 
 def _repeated(setting: _CiessSetting, carry: _CiessCarry, number: jax.Array, key: jax.Array) -> jax.Array:
@@ -452,7 +452,8 @@ def ciess_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlan
         place = jnp.concatenate(
             [_act(planner_state.users.actor, new[:capacity]), _act(planner_state.items.actor, new[capacity:])]
         )[:, 0]
-        wanted = jnp.where(planner_state.sizes >= 0, planner_state.sizes, bounds.size(place))
+        found = planner_state.sizes.astype(jnp.float32)
+        wanted = jnp.where(found >= 0, found, bounds.size(place))
         return fill(config.sizes, segment, total, wanted), no_action(config)
 
     return probing_planner(init, ciess_search, sizes_of, config, on_probes)

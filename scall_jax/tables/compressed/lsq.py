@@ -4,19 +4,22 @@ A side, users or items, has one step for every bit width and one offset for ever
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.backend import by_backend
+from scall_jax.ops.sums import padded_sum
 
 MOST_BITS = 6
 """Largest bit width; the others are all whole numbers from 0, which stands for the zero vector."""
 
 _LEAST_STEP = 1e-8
 _BLOCK = 512
-"""Rows of `mixture` that a CPU works on at once: six bit widths of 64 coordinates are 0.8 MB."""
+"""Rows of `mixture` that a CPU works on at once: six bit widths of 64 coordinates are 0.8 MB. Blocks are as long for
+any number of rows, so that sums over them do not depend on the room that is kept for entities to come."""
 
 
 def bounds(bits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -134,13 +137,13 @@ def _mixture_bwd(residuals, g):
             of_w += jnp.where(inside, share * g, 0.0)
             of_offset += jnp.where(inside, 0.0, scales[b] * share * g)
             by_code, by_value = (g * code).sum(1), (g * jnp.where(inside, v, 0.0)).sum(1)
-            of_steps.append(scales[b] * (shares[:, b] * (by_code - by_value)).sum())
+            of_steps.append(scales[b] * shares[:, b] * (by_code - by_value))
             of_shares.append(by_code * steps[b] + (g * offset[None, :]).sum(1))
-        return of_w, jnp.stack(of_steps), of_offset.sum(0), jnp.stack(of_shares, 1)
+        return of_w, padded_sum(jnp.stack(of_steps, 1)), padded_sum(of_offset), jnp.stack(of_shares, 1)
 
     of_w, of_steps, of_offset, of_shares = jax.lax.map(block, tuple(_in_blocks(x) for x in (w, shares, g)))
     of_w, of_shares = (x.reshape(-1, x.shape[2])[: len(w)] for x in (of_w, of_shares))
-    return of_w, of_steps.sum(0), of_offset.sum(0), of_shares, None
+    return of_w, padded_sum(of_steps), padded_sum(of_offset), of_shares, None
 
 
 mixture.defvjp(_mixture_fwd, _mixture_bwd)
@@ -148,7 +151,7 @@ mixture.defvjp(_mixture_fwd, _mixture_bwd)
 
 def _in_blocks(x):
     """Rows by blocks, f32[blocks, rows, C]; the last block is filled with zeros."""
-    size = by_backend(min(_BLOCK, len(x)), len(x))
+    size = by_backend(_BLOCK, len(x))
     return jnp.pad(x, ((0, -len(x) % size), (0, 0))).reshape(-1, size, x.shape[1])
 
 
@@ -168,7 +171,10 @@ def first_quantiser(vectors: jax.Array, active_mask: jax.Array, users: int) -> t
     chex.assert_type(active_mask, bool)
     size = jnp.where(active_mask[:, None], jnp.abs(vectors), 0.0).sum(1)
     mean = jnp.stack(
-        [size[part].sum() / jnp.maximum(active_mask[part].sum(), 1).astype(jnp.float32) for part in side_slices(users)]
+        [
+            padded_sum(size[part]) / jnp.maximum(active_mask[part].sum(), 1).astype(jnp.float32)
+            for part in side_slices(users)
+        ]
     )
     mean = jnp.maximum(mean / vectors.shape[1], 1e-6)
     steps = 2 * mean[:, None] / jnp.sqrt(jnp.exp2(jnp.arange(MOST_BITS, dtype=jnp.float32)))[None, :]
@@ -192,8 +198,16 @@ def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
       [users + items, C].
     """
     chex.assert_shape(of_side, (2, None))
-    counts = (users, items)
-    return jnp.concatenate([jnp.broadcast_to(of_side[s], (counts[s], of_side.shape[1])) for s in range(2)])
+    return jnp.concatenate([_repeated(of_side[s], count) for s, count in enumerate((users, items))])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeated(row: jax.Array, count: int) -> jax.Array:
+    """A row [C] as [count, C]; its gradient does not depend on how many rows without one come last."""
+    return jnp.broadcast_to(row, (count, row.shape[0]))
+
+
+_repeated.defvjp(lambda row, count: (_repeated(row, count), None), lambda count, _, g: (padded_sum(g),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +233,7 @@ class Quantiser:
         positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
         step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(side_slices(self.users))])
         entries = by_node(jnp.maximum(num_active, 1)[:, None] * self.width, self.users, self.items)[:, 0]
-        scale = 1 / jnp.sqrt(jnp.exp2(bits - 1.0) * entries)
+        scale = 1 / jnp.sqrt(jnp.exp2(bits.astype(jnp.float32) - 1) * entries.astype(jnp.float32))
         return step, by_node(params["offsets"], self.users, self.items), scale
 
     def vectors(self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array) -> jax.Array:
@@ -239,7 +253,8 @@ class Quantiser:
         widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
         found = []
         for s, part in enumerate(side_slices(self.users)):
-            scales = 1 / jnp.sqrt(jnp.exp2(widths - 1.0) * (jnp.maximum(num_active[s], 1) * self.width))
+            entries = (jnp.maximum(num_active[s], 1) * self.width).astype(jnp.float32)
+            scales = 1 / jnp.sqrt(jnp.exp2(widths.astype(jnp.float32) - 1) * entries)
             steps = jnp.maximum(jnp.abs(params["steps"][s]), _LEAST_STEP)
             found.append(mixture(params["vectors"][part], steps, params["offsets"][s], shares[part, 1:], scales))
         return jnp.concatenate(found)

@@ -18,7 +18,8 @@ KEY_BITS = 8
 
 _ELEMENT, _OWN, _CELL, _DRAW = 0x9E3779B9, 0x7F4A7C15, 0x94D049BB, 0x632BE5AB
 """Salts, so that the four uses of `mix32` have nothing in common."""
-_MOST_DRAWS = 64
+_MOST_DRAWS = 33 + 64
+"""Number of the last draw of `jump_back` in a level, all of whose 64 lie beyond with a probability of 2^-64."""
 
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray, np.uint32)
 
@@ -109,18 +110,17 @@ def chosen_keys(width: int, keys: int, hashes: int) -> np.ndarray:
     return np.stack([np.sort(rng.permutation(keys)[:hashes]) for _ in range(width)]).astype(np.int32)
 
 
-def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array, capacity: int) -> jax.Array:
+def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array) -> jax.Array:
     """Cell of every coordinate of every node, uniform over the cells.
 
-    A cell is the first of a sequence of uniform draws below a power of two >= capacity that lies below `cells`: when
-    cells are added, only coordinates that are drawn into new ones move, and when some are taken away, only those that
-    were there. (If 64 draws all lie beyond, the last one modulo `cells` decides.)
+    The cells follow from the signatures and from how many there are now: when cells are added, only coordinates that
+    are drawn into new ones move, and when some are taken away, only those that were there (JumpBackHash: Ertl, 2024,
+    arXiv 2403.18682).
 
     Args:
       signature: u8[N, K].
       chosen: i32[width, hashes] of `chosen_keys`, static; coordinate i lies where a hash of i and its keys says.
       cells: i32[], cells in use, at least 1.
-      capacity: upper bound of `cells`; static.
 
     Returns:
       i32[N, width].
@@ -131,19 +131,58 @@ def locations(signature: jax.Array, chosen: np.ndarray, cells: jax.Array, capaci
     code = jnp.broadcast_to(jnp.array([_salt(_CELL, i) for i in range(width)], jnp.uint32), (len(signature), width))
     for k in range(hashes):
         code = mix32(code ^ signature[:, chosen[:, k]].astype(jnp.uint32)) + np.uint32(_CELL)
-    bits = max(1, (capacity - 1).bit_length())
-    limit = cells.astype(jnp.uint32)
+    return jump_back(code, cells)
 
-    def draw(number):
-        return mix32(code + number.astype(jnp.uint32) * np.uint32(_DRAW)) >> np.uint32(32 - bits)
+
+def jump_back(code: jax.Array, cells: jax.Array) -> jax.Array:
+    """A number below `cells` for each code, such that few of them change where `cells` does.
+
+    Level l has the numbers from 2^l to 2^(l+1) - 1. A code takes part in a level where bit l of a hash says so, with
+    one number of it that is drawn. It goes to its number in the highest such level. In a level of which only a part
+    lies below `cells`, it draws again while its number lies beyond, and leaves the level with a draw from a lower one.
+
+    Args:
+      code: u32[...].
+      cells: i32[], at least 1.
+
+    Returns:
+      i32[...].
+
+    >>> codes = jnp.arange(6, dtype=jnp.uint32)
+    >>> [jump_back(codes, jnp.int32(cells)).tolist() for cells in (1, 2, 3)]
+    [[0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 1], [0, 2, 2, 1, 1, 1]]
+    """
+    chex.assert_type([code, cells], [jnp.uint32, int])
+    one, limit = np.uint32(1), cells.astype(jnp.uint32)
+    # The highest level that has numbers below `limit`, and the first of these.
+    top = _highest(jnp.maximum(limit - one, one))
+    first = one << top
+    takes_part = mix32(code)
+
+    def draw(number, below):
+        return mix32(code + number.astype(jnp.uint32) * np.uint32(_DRAW)) & (below - one)
+
+    def beyond(found):
+        return (found >= limit) & (found >= first)
 
     def draw_again(carry):
-        number, cell = carry
-        return number + 1, jnp.where(cell < limit, cell, draw(number))
+        number, found = carry
+        return number + 1, jnp.where(beyond(found), draw(number, first << one), found)
 
     def some_beyond(carry):
-        number, cell = carry
-        return (number < _MOST_DRAWS) & (cell >= limit).any()
+        number, found = carry
+        return (number < _MOST_DRAWS) & beyond(found).any()
 
-    _, cell = jax.lax.while_loop(some_beyond, draw_again, (jnp.int32(1), draw(jnp.int32(0))))
-    return jnp.where(cell < limit, cell, cell % limit).astype(jnp.int32)
+    # The first draw of level l has number l + 1, and further ones come after those of all levels.
+    start = jnp.where((takes_part & first) > 0, first + draw(top + one, first), 0)
+    _, found = jax.lax.while_loop(some_beyond, draw_again, (jnp.int32(33), start))
+    lower = takes_part & (first - one)
+    level = _highest(lower)
+    in_lower = jnp.where(lower > 0, (one << level) + draw(level + one, one << level), 0)
+    inside = (found >= first) & (found < limit)
+    return jnp.where(inside, found, in_lower).astype(jnp.int32)
+
+
+def _highest(number: jax.Array) -> jax.Array:
+    """Position of the highest bit, u32[...]; 0 for 0."""
+    return np.uint32(31) - jax.lax.clz(jnp.maximum(number, np.uint32(1)))

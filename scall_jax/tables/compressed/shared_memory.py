@@ -113,7 +113,7 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
     chosen = chosen_keys(width, options.keys, options.hashes)
 
     def layout(plan: Cells) -> CellLayout:
-        return CellLayout(plan.count, locations(plan.signatures, chosen, jnp.maximum(plan.count, 1), capacity))
+        return CellLayout(plan.count, locations(plan.signatures, chosen, jnp.maximum(plan.count, 1)))
 
     def in_use(values, count):
         return jnp.where(jnp.arange(capacity) < count, values, 0.0)
@@ -154,12 +154,12 @@ def shared_memory(capacity: int, users: int, items: int, maximum: int, options: 
 def _export(users, stored, plan: Cells, known: Sides) -> Exported:
     signatures = np.asarray(plan.signatures)
     in_use = np.concatenate([signatures[: known[0]], signatures[users : users + known[1]]])
-    return {"parameters": np.asarray(stored)[: int(plan.count)], "codes_signatures": in_use}
+    return {"parameters": np.asarray(stored)[: int(plan.count)], "codes_minhashes": in_use}
 
 
 def _restore(capacity, users, items, keys, exported: Exported, known: Sides) -> tuple[jax.Array, Cells]:
     written = exported.get("parameters", np.zeros(0, np.float32))
-    in_use = exported.get("codes_signatures", np.zeros((0, keys), np.uint8))
+    in_use = exported.get("codes_minhashes", np.zeros((0, keys), np.uint8))
     if len(written) > capacity:
         raise ValueError(
             f"{len(written)} cells do not fit {capacity}: restore with the budget that the run was started with"
