@@ -44,9 +44,9 @@ def _part(rows, start, end=ROWS):
     return rows.take(np.arange(start, end))
 
 
-def _made(rows, end, folder):
+def _made(rows, end, folder, **cut):
     config = Config(method=auto.NAME, budget=Budget.mean_size(4))
-    auto.run_auto(config, streams.cut(_part(rows, 0, end), rows=SEGMENT), KEY, folder)
+    auto.run_auto(config, streams.cut(_part(rows, 0, end), rows=SEGMENT, **cut), KEY, folder)
     return folder
 
 
@@ -162,6 +162,14 @@ def test_a_process_that_is_killed_at_any_step_leaves_a_whole_model_and_goes_on(k
                 run.add(_part(rows, 700, 1000) if run.offset is None else _part(rows, 0, 0), offset=1000)
             _assert_same(copy, folder)
             assert _names(copy) == _names(folder)
+
+
+def test_rows_that_a_run_has_left_out_are_run_when_it_goes_on(made, rows, tmp_path):
+    folder = _made(rows, 700, tmp_path / "auto", max_segments=1)
+    with update.opened(folder) as run:
+        added = run.add(_part(rows, 0, 0))
+        assert (added.rows, len(added.lines), added.waiting) == (0, 1, 100)
+    assert _lines(folder) == _lines(made)
 
 
 def test_an_error_of_one_candidate_leaves_all_as_they_were(made, rows, tmp_path, monkeypatch):
