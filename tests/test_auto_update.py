@@ -164,6 +164,18 @@ def test_a_process_that_is_killed_at_any_step_leaves_a_whole_model_and_goes_on(k
             assert _names(copy) == _names(folder)
 
 
+def test_the_leader_serves_though_another_candidate_is_damaged(made, rows, tmp_path):
+    folder, leader = shutil.copytree(made, tmp_path / "auto"), _choices(made)["leader"]
+    (other,) = (part for name, part in choices.candidate_folders(folder).items() if name != leader)
+    (other / "sizes" / "segment-0001.npz").write_bytes(b"x")
+    model = load(folder)
+    assert model.recommend(k=3).equals(load(made).recommend(k=3))
+    with pytest.raises(ValueError, match=r"cannot go on.*segment-0001.npz is not what the run wrote"):
+        model.update(_part(rows, 700, 900))
+    with pytest.raises(ValueError, match=r"segment-0001.npz is not what the run wrote"), update.opened(folder):
+        pass
+
+
 def test_rows_that_a_run_has_left_out_are_run_when_it_goes_on(made, rows, tmp_path):
     folder = _made(rows, 700, tmp_path / "auto", max_segments=1)
     with update.opened(folder) as run:

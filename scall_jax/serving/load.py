@@ -82,8 +82,8 @@ class _Stored(NamedTuple):
     stream: Stream
     grown: Growing | str
     kept: checkpoint.Snapshot
-    others: "dict[str, _Other]"
-    """All candidates of a run of auto, the leader among them; else none."""
+    others: "dict[str, _Other] | str"
+    """All candidates of a run of auto, the leader among them, or what is wrong with one of them; else none."""
 
 
 def _read_files(folder: Path) -> _Stored:
@@ -96,8 +96,7 @@ def _read_files(folder: Path) -> _Stored:
         if manifest.STREAM[0] not in found.files:
             return stored._replace(grown=f"{folder}: an earlier version made the run: --resume it, and it can go on")
         stream, grown = _stream(folder, found, len(run_folder.finished_lines(folder, found)))
-        others = {name: _read_candidate(part) for name, part in choices.candidate_folders(folder, found).items()}
-        return stored._replace(stream=stream, grown=grown, others=others)
+        return stored._replace(stream=stream, grown=grown, others=_read_candidates(folder, found))
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
     lines = run_folder.finished_lines(folder, found)
@@ -136,6 +135,14 @@ class _Other(NamedTuple):
     kept: checkpoint.Snapshot
 
 
+def _read_candidates(folder: Path, found: manifest.Manifest) -> dict[str, _Other] | str:
+    try:
+        return {name: _read_candidate(part) for name, part in choices.candidate_folders(folder, found).items()}
+    except (ValueError, OSError) as error:
+        # The leader answers requests without the others; only what comes next cannot be chosen among them.
+        return f"{folder} cannot go on: {error}"
+
+
 def _read_candidate(folder: Path) -> _Other:
     found = manifest.check(folder)
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
@@ -146,6 +153,8 @@ def _read_candidate(folder: Path) -> _Other:
 
 
 def _going_on(stored: _Stored, method: Method | None, grown: Growing) -> GoingOn | AutoGoingOn | str:
+    if isinstance(stored.others, str):
+        return stored.others
     try:
         if stored.others:
             found = {
