@@ -51,7 +51,7 @@ SHORT = {
         "search": {"probes": 2, "probe_steps": 2},
     },
     "05_streaming": {
-        "shop": TINY | {"users": 400, "interactions": 6_000},
+        "shop": TINY | {"users": 800, "interactions": 8_000},
         "segments": 5,
         "recommender": "mf",
         "steps": 4,
