@@ -44,9 +44,9 @@ def _part(rows, start, end=ROWS):
     return rows.take(np.arange(start, end))
 
 
-def _made(rows, end, folder):
+def _made(rows, end, folder, **cut):
     config = Config(method=auto.NAME, budget=Budget.mean_size(4))
-    auto.run_auto(config, streams.cut(_part(rows, 0, end), rows=SEGMENT), KEY, folder)
+    auto.run_auto(config, streams.cut(_part(rows, 0, end), rows=SEGMENT, **cut), KEY, folder)
     return folder
 
 
@@ -158,12 +158,33 @@ def test_a_process_that_is_killed_at_any_step_leaves_a_whole_model_and_goes_on(k
         model = load(copy)
         assert model.segment == states[number] - 1
         assert model.recommend(k=3).equals(expected[states[number]])
-        if number % 5 == 0 or number > len(copies) - 4:
+        if number % 9 == 0 or number > len(copies) - 3:
             with update.opened(copy) as run:
                 assert run.offset == {2: None, 3: 1000}[states[number]]
                 run.add(_part(rows, 700, 1000) if run.offset is None else _part(rows, 0, 0), offset=1000)
             _assert_same(copy, folder)
             assert _names(copy) == _names(folder)
+
+
+def test_the_leader_serves_though_another_candidate_is_damaged(made, rows, tmp_path):
+    folder, leader = shutil.copytree(made, tmp_path / "auto"), _choices(made)["leader"]
+    (other,) = (part for name, part in choices.candidate_folders(folder).items() if name != leader)
+    (other / "sizes" / "segment-0001.npz").write_bytes(b"x")
+    model = load(folder)
+    assert model.recommend(k=3).equals(load(made).recommend(k=3))
+    with pytest.raises(ValueError, match=r"cannot go on.*segment-0001.npz is not what the run wrote"):
+        model.update(_part(rows, 700, 900))
+    with pytest.raises(ValueError, match=r"segment-0001.npz is not what the run wrote"), update.opened(folder):
+        pass
+
+
+@pytest.mark.slow
+def test_rows_that_a_run_has_left_out_are_run_when_it_goes_on(made, rows, tmp_path):
+    folder = _made(rows, 700, tmp_path / "auto", max_segments=1)
+    with update.opened(folder) as run:
+        added = run.add(_part(rows, 0, 0))
+        assert (added.rows, len(added.lines), added.waiting) == (0, 1, 100)
+    assert _lines(folder) == _lines(made)
 
 
 def test_an_error_of_one_candidate_leaves_all_as_they_were(made, rows, tmp_path, monkeypatch):

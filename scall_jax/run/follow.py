@@ -103,7 +103,7 @@ def follow(
     begun = None
     if not (folder / manifest.NAME).exists():
         if start is None:
-            raise ValueError(f"{folder} holds no run: say what is to be begun there")
+            raise ValueError(f"{folder} holds no run: give `start`, which says what is to be begun there")
         begun = _begin(source, folder, start, pace, hooks)
         if begun is None:
             return 0

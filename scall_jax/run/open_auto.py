@@ -136,8 +136,8 @@ class AutoRunner(NamedTuple):
     def committed(self) -> None:
         """Delete the candidates as they were before."""
         if self.replaces is not None:
-            # Where another process holds one of them, they are deleted when the run is opened the next time.
-            with contextlib.suppress(ValueError):
+            # Where that fails, because another process holds one of them, they are deleted at the next opening.
+            with contextlib.suppress(ValueError, OSError):
                 remove_candidates(self.replaces)
 
 

@@ -144,7 +144,9 @@ class OpenRun:
         Returns, Raises: as `add`.
         """
         count = len(new.stream.user) + len(new.waiting) - len(self._growing.stream.user) - len(self._growing.waiting)
-        if not count and offset in (None, self.offset):
+        # Rows that a run has left out, by its largest number of segments, may complete some without a new one.
+        cut = len(new.stream) > len(self._growing.stream)
+        if not count and not cut and offset in (None, self.offset):
             return Added(0, (), len(new.waiting))
         number = 1 if self._kept is None else self._kept.number + 1
         update = Update(number, len(self._growing.stream), len(new.stream))
@@ -153,7 +155,6 @@ class OpenRun:
             manifest.refuse_links(self.folder, [update.folder])
             manifest.write(self.folder, before._replace(writing=update.name))
             try:
-                cut = update.first < update.end
                 ran = self.runner.run(self.folder, update, new) if cut else Ran([], [], self.runner)
                 self._commit(before, update, new, ran, self.offset if offset is None else offset)
             except BaseException:

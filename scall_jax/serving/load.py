@@ -82,8 +82,8 @@ class _Stored(NamedTuple):
     stream: Stream
     grown: Growing | str
     kept: checkpoint.Snapshot
-    others: "dict[str, _Other]"
-    """The candidates of a run of auto that go on, the leader among them; else none."""
+    others: "dict[str, _Other] | str"
+    """The candidates of a run of auto that go on, the leader among them, or what is wrong with one of them; else none."""
     began: int = 0
     """Their number at the beginning."""
 
@@ -101,9 +101,8 @@ def _read_files(folder: Path) -> _Stored:
         path = choices.choices_path(folder, found)
         assert path is not None
         content = choices.read_choices(path)
-        others = {
-            name: _read_candidate(choices.candidate_folder(path.parent, name)) for name in choices.running(content)
-        }
+        parts = {name: choices.candidate_folder(path.parent, name) for name in choices.running(content)}
+        others = _read_candidates(folder, parts)
         return stored._replace(stream=stream, grown=grown, others=others, began=content["began"])
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
@@ -143,6 +142,14 @@ class _Other(NamedTuple):
     kept: checkpoint.Snapshot
 
 
+def _read_candidates(folder: Path, parts: dict[str, Path]) -> dict[str, _Other] | str:
+    try:
+        return {name: _read_candidate(part) for name, part in parts.items()}
+    except (ValueError, OSError) as error:
+        # The leader answers requests without the others; only what comes next cannot be chosen among them.
+        return f"{folder} cannot go on: {error}"
+
+
 def _read_candidate(folder: Path) -> _Other:
     found = manifest.check(folder)
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
@@ -153,6 +160,8 @@ def _read_candidate(folder: Path) -> _Other:
 
 
 def _going_on(stored: _Stored, method: Method | None, grown: Growing) -> GoingOn | AutoGoingOn | str:
+    if isinstance(stored.others, str):
+        return stored.others
     try:
         if stored.others:
             found = {
