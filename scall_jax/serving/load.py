@@ -83,7 +83,7 @@ class _Stored(NamedTuple):
     grown: Growing | str
     kept: checkpoint.Snapshot
     others: "dict[str, _Other] | str"
-    """The candidates of a run of auto that go on, the leader among them, or what is wrong with one of them; else none."""
+    """Candidates of a run of auto that go on, the leader among them, or what is wrong with one of them; else none."""
     began: int = 0
     """Their number at the beginning."""
 
