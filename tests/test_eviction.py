@@ -60,7 +60,7 @@ def _keys(stored):
     return [(int(key >> 31), int(key & (2**31 - 1))) for key in stored["codes_keys"]]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [pytest.param(x, marks=() if x == "age" else pytest.mark.slow) for x in RULES])
 def test_rows_are_those_of_a_dictionary_and_the_account_is_their_bytes(stream, rule):
     run = make_run(_config(rule))
     prepare = jax.jit(run.prepare)

@@ -78,7 +78,7 @@ def _dbscan(distance, eps, least):
     return core, label, border
 
 
-@pytest.mark.parametrize("eps", [0.3, 0.45, 0.6])
+@pytest.mark.parametrize("eps", [0.45, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.3, 0.6))])
 def test_clusters_are_those_of_dense_dbscan(vectors, eps):
     lists = reciprocal(nearest(jnp.asarray(vectors), jnp.ones(POINTS, bool), POINTS))
     found = np.asarray(clusters(lists, jnp.float32(eps)))
@@ -114,6 +114,7 @@ def test_points_that_are_not_allowed_are_in_no_list(vectors):
     assert (np.asarray(ranked.distances)[1][40:] == 1).all()
 
 
+@pytest.mark.slow
 def test_memory_grows_with_n_k():
     """Bytes of a compiled program beside its arguments, by points and by length of the lists."""
 
@@ -143,6 +144,7 @@ def test_the_schedule_rises_falls_and_holds():
     assert all(np.diff(eps[:21]) > 0) and all(np.diff(eps[20:31]) < 0)
 
 
+@pytest.mark.slow
 def test_reranked_lists_are_those_of_numpy(vectors):
     """A user's list against the lists of its items, pair by pair in float64."""
     rng = np.random.default_rng(1)

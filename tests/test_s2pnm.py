@@ -92,6 +92,7 @@ def test_the_network_is_the_published_one(params):
         np.testing.assert_allclose(got[there], _plain(params, np.array(history))[there], rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_outputs_up_to_a_place_do_not_know_what_comes_after_it(params):
     one, other = jnp.array([[-1, 2, 5, 7, 1]]), jnp.array([[-1, 2, 5, 7, 9]])
     a, b = (np.asarray(outputs(params.dense, params.items, x))[0] for x in (one, other))

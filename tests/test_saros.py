@@ -81,7 +81,9 @@ def _numpy_step(vectors, momentum, user, clicks, others, config, bias):
     return [v - config.learning_rate * d for v, d in zip(vectors, direction, strict=True)], momentum
 
 
-@pytest.mark.parametrize(("update", "momentum"), [("block", 0.0), ("click", 0.0), ("block", 0.8)])
+@pytest.mark.parametrize(
+    ("update", "momentum"), [pytest.param("block", 0.0, marks=pytest.mark.slow), ("click", 0.0), ("block", 0.8)]
+)
 def test_steps_are_those_of_numpy(key, update, momentum):
     storage, layout = _storage()
     config = SarosConfig(update=update, momentum=momentum, l2=0.03)
