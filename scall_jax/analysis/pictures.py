@@ -51,7 +51,7 @@ def dated(figure: Figure, starts: Sequence[str]) -> Figure:
     axes = [axis for axis in figure.axes if axis.get_xlabel() == "segment"]
     most = _DATES if len(axes) == 1 else _DATES // 2
     for axis in axes if starts else ():
-        places = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).round().astype(int)).tolist()
+        places = [int(place) for place in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).round())]
         days = {starts[place][:10] for place in places}
         # Segments of one day are told apart by their hours.
         start, end = (0, 10) if len(days) == len(places) else (5, None)
