@@ -201,9 +201,8 @@ def test_the_command_runs_auto_on_a_file_and_its_candidates_can_be_compared(few,
     assert "segment 3 is finished" in printed and "auto serves segments by" in printed and "candidates: " in printed
     assert load(out / "auto").segment == 3
     parts = choices.candidate_folders(out / "auto").values()
-    assert all(
-        (folder / name).exists() for folder in (out / "auto", *parts) for name in ("summary.json", "report.html")
-    )
+    assert all((folder / run_folder.SUMMARY).exists() for folder in (out / "auto", *parts))
+    assert (out / "auto" / "report.html").exists()
     main(["compare", *map(str, parts)])
     main(["recommend", str(out / "auto"), "--users", rows[1].split(",")[0]])
     with pytest.raises(SystemExit):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scall_jax.analysis import comparison, page, run_report
+from scall_jax.analysis import comparison, page, pictures, run_report
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.run import folder as run_folder
@@ -147,6 +147,19 @@ def test_what_a_search_did_is_shown(run):
     priced = {"method": "scall-gain", "search": {"actions": "shapes"}}
     assert run_report.action_names(priced, 5) == ["users", "noise", "exponent", "mixture", "start"]
     assert run_report.action_names({"method": "bet"}, 2) == ["number 1", "number 2"]
+
+
+def test_axes_by_segment_say_when_segments_start():
+    def labels(starts):
+        (axis,) = pictures.dated(pictures.quality({"a": np.arange(12.0)}, {}, "metric"), starts).axes
+        return axis.get_xlabel(), [text.get_text() for text in axis.get_xticklabels()]
+
+    name, found = labels([f"2020-{month:02d}-01T00:05" for month in range(1, 13)])
+    assert name == "segment, and when it starts" and len(found) == 6
+    assert (found[0], found[3], found[-1]) == ("0\n2020-01-01", "7\n2020-08-01", "11\n2020-12-01")
+    _, found = labels([f"2020-01-01T{hour:02d}:05" for hour in range(12)])
+    assert found[-1] == "11\n01-01 11:05"
+    assert labels(())[0] == "segment"
 
 
 MOST = {"none": 0, "1 to 5": 5, "6 to 20": 20, "21 to 100": 100, "over 100": 10**9}

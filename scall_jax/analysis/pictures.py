@@ -51,11 +51,11 @@ def dated(figure: Figure, starts: Sequence[str]) -> Figure:
     axes = [axis for axis in figure.axes if axis.get_xlabel() == "segment"]
     most = _DATES if len(axes) == 1 else _DATES // 2
     for axis in axes if starts else ():
-        places = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).round().astype(int))
+        places = [int(place) for place in np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).round())]
         days = {starts[place][:10] for place in places}
         # Segments of one day are told apart by their hours.
-        part = slice(10) if len(days) == len(places) else slice(5, None)
-        labels = [f"{place}\n{starts[place][part].replace('T', ' ')}" for place in places]
+        start, end = (0, 10) if len(days) == len(places) else (5, None)
+        labels = [f"{place}\n{starts[place][start:end].replace('T', ' ')}" for place in places]
         axis.set_xticks(places, labels, fontsize=8)
         axis.set_xlabel("segment, and when it starts")
     return figure
