@@ -158,7 +158,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_a_whole_model_and_goes_on(k
         model = load(copy)
         assert model.segment == states[number] - 1
         assert model.recommend(k=3).equals(expected[states[number]])
-        if number % 9 == 0 or number > len(copies) - 3:
+        if number % 15 == 0 or number > len(copies) - 2:
             with update.opened(copy) as run:
                 assert run.offset == {2: None, 3: 1000}[states[number]]
                 run.add(_part(rows, 700, 1000) if run.offset is None else _part(rows, 0, 0), offset=1000)
