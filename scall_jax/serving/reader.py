@@ -37,11 +37,10 @@ def stored(arrays, users):
         return arrays.get("vectors", np.zeros((users, 0), np.float32))
     planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]), "little").astype(int)
     number = (planes << np.arange(len(planes))[:, None]).sum(0)  # Plane k has bit k of the number of each size.
-    values, known = arrays["values"], arrays["size_values"].astype(int)
-    sizes = np.concatenate([known[number], known[-2:]])
+    sizes = np.append(arrays["size_values"][number], arrays["size_values"][-2:]).astype(int)
     vector = np.repeat(np.arange(len(sizes)), sizes)
     column = arrays.get("columns", np.arange(len(vector)) - (np.cumsum(sizes) - sizes)[vector])
-    values = (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values  # bfloat16
+    values = (v.astype(np.uint32) << 16).view(np.float32) if (v := arrays["values"]).dtype == np.uint16 else v
     if "scales" in arrays:  # Byte k of 8 coordinates has their bits k; a scale is the logarithm of a vector's limit.
         planes = np.unpackbits(values, axis=1, bitorder="little").reshape(len(values), -1, 8).astype(int)
         code = (planes << np.arange(planes.shape[1])[:, None]).sum(1).ravel()[: len(vector)]
@@ -75,5 +74,4 @@ def recommend(model, user, k=10):
         scores = vectors[len(rows) :] @ vectors[rows[user]] if weights is None else weights[seen].sum(0)  # EASE's.
         scores = scores + arrays.get("bias", 0)
     scores[seen] = -np.inf
-    best = np.argsort(-scores, kind="stable")[:k]
-    return items[best[scores[best] > -np.inf]].to_list()
+    return [items[int(item)] for item in np.argsort(-scores, kind="stable")[:k] if scores[item] > -np.inf]
