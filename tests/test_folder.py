@@ -178,6 +178,20 @@ def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path
     assert len(run_segments(CONFIG, stream, KEY, folder=tmp_path / "run")) == 3
 
 
+def test_what_is_made_at_the_end_is_made_under_the_lock(made, tmp_path):
+    path = shutil.copytree(made[0] if isinstance(made, tuple) else made, tmp_path / "run")
+    segments = len(folder.read_lines(path / manifest.GROWING))
+    with folder.making(path, segments, "summary.json"):
+        with pytest.raises(ValueError, match=f"written by process {os.getpid()}"), lock.locked(path):
+            pass
+        (path / "summary.json").write_text("{}")
+    assert "summary.json" in manifest.check(path).files
+    # Another process has taken the folder over in the meantime: nothing of the ended run is written into it.
+    with pytest.raises(ValueError, match="changed by another process"), folder.making(path, segments + 1, "page.html"):
+        (path / "page.html").write_text("of another run")
+    assert not (path / "page.html").exists() and "page.html" not in manifest.check(path).files
+
+
 def test_links_are_not_followed(stream, made, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

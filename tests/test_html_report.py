@@ -172,8 +172,8 @@ def test_the_choices_of_auto_are_shown(run, tmp_path):
     ]
     content = {"leader": "b", "segments": segments, "left_out": {"c": "too large"}, "seconds": {"a": 1.0, "b": 2.0}}
     content["began"] = 2
-    (folder / "choices.json").write_text(json.dumps(content))
-    run_folder.finish(folder, "choices.json")
+    with run_folder.making(folder, 3, "choices.json"):
+        (folder / "choices.json").write_text(json.dumps(content))
     text = run_report.build(run._replace(folder=folder))
     check_page(text, ["Candidates by their quality on valid"])
     assert (

@@ -42,9 +42,9 @@ def write(folder: Path) -> Path:
     Raises:
       ValueError: the run is not finished, or a file is not what the run wrote; the message names it.
     """
-    run_folder.unlist(folder, NAME)
-    run_folder.write_atomically(folder / NAME, build(read_run(folder)))
-    run_folder.finish(folder, NAME)
+    run = read_run(folder)
+    with run_folder.making(folder, len(run.lines), NAME):
+        run_folder.write_atomically(folder / NAME, build(run))
     return folder / NAME
 
 

@@ -269,14 +269,16 @@ def finish_run(config: Config, stream: streams.Stream, folder: Path, label: str,
 
     Returns:
       The summary.
+
+    Raises:
+      ValueError: another process has begun to write to the folder since.
     """
-    run_folder.unlist(folder, *_MADE_AT_THE_END)
-    if figures.has_matplotlib():
-        _plot_run(config, stream, folder, lines)
-    summary = report.describe(label, lines) | records.summarise(lines)
-    run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
-    about.write(folder, stream, command(), scall_jax.__version__)
-    run_folder.finish(folder, *_MADE_AT_THE_END)
+    with run_folder.making(folder, len(lines), *_MADE_AT_THE_END):
+        if figures.has_matplotlib():
+            _plot_run(config, stream, folder, lines)
+        summary = report.describe(label, lines) | records.summarise(lines)
+        run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        about.write(folder, stream, command(), scall_jax.__version__)
     return summary
 
 

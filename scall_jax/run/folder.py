@@ -329,21 +329,29 @@ def unlist(folder: Path, *names: str) -> None:
             manifest.write(folder, found._replace(files=kept))
 
 
-def finish(folder: Path, *names: str) -> None:
-    """List files that belong to a run beside those of its segments, such as its summary.
+@contextlib.contextmanager
+def making(folder: Path, segments: int, *names: str) -> Iterator[None]:
+    """Make files anew that belong to a run beside those of its segments, such as its summary, under its lock.
 
     Args:
       folder: of a run.
-      names: paths in it; those that do not exist are left out.
+      segments: that the run has finished; what is made is of them.
+      names: paths in it; those that are not made are left out.
 
     Raises:
-      ValueError: a path is a link, or the folder has no manifest.
+      ValueError: another process writes to the folder, or has written to it since; a path is a link.
     """
     with locked(folder):
         found = manifest.read(folder)
+        if len(finished_lines(folder, found)) != segments:
+            raise ValueError(f"{folder} has been changed by another process: --resume the run, or make it anew")
         manifest.refuse_links(folder, names)
+        kept = {name: entry for name, entry in found.files.items() if name not in names}
+        if len(kept) < len(found.files):
+            manifest.write(folder, found._replace(files=kept))
+        yield
         written = manifest.entries(folder, [name for name in names if (folder / name).exists()])
-        manifest.write(folder, found._replace(files=found.files | written))
+        manifest.write(folder, found._replace(files=kept | written))
 
 
 def read_identity(path: Path) -> dict[str, Any]:
