@@ -179,7 +179,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path
 
 
 def test_what_is_made_at_the_end_is_made_under_the_lock(made, tmp_path):
-    path = shutil.copytree(made[0] if isinstance(made, tuple) else made, tmp_path / "run")
+    path = shutil.copytree(made / "whole", tmp_path / "run")
     segments = len(folder.read_lines(path / manifest.GROWING))
     with folder.making(path, segments, "summary.json"):
         with pytest.raises(ValueError, match=f"written by process {os.getpid()}"), lock.locked(path):
