@@ -310,9 +310,9 @@ def test_recall_follows_from_the_exported_codes_alone():
     known = tuple(state.known.tolist())
     users, items = known
     arrays = run.method.bookkeeping(state, small_ials_stream()).exporter.export(state.params, state.plan, known)
-    # One size for all is written once; behind it stand those of the shared vectors.
-    assert "metadata_sizes" not in arrays and not arrays["metadata_codes"].size
-    sizes = np.full(users + items, int(arrays["metadata_values"][0]))
+    # Sizes are numbers in a list of those that occur, a bit of all numbers in each row.
+    rows = np.unpackbits(arrays["metadata_codes"], axis=1, count=users + items, bitorder="little").astype(int)
+    sizes = arrays["metadata_values"][(rows << np.arange(len(rows))[:, None]).sum(0)].astype(int)
     assert sum(array.nbytes for name, array in arrays.items() if name.startswith("codes")) <= 8 * (users + items)
     planes = np.unpackbits(arrays["codes"], axis=1, bitorder="little").reshape(len(arrays["codes"]), 4, 8)
     codes = (planes.astype(int) << np.arange(4)[None, :, None]).sum(1).ravel()

@@ -102,7 +102,8 @@ def _own_method(named, printed):
     lines = {name: found[-1] for name, found in named["results"].items()}
     assert len(lines) == 4 and len(lines["one-plus-one (policy)"]["probe_rewards"]) == 2
     twice, once = (lines[f"fading{kind}"]["allocated_parameters"] for kind in (" in 16 bits (storage)", " (allocator)"))
-    assert twice in (2 * once, 2 * once + 1)
+    # The storage of the notebook pays a byte for each size, the one of the package less.
+    assert 1.9 * once < twice <= 2 * once + 1
 
 
 def _streaming(named, printed):

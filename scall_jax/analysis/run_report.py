@@ -42,9 +42,9 @@ def write(folder: Path) -> Path:
     Raises:
       ValueError: the run is not finished, or a file is not what the run wrote; the message names it.
     """
-    run = read_run(folder)
-    with run_folder.making(folder, len(run.lines), NAME):
-        run_folder.write_atomically(folder / NAME, build(run))
+    # What was written before may be damaged, and is no reason to refuse.
+    with run_folder.making(folder, run_folder.finished_segments(folder), NAME):
+        run_folder.write_atomically(folder / NAME, build(read_run(folder)))
     return folder / NAME
 
 

@@ -136,8 +136,8 @@ def _start(flags: Follow) -> Start:
     if len(methods) != 1:
         raise ValueError(f"--method {' '.join(flags.method)}: give one method")
     cut = {name: value for name, value in dataclasses.asdict(flags.cut).items() if value not in (None, (), 0, False)}
-    cut |= {"replay": flags.cut.replay}
-    others = sorted(set(cut) - {"rows", "new_entities", "replay", "shuffle_ties"})
+    cut |= {"replay": flags.cut.replay, "replay_by": flags.cut.replay_by}
+    others = sorted(set(cut) - {"rows", "new_entities", "replay", "replay_by", "shuffle_ties"})
     if others or ("rows" in cut) == ("new_entities" in cut):
         refused = f"--cut.{others[0].replace('_', '-')}: " if others else ""
         raise ValueError(

@@ -228,8 +228,8 @@ def faded(scores: Iterable[float], total: float = 0.0) -> float:
       scores: `score` of each segment, in turn.
       total: before them.
 
-    >>> faded([0.4, 0.2], total=0.8)
-    0.6
+    >>> faded([0.5, 0.25], total=1.0)
+    0.75
     """
     for found in scores:
         total = FADING * total + found

@@ -329,6 +329,23 @@ def unlist(folder: Path, *names: str) -> None:
             manifest.write(folder, found._replace(files=kept))
 
 
+def finish(folder: Path, *names: str) -> None:
+    """List files that belong to a run beside those of its segments, such as its summary.
+
+    Args:
+      folder: of a run.
+      names: paths in it; those that do not exist are left out.
+
+    Raises:
+      ValueError: a path is a link, or the folder has no manifest.
+    """
+    with locked(folder):
+        found = manifest.read(folder)
+        manifest.refuse_links(folder, names)
+        written = manifest.entries(folder, [name for name in names if (folder / name).exists()])
+        manifest.write(folder, found._replace(files=found.files | written))
+
+
 @contextlib.contextmanager
 def making(folder: Path, segments: int, *names: str) -> Iterator[None]:
     """Make files anew that belong to a run beside those of its segments, such as its summary, under its lock.

@@ -42,8 +42,8 @@ def worth_in_bits(found: Coordinates, bits: tuple[int, ...]) -> jax.Array:
       f32[N, B, D], of the sizes 1 to D.
 
     >>> found = Coordinates(jnp.array([[4.0, 1.0]]), jnp.array([[2.0, 1.0]]), jnp.array([[1.0, 1.0]]))
-    >>> worth_in_bits(found, (1, 4)).round(2).tolist()
-    [[[2.549999952316284, 3.180000066757202], [3.950000047683716, 4.940000057220459]]]
+    >>> [[round(float(x), 2) for x in worth] for worth in worth_in_bits(found, (1, 4))[0]]
+    [[2.55, 3.18], [3.95, 4.94]]
     """
     chex.assert_equal_shape(found)
     chex.assert_rank(found.gains, 2)

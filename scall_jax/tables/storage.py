@@ -252,7 +252,7 @@ def most_afforded(per_vector: int, per_coordinate: float) -> Callable[[Sequence[
       segment of the run can have.
 
     >>> most_afforded(1, 0.5)([100], [(60, 38)], 8), most_spent([100], [(60, 38)], 8)
-    (248, 100)
+    (304, 100)
     """
 
     def capacity(budget_units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
