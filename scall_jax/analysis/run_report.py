@@ -124,8 +124,8 @@ def _auto(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     for name, stayed in standings:
         led = sum(x["leader"] == name for x in segments)
         test = np.mean([x["test"][name] for x in (segments[1:stayed] or segments[:stayed])])
-        seconds = content["seconds"].get(name, float("nan"))
-        rows.append([name, str(stayed), str(led), f"{valid[name][stayed - 1]:.4f}", f"{test:.4f}", f"{seconds:.0f}"])
+        seconds = f"{content['seconds'][name]:.0f}" if name in content["seconds"] else "-"
+        rows.append([name, str(stayed), str(led), f"{valid[name][stayed - 1]:.4f}", f"{test:.4f}", seconds])
     header = ["candidate", "segments run", "segments led", "valid, fading", "test Recall@20", "seconds"]
     text = "Mean of Recall@20 and NDCG@20 on valid, earlier segments fading: the candidate with the most serves."
     shown = [

@@ -393,7 +393,7 @@ def describe(folder: Path) -> str:
         pairs = [(segment["test"][name], segment["test"][segment["leader"]]) for segment in shared]
         own, theirs = np.mean(pairs, axis=0) if pairs else (float("nan"), float("nan"))
         valid, seconds = segments[stayed - 1]["valid"][name], content["seconds"].get(name, float("nan"))
-        text.append(f"| {name} | {stayed} | {valid:.4f} | {own:.4f} | {theirs:.4f} | {seconds:.0f} |")
+        text.append(f"| {name} | {stayed} | {valid:.4f} | {_known(own)} | {_known(theirs)} | {_known(seconds, 0)} |")
     served = [segment["test"][segment["leader"]] for segment in segments if segment["segment"] in counted]
     total, dearest = sum(content["seconds"].values()), max(content["seconds"].values())
     mean = float(np.mean(served)) if served else float("nan")
@@ -401,6 +401,15 @@ def describe(folder: Path) -> str:
     text.append(f"| served | {len(segments)} | - | {mean:.4f} | {mean:.4f} | {cost} |")
     text += [f"left out: {name}: {reason}" for name, reason in content["left_out"].items()]
     return "\n".join(text)
+
+
+def _known(value: float, digits: int = 4) -> str:
+    """A number, or `-` where it is not known: of segments without test users, or of candidates that left earlier.
+
+    >>> _known(0.25), _known(float("nan"))
+    ('0.2500', '-')
+    """
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def standings(segments: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
