@@ -108,7 +108,8 @@ def _drawn(names, segments, seed):
 def test_those_that_trail_leave_the_race_and_matter_no_more(seed):
     names, segments = ["popularity", *"abcdefg"], 6
     lines = _drawn(names, segments, seed)
-    # Simulated apart: fading means on valid, of which the best half of 7, rounded up, go on, until two are left.
+    # Simulated apart: fading means on valid, of which the best half of 7, rounded up, go on from the third segment on,
+    # until three are left.
     score, running, led, stayed = dict.fromkeys(names, 0.0), list(names), [], dict.fromkeys(names, 0)
     for t in range(segments):
         for name in running:
@@ -117,10 +118,10 @@ def test_those_that_trail_leave_the_race_and_matter_no_more(seed):
             stayed[name] += 1
         led.append(max(running, key=lambda name: score[name]))
         ranked = sorted((name for name in running if name != "popularity"), key=lambda name: -score[name])
-        running = ["popularity", *ranked[: {0: 4, 1: 2}.get(t, 2)]]
+        running = ["popularity", *ranked[: {0: 7, 1: 7, 2: 4}.get(t, 3)]]
     chosen = choices.race(lines, began=7)
     assert [choice.leader for choice in chosen] == led
-    assert sorted(stayed.values()) == [1, 1, 1, 2, 2, 6, 6, 6]
+    assert sorted(stayed.values()) == [3, 3, 3, 4, 6, 6, 6, 6]
     assert [set(choice.valid) for choice in chosen] == [{n for n in names if stayed[n] > t} for t in range(segments)]
     cut = {name: found[: stayed[name]] for name, found in lines.items()}
     assert choices.race(cut, began=7) == chosen
@@ -130,6 +131,8 @@ def test_those_that_trail_leave_the_race_and_matter_no_more(seed):
 
 
 def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "HELD", 0)
+    monkeypatch.setattr(choices, "LEAST", 2)
     names, calls = ["popularity", *"abcdefg"], []
     drawn = _drawn(names, len(stream), seed=1)
     lines = {

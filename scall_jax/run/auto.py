@@ -3,10 +3,11 @@
 A candidate is a recommender, a storage, a rule for sizes, and whether items have a bias. All have the same budget,
 which pays for all that serving needs. After each segment's training the leader is the candidate whose validation
 metrics so far, this segment's among them and earlier ones fading, are best (follow the leader: Kalai and Vempala,
-Efficient algorithms for online decision problems, 2005); the segment's test part is served by it. Half of the
-candidates, those that trail, then leave, until two are left (successive halving: Jamieson and Talwalkar, Non-stochastic
-best arm identification and hyperparameter optimization, 2016). Candidates do not depend on each other, so that every
-one of them is a run with a folder of its own, and the choice follows from their lines of metrics.
+Efficient algorithms for online decision problems, 2005); the segment's test part is served by it. From the third
+segment on half of the candidates, those that trail, then leave, until three are left (successive halving: Jamieson and
+Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, 2016). Candidates do not depend on
+each other, so that every one of them is a run with a folder of its own, and the choice follows from their lines of
+metrics.
 """
 
 import dataclasses
@@ -147,7 +148,7 @@ def _stages(began: int, floor: bool, segments: int) -> list[int]:
     """Numbers of segments after which candidates leave, and that of all.
 
     >>> _stages(7, True, 6), _stages(2, True, 6), _stages(7, True, 1)
-    ([1, 2, 6], [6], [1])
+    ([3, 4, 6], [6], [1])
     """
     names = [FLOOR] * floor + [str(number) for number in range(began)]
     stages = []

@@ -27,8 +27,11 @@ CHOICES = "choices.json"
 FLOOR = "popularity"
 """The candidate without vectors, which costs next to nothing and stays."""
 
-LEAST = 2
+LEAST = 3
 """Candidates beside it that stay to the end."""
+
+HELD = 2
+"""Segments after which nobody leaves yet: the first ones have few users, of whom popularity tells the most."""
 
 FADING = 0.5
 """Weight of what validation parts have shown so far, each time that there is a new one."""
@@ -93,9 +96,8 @@ def score(line: dict[str, Any]) -> float:
 
 
 def survivors(valid: Mapping[str, float], segments: int, began: int) -> list[str]:
-    """The candidates that go on after a segment: half as many each time, until `LEAST` are left, and the floor.
-
-    With T segments of equal cost that is less than 2 T + 2 began candidate-segments.
+    """The candidates that go on after a segment: from the one after `HELD` on half as many each time, until `LEAST` are
+    left, and the floor.
 
     Args:
       valid: `Choice.valid` of the segment.
@@ -105,11 +107,11 @@ def survivors(valid: Mapping[str, float], segments: int, began: int) -> list[str
     Returns:
       Names, in the order of `valid`; of candidates that are level the first ones stay.
 
-    >>> survivors({"popularity": 0.1, "a": 0.2, "b": 0.4, "c": 0.3, "d": 0.2, "e": 0.3}, segments=1, began=5)
+    >>> survivors({"popularity": 0.1, "a": 0.2, "b": 0.4, "c": 0.3, "d": 0.2, "e": 0.3}, segments=3, began=5)
     ['popularity', 'b', 'c', 'e']
     """
     running = sorted((name for name in valid if name != FLOOR), key=lambda name: -valid[name])
-    stay = {FLOOR, *running[: max(LEAST, -(-began // 2**segments))]}
+    stay = {FLOOR, *running[: max(LEAST, -(-began // 2 ** max(segments - HELD, 0)))]}
     return [name for name in valid if name in stay]
 
 

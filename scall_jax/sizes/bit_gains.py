@@ -97,7 +97,8 @@ def sizes_and_bits(
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(0), highest))
     chosen, more = wanted(high), wanted(low)
     # Those that want more at the lower price get it in turn, as long as all before them and they fit.
-    extra = cost_of(more) - cost_of(chosen)
+    # In float32 the worth of two choices may be level, so that a few want less at the lower price: they stay.
+    extra = jnp.maximum(cost_of(more) - cost_of(chosen), 0)
     reached = jnp.cumsum(extra[order]) <= total - cost_of(chosen).sum()
     takes = jnp.zeros(nodes, bool).at[order].set(reached)
     chosen = jnp.where(takes & (extra > 0), more, chosen)
