@@ -54,6 +54,25 @@ def worth_in_bits(found: Coordinates, bits: tuple[int, ...]) -> jax.Array:
     return gain[:, None, :] - errors[None, :, None] * lost[:, None, :]
 
 
+def first_that_fit(cost: jax.Array, total: jax.Array, order: jax.Array) -> jax.Array:
+    """Which entities, from the first of an order on, have no more than a total together.
+
+    Args:
+      cost: i32[N], by entity.
+      total: i32[].
+      order: i32[N], a permutation.
+
+    Returns:
+      bool[N].
+
+    >>> first_that_fit(jnp.array([3, 4, 0, 5]), jnp.int32(9), jnp.array([3, 1, 0, 2])).tolist()
+    [False, True, False, True]
+    """
+    chex.assert_equal_shape([cost, order])
+    reached = jnp.cumsum(cost[order]) <= total
+    return jnp.zeros(cost.shape[0], bool).at[order].set(reached)
+
+
 def sizes_and_bits(
     worth: jax.Array, bits: tuple[int, ...], total: jax.Array, scale_bits: int, active_mask: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -96,11 +115,12 @@ def sizes_and_bits(
     highest = 1.0 + jnp.where(active_mask[:, None, None], jnp.abs(worth), 0.0).max()
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(0), highest))
     chosen, more = wanted(high), wanted(low)
+    # Compiled apart from the loop, the same numbers may be rounded otherwise: what no longer fits goes to nobody.
+    chosen = jnp.where(first_that_fit(cost_of(chosen), total, order), chosen, -1)
     # Those that want more at the lower price get it in turn, as long as all before them and they fit.
     # In float32 the worth of two choices may be level, so that a few want less at the lower price: they stay.
     extra = jnp.maximum(cost_of(more) - cost_of(chosen), 0)
-    reached = jnp.cumsum(extra[order]) <= total - cost_of(chosen).sum()
-    takes = jnp.zeros(nodes, bool).at[order].set(reached)
+    takes = first_that_fit(extra, total - cost_of(chosen).sum(), order)
     chosen = jnp.where(takes & (extra > 0), more, chosen)
     has = chosen >= 0
     size = jnp.where(has, jnp.maximum(chosen, 0) % most + 1, 0)
@@ -108,5 +128,4 @@ def sizes_and_bits(
     # One coordinate more for those that have some, in turn.
     left = total - cost_of(chosen).sum()
     room = jnp.where(has & (size < most), own, 0)
-    grows = jnp.zeros(nodes, bool).at[order].set(jnp.cumsum(room[order]) <= left)
-    return size + (grows & (room > 0)), own
+    return size + (first_that_fit(room, left, order) & (room > 0)), own
