@@ -22,7 +22,7 @@ USERS, ITEMS, MAXIMUM = 14, 11, 9
 def _plan(seed: int, kinds=(1, 2, 3, 4, 8)) -> BitPlan:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, MAXIMUM + 1, USERS + ITEMS + 2).astype(np.int32)
-    sizes[[USERS - 1, USERS + ITEMS - 1]] = 0  # not known yet
+    sizes[[USERS - 1, USERS + ITEMS - 1]] = 0  # The last entity of each side is not known yet.
     bits = np.where(sizes > 0, rng.choice(kinds, len(sizes)), 0).astype(np.int32)
     return BitPlan(jnp.asarray(sizes), jnp.asarray(bits))
 

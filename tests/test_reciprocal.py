@@ -46,7 +46,8 @@ def test_lists_and_reciprocal_distances_are_those_of_numpy(vectors, k):
     lists = nearest(jnp.asarray(vectors), jnp.ones(POINTS, bool), k)
     ids, distances = _dense_lists(vectors, k)
     np.testing.assert_array_equal(lists.ids, ids)
-    np.testing.assert_allclose(lists.distances, distances, atol=1e-3)  # of 2 - 2 cos, which cancels
+    # A distance comes from 2 - 2 cos, which cancels in float32.
+    np.testing.assert_allclose(lists.distances, distances, atol=1e-3)
     ranked, dense = reciprocal(lists), _dense_jaccard(ids, distances)
     own = np.take_along_axis(dense, np.asarray(ranked.ids), axis=1)
     np.testing.assert_allclose(ranked.distances, own, atol=2e-4)

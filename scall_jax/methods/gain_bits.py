@@ -3,19 +3,14 @@
 Gains are those of the method gain, read off the same wide fit; the storage is `packed_bits`.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from scall_jax.config import Config
 from scall_jax.methods.allocators import entities_order
 from scall_jax.methods.context import SegmentContext
-from scall_jax.methods.gains import WideFits
-from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, no_action
-from scall_jax.methods.probe import no_search
-from scall_jax.methods.state import RunState
-from scall_jax.recommenders.ials.gains import truncated
+from scall_jax.methods.gains import WideFits, planner_from
+from scall_jax.methods.planner import OnProbes, SizePlanner
 from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.bit_gains import Coordinates, sizes_and_bits, worth_in_bits
 from scall_jax.tables.compressed.few_bits import BITS
@@ -26,13 +21,6 @@ _SHARED = (1, 4)
 """Size and bits of the vectors that entities without coordinates share."""
 _HALVINGS = 10
 """Halvings of what is left for codes where sizes are paid for: what they take follows from what there is."""
-
-
-class _Remembered(NamedTuple):
-    """State of the planner."""
-
-    wide: Any
-    """What the wide fits remember (`WideFits.init`)."""
 
 
 def gain_bits_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -47,27 +35,7 @@ def gain_bits_planner(config: Config, on_probes: OnProbes | None = None) -> Size
     """
     del on_probes
     # Four bits a coordinate are two coordinates a byte.
-    wide_fits = WideFits(config, coordinates_of_unit=2)
-
-    def choose(context: SegmentContext) -> tuple[RunState, SearchRecord]:
-        remembered = wide_fits.choose(context, context.state.planner.wide)
-        return context.state._replace(planner=_Remembered(remembered)), no_search(config)
-
-    def plan(context: SegmentContext, key: jax.Array) -> Planned:
-        del key
-        fit = wide_fits.fit(context, context.state.planner.wide)
-        new_plan = plan_from(context, fit)
-        start = None
-        if wide_fits.solved_for and config.gains.start == "rotated":
-            start = truncated(context.storage, fit.vectors, context.storage.layout(new_plan))
-        return Planned(new_plan, no_action(config), start)
-
-    return SizePlanner(
-        init=lambda key, storage: _Remembered(wide_fits.init()),
-        plan=plan,
-        search_before=None if wide_fits.solved_for else choose,
-        search_holds=lambda context: wide_fits.holds(context, context.state.planner.wide),
-    )
+    return planner_from(WideFits(config, coordinates_of_unit=2), plan_from)
 
 
 def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:

@@ -130,7 +130,10 @@ def gain_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlann
     del on_probes
     options = config.gains
     rule = GainRule(options.noise, options.exponent, options.mixture)
-    return _planner(config, lambda context, fit, total: sizes_from(context, fit, rule, total, options.rho))
+    return planner_from(
+        WideFits(config),
+        lambda context, fit: context.spend(lambda total: sizes_from(context, fit, rule, total, options.rho)),
+    )
 
 
 def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:
@@ -156,11 +159,22 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
         power = jnp.minimum(1 / (2 * jnp.maximum(beta, 1e-3)), sizes.MOST_POWER)
         return by_power(config.sizes, segment, total, power)
 
-    return _planner(config, own_sizes)
+    return planner_from(
+        WideFits(config), lambda context, fit: context.spend(lambda total: own_sizes(context, fit, total))
+    )
 
 
-def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit, jax.Array], jax.Array]) -> SizePlanner:
-    wide_fits = WideFits(config)
+def planner_from(wide_fits: WideFits, plan_of: Callable[[SegmentContext, WideFit], Any]) -> SizePlanner:
+    """Build a planner whose plans follow from a segment's wide fit.
+
+    Args:
+      wide_fits: of the run.
+      plan_of: (context, wide fit of its segment) -> plan of the storage.
+
+    Returns:
+      SizePlanner. It makes no probes, and remembers what the wide fits do.
+    """
+    config = wide_fits.config
 
     def choose(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         remembered = wide_fits.choose(context, context.state.planner.wide)
@@ -169,7 +183,7 @@ def _planner(config: Config, own_sizes: Callable[[SegmentContext, WideFit, jax.A
     def plan(context: SegmentContext, key: jax.Array) -> Planned:
         del key
         fit = wide_fits.fit(context, context.state.planner.wide)
-        new_plan = context.spend(lambda total: own_sizes(context, fit, total))
+        new_plan = plan_of(context, fit)
         rotated = wide_fits.solved_for and config.gains.start == "rotated"
         start = None
         if rotated:

@@ -1,9 +1,9 @@
-"""A run of auto that takes new rows: all candidates go on, in copies of their folders, and one commit chooses.
+"""A run of auto that takes new rows: its candidates go on in copies of their folders, and one commit chooses.
 
-Rows that wait are in the folder of the run alone. A segment that is complete is run by every candidate, in a copy of
-its folder within that of the update: a file that counts never changes, so that a copy is made of links. The commit of
-the run's manifest lists the new choices, and with them the copies count and the candidates before them do not. A
-process that is killed before it leaves all candidates as they were.
+Rows that wait are in the folder of the run alone. A segment that is complete is run by every candidate that has not
+left, in a copy of its folder within that of the update: a file that counts never changes, so that a copy is made of
+links. The commit of the run's manifest lists the new choices, and with them the copies count and the candidates before
+them do not. A process that is killed before it leaves all candidates as they were.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def open_method(folder: Path, method: Method | None, hooks: Hooks) -> OpenRun:
 
 
 def open_auto(folder: Path, hooks: Hooks) -> OpenRun:
-    """Open the folder of a run of auto, which is locked, with all candidates.
+    """Open the folder of a run of auto, which is locked, with the candidates that still run.
 
     Args:
       folder, hooks: as in `update.opened`.
@@ -90,7 +90,7 @@ def open_auto(folder: Path, hooks: Hooks) -> OpenRun:
 
 
 class AutoRunner(NamedTuple):
-    """Runs segments with all candidates."""
+    """Runs segments with the candidates that still run."""
 
     config: Config
     """Of the run."""

@@ -22,7 +22,7 @@ def opened(folder: str | Path, *, method: Method | None = None, hooks: Hooks = N
     Programs are compiled when the first segment is complete, and are kept for the next ones.
 
     Args:
-      folder: of a finished run; of one of auto, all candidates go on.
+      folder: of a finished run; of one of auto, the candidates that still run go on.
       method: a method that `METHODS` does not list, as in `run_segments`.
       hooks: functions that are called while segments are run.
 

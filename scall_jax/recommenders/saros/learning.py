@@ -41,7 +41,7 @@ class Learned(NamedTuple):
     """What blocks leave behind."""
 
     params: Params  # parameters of the storage, no buffer
-    momentum: Params  # of the same structure; () without momentum
+    momentum: Params  # Has the structure of the parameters, and is () without momentum.
     loss: jax.Array  # f32[], sum over the updates
     updates: jax.Array  # i32[], updates that changed something
     bad: jax.Array  # i32[], place of the first block with a non-finite loss, -1 if none
