@@ -27,7 +27,7 @@ from scall_jax import Config
 from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli.cli import cli
-from scall_jax.run import auto, choices, records
+from scall_jax.run import auto, race, records
 from scall_jax.run import folder as run_folder
 from scall_jax.streams import Stream
 
@@ -105,7 +105,7 @@ def fixed(lines: list[dict[str, Any]]) -> float:
     return float(np.mean([line["test_recall@20"] for line in records.averaged(lines)]))
 
 
-def served(lines: Lines, chosen: Sequence[choices.Choice]) -> float:
+def served(lines: Lines, chosen: Sequence[race.Choice]) -> float:
     """Mean test Recall@20 of the leaders over the segments that count."""
     any_line = next(iter(lines.values()))
     counted = [line["segment"] for line in records.averaged(any_line)]
@@ -136,14 +136,14 @@ def cross_fitted(by_seed: Mapping[int, dict[str, float]], scores: Mapping[int, f
     return float(np.mean(found))
 
 
-def _seconds(lines: Lines, race: Sequence[choices.Choice] | None = None) -> float:
+def _seconds(lines: Lines, chosen: Sequence[race.Choice] | None = None) -> float:
     """Seconds of all candidates, or of those of a race, in those of the dearest one over the whole stream."""
     whole = {name: sum(line["seconds"] for line in found) for name, found in lines.items()}
     spent = sum(
         line["seconds"]
         for name, found in lines.items()
         for t, line in enumerate(found)
-        if race is None or name in race[t].valid
+        if chosen is None or name in chosen[t].valid
     )
     return spent / max(whole.values())
 
@@ -154,8 +154,8 @@ def _setting(frame: pl.DataFrame) -> list[str] | None:
     most = max(len(lines) for lines in parts.values())
     parts = {seed: lines for seed, lines in parts.items() if len(lines) == most}
     by_seed = {seed: {name: fixed(found) for name, found in lines.items()} for seed, lines in parts.items()}
-    full = {seed: served(lines, choices.follow_the_leader(lines)) for seed, lines in parts.items()}
-    races = {seed: choices.race(lines, len(set(lines) - {choices.FLOOR})) for seed, lines in parts.items()}
+    full = {seed: served(lines, race.follow_the_leader(lines)) for seed, lines in parts.items()}
+    races = {seed: race.successive_halving(lines, len(set(lines) - {race.FLOOR})) for seed, lines in parts.items()}
     raced = {seed: served(lines, races[seed]) for seed, lines in parts.items()}
     safe = np.mean([by_seed[seed][SAFE] for seed in parts])
     means = {name: np.mean([by_seed[seed][name] for seed in parts]) for name in by_seed[next(iter(parts))]}

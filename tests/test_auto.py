@@ -11,7 +11,7 @@ import pytest
 from scall_jax import Budget, Config, load, streams
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, choices, run_segments
+from scall_jax.run import auto, choices, race, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -86,11 +86,11 @@ def test_the_test_part_chooses_nothing():
         return {"valid_users": 9, "valid_recall@20": valid[0], "valid_ndcg@20": valid[1], "test_recall@20": test}
 
     lines = {name: [line(t) for t in range(5)] for name in "abc"}
-    chosen = [choice.leader for choice in choices.follow_the_leader(lines)]
+    chosen = [choice.leader for choice in race.follow_the_leader(lines)]
     garbage = {name: [one | {"test_recall@20": rng.random()} for one in found] for name, found in lines.items()}
-    assert [choice.leader for choice in choices.follow_the_leader(garbage)] == chosen
+    assert [choice.leader for choice in race.follow_the_leader(garbage)] == chosen
     with pytest.raises(ValueError, match="as many"):
-        choices.follow_the_leader(lines | {"d": lines["a"][:2]})
+        race.follow_the_leader(lines | {"d": lines["a"][:2]})
 
 
 def _drawn(names, segments, seed):
@@ -119,20 +119,20 @@ def test_those_that_trail_leave_the_race_and_matter_no_more(seed):
         led.append(max(running, key=lambda name: score[name]))
         ranked = sorted((name for name in running if name != "popularity"), key=lambda name: -score[name])
         running = ["popularity", *ranked[: {0: 7, 1: 7, 2: 4}.get(t, 3)]]
-    chosen = choices.race(lines, began=7)
+    chosen = race.successive_halving(lines, began=7)
     assert [choice.leader for choice in chosen] == led
     assert sorted(stayed.values()) == [3, 3, 3, 4, 6, 6, 6, 6]
     assert [set(choice.valid) for choice in chosen] == [{n for n in names if stayed[n] > t} for t in range(segments)]
     cut = {name: found[: stayed[name]] for name, found in lines.items()}
-    assert choices.race(cut, began=7) == chosen
+    assert race.successive_halving(cut, began=7) == chosen
     # Going on later, with the lines of those that still run, is the same race.
     rest = {name: found for name, found in cut.items() if stayed[name] == segments}
-    assert choices.race(rest, began=7, first=4) == chosen[4:]
+    assert race.successive_halving(rest, began=7, first=4) == chosen[4:]
 
 
 def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(choices, "HELD", 0)
-    monkeypatch.setattr(choices, "LEAST", 2)
+    monkeypatch.setattr(race, "HELD", 0)
+    monkeypatch.setattr(race, "LEAST", 2)
     names, calls = ["popularity", *"abcdefg"], []
     drawn = _drawn(names, len(stream), seed=1)
     lines = {
@@ -148,7 +148,7 @@ def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monke
 
     out = tmp_path / "auto"
     composed = auto.run_auto(_config(), stream, jax.random.key(0), out, run)
-    chosen = choices.race(lines, began=7)
+    chosen = race.successive_halving(lines, began=7)
     assert calls == [(name, 1) for name in names] + [(n, t) for t in (2, 3) for n in names if n in chosen[t - 1].valid]
     assert [line["auto_leader"] for line in composed] == [choice.leader for choice in chosen]
     text = choices.describe(out)

@@ -11,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import choices, records
+from scall_jax.run import choices, race, records
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _auto(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     content = choices.read_choices(path)
     segments = content["segments"]
     # Those that left, or did not fit into the budget any longer, have no later values.
-    standings = choices.standings(segments)
+    standings = race.standings(segments)
     valid = {name: np.array([x["valid"].get(name, np.nan) for x in segments]) for name, _ in standings}
     rows = []
     for name, stayed in standings:

@@ -20,23 +20,11 @@ import jax
 from scall_jax.config import Config
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
-from scall_jax.run.choices import (
-    CHOICES,
-    FLOOR,
-    Lines,
-    Parts,
-    candidate_folder,
-    choices_path,
-    composed_lines,
-    copy_results,
-    places,
-    race,
-    remove_candidates,
-    survivors,
-    text_of,
-)
+from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, remove_candidates
+from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
+from scall_jax.run.race import FLOOR, Lines, successive_halving, survivors
 from scall_jax.run.step import make_run
 from scall_jax.streams import Stream
 
@@ -108,7 +96,7 @@ def run_auto(
 ) -> Lines:
     """Run the candidates, each in its own folder, and write what their leader served as a run.
 
-    Candidates that trail leave after a segment (`choices.survivors`). A folder that holds some of it is continued.
+    Candidates that trail leave after a segment (`race.survivors`). A folder that holds some of it is continued.
 
     Args:
       config: of the run; its method is `NAME`.
@@ -134,8 +122,8 @@ def run_auto(
     for count in _stages(began, FLOOR in found, len(stream)):
         # A folder that holds more segments, of a run that was not raced, is read as far.
         lines |= {name: run(name, found[name], folders[name], count)[:count] for name in running}
-        running = survivors(race(lines, began)[-1].valid, count, began)
-    parts = Parts(folders, lines, race(lines, began), reasons, began)
+        running = survivors(successive_halving(lines, began)[-1].valid, count, began)
+    parts = Parts(folders, lines, successive_halving(lines, began), reasons, began)
     if not _is_composed(folder, parts, composed_lines(config, parts)):
         # What was composed before was of other candidates or segments. A first run has composed nothing.
         run_folder.remove_run(folder)

@@ -17,27 +17,14 @@ from scall_jax.methods.phases import Method
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.auto import feasible
-from scall_jax.run.choices import (
-    CHOICES,
-    Choice,
-    Parts,
-    candidate_folder,
-    choices_path,
-    composed_lines,
-    copy_results,
-    places,
-    race,
-    read_choices,
-    remove_candidates,
-    running,
-    survivors,
-    text_of,
-)
+from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, read_choices, remove_candidates
+from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import NO_HOOKS, Hooks
 from scall_jax.run.manifest import GROWING, Manifest, Update
 from scall_jax.run.open_run import MethodRunner, OpenRun, Ran, read_run
 from scall_jax.run.programs import Programs
+from scall_jax.run.race import Choice, running, successive_halving, survivors
 from scall_jax.streams import Growing
 
 
@@ -103,7 +90,7 @@ class AutoRunner(NamedTuple):
     left_out: dict[str, str]
     """By candidate why it is not run."""
     began: int
-    """As in `choices.Parts`."""
+    """As in `leaders.Parts`."""
     hooks: Hooks
     """Of the caller."""
     replaces: Path | None = None
@@ -120,7 +107,7 @@ class AutoRunner(NamedTuple):
                 raise ValueError(f"{self.runs[name].folder} has been changed meanwhile: open {folder} anew")
             run.add_placed(new)
         lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
-        choices = [*self.choices, *race(lines, self.began, update.first)]
+        choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
         left_out = self.left_out | reasons
         parts = Parts({name: run.folder for name, run in runs.items()}, lines, choices, left_out, self.began)
         names = copy_results(folder, parts, update.first)

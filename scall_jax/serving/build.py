@@ -13,8 +13,8 @@ from scall_jax.methods.phases import Bookkeeping, MethodPhases
 from scall_jax.methods.state import RunState
 from scall_jax.run.auto import feasible
 from scall_jax.run.checkpoint import Snapshot, snapshot
-from scall_jax.run.choices import faded, score, survivors
 from scall_jax.run.programs import Programs, Step
+from scall_jax.run.race import faded, score, survivors
 from scall_jax.serving.data import AutoGoingOn, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance

@@ -75,7 +75,7 @@ class Candidate(NamedTuple):
     snapshot: Snapshot
     """The state after the last segment."""
     score: float
-    """What the leader has most of (`run.choices.score`, added up over all segments)."""
+    """What the leader has most of (`run.race.score`, added up over all segments)."""
     programs: Programs
     """Which all models that come from one share."""
     origin: dict[str, Any]
@@ -90,7 +90,7 @@ class AutoGoingOn(NamedTuple):
     candidates: dict[str, Candidate]
     """By name those that still run, in the order in which the first of equals leads."""
     began: int
-    """Candidates at the beginning; see `choices.survivors`."""
+    """Candidates at the beginning; see `race.survivors`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import jax
 
 from scall_jax.config import Config
 from scall_jax.methods.phases import Method
-from scall_jax.run import checkpoint, choices, manifest
+from scall_jax.run import checkpoint, choices, manifest, race
 from scall_jax.run import folder as run_folder
 from scall_jax.run.choices import check_leader, leader_folder
 from scall_jax.run.programs import Programs
@@ -101,7 +101,7 @@ def _read_files(folder: Path) -> _Stored:
         path = choices.choices_path(folder, found)
         assert path is not None
         content = choices.read_choices(path)
-        parts = {name: choices.candidate_folder(path.parent, name) for name in choices.running(content)}
+        parts = {name: choices.candidate_folder(path.parent, name) for name in race.running(content)}
         others = _read_candidates(folder, parts)
         return stored._replace(stream=stream, grown=grown, others=others, began=content["began"])
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
@@ -155,7 +155,7 @@ def _read_candidate(folder: Path) -> _Other:
     identity = run_folder.read_identity(folder / run_folder.CONFIG)
     config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
     lines = run_folder.finished_lines(folder, found)
-    total = choices.faded(map(choices.score, lines))
+    total = race.faded(map(race.score, lines))
     return _Other(identity, config, total, checkpoint.read(folder / "checkpoints", len(lines) - 1))
 
 
