@@ -111,7 +111,8 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
     assert model.segment == line["segment"] == len(stream) - 1
     frame = model.recommend(k=20)
     found = _by_user(frame)
-    assert line["test_users"] > 20
+    by = "popularity" if name.startswith("method-popularity") else "known"
+    assert line["test_users"] > 20 and set(frame["source"]) == {by}
     for k in evaluation.CUTOFFS:
         assert abs(_recall(found.get, stream, line["segment"], k) - line[f"test_recall@{k}"]) < 1e-6
 
@@ -366,6 +367,16 @@ def test_who_is_unknown_gets_what_is_popular(model, stream):
     found = _by_user(frame)
     assert found["who"] == found["some"] == model.items.ids[wanted[:5]].to_list()
     assert not {8, 15} & set(found[model.users.ids[0]])
+
+
+def test_known_users_keep_their_vectors_where_nobody_can_be_folded_in(model):
+    other = dataclasses.replace(model, fold_in=None)
+    assert other.recommend(k=5).equals(model.recommend(k=5))
+    unknown = other.recommend(["somebody"], 3, items_of={"somebody": [8, 15]})
+    assert set(unknown["source"]) == {"popularity"} and not set(unknown["item"]) & {8, 15}
+    rows = np.arange(3, dtype=np.int32)
+    scores = [np.asarray(scoring_program(of).call(rows)) for of in (model, other)]
+    np.testing.assert_array_equal(*scores)
 
 
 def test_a_fold_in_of_least_squares_solves_the_users_system():

@@ -22,14 +22,14 @@ CHILD = """
 import sys
 from scall_jax.cli.main import main
 from scall_jax.cli.progress import Progress
-shown = Progress.phase
+shown, marks = Progress.phase, sys.argv.pop(1)
 def phase(self, doing, name):
-    with open(sys.argv[1], "a") as file:
+    with open(marks, "a") as file:
         file.write(doing + "\\n")
     shown(self, doing, name)
 Progress.phase = phase
-print("reading", flush=True, file=open(sys.argv[1], "w"))
-main(["run", *sys.argv[2:]])
+print("reading", flush=True, file=open(marks, "w"))
+main()
 """
 """The command, with a file beside it that says what it is doing."""
 
@@ -44,7 +44,7 @@ def stopped(arguments, marks: Path, phase: str, delay: float, number: signal.Sig
     # Programs are compiled each time, so that there is a time of compiling.
     environment = os.environ | {"XDG_CACHE_HOME": str(marks.parent / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(marks), *arguments]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(marks), "run", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True)
     while process.poll() is None and phase not in marks.read_text():
         time.sleep(0.002)
@@ -98,6 +98,14 @@ def test_a_signal_ends_a_run_with_one_line_and_the_run_goes_on_from_there(data, 
     lines = [comparable(run_folder.read_lines(x / "metrics.jsonl")) for x in (whole[0], run)]
     assert lines[0] == lines[1]
     manifest.check(run)
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_after_the_work_changes_nothing(number):
+    ending = f"import atexit, os; atexit.register(os.kill, os.getpid(), {int(number)})"
+    command = f"{ending}\nfrom scall_jax.cli.main import main\nmain()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", command, "methods"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "popularity-decayed" in done.stdout
 
 
 @pytest.mark.slow

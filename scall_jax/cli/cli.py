@@ -51,6 +51,7 @@ def cli(
     process_memory.limit_heap()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+    last = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     program = program or _program()
     if hasattr(flags, "SHOWN") and not {"-h", "--help"}.isdisjoint(arguments):
@@ -59,7 +60,7 @@ def cli(
     arguments = ["--help" if x == "--help-all" else x for x in arguments]
     try:
         _check_names(flags, arguments)
-        with _plain_warnings(), stop_on_signals(lambda: "stopped"):
+        with _plain_warnings(), stop_on_signals(lambda: "stopped", last=last):
             job(tyro.cli(flags, args=arguments, description=description, prog=program))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

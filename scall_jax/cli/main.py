@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         module, function = COMMANDS[name].place.split(":")
         # Importing takes seconds, during which Ctrl-C may come too.
-        with stop_on_signals(lambda: "stopped"):
+        with stop_on_signals(lambda: "stopped", last=arguments is None):
             getattr(importlib.import_module(module), function)(rest, program=f"scall-jax {name}")
     else:
         hint = advice(name, [*COMMANDS, "--help", "--version"])

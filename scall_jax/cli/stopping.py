@@ -17,7 +17,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @contextlib.contextmanager
-def stop_on_signals(line: Callable[[], str]) -> Iterator[None]:
+def stop_on_signals(line: Callable[[], str], last: bool = False) -> Iterator[None]:
     """Within this context, a signal of `CODES` ends the process with a line on standard error.
 
     A thread waits for the signal, because the main thread may not come back from compiled code for minutes. Outside of
@@ -25,6 +25,8 @@ def stop_on_signals(line: Callable[[], str]) -> Iterator[None]:
 
     Args:
       line: returns the text; called in that thread.
+      last: nothing but the end of the process comes afterwards. Signals are ignored from then on, since the work is
+        done, and an interpreter that takes itself down would end by them without a line.
     """
     here = threading.current_thread() is threading.main_thread()
     numbers = [x for x in CODES if here and signal.getsignal(x) is not signal.SIG_IGN]
@@ -40,7 +42,7 @@ def stop_on_signals(line: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last else handler)
         signal.set_wakeup_fd(before)
         # The thread reads what was sent before the end, so that no signal is lost.
         writer.close()

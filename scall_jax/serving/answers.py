@@ -110,10 +110,10 @@ def _answer(model: ModelData, request: _Request, k: int, exclude_seen: bool) -> 
     served, known = model.served, request.rows >= 0
     given = np.zeros(len(known), bool)
     given[request.places] = True
-    if model.fold_in is None:
-        source = np.full(len(known), POPULARITY)
+    if model.personal:
+        source = np.where(known, KNOWN, np.where(given & (model.fold_in is not None), FOLDED, POPULARITY))
     else:
-        source = np.where(known, KNOWN, np.where(given, FOLDED, POPULARITY))
+        source = np.full(len(known), POPULARITY)
     met = _met(model, request)
     queries = np.zeros((len(known), served.items.shape[1]), np.float32)
     if len(served.users):

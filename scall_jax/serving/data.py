@@ -1,6 +1,7 @@
 """The fields of a model."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ class ModelData:
     served: Served
     """Vectors of the known users and items, and the items' bias."""
     fold_in: FoldIn | None
-    """How a user whom training has not seen gets a vector; None where items are the same for all users."""
+    """How a user whom training has not seen gets a vector; None where there is no rule for it."""
     popularity: np.ndarray
     """f32[items], what users are ranked by of whom nothing is known."""
     popularity_name: str
@@ -127,3 +128,8 @@ class ModelData:
     """What new rows say of users until a segment of them is complete."""
     going_on: GoingOn | AutoGoingOn | str
     """What `update` needs; or why the model cannot be updated."""
+
+    @functools.cached_property
+    def personal(self) -> bool:
+        """Whether users have vectors of their own, or made of their items: otherwise items are the same for all."""
+        return self.fold_in is not None or bool(np.asarray(self.served.items).any())

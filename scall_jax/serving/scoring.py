@@ -42,7 +42,7 @@ def scoring_program(model: ModelData) -> export.Exported:
       ValueError: the model has no vectors of users, because it makes them of the users' items.
     """
     popularity = jnp.asarray(model.popularity)
-    if model.fold_in is None:
+    if not model.personal:
 
         def scores(users: jax.Array) -> jax.Array:
             return jnp.broadcast_to(popularity, (users.shape[0], len(popularity)))

@@ -15,6 +15,7 @@ import numpy as np
 
 from scall_jax.ops.keys import by_side
 from scall_jax.ops.selection import largest
+from scall_jax.tables import size_codes
 from scall_jax.tables.sized import all_sizes, sizes_in_use
 from scall_jax.tables.storage import (
     Exported,
@@ -240,13 +241,13 @@ def _export(users, width, stored, plan: PruningMask, known: Sides) -> Exported:
     return {
         "parameters": np.asarray(stored)[:count],
         "codes_positions": np.asarray(plan.positions)[:count],
-        "metadata_sizes": sizes_in_use(plan.sizes, users, width, known),
+        **size_codes.write(sizes_in_use(plan.sizes, users, width, known)),
     }
 
 
 def _restore(capacity, users, nodes, exported: Exported, known: Sides) -> tuple[jax.Array, PruningMask]:
     values, positions = np.zeros(capacity, np.float32), np.zeros(capacity, np.uint8)
-    sizes = all_sizes(exported["metadata_sizes"], users, nodes, known)
+    sizes = all_sizes(size_codes.read(exported, sum(known) + 2), users, nodes, known)
     for whole, name in ((values, "parameters"), (positions, "codes_positions")):
         written = exported.get(name, whole[:0])
         if not len(written) == sizes.sum() <= capacity:
