@@ -76,50 +76,26 @@ def cut(
     >>> len(stream), stream.bounds[1]
     (4, Bounds(start=250, train=425, valid=450, end=500))
     """
-    if max_segments is not None and max_segments < 1:
-        raise ValueError(f"{option('max_segments')}={max_segments}: at least 1, or None for all")
-    if replay_by not in WAYS:
-        raise ValueError(f"{option('replay_by')}={replay_by!r}: choose {' or '.join(WAYS)}")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: must not be negative")
-    if published and replay >= 4:
-        reason = f"below 4 with {option('published')}, where replayed rows are among the 80% trained on"
-        raise ValueError(f"{option('replay')}={replay}: {reason}")
+    _check(max_segments, replay, replay_by, published, seed)
     if sum(rule is not None for rule in (new_entities, segments, rows, at)) > 1:
         rules = f"{option('new_entities')}, {option('segments')}, {option('rows')} and {option('at')}"
         raise ValueError(f"give one of {rules}")
-    ordered = row_order.k_core(interactions, k_core) if k_core else interactions
-    ordered = row_order.in_order(ordered, generator(seed, Choice.TIES) if shuffle_ties else None)
-    if not shuffle_ties:
-        row_order.warn_of_ties(ordered)
-    user, user_ids = row_order.by_appearance(ordered.user, ordered.user_ids)
-    item, item_ids = row_order.by_appearance(ordered.item, ordered.item_ids)
+    kept = row_order.k_core(interactions, k_core) if k_core else interactions
     split = _PUBLISHED_SPLIT if published else split
-    stream = Stream(
-        user=user,
-        item=item,
-        time=ordered.time,
-        user_ids=user_ids,
-        item_ids=item_ids,
-        bounds=(),
-        replay=(),
-        select_on_test=split[1] == 0,
-        seed=seed,
-        source=ordered.source,
-        notes=ordered.notes,
-    )
+    stream = _in_order(kept, shuffle_ties, seed, select_on_test=split[1] == 0)
+    count = len(stream.user)
     how: list[str] = []
     if at is not None:
-        edges = boundaries.edges_by_time(ordered.time, at, ordered.source)
+        edges = boundaries.edges_by_time(stream.time, at, stream.source)
     elif segments == "auto":
         edges, explained = edges_with_enough_users(stream, split, align=not published)
         how.append(explained)
     elif segments is not None:
-        edges = boundaries.edges_of_equal_parts(len(ordered), segments, ordered.source)
+        edges = boundaries.edges_of_equal_parts(count, segments, stream.source)
     elif rows is not None:
-        edges = boundaries.edges_of_rows(len(ordered), rows, ordered.source)
+        edges = boundaries.edges_of_rows(count, rows, stream.source)
     else:
-        edges = boundaries.edges_by_arrivals(user, item, new_entities)
+        edges = boundaries.edges_by_arrivals(stream.user, stream.item, new_entities)
     edges = edges[: None if max_segments is None else max_segments + 1]
     by_arrivals = at is None and segments is None and rows is None
     rule = Rule(
@@ -132,9 +108,44 @@ def cut(
         k_core=k_core,
         replay_by=replay_by,
     )
-    bounds, replayed = divide(rule, user, item, ordered.time, edges, seed, ordered.source)
+    bounds, replayed = divide(rule, stream.user, stream.item, stream.time, edges, seed, stream.source)
     waits = rows is not None and max_segments is None
-    if waits and edges[-1] < len(ordered):
-        left = f"the last {len(ordered) - edges[-1]:,} rows are too few for a segment of {rows:,}"
+    if waits and edges[-1] < count:
+        left = f"the last {count - edges[-1]:,} rows are too few for a segment of {rows:,}"
         how.append(f"{left}, and {WAITS}")
     return stream.with_bounds(bounds, replayed, how, rule, waits)
+
+
+def _check(max_segments: int | None, replay: float, replay_by: str, published: bool, seed: int) -> None:
+    """Refuse values out of their range."""
+    if max_segments is not None and max_segments < 1:
+        raise ValueError(f"{option('max_segments')}={max_segments}: at least 1, or None for all")
+    if replay_by not in WAYS:
+        raise ValueError(f"{option('replay_by')}={replay_by!r}: choose {' or '.join(WAYS)}")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must not be negative")
+    if published and replay >= 4:
+        reason = f"below 4 with {option('published')}, where replayed rows are among the 80% trained on"
+        raise ValueError(f"{option('replay')}={replay}: {reason}")
+
+
+def _in_order(interactions: Interactions, shuffle_ties: bool, seed: int, select_on_test: bool) -> Stream:
+    """All rows in the order of time, ids by first appearance, without segments yet."""
+    ordered = row_order.in_order(interactions, generator(seed, Choice.TIES) if shuffle_ties else None)
+    if not shuffle_ties:
+        row_order.warn_of_ties(ordered)
+    user, user_ids = row_order.by_appearance(ordered.user, ordered.user_ids)
+    item, item_ids = row_order.by_appearance(ordered.item, ordered.item_ids)
+    return Stream(
+        user=user,
+        item=item,
+        time=ordered.time,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        bounds=(),
+        replay=(),
+        select_on_test=select_on_test,
+        seed=seed,
+        source=ordered.source,
+        notes=ordered.notes,
+    )

@@ -59,13 +59,13 @@ def warn_of_ties(rows: Interactions) -> None:
     first, last, way = int(rows.time[0]), int(rows.time[-1]), f"{option('shuffle_ties')} orders them at random"
     if first == last:
         text = f"all {len(rows):,} rows are at one time, so that their order is that of the source: {way}"
-        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=3)
+        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=4)
         return
     granular = all(not ((rows.time[part] - first) % _DAY).any() for part in (slice(1000), slice(None)))
     days = int((np.diff(rows.time) > 0).sum()) + 1 if granular else len(rows)
     if 2 * days <= len(rows):
         text = f"times are whole days of {len(rows) / days:,.1f} rows, whose order is that of the source: {way}"
-        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=3)
+        warnings.warn(f"{rows.source}: {text}", DataWarning, stacklevel=4)
 
 
 def by_appearance(codes: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
