@@ -164,9 +164,9 @@ class Main:
     """An embedded stream (online-retail or movietweetings), or the path of a file of interactions."""
     method: tuple[str, ...] = (
         "uniform",
-        "frequency@sizes.maximum=64",
-        "scall@sizes.maximum=64",
-        "frequency@table=packed_int1,budget.part=0.0625,sizes.maximum=64",
+        "frequency@sizes.maximum=32",
+        "scall@sizes.maximum=32",
+        "frequency@table=packed_int1,budget.part=0.0625,sizes.maximum=32",
         "uniform@recommender=ials,table=packed_int4,sizes.maximum=64,ials.narrowest=64",
         "scall@recommender=ials,table=packed_int4,search.probes=12,ials.probe-sweeps=2,sizes.maximum=80,ials.narrowest=80",
         "popularity",
