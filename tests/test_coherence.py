@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, SizesConfig, run_segments, streams
+from scall_jax import Budget, SizesConfig, run_segments, scan, streams
 from scall_jax.methods.coherence import RESOLUTION, SIGNS, importance, mean_lift
-from tests.helpers import small_config, small_stream
+from tests.helpers import comparable, continued, small_config, small_stream
 
 USERS, ITEMS = 60, 60
 
@@ -69,8 +69,13 @@ def test_importance_raises_coherent_users_and_keeps_items_and_the_users_total(st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["frequency", "scall-random"])
-def test_sizes_that_follow_coherence_spend_the_budget(method):
-    stream = small_stream(segments=2)
+def test_runs_by_coherence_spend_the_budget_learn_go_on_and_are_the_scan(method, tmp_path):
+    stream, key = small_stream(), jax.random.key(0)
     config = small_config(method, budget=Budget.mean_size(5), sizes=SizesConfig(maximum=16, ranking="coherence"))
-    lines = run_segments(config, stream, jax.random.key(0))
+    lines = run_segments(config, stream, key, folder=tmp_path / "run")
     assert all(line["allocated_parameters"] == line["budget_parameters"] for line in lines)
+    assert lines[-1]["test_recall@20"] > 1.2 * 20 / lines[-1]["items"]
+    assert continued(config, stream, key, tmp_path) == comparable(lines)
+    record = scan(config, stream, key).record
+    assert record.allocated.tolist() == [line["allocated_parameters"] for line in lines]
+    np.testing.assert_allclose(record.loss, [line["loss"] for line in lines], rtol=1e-3)
