@@ -99,7 +99,10 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting
     degrees = jnp.diff(graph.indptr)
     is_user = jnp.arange(users + items) < users
     others = jnp.where(is_user, segment.items, segment.users).astype(jnp.float32)
-    regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + hyper.unobserved * others) ** exponent
+    # A compiler may round a product together with the sum that it is part of, or by itself, in one program so and in the
+    # next, with room for other entities, otherwise. The maximum between them leaves the product alone.
+    unmet = jnp.maximum(hyper.unobserved * others, 0.0)
+    regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + unmet) ** exponent
     bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
     entry = jnp.arange(graph.indices.shape[0])
     roots = _roots(segment, hyper.fading, weighting)
