@@ -13,6 +13,7 @@ With one device each function here is what a program without devices would do, a
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,6 +32,10 @@ WHOLE = PartitionSpec()
 """Of an array that each device has all of."""
 
 T = TypeVar("T")
+A = TypeVar("A", bound=jax.Array | np.ndarray)
+
+_THREADS = 4
+"""Threads for each device that a CPU is made to be: where all wait for each other, one must be left to work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +66,29 @@ def check_devices(mesh: MeshConfig) -> None:
       mesh: of a run.
 
     Raises:
-      ValueError: there are fewer.
+      ValueError: there are fewer, or a CPU that is made to be as many has too few threads for them.
     """
-    found = jax.local_device_count()
+    if mesh.devices == 1:
+        return
+    found, threads = jax.local_device_count(), _THREADS * mesh.devices
+    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={mesh.devices} NPROC={threads}"
+    on_cpu = jax.default_backend() == "cpu"
     if mesh.devices > found:
-        way = (
-            f", or start the process with XLA_FLAGS=--xla_force_host_platform_device_count={mesh.devices}, which makes"
-            " a CPU as many"
-            if jax.default_backend() == "cpu"
-            else ""
-        )
+        way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
         raise ValueError(
             f"mesh devices={mesh.devices}: this process has {found} ({jax.default_backend()}): give at most {found}{way}"
         )
+    if on_cpu and _threads() < threads:
+        raise ValueError(
+            f"mesh devices={mesh.devices}: {_threads()} threads are too few for devices of a CPU, which would wait for "
+            f"each other for ever: start the process with {as_many}"
+        )
+
+
+def _threads() -> int:
+    """Threads of XLA's programs on a CPU."""
+    given = os.environ.get("NPROC", "")
+    return int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def devices_of(mesh: MeshConfig) -> Mesh:
@@ -106,20 +121,19 @@ def on_devices(
     if mesh.devices == 1:
         return function(*arguments)
     # What is the same on all devices is known from how it is computed, which the check cannot see in loops.
-    spread = jax.shard_map(
-        function, mesh=devices_of(mesh), in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
+    spread = jax.shard_map(function, mesh=devices_of(mesh), in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return spread(*arguments)
 
 
-def whole_parts(mesh: MeshConfig, x: jax.Array, multiple: int = 1) -> jax.Array:
-    """An array with zeros at its end, so that each device gets a part of equal length, a multiple of a number.
+def whole_parts(mesh: MeshConfig, x: A, multiple: int = 1) -> A:
+    """An array, of numpy too, with zeros at its end: each device gets a part of equal length, a multiple of a number.
 
     >>> whole_parts(MeshConfig(2), jnp.ones(5), multiple=2).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     missing = -x.shape[0] % (multiple * mesh.devices) if mesh.devices > 1 else 0
-    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+    pad: Any = np.pad if isinstance(x, np.ndarray) else jnp.pad
+    return pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
 
 def number(mesh: MeshConfig) -> jax.Array | int:
@@ -207,9 +221,7 @@ def added(mesh: MeshConfig, total: T, term: T) -> T:
     if mesh.devices == 1:
         return jax.tree.map(jnp.add, total, term)
     terms = jax.tree.map(lambda x: jax.lax.all_gather(x, ROWS), term)
-    return jax.lax.fori_loop(
-        0, mesh.devices, lambda d, sums: jax.tree.map(lambda s, x: s + x[d], sums, terms), total
-    )
+    return jax.lax.fori_loop(0, mesh.devices, lambda d, sums: jax.tree.map(lambda s, x: s + x[d], sums, terms), total)
 
 
 def in_turn(mesh: MeshConfig, step: Callable[[T], T], carry: T) -> T:

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from scall_jax.ops.backend import by_backend
 from scall_jax.ops import devices
+from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.ops.indexing import ceil_div, dynamic_slice, dynamic_update_slice, take
 from scall_jax.ops.sums import BLOCK, padded_product

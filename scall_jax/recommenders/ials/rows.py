@@ -20,7 +20,6 @@ from scall_jax.tables.column_blocks import gather_all, over_column_blocks, write
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.table import Params, Table
 
-
 _AT_ONCE = 2**14
 """Coordinates that a device asks the others for at once."""
 
