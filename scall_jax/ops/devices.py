@@ -76,7 +76,8 @@ def check_devices(mesh: MeshConfig) -> None:
     if mesh.devices > found:
         way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
         raise ValueError(
-            f"mesh devices={mesh.devices}: this process has {found} ({jax.default_backend()}): give at most {found}{way}"
+            f"mesh devices={mesh.devices}: this process has {found} ({jax.default_backend()}): "
+            f"give at most {found}{way}"
         )
     if on_cpu and _threads() < threads:
         raise ValueError(

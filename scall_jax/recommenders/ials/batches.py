@@ -182,7 +182,8 @@ def make_others(side: Side, pool: jax.Array, width: int) -> Others:
 
 def _own_rows(count: int, mesh: MeshConfig) -> jax.Array:
     """Numbers i32[R] within a side of at most `count` nodes of those that this device lays out; some are beyond it."""
-    blocks = -(-(-(-count // BLOCK)) // mesh.devices)
+    # Whole blocks, as many on each device.
+    blocks = -(-count // (BLOCK * mesh.devices))
     row = jnp.arange(blocks * BLOCK, dtype=jnp.int32)
     if mesh.devices == 1:
         return row

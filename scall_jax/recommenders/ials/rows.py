@@ -120,7 +120,7 @@ def _places(rows: RowLayout, first: jax.Array, count: int) -> tuple[jax.Array, j
 
 
 _Source = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""Places i32[n] of coordinates in one array -> their places in the other one, and whether there are such coordinates."""
+"""Places i32[n] of coordinates in one array -> their places in the other one, and whether there are such ones."""
 
 
 def _moved(mesh: MeshConfig, part: jax.Array, length: int, source: _Source) -> jax.Array:
