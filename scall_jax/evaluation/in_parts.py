@@ -75,6 +75,7 @@ def evaluate_in_parts(
       ValueError: unknown candidates.
     """
     chex.assert_rank([item_bias, used_width], [1, 0])
+    relevant, known = jax.tree.map(jnp.asarray, (relevant, known))
     specs = jax.tree.map(lambda _: WHOLE, known)
     specs = dataclasses.replace(specs, graph=specs.graph._replace(indices=IN_PARTS, values=IN_PARTS))
 
@@ -112,7 +113,7 @@ def _best_of_own_users(
     known: KnownGraph,
     used_width: jax.Array,
 ) -> _Best:
-    """The best items of all users, of which each device ranks every so many."""
+    """The best items of all users, of whom each device ranks a part."""
     row = number(mesh) * plan.rows + jnp.arange(plan.rows, dtype=jnp.int32)
     user = take(users, jnp.minimum(row, users.shape[0] - 1))
     own = functools.partial(vectors.own, held)
