@@ -133,8 +133,10 @@ def whole_parts(mesh: MeshConfig, x: A, multiple: int = 1) -> A:
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     missing = -x.shape[0] % (multiple * mesh.devices) if mesh.devices > 1 else 0
+    if not missing:
+        return x
     pad: Any = np.pad if isinstance(x, np.ndarray) else jnp.pad
-    return pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+    return pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
 
 def number(mesh: MeshConfig) -> jax.Array | int:

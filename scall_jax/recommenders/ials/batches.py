@@ -197,7 +197,7 @@ def _lay_out(mesh: MeshConfig, pool: jax.Array, first: jax.Array, sizes: jax.Arr
 
     def block(index: jax.Array, vectors: jax.Array) -> jax.Array:
         request = tuple(dynamic_slice(x, (index * BLOCK,), (BLOCK,)) for x in (first, sizes))
-        found = devices.ask(mesh, request, lambda asked: own_windows(mesh, pool, *asked, width))
+        found = devices.ask(mesh, request, lambda asked: own_windows(mesh, pool, asked[0], asked[1], width))
         return dynamic_update_slice(vectors, found, (index * BLOCK, 0))
 
     return jax.lax.fori_loop(0, first.shape[0] // BLOCK, block, jnp.zeros((first.shape[0], width)))
@@ -214,8 +214,12 @@ def entries_at(side: Side, entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.
       Neighbours i32[...], roots f32[...] and targets f32[...].
     """
     problem, mesh = side.problem, side.mesh
-    parts = problem.neighbours, problem.roots, problem.targets
-    return devices.ask(mesh, entry, lambda at: tuple(devices.part_of(mesh, part, at) for part in parts))
+
+    def own(at: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        node = devices.part_of(mesh, problem.neighbours, at)
+        return node, devices.part_of(mesh, problem.roots, at), devices.part_of(mesh, problem.targets, at)
+
+    return devices.ask(mesh, entry, own)
 
 
 def vectors_at(side: Side, others: Others, row: jax.Array) -> jax.Array:

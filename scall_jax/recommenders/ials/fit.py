@@ -149,9 +149,9 @@ def solve(
         functools.partial(_solve, storage, sweeps, weighting, mesh),
         given,
         (IN_PARTS, WHOLE, segment_specs(segment), WHOLE, WHOLE, WHOLE),
-        Solution(IN_PARTS, WHOLE, WHOLE, WHOLE),
+        (IN_PARTS, WHOLE, WHOLE, WHOLE),
     )
-    return solution._replace(params=solution.params[: params.shape[0]])
+    return Solution(solution[0][: params.shape[0]], *solution[1:])
 
 
 def _solve(
@@ -165,7 +165,7 @@ def _solve(
     item_bias: jax.Array,
     hyper: Hyper,
     users_only: jax.Array,
-) -> Solution:
+) -> tuple[Params, jax.Array, jax.Array, jax.Array]:
     """`solve` on one of the devices, which has its parts of the parameters and of the segment's entries."""
     table = require_table(storage)
     problem = make_problem(segment, item_bias, hyper, weighting, mesh)
@@ -184,7 +184,7 @@ def _solve(
     )
     end = jax.lax.while_loop(lambda state: ~state.done, functools.partial(_next, setting), start)
     solved = from_rows(table, end.pool, layout, mesh, params.shape[0])
-    return Solution(solved, end.losses, end.half // 2, end.residual)
+    return solved, end.losses, end.half // 2, end.residual
 
 
 def require_table(storage: Storage) -> Table:

@@ -153,7 +153,7 @@ def _approximately(side: Side, place: int, width: int, approximation: Approximat
 
     def solve_batch(degree: int | None, pool: jax.Array, batch: Entities) -> Outcome:
         request = batch.place, batch.sizes
-        start = devices.ask(side.mesh, request, lambda asked: own_windows(side.mesh, pool, *asked, width))
+        start = devices.ask(side.mesh, request, lambda at: own_windows(side.mesh, pool, at[0], at[1], width))
         if common is None:
             return by_blocks(side, others, steps, block, degree, start, batch)
         return by_gradients(side, others, common, steps, degree, start, batch)
