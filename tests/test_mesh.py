@@ -11,9 +11,9 @@ import pytest
 
 from scall_jax import Budget, Config, run_segments, streams
 from scall_jax.cli.main import main
-from scall_jax.ops import devices
-from scall_jax.ops.devices import MeshConfig, check_devices
-from scall_jax.run import scan
+from scall_jax.ops.devices import MeshConfig
+from scall_jax.run import placement, scan
+from scall_jax.run.placement import check_devices
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,10 +48,10 @@ def test_a_number_of_devices_that_there_is_not_is_refused_with_the_way_out(monke
         MeshConfig(0)
     with pytest.raises(ValueError, match=r"mesh devices=64: this process has 2 \(cpu\): give at most 2.*NPROC=256"):
         check_devices(MeshConfig(64))
-    monkeypatch.setattr(devices, "_threads", lambda: 7)
+    monkeypatch.setattr(placement, "_threads", lambda: 7)
     with pytest.raises(ValueError, match=r"mesh devices=2: 7 threads are too few .*NPROC=8"):
         check_devices(MeshConfig(2))
-    monkeypatch.setattr(devices, "_threads", lambda: 8)
+    monkeypatch.setattr(placement, "_threads", lambda: 8)
     check_devices(MeshConfig(2))
 
 

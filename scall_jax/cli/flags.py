@@ -12,12 +12,12 @@ from scall_jax import streams
 from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
-from scall_jax.ops.devices import ONE, MeshConfig, check_devices
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
-from scall_jax.run import auto, make_run, records
+from scall_jax.run import auto, make_run, placement, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
@@ -376,7 +376,7 @@ def check_run(config: Config, stream: streams.Stream) -> None:
 
 def trace_init(config: Config, stream: streams.Stream) -> None:
     """As `check_run`, with a message that does not name method and budget."""
-    check_devices(config.mesh)
+    placement.check_devices(config.mesh)
     if config.method == auto.NAME:
         auto.feasible(auto.candidates(config), stream)
     else:

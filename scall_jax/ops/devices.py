@@ -13,7 +13,6 @@ With one device each function here is what a program without devices would do, a
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,9 +32,6 @@ WHOLE = PartitionSpec()
 
 T = TypeVar("T")
 A = TypeVar("A", bound=jax.Array | np.ndarray)
-
-_THREADS = 4
-"""Threads for each device that a CPU is made to be: where all wait for each other, one must be left to work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,39 +53,6 @@ class MeshConfig:
 
 ONE = MeshConfig()
 """A single device."""
-
-
-def check_devices(mesh: MeshConfig) -> None:
-    """Check that there are so many devices.
-
-    Args:
-      mesh: of a run.
-
-    Raises:
-      ValueError: there are fewer, or a CPU that is made to be as many has too few threads for them.
-    """
-    if mesh.devices == 1:
-        return
-    found, threads = jax.local_device_count(), _THREADS * mesh.devices
-    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={mesh.devices} NPROC={threads}"
-    on_cpu = jax.default_backend() == "cpu"
-    if mesh.devices > found:
-        way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
-        raise ValueError(
-            f"mesh devices={mesh.devices}: this process has {found} ({jax.default_backend()}): "
-            f"give at most {found}{way}"
-        )
-    if on_cpu and _threads() < threads:
-        raise ValueError(
-            f"mesh devices={mesh.devices}: {_threads()} threads are too few for devices of a CPU, which would wait for "
-            f"each other for ever: start the process with {as_many}"
-        )
-
-
-def _threads() -> int:
-    """Threads of XLA's programs on a CPU."""
-    given = os.environ.get("NPROC", "")
-    return int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def devices_of(mesh: MeshConfig) -> Mesh:

@@ -12,7 +12,6 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
-from scall_jax.ops.devices import check_devices
 from scall_jax.run import checkpoint, compilation, placement, process_memory, records
 from scall_jax.run.folder import named_errors, open_folder, store_segment
 from scall_jax.run.lock import locked
@@ -71,7 +70,7 @@ def run_segments(
       ValueError: a non-finite loss, or a folder that holds another run, that someone has touched, that another process
         writes, or that cannot be written.
     """
-    check_devices(config.mesh)
+    placement.check_devices(config.mesh)
     folder = None if folder is None else Path(folder)
     with contextlib.nullcontext() if folder is None else locked(folder):
         run = make_run(config, progress, on_probes, method)

@@ -4,10 +4,12 @@ Parameters of the table and what a segment has for each entry of its graph are i
 each entity at most, is whole on every device.
 """
 
+import os
 from typing import Any, TypeVar
 
 import jax
 
+from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, sharding
 from scall_jax.recommenders.parts import ENTRIES, segment_parts
 from scall_jax.streams import Segment
@@ -16,6 +18,40 @@ T = TypeVar("T")
 
 _IN_PARTS = ("params", *ENTRIES)
 """Fields of states, results and segments whose arrays are in parts."""
+
+
+_THREADS = 4
+"""Threads for each device that a CPU is made to be: where all wait for each other, one must be left to work."""
+
+
+def check_devices(mesh: MeshConfig) -> None:
+    """Check that there are so many devices.
+
+    Args:
+      mesh: of a run.
+
+    Raises:
+      ValueError: there are fewer, or a CPU that is made to be as many has too few threads for them.
+    """
+    if mesh.devices == 1:
+        return
+    found, threads = jax.local_device_count(), _THREADS * mesh.devices
+    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={mesh.devices} NPROC={threads}"
+    on_cpu, kind = by_backend(True, False), jax.local_devices()[0].platform
+    if mesh.devices > found:
+        way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
+        raise ValueError(f"mesh devices={mesh.devices}: this process has {found} ({kind}): give at most {found}{way}")
+    if on_cpu and _threads() < threads:
+        raise ValueError(
+            f"mesh devices={mesh.devices}: {_threads()} threads are too few for devices of a CPU, which would wait for "
+            f"each other for ever: start the process with {as_many}"
+        )
+
+
+def _threads() -> int:
+    """Threads of XLA's programs on a CPU."""
+    given = os.environ.get("NPROC", "")
+    return int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def shardings(mesh: MeshConfig, tree: Any) -> Any:

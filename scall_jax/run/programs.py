@@ -10,7 +10,6 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
-from scall_jax.ops.devices import check_devices
 from scall_jax.run import placement, process_memory
 from scall_jax.run.checkpoint import Snapshot, revive
 from scall_jax.run.loop import NO_HOOKS, Hooks, account, one_segment
@@ -116,7 +115,7 @@ class Programs:
         """
         template, books = self.template(stream)
         mesh = self.run.mesh
-        check_devices(mesh)
+        placement.check_devices(mesh)
         segment = placement.segment_shapes(mesh, stream.segment(first))
         phases = self._compiled(template, segment)
         training = books.training_bytes(template, segment, phases.params)
