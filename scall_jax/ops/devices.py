@@ -44,7 +44,8 @@ class MeshConfig:
 
     devices: int = 1
     """Devices of this process that a run is spread over: training vectors, interactions, the solves and the ranking are
-    in as many parts. More than 1 needs recommender ials, table packed and a method that makes no probes."""
+    in as many parts; sizes, and what else is a number for each entity, are whole on every device, and so is the table
+    while it is prepared. More than 1 needs recommender ials, table packed and a method that makes no probes."""
 
     def __post_init__(self) -> None:
         if self.devices < 1:

@@ -51,7 +51,10 @@ def check_devices(mesh: MeshConfig) -> None:
 def _threads() -> int:
     """Threads of XLA's programs on a CPU."""
     given = os.environ.get("NPROC", "")
-    return int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
+    if given.isdecimal():
+        return int(given)
+    # Not every system tells which of its processors a process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shardings(mesh: MeshConfig, tree: Any) -> Any:
