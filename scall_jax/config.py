@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
@@ -26,6 +27,9 @@ RECOMMENDERS = ("lightgcn", "mf", "ials", "saros")
 
 ACTIONS = ("shapes", "prices")
 """What a search's actions may mean; see `SearchConfig.actions`."""
+
+ON_DEVICES = ("uniform", "fixed", "frequency", "shuffled", "random", "full", "gain", "waterfill")
+"""Methods that a run on several devices may have; see `Config.mesh`."""
 
 CHARGES = ("table", "stored", "replay", "serving")
 """What a budget may pay for; see `Config.charge`."""
@@ -288,6 +292,9 @@ class Config:
     bias: str = "none"
     """What is added to every item's score: none, or decayed: the log of its decayed count of interactions, with the
     half-life that ranks best on valid."""
+    mesh: MeshConfig = ONE
+    """Devices that a run is spread over: with recommender ials, table packed and a method of `ON_DEVICES`. The results
+    are those of one device."""
     candidates: str = "all"
     """Items that are ranked: all known ones, or only those of the segment's held-out part (the published protocol)."""
 
@@ -297,6 +304,8 @@ class Config:
         _check_choice("table", self.table, STORAGES)
         _check_choice("charge", self.charge, CHARGES)
         _check_choice("recommender", self.recommender, RECOMMENDERS)
+        if self.mesh.devices > 1:
+            self._check_on_devices()
         if self.fit.served_bits is not None and self.recommender != "lightgcn":
             raise ValueError(
                 f"fit.served_bits={self.fit.served_bits}: recommender={self.recommender!r} serves from its table: "
@@ -304,3 +313,17 @@ class Config:
             )
         if self.recommender == "ials" and self.search.probes is None:
             object.__setattr__(self, "search", dataclasses.replace(self.search, probes=24))
+
+    def _check_on_devices(self) -> None:
+        """Refuse what runs on one device alone."""
+        for name, value, choices in (
+            ("recommender", self.recommender, ("ials",)),
+            ("table", self.table, ("packed",)),
+            ("method", self.method, ON_DEVICES),
+            ("sizes.ranking", self.sizes.ranking, ("segment", "total")),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"mesh.devices={self.mesh.devices}: {name} {value} runs on one device: choose "
+                    f"{' or '.join(choices)}, or leave mesh.devices out"
+                )

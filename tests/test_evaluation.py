@@ -9,7 +9,7 @@ from scall_jax.evaluation import top
 from scall_jax.streams.segments import GraphCapacity, make_graph, make_ragged_items
 
 
-def _case(seed, users=23, items=150, known_items=140, width=20):
+def _case(seed, users=23, items=150, known_items=140, width=20, room=400):
     """Scores with many ties (small integers), training items, relevant items disjoint from them."""
     rng = np.random.default_rng(seed)
     vectors = (
@@ -25,7 +25,7 @@ def _case(seed, users=23, items=150, known_items=140, width=20):
     user, item = np.nonzero(met)
     by_item = np.lexsort((user, item))
     graph = make_graph(user, item, np.arange(len(user)), by_item, GraphCapacity(users, items, 2 * len(user) + 9))
-    rows = make_ragged_items(*np.nonzero(relevant), 400, 400, rng)
+    rows = make_ragged_items(*np.nonzero(relevant), room, 400, rng)
     return vectors, bias, met, relevant, graph, rows
 
 

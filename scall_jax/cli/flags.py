@@ -12,11 +12,12 @@ from scall_jax import streams
 from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
-from scall_jax.run import auto, make_run, records
+from scall_jax.run import auto, make_run, placement, records
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
@@ -234,6 +235,8 @@ class Main:
     """Options of the method reid."""
     s2pnm: SequenceConfig = SequenceConfig()
     """Options of the method s2pnm."""
+    mesh: MeshConfig = ONE
+    """Several devices for one run."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -373,6 +376,7 @@ def check_run(config: Config, stream: streams.Stream) -> None:
 
 def trace_init(config: Config, stream: streams.Stream) -> None:
     """As `check_run`, with a message that does not name method and budget."""
+    placement.check_devices(config.mesh)
     if config.method == auto.NAME:
         auto.feasible(auto.candidates(config), stream)
     else:
@@ -529,6 +533,7 @@ def make_config(flags: Main, method: str) -> Config:
         memo=flags.memo,
         reid=flags.reid,
         s2pnm=flags.s2pnm,
+        mesh=flags.mesh,
         table=flags.table,
         charge=flags.charge,
         bias=flags.bias or ("decayed" if flags.data in streams.EMBEDDED else "none"),

@@ -1,5 +1,6 @@
 """Evaluation: full ranking with exact metrics, and strata of users and items."""
 
+from scall_jax.evaluation.in_parts import VectorsInParts, evaluate_in_parts
 from scall_jax.evaluation.ranking import (
     BY_USER,
     CUTOFFS,
@@ -18,8 +19,10 @@ __all__ = [
     "KnownGraph",
     "Metrics",
     "RankingOptions",
+    "VectorsInParts",
     "best_items",
     "evaluate",
+    "evaluate_in_parts",
     "evaluate_scores",
     "mask_seen_items",
     "top_k",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from scall_jax.evaluation import top
 from scall_jax.evaluation.top import KnownGraph
 from scall_jax.ops.bisection import first_false
-from scall_jax.ops.indexing import ceil_div, dynamic_update_slice, take
+from scall_jax.ops.indexing import ceil_div, dynamic_slice, dynamic_update_slice, take
 from scall_jax.ops.sums import padded_sum
 from scall_jax.streams import RaggedItems
 
@@ -22,10 +22,15 @@ BY_USER = tuple(
 """Columns of `Metrics.by_user`. Those of new (warm) items count the user's relevant items that are new (warm), and no
 others: recall by their number, NDCG by an ideal list that has them first. All items are ranked, as for the others."""
 
-_DEPTH = max(CUTOFFS)
+DEPTH = max(CUTOFFS)
+"""Items of each user that are looked at."""
 
 Scorer = Callable[[jax.Array, jax.Array], jax.Array]
 """score(first, user i32[B]) -> f32[B, items], scores of the users in rows first, ..., first + B - 1 of a ranking."""
+
+_Ranker = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""rank(first, user i32[B]) -> scores f32[B, 20], descending, -inf where no candidate is left, and items i32[B, 20], of
+the users in these rows of a ranking."""
 
 
 class Metrics(NamedTuple):
@@ -105,7 +110,7 @@ def evaluate(
             jax.lax.dynamic_slice_in_dim(user_vectors, first, user.shape[0], allow_negative_indices=False), columns
         )
 
-    return _evaluate(with_offset, item_bias, relevant, known, options)
+    return _evaluate(_by_scores(with_offset, known), item_bias, relevant, known.items, options)
 
 
 def evaluate_scores(
@@ -136,7 +141,59 @@ def evaluate_scores(
 
         return scores
 
-    return _evaluate(with_offset, item_bias, relevant, known, options)
+    return _evaluate(_by_scores(with_offset, known), item_bias, relevant, known.items, options)
+
+
+def evaluate_best(
+    best_of: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    item_bias: jax.Array,
+    relevant: RaggedItems,
+    known_items: jax.Array,
+    **options: Unpack[RankingOptions],
+) -> Metrics:
+    """Compare what has been ranked elsewhere.
+
+    Args:
+      best_of: from f32[padded items], what is added to the items' scores, -inf for those that are no candidates, to the
+        best `DEPTH` items of each user of `relevant`: scores f32[Q or more, 20], descending, -inf where no candidate is
+        left, and items i32 of this shape. Items that a user has met are not among them, and ties go to the lower one.
+      item_bias: f32[V], added to scores.
+      relevant: items to be found, by user.
+      known_items: i32[], items known so far: ids below it.
+      **options: as in `RankingOptions`.
+
+    Returns:
+      Metrics.
+
+    Raises:
+      ValueError: unknown candidates.
+    """
+
+    def ranker(offset: jax.Array) -> _Ranker:
+        found = best_of(offset)
+
+        def rank(first: jax.Array, user: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values, items = (dynamic_slice(x, (first, 0), (user.shape[0], DEPTH)) for x in found)
+            return values, items
+
+        return rank
+
+    return _evaluate(ranker, item_bias, relevant, known_items, options)
+
+
+def _by_scores(with_offset: Callable[[jax.Array], Scorer], known: KnownGraph) -> Callable[[jax.Array], _Ranker]:
+    """`with_offset` takes f32[padded items] and gives a scorer of all padded items that adds this offset."""
+    known = jax.tree.map(jnp.asarray, known)
+
+    def ranker(offset: jax.Array) -> _Ranker:
+        score = with_offset(offset)
+
+        def rank(first: jax.Array, user: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return top.top_k(top.mask_seen_items(score(first, user), known, user, -jnp.inf), DEPTH)
+
+        return rank
+
+    return ranker
 
 
 class _Totals(NamedTuple):
@@ -159,23 +216,23 @@ class _Block(NamedTuple):
 
 
 def _evaluate(
-    with_offset: Callable[[jax.Array], Scorer],
+    ranker: Callable[[jax.Array], _Ranker],
     item_bias: jax.Array,
     relevant: RaggedItems,
-    known: KnownGraph,
+    known_items: jax.Array,
     options: RankingOptions,
 ) -> Metrics:
-    """`with_offset` takes f32[padded items] and gives a scorer of all padded items that adds this offset."""
+    """`ranker` takes f32[padded items], which is added to scores."""
     candidates = options.get("candidates", "all")
     if candidates not in ("all", "segment"):
         raise ValueError(f"candidates={candidates!r}: choose all or segment")
-    relevant, known = jax.tree.map(jnp.asarray, (relevant, known))
-    padded_items = top.padded(item_bias.shape[0], _DEPTH)
+    relevant, known_items = jax.tree.map(jnp.asarray, (relevant, known_items))
+    padded_items = top.padded(item_bias.shape[0], DEPTH)
     queries = relevant.users.shape[0]
     most = top.at_once()
     block_users = max(1, min(most.users, queries, most.scores // padded_items))
-    allowed = _allowed(padded_items, relevant, known, candidates)
-    score = with_offset(jnp.where(allowed, top.pad(item_bias, padded_items), -jnp.inf))
+    allowed = _allowed(padded_items, relevant, known_items, candidates)
+    rank = ranker(jnp.where(allowed, top.pad(item_bias, padded_items), -jnp.inf))
     items_before = options.get("items_before", 0)
 
     def rank_block(number, totals):
@@ -183,15 +240,14 @@ def _evaluate(
         first = jnp.minimum(number * block_users, queries - block_users)
         row = first + jnp.arange(block_users, dtype=jnp.int32)
         user = take(relevant.users, row)
-        scores = top.mask_seen_items(score(first, user), known, user, -jnp.inf)
-        values, best = top.top_k(scores, _DEPTH)
+        values, best = rank(first, user)
         counted = (row >= number * block_users) & (row < relevant.count)
         return _add(totals, _Block(first, row, user, values, best, counted), relevant, items_before)
 
     blocks = ceil_div(relevant.count, block_users)
     start = _Totals(
         by_cutoff=jnp.zeros((queries, 2 * len(CUTOFFS))),
-        best_place=jnp.full(padded_items, _DEPTH, jnp.int32),
+        best_place=jnp.full(padded_items, DEPTH, jnp.int32),
         by_user=jnp.zeros((queries, len(BY_USER))),
     )
     totals = jax.lax.fori_loop(0, blocks, rank_block, start)
@@ -207,9 +263,9 @@ def _evaluate(
     return Metrics(recall, ndcg, users, covered.astype(jnp.float32), totals.by_user, ranked)
 
 
-def _allowed(padded_items: int, relevant: RaggedItems, known: KnownGraph, candidates: str) -> jax.Array:
+def _allowed(padded_items: int, relevant: RaggedItems, known_items: jax.Array, candidates: str) -> jax.Array:
     """The candidates among the padded items; bool[padded items]."""
-    allowed = jnp.arange(padded_items) < known.items
+    allowed = jnp.arange(padded_items) < known_items
     if candidates == "segment":
         used = jnp.arange(relevant.items.shape[0]) < relevant.indptr[-1]
         at = jnp.where(used, relevant.items, padded_items)
@@ -223,15 +279,15 @@ def _add(totals: _Totals, block: _Block, relevant: RaggedItems, items_before: ch
     size = (end - start).astype(jnp.float32)
     each = [_recall_and_ndcg(hits, size, k) for k in CUTOFFS]
     recall, ndcg = (jnp.stack(columns, axis=1) for columns in zip(*each, strict=True))
-    place = jnp.broadcast_to(jnp.arange(_DEPTH, dtype=jnp.int32)[None, :], block.items.shape)
+    place = jnp.broadcast_to(jnp.arange(DEPTH, dtype=jnp.int32)[None, :], block.items.shape)
     shown = block.counted[:, None] & jnp.isfinite(block.values)
     item = jnp.where(shown, block.items, totals.best_place.shape[0])
     best_place = totals.best_place.at[item].min(place, mode="drop", wrap_negative_indices=False)
     first_new = jnp.full((len(block.row), 1), items_before, jnp.int32)
     size_warm = (_lower_bound(relevant.items, start, end, first_new)[:, 0] - start).astype(jnp.float32)
     by_items = (
-        _recall_and_ndcg(hits & (block.items >= items_before), size - size_warm, _DEPTH),
-        _recall_and_ndcg(hits & (block.items < items_before), size_warm, _DEPTH),
+        _recall_and_ndcg(hits & (block.items >= items_before), size - size_warm, DEPTH),
+        _recall_and_ndcg(hits & (block.items < items_before), size_warm, DEPTH),
     )
     by_user = jnp.stack([recall[:, -1], ndcg[:, -1], *by_items[0], *by_items[1]], axis=1)
     in_use = (block.row < relevant.count)[:, None]
@@ -245,7 +301,7 @@ def _add(totals: _Totals, block: _Block, relevant: RaggedItems, items_before: ch
 
 def _recall_and_ndcg(hits, size, k):
     """Of each row of hits bool[B, 20] at cutoff k, f32[B] both; `size` f32[B] relevant items, 0 gives 0."""
-    discount = 1.0 / jnp.log2(jnp.arange(2, _DEPTH + 2, dtype=jnp.float32))
+    discount = 1.0 / jnp.log2(jnp.arange(2, DEPTH + 2, dtype=jnp.float32))
     ideal = take(jnp.cumsum(discount), jnp.clip(size, 1, k).astype(jnp.int32) - 1)
     gains = jnp.where(hits, discount[None, :], 0.0)[:, :k].sum(1)
     return hits[:, :k].sum(1).astype(jnp.float32) / jnp.maximum(size, 1), gains / ideal

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.backend import by_backend
+from scall_jax.ops.devices import ONE, MeshConfig, ask, most, part_of
 from scall_jax.ops.indexing import ceil_div, div, dynamic_update_slice, rem, take
 from scall_jax.streams import Graph
 
@@ -99,14 +100,24 @@ def scorers(item_vectors: jax.Array, offset: jax.Array) -> Callable[[jax.Array, 
     return scores
 
 
-def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value: float) -> jax.Array:
+def mask_seen_items(
+    scores: jax.Array,
+    known: KnownGraph,
+    user: jax.Array,
+    value: float,
+    *,
+    first_item: jax.Array | int = 0,
+    mesh: MeshConfig = ONE,
+) -> jax.Array:
     """Scores with `value` where a row's user has met the item, a fixed number of interactions at a time.
 
     Args:
-      scores: f32[B, V].
-      known: interactions of all users.
+      scores: f32[B, V], of V items, one after another.
+      known: interactions of all users; on several devices this one's part of the graph's entries.
       user: i32[B], users of the rows; they may repeat.
       value: put in place of the scores.
+      first_item: the item of the first column.
+      mesh: devices that have a part of the entries each, and rows of their own; static.
 
     Returns:
       f32[B, V].
@@ -125,7 +136,7 @@ def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value
     degree = take(graph.indptr, user + 1) - start
     ends = jnp.cumsum(degree)
     begins = ends - degree
-    edges = min(at_once().edges, graph.indices.shape[0])
+    edges, last = min(at_once().edges, graph.indices.shape[0] * mesh.devices), most(mesh, ends[-1])
 
     def body(carry):
         done, scores = carry
@@ -133,11 +144,12 @@ def mask_seen_items(scores: jax.Array, known: KnownGraph, user: jax.Array, value
         row = jnp.searchsorted(ends, flat, side="right").astype(jnp.int32)
         valid = flat < ends[-1]
         row = jnp.where(valid, row, 0)
-        item = take(graph.indices, jnp.where(valid, take(start, row) + flat - take(begins, row), 0)) - users
+        entry = jnp.where(valid, take(start, row) + flat - take(begins, row), 0)
+        item = ask(mesh, entry, functools.partial(part_of, mesh, graph.indices)) - (users + first_item)
         row = jnp.where(valid, row, scores.shape[0])
         return done + edges, scores.at[row, item].set(value, mode="drop", wrap_negative_indices=False)
 
-    return jax.lax.while_loop(lambda carry: carry[0] < ends[-1], body, (jnp.int32(0), scores))[1]
+    return jax.lax.while_loop(lambda carry: carry[0] < last, body, (jnp.int32(0), scores))[1]
 
 
 def top_k(scores: jax.Array, depth: int = 20, chunks: tuple[int, ...] = (CHUNK,)) -> tuple[jax.Array, jax.Array]:

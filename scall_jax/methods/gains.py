@@ -49,7 +49,7 @@ class WideFits:
         if self.solved_for:
             return recommender_of(self.config)
         config = self.config
-        return ials_recommender(config.ials, config.fit.valid_users, config.candidates, bias="none")
+        return ials_recommender(config.ials, config.fit.valid_users, config.candidates, "none", config.mesh)
 
     def init(self) -> Any:
         """What a planner must remember before the first segment; `()` where the recommender remembers it."""

@@ -21,7 +21,7 @@ def _mf(config: Config) -> Recommender:
 
 
 def _ials(config: Config) -> Recommender:
-    return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias)
+    return ials_recommender(config.ials, config.fit.valid_users, config.candidates, config.bias, config.mesh)
 
 
 def _saros(config: Config) -> Recommender:

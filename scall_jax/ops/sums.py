@@ -12,14 +12,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 1024  # rows that are added up at once
+from scall_jax.ops.devices import ONE, MeshConfig, added, in_turn
+
+BLOCK = 1024
+"""Rows that are added up at once."""
 
 
-def padded_sum(values: jax.Array) -> jax.Array:
+def padded_sum(values: jax.Array, mesh: MeshConfig = ONE) -> jax.Array:
     """Sum over the leading axis, the same for any number of zeros at its end.
 
     Args:
       values: f32[n, ...]; 0 at places without an entity, which come last.
+      mesh: devices that have a part of the values each, one after another, whole blocks of `BLOCK`; static.
 
     Returns:
       f32[...].
@@ -30,10 +34,11 @@ def padded_sum(values: jax.Array) -> jax.Array:
     chex.assert_type(values, float)
 
     def add(first, total):
-        return total + jax.lax.dynamic_slice_in_dim(padded, first, _BLOCK).sum(0)
+        return total + jax.lax.dynamic_slice_in_dim(padded, first, BLOCK).sum(0)
 
     padded = _whole_blocks(values)
-    return _over_blocks(padded.shape[0], add, jnp.zeros(values.shape[1:]))
+    start = jnp.zeros(values.shape[1:])
+    return in_turn(mesh, lambda total: _over_blocks(padded.shape[0], add, total), start)
 
 
 def padded_sum_by_side(values: jax.Array, users: int) -> jax.Array:
@@ -52,12 +57,14 @@ def padded_sum_by_side(values: jax.Array, users: int) -> jax.Array:
     return padded_sum(values[:users]) + padded_sum(values[users:])
 
 
-def padded_product(left: jax.Array, right: jax.Array) -> jax.Array:
+def padded_product(left: jax.Array, right: jax.Array, mesh: MeshConfig = ONE) -> jax.Array:
     """left.T @ right in full float32 precision, the same for any number of zero rows at the end of `left`.
 
     Args:
       left: f32[n, A]; 0 in rows without an entity, which come last.
       right: f32[n, B], finite.
+      mesh: devices that blocks of `BLOCK` rows are dealt out to, in turn, device 0 having the first; each then gives
+        its own rows. Static.
 
     Returns:
       f32[A, B].
@@ -69,8 +76,8 @@ def padded_product(left: jax.Array, right: jax.Array) -> jax.Array:
     chex.assert_equal_shape_prefix([left, right], 1)
 
     def add(first, total):
-        rows = (jax.lax.dynamic_slice_in_dim(side, first, _BLOCK) for side in padded)
-        return total + _product(*rows)
+        rows = (jax.lax.dynamic_slice_in_dim(side, first, BLOCK) for side in padded)
+        return added(mesh, total, _product(*rows))
 
     padded = _whole_blocks(left), _whole_blocks(right)
     return _over_blocks(padded[0].shape[0], add, jnp.zeros((left.shape[1], right.shape[1])))
@@ -83,11 +90,11 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _whole_blocks(values: jax.Array) -> jax.Array:
     """Values with zeros up to a whole number of blocks."""
-    return jnp.pad(values, [(0, -values.shape[0] % _BLOCK)] + [(0, 0)] * (values.ndim - 1))
+    return jnp.pad(values, [(0, -values.shape[0] % BLOCK)] + [(0, 0)] * (values.ndim - 1))
 
 
 def _over_blocks(length: int, add: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
     # The barrier hides the number of blocks from the compiler. Otherwise it unrolls a loop over one block and merges it
     # with its surroundings. This sum would then have another order than the same block has among several.
-    blocks = jax.lax.optimization_barrier(jnp.int32(length // _BLOCK))
-    return jax.lax.fori_loop(0, blocks, lambda i, total: add(i * _BLOCK, total), start)
+    blocks = jax.lax.optimization_barrier(jnp.int32(length // BLOCK))
+    return jax.lax.fori_loop(0, blocks, lambda i, total: add(i * BLOCK, total), start)

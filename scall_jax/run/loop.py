@@ -12,7 +12,7 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
-from scall_jax.run import checkpoint, compilation, process_memory, records
+from scall_jax.run import checkpoint, compilation, placement, process_memory, records
 from scall_jax.run.folder import named_errors, open_folder, store_segment
 from scall_jax.run.lock import locked
 from scall_jax.run.phases import CompiledPhases, OnPhase
@@ -70,6 +70,7 @@ def run_segments(
       ValueError: a non-finite loss, or a folder that holds another run, that someone has touched, that another process
         writes, or that cannot be written.
     """
+    placement.check_devices(config.mesh)
     folder = None if folder is None else Path(folder)
     with contextlib.nullcontext() if folder is None else locked(folder):
         run = make_run(config, progress, on_probes, method)
@@ -96,15 +97,16 @@ def _run_segments(
     if len(lines) >= end:
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
-    segment = stream.segment(len(lines))
+    segment = placement.segment_shapes(run.mesh, stream.segment(len(lines)))
     phases = CompiledPhases(run, shapes, segment, hooks.compiled, hooks.phase)
     training = books.training_bytes(shapes, segment, phases.params)
     del segment
     state = _first_state(init, key, hooks)
     if folder is not None and lines:
         state = checkpoint.restore(folder / "checkpoints", len(lines) - 1, state, books.exporter)
+    state = placement.put(run.mesh, state)
     for t in range(len(lines), end):
-        segment = jax.device_put(stream.segment(t))
+        segment = placement.put_segment(run.mesh, stream.segment(t))
         process_memory.trim_heap()
         state, line, record = one_segment(phases, state, segment)
         line |= {"bytes_training": training} | account(books, state, line, stream)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from scall_jax.methods.state import RunState
-from scall_jax.run import compilation, process_memory
+from scall_jax.run import compilation, placement, process_memory
 from scall_jax.run.step import Record, Run, in_order
 from scall_jax.streams import Segment
 
@@ -70,10 +70,16 @@ class CompiledPhases:
     def _compile(self, name: str, function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Any:
         """Compile one phase; the shapes and dtypes of its result."""
         self._on_phase("compiling", name)
-        self._programs[name] = program = compilation.compiled(function, *arguments, donate=donate)
+        mesh, places = self._run.mesh, None
+        if mesh.devices > 1:
+            arguments = placement.shapes(mesh, arguments)
+            places = placement.shardings(mesh, jax.eval_shape(function, *arguments))
+        program = compilation.compiled(function, *arguments, donate=donate, out_shardings=places)
+        self._programs[name] = program
         if self._on_compiled is not None:
             self._on_compiled()
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
+        found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
+        return placement.shapes(mesh, found)
 
     def run_segment(self, state: RunState, segment: Segment) -> tuple[RunState, Record]:
         """Run all phases on one segment.

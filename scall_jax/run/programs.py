@@ -10,7 +10,7 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
-from scall_jax.run import process_memory
+from scall_jax.run import placement, process_memory
 from scall_jax.run.checkpoint import Snapshot, revive
 from scall_jax.run.loop import NO_HOOKS, Hooks, account, one_segment
 from scall_jax.run.phases import CompiledPhases
@@ -114,12 +114,14 @@ class Programs:
           ValueError: a budget that does not suffice for some segment, before any is run; a non-finite loss.
         """
         template, books = self.template(stream)
-        segment = stream.segment(first)
+        mesh = self.run.mesh
+        placement.check_devices(mesh)
+        segment = placement.segment_shapes(mesh, stream.segment(first))
         phases = self._compiled(template, segment)
         training = books.training_bytes(template, segment, phases.params)
-        state = revive(found, template, books.exporter)
+        state = placement.put(mesh, revive(found, template, books.exporter))
         for t in range(first, len(stream)):
-            segment = jax.device_put(stream.segment(t))
+            segment = placement.put_segment(mesh, stream.segment(t))
             process_memory.trim_heap()
             state, line, record = one_segment(phases, state, segment)
             line |= {"bytes_training": training} | account(books, state, line, stream)

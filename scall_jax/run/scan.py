@@ -65,6 +65,7 @@ def scan_program(config: Config, stream: Stream, key: jax.Array) -> ScanProgram:
     Returns:
       ScanProgram.
     """
+    _check_one_device(config)
     run = make_run(config)
     program = compilation.jit(lambda s, xs: jax.lax.scan(run.step, s, xs))
     return ScanProgram(program, (run.init(key, stream), stream.stack()))
@@ -107,6 +108,7 @@ def sweep_program(config: Config, stream: Stream, keys: Sequence[jax.Array], bud
     if len(keys) != len(budgets) or not len(budgets):
         raise ValueError(f"{len(keys)} keys and {len(budgets)} budgets: give as many of both, at least one")
     check_sweep(config)
+    _check_one_device(config)
     run = make_run(config)
     states = [
         make_run(dataclasses.replace(config, budget=budget)).init(key, stream)
@@ -117,6 +119,13 @@ def sweep_program(config: Config, stream: Stream, keys: Sequence[jax.Array], bud
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     program = compilation.jit(jax.vmap(lambda s, xs: jax.lax.scan(run.step, s, xs), (0, None)))
     return ScanProgram(program, (stacked, stream.stack()))
+
+
+def _check_one_device(config: Config) -> None:
+    if config.mesh.devices > 1:
+        raise ValueError(
+            f"mesh.devices={config.mesh.devices}: a compiled scan runs on one device: use run_segments, or leave it out"
+        )
 
 
 def check_sweep(config: Config) -> None:

@@ -15,6 +15,7 @@ from scall_jax.methods.planner import Outcome, SearchRecord
 from scall_jax.methods.probe import no_search
 from scall_jax.methods.registry import method_of
 from scall_jax.methods.state import RunState
+from scall_jax.ops.devices import MeshConfig
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.streams import Segment, Stream, active_mask
 
@@ -70,6 +71,8 @@ class Run(NamedTuple):
     """All phases of a segment in their order."""
     method: MethodPhases
     """The method's own phases, which the functions above call, and its bookkeeping on the host."""
+    mesh: MeshConfig
+    """Devices that programs are compiled for."""
 
 
 def make_run(
@@ -116,6 +119,7 @@ def make_run(
         search_after=phases.search_after,
         step=step,
         method=phases,
+        mesh=config.mesh,
     )
     return run
 

@@ -19,7 +19,7 @@ _BLOCKS = 8
 """Blocks that the vectors of a column are laid out in. A block beyond the end of every column is skipped."""
 
 
-def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
+def packed(parameters: int, users: int, items: int, maximum: int, multiple: int = 1) -> Table:
     """Table over one pool f32[parameters].
 
     Column k of all vectors that have one lies in one piece (see `Layout`), the largest vectors first. To read a block
@@ -32,9 +32,10 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
       users: capacity of the users' side.
       items: capacity of the items' side.
       maximum: the largest size of an entity.
+      multiple: the length of buffers is a multiple of this number, so that they can be cut into as many equal parts.
 
     Returns:
-      Table. Its buffers, the optimiser's state among them, are f32[parameters + users + items + 2].
+      Table. Its buffers, the optimiser's state among them, are f32[parameters + users + items + 2], or a little longer.
 
     A user of size 3, one of size 0 that reads the shared vector of size 1, and an item of size 2:
 
@@ -46,12 +47,13 @@ def packed(parameters: int, users: int, items: int, maximum: int) -> Table:
     """
     nodes = users + items
     vectors = nodes + 2
-    pool = _Pool(parameters, jnp.arange(vectors, dtype=jnp.int32))
+    length = -(-(parameters + vectors) // multiple) * multiple
+    pool = _Pool(parameters, length, jnp.arange(vectors, dtype=jnp.int32))
     return Table(
         layout=lambda sizes: make_layout(sizes, users, maximum),
         zeros=lambda: jnp.zeros(parameters, jnp.float32),
         # `read` takes a slice of all vectors, which may begin at the pool's very end.
-        to_buffer=lambda params: jnp.concatenate([params, jnp.zeros(vectors, params.dtype)]),
+        to_buffer=lambda params: jnp.concatenate([params, jnp.zeros(length - parameters, params.dtype)]),
         from_buffer=lambda buffer: buffer[:parameters],
         read=functools.partial(_read, pool),
         update=functools.partial(_update, pool),
@@ -70,12 +72,13 @@ class _Pool(NamedTuple):
     """What the functions of one packed table share."""
 
     parameters: int  # capacity
+    length: int  # of a buffer
     place: jax.Array  # i32[M], 0, ..., M - 1: places within a column
 
 
 def _read(pool: _Pool, buffer, layout: Layout, first, count):
     vectors = pool.place.shape[0]
-    chex.assert_shape(buffer, (pool.parameters + vectors,))
+    chex.assert_shape(buffer, (pool.length,))
     starts = dynamic_slice(layout.starts, (first,), (count + 1,))
     sliced = jax.vmap(lambda start: dynamic_slice(buffer, (start,), (vectors,)))(starts[:-1])
     return jnp.where(pool.place[None, :] < jnp.diff(starts)[:, None], sliced, 0.0)
@@ -95,7 +98,7 @@ def _lookup(params, layout: Layout, rows):
 def _update(pool: _Pool, buffers, layout: Layout, first, values, rule, weighted_buffer=None):
     vectors, count = pool.place.shape[0], values.shape[1]
     chex.assert_shape(values, (vectors, None))
-    chex.assert_shape(jax.tree.leaves(buffers), (pool.parameters + vectors,))
+    chex.assert_shape(jax.tree.leaves(buffers), (pool.length,))
     starts = dynamic_slice(layout.starts, (first,), (count + 1,))
 
     def in_chunks():

@@ -1,12 +1,14 @@
 """Storage over tables that are read and written a block of columns at a time: packed and masked."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.devices import MeshConfig
 from scall_jax.tables import size_codes
 from scall_jax.tables.column_blocks import used_columns
 from scall_jax.tables.masked import masked
@@ -14,6 +16,7 @@ from scall_jax.tables.packed import packed
 from scall_jax.tables.resize import ResizeScales, init, principal_axes, resize
 from scall_jax.tables.storage import (
     Exported,
+    HasBudget,
     Previous,
     Sides,
     Storage,
@@ -191,7 +194,37 @@ def _sized_factory(make_table: Callable[[int, int, int, int], Table]) -> Storage
     return with_room(StorageFactory(sized_units, most_spent, build), 4.0, scaled=False)
 
 
-PACKED = _sized_factory(packed)
+def _packed_factory() -> StorageFactory:
+    one_device = _sized_factory(packed)
+
+    def configure(config: HasMesh) -> StorageFactory:
+        assert one_device.configure is not None
+        found, devices = one_device.configure(config), config.mesh.devices
+        if devices == 1:
+            return found
+
+        def capacity(budget_units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
+            # Room, not budget: parameters are cut into equal parts.
+            return -(-found.capacity(budget_units, entities, maximum) // devices) * devices
+
+        def build(capacity: int, users: int, items: int, maximum: int) -> Storage:
+            return sized(packed(capacity, users, items, maximum, devices), users, maximum)
+
+        return found._replace(capacity=capacity, build=build)
+
+    return one_device._replace(configure=configure)
+
+
+class HasMesh(HasBudget, Protocol):
+    """What of a run's configuration says how many devices it has."""
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """The devices."""
+        ...
+
+
+PACKED = _packed_factory()
 """One pool of as many float32 parameters as the budget has."""
 
 MASKED = _sized_factory(masked)

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, loop
 from scall_jax.ops.indexing import ceil_div, dynamic_slice
-from scall_jax.recommenders.ials.batches import CHUNK, Entities, Others, Outcome, Side, factors, neighbours
+from scall_jax.recommenders.ials.batches import CHUNK, Entities, Others, Outcome, Side, factors, most_degree, neighbours
 from scall_jax.recommenders.ials.gradients import Steps
 from scall_jax.recommenders.ials.primal import squares
 from scall_jax.recommenders.ials.systems import EXACT, solve, times
@@ -99,7 +100,8 @@ def by_blocks(
         x, missing = jax.lax.fori_loop(0, -(-width // columns), block, (state.x, state.missing))
         return _State(x, missing, _gradient(of_batch, x, missing), state.step + 1)
 
-    x, _, residual, _ = jax.lax.while_loop(goes_on, one_pass, first)
+    # Where interactions are read again for each block, passes of one device wait for those of another.
+    x, _, residual, _ = loop(side.mesh if degree is None else ONE, goes_on, one_pass, first)
     return Outcome(x, (x * (right + residual)).sum(1), jnp.abs(residual).max(1), scale)
 
 
@@ -113,7 +115,7 @@ def _over_met(of_batch: _Batch, x: jax.Array, missing: jax.Array, add: Callable,
         vectors = found.vectors * found.roots[..., None]
         return add(total, _Met(vectors, found.targets - times(vectors, x)))
 
-    return jax.lax.fori_loop(0, ceil_div(of_batch.batch.degree.max(), CHUNK), chunk, start)
+    return jax.lax.fori_loop(0, ceil_div(most_degree(of_batch.side, of_batch.batch), CHUNK), chunk, start)
 
 
 def _gradient(of_batch: _Batch, x: jax.Array, missing: jax.Array) -> jax.Array:

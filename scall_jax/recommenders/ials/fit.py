@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, on_devices
 from scall_jax.recommenders.ials.batches import make_side
 from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
@@ -25,6 +26,7 @@ from scall_jax.recommenders.ials.problem import (
     width_classes,
 )
 from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows
+from scall_jax.recommenders.parts import params_parts, segment_parts, segment_specs
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.storage import Storage, StorageLayout
@@ -92,10 +94,11 @@ class _Setting(NamedTuple):
     order: Order
     widths: tuple[int, ...]
     sweeps: Sweeps
+    mesh: MeshConfig
 
 
 class _State(NamedTuple):
-    pool: jax.Array  # f32[P + width]
+    pool: jax.Array  # f32[P + width], or this device's part
     losses: jax.Array  # f32[2 sweeps + 1]
     penalty: jax.Array  # f32[2], of each side's latest solution; nan before the first
     half: jax.Array  # i32[], half sweeps made
@@ -115,6 +118,7 @@ def solve(
     weighting: Weighting = PLAIN,
     *,
     users_only: jax.Array | bool = False,
+    mesh: MeshConfig = ONE,
 ) -> Solution:
     """Fit the vectors of a table to all interactions before the cut.
 
@@ -128,6 +132,7 @@ def solve(
       hyper: what the run chose.
       weighting: static.
       users_only: bool[], make the last half sweep alone: users given the items that there are.
+      mesh: devices that vectors, interactions and work are spread over; the table must then be a packed one. Static.
 
     Returns:
       Solution. Where the storage rounds what it stores, its items are those that will be stored, and its users are the
@@ -136,24 +141,50 @@ def solve(
     Raises:
       ValueError: a storage without a table, whose vectors cannot be solved for one by one.
     """
-    table = require_table(storage)
+    require_table(storage)
     chex.assert_shape(item_bias, (sides(segment)[1],))
-    problem = make_problem(segment, item_bias, hyper, weighting)
-    served = functools.partial(served_problem, problem, segment, hyper, weighting)
+    given = params_parts(mesh, params), layout, segment_parts(mesh, segment), item_bias, hyper, jnp.asarray(users_only)
+    solution = on_devices(
+        mesh,
+        functools.partial(_solve, storage, sweeps, weighting, mesh),
+        given,
+        (IN_PARTS, WHOLE, segment_specs(segment), WHOLE, WHOLE, WHOLE),
+        (IN_PARTS, WHOLE, WHOLE, WHOLE),
+    )
+    return Solution(solution[0][: params.shape[0]], *solution[1:])
+
+
+def _solve(
+    storage: Storage,
+    sweeps: Sweeps,
+    weighting: Weighting,
+    mesh: MeshConfig,
+    params: Params,
+    layout: StorageLayout,
+    segment: Segment,
+    item_bias: jax.Array,
+    hyper: Hyper,
+    users_only: jax.Array,
+) -> tuple[Params, jax.Array, jax.Array, jax.Array]:
+    """`solve` on one of the devices, which has its parts of the parameters and of the segment's entries."""
+    table = require_table(storage)
+    problem = make_problem(segment, item_bias, hyper, weighting, mesh)
+    served = functools.partial(served_problem, problem, segment, hyper, weighting, mesh)
     widths, rows = width_classes(table.width, sweeps.narrowest), row_layout(layout, table.users)
     order = make_order(problem, layout.sizes[:-2], table.users, widths, sweeps.inexact_from)
-    setting = _Setting(storage, table, layout, problem, served, rows, order, widths, sweeps)
+    setting = _Setting(storage, table, layout, problem, served, rows, order, widths, sweeps, mesh)
     start = _State(
-        pool=to_rows(table, params, layout, table.zeros().size),
+        pool=to_rows(table, params, layout, table.zeros().size, mesh),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
         penalty=jnp.full(2, jnp.nan),
         half=jnp.int32(0),
-        last=jnp.asarray(users_only),
+        last=users_only,
         done=jnp.bool_(False),
         residual=jnp.float32(0),
     )
     end = jax.lax.while_loop(lambda state: ~state.done, functools.partial(_next, setting), start)
-    return Solution(from_rows(table, end.pool, layout), end.losses, end.half // 2, end.residual)
+    solved = from_rows(table, end.pool, layout, mesh, params.shape[0])
+    return solved, end.losses, end.half // 2, end.residual
 
 
 def require_table(storage: Storage) -> Table:
@@ -202,7 +233,7 @@ def _half(setting: _Setting, state: _State) -> _State:
         most=jnp.where(state.last, _LAST_STEPS, sweeps.inexact_steps),
         tolerance=jnp.where(state.last, sweeps.last_tolerance, 0.0),
     )
-    side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number)
+    side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number, setting.mesh)
     approximation = Approximation(sweeps.inexact_from, steps, sweeps.block)
     solved = half_sweep(side, state.pool, setting.widths, approximation)
     loss = setting.problem.constant - solved.gain + state.penalty[1 - number]

@@ -11,6 +11,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import (
+    IN_PARTS,
+    ONE,
+    WHOLE,
+    MeshConfig,
+    everyone,
+    in_turn,
+    on_devices,
+    places,
+    together,
+)
 from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.ops.sums import padded_product, padded_sum
 from scall_jax.recommenders.buffers import to_buffer
@@ -28,8 +39,17 @@ from scall_jax.recommenders.ials.problem import (
     make_problem,
     served_problem,
 )
-from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows, windows, write_windows
+from scall_jax.recommenders.ials.rows import (
+    RowLayout,
+    from_rows,
+    pool_part,
+    row_layout,
+    to_rows,
+    windows,
+    write_windows,
+)
 from scall_jax.recommenders.ials.systems import EXACT, cholesky, forward
+from scall_jax.recommenders.parts import params_parts, segment_parts, segment_specs
 from scall_jax.recommenders.recommender import WideFit
 from scall_jax.streams import Segment, active_mask, sides
 from scall_jax.tables.packed import packed
@@ -50,10 +70,11 @@ def wide_fit(
     length: Sweeps,
     width: int,
     weighting: Weighting = PLAIN,
+    mesh: MeshConfig = ONE,
 ) -> WideFit:
     """Fit vectors of one size to a segment, and see what each of their coordinates is worth.
 
-    It holds two arrays f32[N, width] beside the fit's table.
+    It holds two arrays f32[N, width] beside the fit's table, on every device.
 
     Args:
       key: typed PRNG key, for the vectors that the fit starts from.
@@ -63,6 +84,7 @@ def wide_fit(
       length: of the fit; static.
       width: D; static.
       weighting: static.
+      mesh: devices that the work is spread over; static.
 
     Returns:
       WideFit.
@@ -75,18 +97,32 @@ def wide_fit(
     start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
     # All have one size, so that only its width need be compiled.
     length = length._replace(narrowest=width)
-    params = solve(storage, length, start, layout, segment, item_bias, hyper, weighting).params
+    params = solve(storage, length, start, layout, segment, item_bias, hyper, weighting, mesh=mesh).params
     table = require_table(storage)
-    rows = row_layout(layout, users)
+    rows, room = row_layout(layout, users), table.zeros().size
     own = rows._replace(first=rows.first[:-2], sizes=rows.sizes[:-2])
-    fitted = windows(to_rows(table, params, layout, table.zeros().size), own.first, own.sizes, width)
-    vectors, spectrum = balanced(fitted, users)
-    # A user's vector is worth what it is worth when it is served.
-    problem = served_problem(make_problem(segment, item_bias, hyper, weighting), segment, hyper, weighting)
-    order = make_order(problem, sizes[:-2], users, (width,), dual=False)
-    pool = write_windows(jnp.zeros(table.zeros().size + width), own.first, own.sizes, vectors)
-    gains, curvature = coordinate_gains(problem, rows, order, pool, users, width)
-    weight, squares = _weights(problem, users)
+    pool = on_devices(
+        mesh,
+        lambda params, layout: everyone(mesh, to_rows(table, params, layout, room, mesh)),
+        (params_parts(mesh, params), layout),
+        (IN_PARTS, WHOLE),
+        WHOLE,
+    )
+    vectors, spectrum = balanced(windows(pool, own.first, own.sizes, width), users)
+
+    def worth(segment: Segment, item_bias: jax.Array, hyper: Hyper, rows: RowLayout, vectors: jax.Array):
+        # A user's vector is worth what it is worth when it is served.
+        problem = make_problem(segment, item_bias, hyper, weighting, mesh)
+        problem = served_problem(problem, segment, hyper, weighting, mesh)
+        order = make_order(problem, rows.sizes[:-2], users, (width,), dual=False)
+        part = jnp.zeros(pool_part(table, room, mesh))
+        part = write_windows(part, rows.first[:-2], rows.sizes[:-2], vectors, mesh)
+        found = coordinate_gains(problem, rows, order, part, users, width, mesh)
+        return *found, *_weights(problem, users, mesh)
+
+    given = segment_parts(mesh, segment), item_bias, hyper, rows, vectors
+    specs = segment_specs(segment), WHOLE, WHOLE, WHOLE, WHOLE
+    gains, curvature, weight, squares = on_devices(mesh, worth, given, specs, WHOLE)
     residual = jnp.clip(1 - padded_sum(gains[:users].sum(1)) / jnp.where(squares > 0, squares, 1.0), 0.0, 1.0)
     return WideFit(vectors, gains, weight, spectrum, residual, curvature)
 
@@ -128,7 +164,13 @@ def _roots(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def coordinate_gains(
-    problem: Problem, rows: RowLayout, order: Order, pool: jax.Array, users: int, width: int
+    problem: Problem,
+    rows: RowLayout,
+    order: Order,
+    pool: jax.Array,
+    users: int,
+    width: int,
+    mesh: MeshConfig = ONE,
 ) -> tuple[jax.Array, jax.Array]:
     """What each coordinate of each node lowers its own loss by, given the ones before and the other side's vectors.
 
@@ -136,9 +178,10 @@ def coordinate_gains(
       problem: of the segment.
       rows: where vectors lie; all of size `width`.
       order: of the nodes, with all systems in the space of coordinates.
-      pool: f32[P + width], coordinates by vector.
+      pool: f32[P + width], coordinates by vector; on several devices this one's part.
       users: capacity of the users' side; static.
       width: D; static.
+      mesh: devices that share the work; static.
 
     Returns:
       f32[N, D], and what an error of 1 in each coordinate alone raises the loss by, f32[N, D]; zeros for nodes that do
@@ -148,7 +191,7 @@ def coordinate_gains(
     place = class_number(0, 0, 0)
 
     def one_side(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        side: Side = make_side(problem, rows, order, users, number)
+        side: Side = make_side(problem, rows, order, users, number, mesh)
         others = make_others(side, pool, width)
 
         def visit(batch: Entities, at: jax.Array, exists: jax.Array, found):
@@ -160,15 +203,21 @@ def coordinate_gains(
 
         return over_batches(side, place, batch_size(width), visit, found)
 
-    return jax.lax.fori_loop(0, 2, one_side, (jnp.zeros((nodes, width)), jnp.zeros((nodes, width))))
+    found = jax.lax.fori_loop(0, 2, one_side, (jnp.zeros((nodes, width)), jnp.zeros((nodes, width))))
+    # Each node is in one device's batches.
+    return together(mesh, found)
 
 
-def _weights(problem: Problem, users: int) -> tuple[jax.Array, jax.Array]:
+def _weights(problem: Problem, users: int, mesh: MeshConfig) -> tuple[jax.Array, jax.Array]:
     """Sum of the weights f32[N] by node, and the users' sum f32[] of weighted squared targets."""
-    nodes, entry = problem.active.shape[0], jnp.arange(problem.neighbours.shape[0], dtype=jnp.int32)
+    nodes, entry = problem.active.shape[0], places(mesh, problem.neighbours.shape[0])
     owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), nodes - 1)
-    by_node = jnp.zeros(nodes).at[owner].add(problem.roots**2)
-    squares = jnp.zeros(nodes).at[owner].add(problem.targets**2)
+
+    def add(sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        by_node, squares = sums
+        return by_node.at[owner].add(problem.roots**2), squares.at[owner].add(problem.targets**2)
+
+    by_node, squares = in_turn(mesh, add, (jnp.zeros(nodes), jnp.zeros(nodes)))
     return by_node, padded_sum(squares[:users])
 
 

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig, loop
 from scall_jax.ops.indexing import ceil_div
 from scall_jax.ops.sums import padded_sum_by_side
-from scall_jax.recommenders.ials.batches import CHUNK, Entities, Others, Outcome, Side, factors, neighbours
+from scall_jax.recommenders.ials.batches import CHUNK, Entities, Others, Outcome, Side, factors, most_degree, neighbours
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.systems import EXACT, times
 
@@ -102,6 +103,8 @@ def by_gradients(
       Outcome; its gain is what the loss of zero vectors is lowered by at x, 2 b'x - x'Ax.
     """
     has = jnp.arange(others.vectors.shape[1])[None, :] < batch.sizes[:, None]
+    # Only where interactions are read again in each step do steps of one device wait for those of another.
+    waits_for = ONE
     if degree is None and others.vectors.shape[1] <= MATRICES_TO:
         matrix, right = primal_system(side, others, batch)
 
@@ -110,6 +113,7 @@ def by_gradients(
             return times(matrix, x)
 
     else:
+        waits_for = side.mesh if degree is None else ONE
         over_met = _over_met(side, others, batch, degree)
         right = over_met(lambda vectors, targets: jnp.einsum("bki,bk->bi", vectors, targets, precision=EXACT))
         right += factors(side, batch)[:, None] * others.constant[None, :]
@@ -137,7 +141,7 @@ def by_gradients(
         return jnp.where(has, everyone + common.regularisation * x, 0.0)
 
     start = jnp.where(has, start, 0.0)
-    x, residual = conjugate_gradients(apply, precondition, right, start, multiply(start), steps)
+    x, residual = conjugate_gradients(apply, precondition, right, start, multiply(start), steps, waits_for)
     gain = (x * (right + residual)).sum(1)
     return Outcome(x, gain, jnp.abs(residual).max(1), jnp.abs(right).max(1))
 
@@ -159,7 +163,7 @@ def _over_met(side: Side, others: Others, batch: Entities, degree: int | None) -
             return total + term(found.vectors * found.roots[..., None], found.targets)
 
         start = jnp.zeros((batch.sizes.shape[0], others.vectors.shape[1]))
-        return jax.lax.fori_loop(0, ceil_div(batch.degree.max(), CHUNK), chunk, start)
+        return jax.lax.fori_loop(0, ceil_div(most_degree(side, batch), CHUNK), chunk, start)
 
     return over_chunks
 
@@ -180,6 +184,7 @@ def conjugate_gradients(
     start: jax.Array,
     image: jax.Array,
     steps: Steps,
+    mesh: MeshConfig = ONE,
 ) -> tuple[jax.Array, jax.Array]:
     """Steps towards the solutions of symmetric positive definite systems.
 
@@ -190,6 +195,7 @@ def conjugate_gradients(
       start: f32[B, n]; where x = 0 has a smaller error in the norm of the matrix, that is started from.
       image: f32[B, n], M times the start.
       steps: how far.
+      mesh: devices that `apply` asks; static.
 
     Returns:
       x and b - A x, f32[B, n] each.
@@ -229,7 +235,7 @@ def conjugate_gradients(
     scale = jnp.ldexp(largest, -octave[:, 0])
     none = jnp.zeros_like(start)
     first = _State(start, residual, none, none, jnp.zeros(start.shape[0]), jnp.int32(0))
-    end = jax.lax.while_loop(goes_on, step, first)
+    end = loop(mesh, goes_on, step, first)
     return jnp.ldexp(end.x, octave), jnp.ldexp(end.residual, octave)
 
 

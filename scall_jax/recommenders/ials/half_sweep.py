@@ -13,7 +13,7 @@ all of it the leading d coordinates, since the entity has no others. It is solve
 * To an approximation from the vector of the sweep before, where vectors are wide: by a few conjugate gradients
   (`gradients`), or a block of columns after another (`blocks`).
 
-Entities of equal work are solved in batches (`batches`).
+Entities of equal work are solved in batches (`batches`), which several devices share.
 """
 
 import functools
@@ -24,6 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops import devices
 from scall_jax.ops.indexing import dynamic_update_slice, take
 from scall_jax.ops.sums import padded_sum
 from scall_jax.recommenders.ials.batches import (
@@ -42,7 +43,7 @@ from scall_jax.recommenders.ials.dual import Turned, dual, turn
 from scall_jax.recommenders.ials.gradients import Steps, by_gradients, preconditioner
 from scall_jax.recommenders.ials.primal import primal, shared_system
 from scall_jax.recommenders.ials.problem import DUAL_DEGREES, class_number, dual_degrees
-from scall_jax.recommenders.ials.rows import windows, write_windows
+from scall_jax.recommenders.ials.rows import own_windows, write_windows
 from scall_jax.recommenders.ials.systems import errors, relative, solve
 
 
@@ -50,7 +51,7 @@ class Solved(NamedTuple):
     """Result of half a sweep."""
 
     pool: jax.Array
-    """f32[P + width], coordinates by vector."""
+    """f32[P + width], coordinates by vector; on several devices this one's part."""
     gain: jax.Array
     """f32[], what the loss of zero vectors is lowered by, b'x summed over the side."""
     penalty: jax.Array
@@ -62,7 +63,7 @@ class Solved(NamedTuple):
 class _Progress(NamedTuple):
     """What has been solved for."""
 
-    pool: jax.Array  # f32[P + width]
+    pool: jax.Array  # f32[P + width], or this device's part
     outcomes: jax.Array  # f32[4, N + some], b'x, lambda_n |x|^2, |A x - b|, |b|, by place in the order; else 0
 
 
@@ -82,7 +83,7 @@ def half_sweep(side: Side, pool: jax.Array, widths: tuple[int, ...], approximati
 
     Args:
       side: to solve for; its order was made for the width of the approximation.
-      pool: f32[P + width], coordinates by vector.
+      pool: f32[P + width], coordinates by vector; on several devices this one's part.
       widths: of `width_classes`, as its order has them; static.
       approximation: for wide vectors.
 
@@ -102,7 +103,8 @@ def half_sweep(side: Side, pool: jax.Array, widths: tuple[int, ...], approximati
         at = class_number(place, 0, 0)
         first, end = range_of(side, at, class_number(place + 1, 0, 0) - at)
         progress = jax.lax.cond(first < end, solve_all, lambda p: p, progress)
-    gain, penalty, error, scale = progress.outcomes
+    # Each place is that of one device's batch.
+    gain, penalty, error, scale = devices.together(side.mesh, progress.outcomes)
     solved = Solved(progress.pool, padded_sum(gain), padded_sum(penalty), relative(error, scale).max())
     return _solve_shared(side, widths[-1], solved)
 
@@ -150,7 +152,8 @@ def _approximately(side: Side, place: int, width: int, approximation: Approximat
     common = None if block else preconditioner(side, others)
 
     def solve_batch(degree: int | None, pool: jax.Array, batch: Entities) -> Outcome:
-        start = windows(pool, batch.place, batch.sizes, width)
+        request = batch.place, batch.sizes
+        start = devices.ask(side.mesh, request, lambda at: own_windows(side.mesh, pool, at[0], at[1], width))
         if common is None:
             return by_blocks(side, others, steps, block, degree, start, batch)
         return by_gradients(side, others, common, steps, degree, start, batch)
@@ -171,7 +174,7 @@ def _solve_class(
         x, gain, error, scale = solve_batch(progress.pool, batch)
         outcomes = jnp.stack([gain, batch.regularisation * (x * x).sum(1), error, scale])
         return _Progress(
-            write_windows(progress.pool, batch.place, batch.sizes, x),
+            write_windows(progress.pool, *devices.everyone(side.mesh, (batch.place, batch.sizes, x)), side.mesh),
             dynamic_update_slice(progress.outcomes, jnp.where(exists[None, :], outcomes, 0.0), (0, at)),
         )
 
@@ -190,7 +193,7 @@ def _solve_shared(side: Side, maximum: int, solved: Solved) -> Solved:
         (matrix, right), weight = shared_system(side, make_others(side, solved.pool, maximum), members, size)
         x = solve(matrix, right)
         return Solved(
-            write_windows(solved.pool, take(side.rows.first, shared)[None], size[None], x),
+            write_windows(solved.pool, take(side.rows.first, shared)[None], size[None], x, side.mesh),
             solved.gain + (right * x).sum(),
             solved.penalty + weight * (x * x).sum(),
             jnp.maximum(solved.residual, relative(*errors(matrix, x, right))[0]),

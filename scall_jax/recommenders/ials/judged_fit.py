@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.bias_weight import Fitted, fitness_by_weight
 from scall_jax.recommenders.buffers import as_served, from_buffer
 from scall_jax.recommenders.fit_result import Fit, FitResult
@@ -16,6 +17,7 @@ from scall_jax.recommenders.ials.fit import Solution, Sweeps, require_table, sol
 from scall_jax.recommenders.ials.problem import Weighting
 from scall_jax.recommenders.judge import Judging, evaluate_params, first_users
 from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.parts import evaluate_packed
 from scall_jax.streams import Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params
@@ -35,6 +37,8 @@ class Setting(NamedTuple):
     biases: bool
     """The weight of the items' bias is chosen."""
     judging: Judging
+    mesh: MeshConfig = ONE
+    """Devices that a fit and its ranking are spread over."""
 
     @property
     def weighting(self) -> Weighting:
@@ -42,8 +46,10 @@ class Setting(NamedTuple):
         return Weighting(self.config.exponent, self.config.counts)
 
 
-def evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
-    """`EvaluateParams` of vectors that rank by their inner products."""
+def evaluate(mesh: MeshConfig, storage: Storage, params, layout, segment, parts, item_bias, **options):
+    """`EvaluateParams` of vectors that rank by their inner products, on the devices of a mesh."""
+    if mesh.devices > 1:
+        return evaluate_packed(mesh, storage, params, layout, segment, parts, item_bias, **options)
     return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
 
 
@@ -76,7 +82,8 @@ def make_final_fit(setting: Setting, storage: Storage, progress: Callable | None
         if setting.biases and remembered is not None:
             known = remembered if result.remembered is None else result.remembered
             fitted = Fitted(storage, result.params, layout, segment, item_bias)
-            found = fitness_by_weight(evaluate, jnp.array(RANKING_WEIGHTS), fitted, setting.judging)
+            ranks = functools.partial(evaluate, setting.mesh)
+            found = fitness_by_weight(ranks, jnp.array(RANKING_WEIGHTS), fitted, setting.judging)
             result = result._replace(remembered=known._replace(ranking=known.ranking + found))
         if progress is not None:
             jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
@@ -116,8 +123,18 @@ def _attempt(
 ) -> FitResult:
     """Fit from some parameters, or solve for users only, and judge what came of it."""
     hyper = hyper_of(setting.among, remembered)._replace(users_fading=users_fading)
-    weighting = setting.weighting
-    solution = solve(storage, length, params, layout, segment, item_bias, hyper, weighting, users_only=users_only)
+    solution = solve(
+        storage,
+        length,
+        params,
+        layout,
+        segment,
+        item_bias,
+        hyper,
+        setting.weighting,
+        users_only=users_only,
+        mesh=setting.mesh,
+    )
     return _judged(setting, storage, solution, layout, segment, item_bias)
 
 
@@ -129,7 +146,7 @@ def _judged(
     if storage.rounds:
         served, params = as_served(storage, storage.store(from_buffer(storage, params), layout), layout)
     sampled, candidates = _sampled(setting, segment), setting.judging.candidates
-    (metrics,) = evaluate(served, params, layout, segment, [sampled], item_bias, candidates=candidates)
+    (metrics,) = evaluate(setting.mesh, served, params, layout, segment, [sampled], item_bias, candidates=candidates)
     # The last half sweep has the users' own half-life, so that its loss is another one.
     loss = jnp.where(solution.sweeps > 0, solution.losses[2 * solution.sweeps - 1], 0.0)
     fitness = jnp.where(sampled.count > 0, metrics.fitness(), -loss)

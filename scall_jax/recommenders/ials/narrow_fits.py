@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import MeshConfig
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.buffers import to_buffer
 from scall_jax.recommenders.ials.choice import Chosen, Grid, bias_of, hyper_of
@@ -29,6 +30,7 @@ class _Narrow(NamedTuple):
     start: Params
     segment: Segment
     judging: Judging
+    mesh: MeshConfig
 
 
 def choose(
@@ -36,6 +38,7 @@ def choose(
     among: Grid,
     biases: bool,
     judging: Judging,
+    mesh: MeshConfig,
     key: jax.Array,
     chosen: Chosen,
     segment: Segment,
@@ -47,6 +50,7 @@ def choose(
       among: the candidates; static.
       biases: choose a bias too; static.
       judging: on whom; static.
+      mesh: devices that fits and ranking are spread over; static.
       key: typed PRNG key.
       chosen: what is remembered.
       segment: the data.
@@ -55,7 +59,7 @@ def choose(
       Chosen. The users' half-life is not chosen here, but by fits of the run's own width: at a narrow width one would
       lead that is not the best at a wide one.
     """
-    narrow = _narrow(config, judging, key, segment)
+    narrow = _narrow(config, judging, mesh, key, segment)
     chosen = _choose_weights(narrow, among, chosen)
     if not biases:
         return chosen
@@ -95,14 +99,14 @@ def _choose_weights(narrow: _Narrow, among: Grid, chosen: Chosen) -> Chosen:
     return chosen
 
 
-def _narrow(config: IalsConfig, judging: Judging, key: jax.Array, segment: Segment) -> _Narrow:
+def _narrow(config: IalsConfig, judging: Judging, mesh: MeshConfig, key: jax.Array, segment: Segment) -> _Narrow:
     users, items = sides(segment)
     width = config.choice_width
     storage = sized(packed(width * (users + items), users, items, width), users, width)
     sizes = jnp.concatenate([jnp.where(active_mask(segment), width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
     start = to_buffer(storage, storage.fresh(derive(key, Purpose.TABLE), layout, 0.1))
-    return _Narrow(config, storage, layout, start, segment, judging)
+    return _Narrow(config, storage, layout, start, segment, judging, mesh)
 
 
 def _fitted(narrow: _Narrow, fading: jax.Array, unobserved: jax.Array, regularisation: jax.Array) -> Params:
@@ -110,7 +114,8 @@ def _fitted(narrow: _Narrow, fading: jax.Array, unobserved: jax.Array, regularis
     config, segment = narrow.config, narrow.segment
     weighting, length = Weighting(config.exponent, config.counts), sweeps_of(config, config.choice_sweeps)
     hyper, no_bias = Hyper(fading, unobserved, regularisation, users_fading=fading), jnp.zeros(sides(segment)[1])
-    return solve(narrow.storage, length, narrow.start, narrow.layout, segment, no_bias, hyper, weighting).params
+    given = narrow.start, narrow.layout, segment, no_bias, hyper, weighting
+    return solve(narrow.storage, length, *given, mesh=narrow.mesh).params
 
 
 def _fitness(narrow: _Narrow, params: Params, item_bias: jax.Array) -> jax.Array:
@@ -118,6 +123,6 @@ def _fitness(narrow: _Narrow, params: Params, item_bias: jax.Array) -> jax.Array
     segment, judging = narrow.segment, narrow.judging
     sampled = first_users(segment.valid, judging.valid_users)
     (metrics,) = evaluate(
-        narrow.storage, params, narrow.layout, segment, [sampled], item_bias, candidates=judging.candidates
+        narrow.mesh, narrow.storage, params, narrow.layout, segment, [sampled], item_bias, candidates=judging.candidates
     )
     return metrics.fitness() * sampled.count.astype(jnp.float32)

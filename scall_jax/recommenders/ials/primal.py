@@ -5,17 +5,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import added, number
 from scall_jax.ops.indexing import ceil_div, take
-from scall_jax.ops.sums import padded_sum_by_side
+from scall_jax.ops.sums import BLOCK, padded_sum_by_side
 from scall_jax.recommenders.ials.batches import (
-    BLOCK,
     CHUNK,
     Entities,
     Others,
     Outcome,
     Side,
+    entries_at,
     factors,
+    most_degree,
     neighbours,
+    vectors_at,
 )
 from scall_jax.recommenders.ials.systems import EXACT, errors, solve
 
@@ -54,7 +57,7 @@ def primal_system(side: Side, others: Others, batch: Entities) -> System:
         others.gram[None] + batch.regularisation[:, None, None] * jnp.eye(width)[None],
         factors(side, batch)[:, None] * others.constant[None, :],
     )
-    matrix, right = jax.lax.fori_loop(0, ceil_div(batch.degree.max(), CHUNK), add, start)
+    matrix, right = jax.lax.fori_loop(0, ceil_div(most_degree(side, batch), CHUNK), add, start)
     # Coordinates that an entity does not have are solved for by themselves, and are 0.
     matrix = jnp.where(has[:, :, None] & has[:, None, :], matrix, jnp.eye(width)[None])
     return System(matrix, jnp.where(has, right, 0.0))
@@ -110,20 +113,20 @@ def shared_system(side: Side, others: Others, members: jax.Array, size: jax.Arra
 
 def _sums_over_entries(side: Side, others: Others, members: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums of w v v' and w t v over all entries of some of the side's nodes; `members` is bool[N]."""
-    problem, width = side.problem, others.vectors.shape[1]
+    problem, width, mesh = side.problem, others.vectors.shape[1], side.mesh
+    entries = problem.neighbours.shape[0] * mesh.devices
 
     def add(index, carry):
-        matrix, right = carry
-        at = index * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
-        entry = jnp.minimum(at, problem.neighbours.shape[0] - 1)
+        at = (index * mesh.devices + number(mesh)) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        entry = jnp.minimum(at, entries - 1)
         owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), members.shape[0] - 1)
         live = (at < problem.indptr[-1]) & take(members, owner)
-        roots = jnp.where(live, take(problem.roots, entry), 0.0)
-        vectors = take(others.vectors, jnp.where(live, take(problem.neighbours, entry) - others.begin, 0))
-        vectors *= roots[:, None]
-        targets = take(problem.targets, entry) - take(problem.bias, owner) * roots
-        matrix += jnp.matmul(vectors.T, vectors, precision=EXACT)
-        return matrix, right + jnp.matmul(targets, vectors, precision=EXACT)
+        node, roots, targets = entries_at(side, entry)
+        roots = jnp.where(live, roots, 0.0)
+        vectors = vectors_at(side, others, jnp.where(live, node - others.begin, 0)) * roots[:, None]
+        targets -= take(problem.bias, owner) * roots
+        squared = jnp.matmul(vectors.T, vectors, precision=EXACT)
+        return added(mesh, carry, (squared, jnp.matmul(targets, vectors, precision=EXACT)))
 
     start = jnp.zeros((width, width)), jnp.zeros(width)
-    return jax.lax.fori_loop(0, ceil_div(problem.indptr[-1], BLOCK), add, start)
+    return jax.lax.fori_loop(0, ceil_div(ceil_div(problem.indptr[-1], BLOCK), mesh.devices), add, start)

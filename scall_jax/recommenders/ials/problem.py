@@ -22,6 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig, places
 from scall_jax.ops.indexing import take
 from scall_jax.ops.sums import padded_sum
 from scall_jax.streams import Segment, active_mask, sides
@@ -58,7 +59,7 @@ class Hyper(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A segment as half sweeps read it. E entries of the graph, N nodes."""
+    """A segment as half sweeps read it. E entries of the graph, or this device's part of them, N nodes."""
 
     indptr: jax.Array
     """i32[N + 1], first entry of each node."""
@@ -80,7 +81,9 @@ class Problem(NamedTuple):
     """f32[], the loss where all vectors are 0."""
 
 
-def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting: Weighting) -> Problem:
+def make_problem(
+    segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting: Weighting, mesh: MeshConfig = ONE
+) -> Problem:
     """Set the problem of a segment up.
 
     Args:
@@ -88,6 +91,7 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting
       item_bias: f32[V], beta.
       hyper: fading, a0 and lambda.
       weighting: static.
+      mesh: devices that have a part of the graph's entries each; static.
 
     Returns:
       Problem.
@@ -104,11 +108,11 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting
     unmet = jnp.maximum(hyper.unobserved * others, 0.0)
     regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + unmet) ** exponent
     bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
-    entry = jnp.arange(graph.indices.shape[0])
-    roots = _roots(segment, hyper.fading, weighting)
+    entry = places(mesh, graph.indices.shape[0])
+    roots = _roots(segment, hyper.fading, weighting, mesh)
     targets = roots * (1 - take(bias, graph.indices))
     # Each pair has an entry in its user's row, whose neighbour is the item.
-    met = padded_sum(jnp.where(entry < graph.indptr[users], targets**2, 0.0))
+    met = padded_sum(jnp.where(entry < graph.indptr[users], targets**2, 0.0), mesh)
     constant = met + hyper.unobserved * segment.users.astype(jnp.float32) * padded_sum(bias[users:] ** 2)
     return Problem(
         indptr=graph.indptr,
@@ -123,27 +127,29 @@ def make_problem(segment: Segment, item_bias: jax.Array, hyper: Hyper, weighting
     )
 
 
-def served_problem(problem: Problem, segment: Segment, hyper: Hyper, weighting: Weighting) -> Problem:
+def served_problem(
+    problem: Problem, segment: Segment, hyper: Hyper, weighting: Weighting, mesh: MeshConfig = ONE
+) -> Problem:
     """The problem of the last half sweep, in which users' pairs fade by their own half-life.
 
     Args:
       problem: of `make_problem`.
-      segment, hyper, weighting: what it was made of.
+      segment, hyper, weighting, mesh: what it was made of.
 
     Returns:
       Problem, whose items' rows are those of `problem`.
     """
-    entry = jnp.arange(problem.roots.shape[0])
-    own = _roots(segment, hyper.users_fading, weighting)
+    entry = places(mesh, problem.roots.shape[0])
+    own = _roots(segment, hyper.users_fading, weighting, mesh)
     roots = jnp.where(entry < problem.indptr[sides(segment)[0]], own, problem.roots)
     return problem._replace(roots=roots, targets=roots * (1 - take(problem.bias, problem.neighbours)))
 
 
-def _roots(segment: Segment, fading: jax.Array, weighting: Weighting) -> jax.Array:
+def _roots(segment: Segment, fading: jax.Array, weighting: Weighting, mesh: MeshConfig) -> jax.Array:
     """f32[E], root of each pair's weight; 0 in padding."""
     graph = segment.graph
     ages = segment.ages.astype(jnp.float32) * (fading / jnp.maximum(segment.period, 1).astype(jnp.float32))
-    roots = jnp.where(jnp.arange(graph.indices.shape[0]) < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
+    roots = jnp.where(places(mesh, graph.indices.shape[0]) < graph.indptr[-1], jnp.exp2(-0.5 * ages), 0.0)
     if weighting.counts:
         roots *= jnp.sqrt(jnp.log2(1.0 + segment.repeats.astype(jnp.float32)))
     return roots

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.ials import choice, narrow_fits
 from scall_jax.recommenders.ials.batches import batch_numbers
 from scall_jax.recommenders.ials.choice import Chosen, bias_of, hyper_of
@@ -21,7 +22,9 @@ from scall_jax.streams import Segment
 from scall_jax.tables.storage import Storage
 
 
-def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias: str) -> Recommender:
+def ials_recommender(
+    config: IalsConfig, valid_users: int, candidates: str, bias: str, mesh: MeshConfig = ONE
+) -> Recommender:
     """Build the recommender.
 
     Args:
@@ -30,21 +33,22 @@ def ials_recommender(config: IalsConfig, valid_users: int, candidates: str, bias
       candidates: as in `evaluation.RankingOptions`.
       bias: none, or decayed: a weight times the log of each item's decayed count is part of the model, in the loss and
         when ranking; weight and half-life are chosen on valid.
+      mesh: devices that fits and ranking are spread over.
 
     Returns:
       Recommender; it remembers `Chosen`.
     """
     among, biases = choice.grid(config), bias != "none"
-    setting = Setting(config, among, biases, Judging(valid_users, candidates))
+    setting = Setting(config, among, biases, Judging(valid_users, candidates), mesh)
     chooses = biases or len(among.weights) > 1 or len(among.regularisations) > 1
     return Recommender(
         make_fit=functools.partial(make_final_fit, setting),
         make_probe_fit=functools.partial(make_probe_fit, setting),
-        evaluate=evaluate,
+        evaluate=functools.partial(evaluate, mesh),
         held_by_training=lambda storage, params: (params, jnp.zeros(2 * batch_numbers())),
         serves_by=lambda known, graph_bytes, width: {},
         init=lambda: choice.nothing_chosen(among, biases),
-        choose=functools.partial(narrow_fits.choose, config, among, biases, setting.judging) if chooses else None,
+        choose=functools.partial(narrow_fits.choose, config, among, biases, setting.judging, mesh) if chooses else None,
         held_by_choice=lambda segment: jax.ShapeDtypeStruct(
             (config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
         ),
@@ -66,7 +70,7 @@ def _fit_wide(
 ) -> WideFit:
     hyper = hyper_of(setting.among, chosen)
     length = sweeps_of(setting.config, sweeps)._replace(tolerance=0.0)
-    return wide_fit(key, segment, item_bias, hyper, length, width, setting.weighting)
+    return wide_fit(key, segment, item_bias, hyper, length, width, setting.weighting, setting.mesh)
 
 
 def _serve(

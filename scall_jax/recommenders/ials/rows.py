@@ -2,18 +2,26 @@
 
 The packed table keeps column after column, which suits gradients: all vectors change at once. A solve reads the vectors
 of a few neighbours, whole. Laid out by vector, each is one contiguous piece, and the pool is as long as the table: no
-coordinate is padded and none is kept twice.
+coordinate is padded and none is kept twice. On several devices each has an equal part of the pool, whatever vectors end
+there.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, places
+from scall_jax.ops.indexing import dynamic_slice, dynamic_update_slice, take
 from scall_jax.tables.column_blocks import gather_all, over_column_blocks, write
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.table import Params, Table
+
+_AT_ONCE = 2**14
+"""Coordinates that a device asks the others for at once."""
 
 
 class RowLayout(NamedTuple):
@@ -49,19 +57,23 @@ def row_layout(layout: Layout, users: int) -> RowLayout:
     return RowLayout(jnp.cumsum(sizes) - sizes, sizes, jnp.where(sizes[:-2] > 0, node, shared))
 
 
-def to_rows(table: Table, buffer: Params, layout: Layout, capacity: int) -> jax.Array:
+def to_rows(table: Table, buffer: Params, layout: Layout, capacity: int, mesh: MeshConfig = ONE) -> jax.Array:
     """Lay coordinates out by vector.
 
     Args:
-      table: static.
-      buffer: of the table.
+      table: static; on several devices a packed one.
+      buffer: of the table, or this device's part of it.
       layout: of the buffer.
       capacity: coordinates that the table has room for; static.
+      mesh: devices that have a part of the buffer each; static.
 
     Returns:
-      f32[capacity + width], zeros beyond the coordinates in use, so that a window may reach beyond the last vector.
+      f32[capacity + width], zeros beyond the coordinates in use, so that a window may reach beyond the last vector; or
+      this device's part of it.
     """
     rows = row_layout(layout, table.users)
+    if mesh.devices > 1:
+        return _moved(mesh, buffer, pool_part(table, capacity, mesh), _in_columns(rows, layout))
 
     def block(first, count, pool):
         at, has = _places(rows, first, count)
@@ -71,19 +83,28 @@ def to_rows(table: Table, buffer: Params, layout: Layout, capacity: int) -> jax.
     return over_column_blocks(table, layout, block, jnp.zeros(capacity + table.width), table.widths[-1:])
 
 
-def from_rows(table: Table, pool: jax.Array, layout: Layout) -> Params:
+def pool_part(table: Table, capacity: int, mesh: MeshConfig) -> int:
+    """Coordinates of a device's part of a pool f32[capacity + width]."""
+    return -(-(capacity + table.width) // mesh.devices)
+
+
+def from_rows(table: Table, pool: jax.Array, layout: Layout, mesh: MeshConfig = ONE, length: int = 0) -> Params:
     """The inverse of `to_rows`.
 
     Args:
       table: static.
-      pool: f32[capacity + width].
+      pool: f32[capacity + width], or this device's part of it.
       layout: of the table.
+      mesh: devices that have a part of the pool each; static.
+      length: of this device's part of the buffer, where there are several; static.
 
     Returns:
-      A buffer of the table.
+      A buffer of the table, or this device's part of it.
     """
     chex.assert_rank(pool, 1)
     rows = row_layout(layout, table.users)
+    if mesh.devices > 1:
+        return _moved(mesh, pool, length, _in_rows(rows, layout))
 
     def block(first, count, buffer):
         at, has = _places(rows, first, count)
@@ -96,6 +117,51 @@ def _places(rows: RowLayout, first: jax.Array, count: int) -> tuple[jax.Array, j
     """Places i32[N + 2, count] of the columns first, ..., first + count - 1, and whether a vector has them."""
     column = first + jnp.arange(count, dtype=jnp.int32)
     return rows.first[:, None] + column[None, :], column[None, :] < rows.sizes[:, None]
+
+
+_Source = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""Places i32[n] of coordinates in one array -> their places in the other one, and whether there are such ones."""
+
+
+def _moved(mesh: MeshConfig, part: jax.Array, length: int, source: _Source) -> jax.Array:
+    """This device's part f32[length] of an array whose coordinates lie in another order, `part` being of that."""
+    count = min(_AT_ONCE, length)
+    own = places(mesh, length)
+
+    def block(index: jax.Array, moved: jax.Array) -> jax.Array:
+        # A last block that would end beyond the part is moved back.
+        first = jnp.minimum(index * count, length - count)
+        at, exists = source(dynamic_slice(own, (first,), (count,)))
+        found = ask(mesh, jnp.where(exists, at, 0), functools.partial(part_of, mesh, part))
+        return dynamic_update_slice(moved, jnp.where(exists, found, 0.0), (first,))
+
+    return jax.lax.fori_loop(0, -(-length // count), block, jnp.zeros(length))
+
+
+def _in_columns(rows: RowLayout, layout: Layout) -> _Source:
+    """Where the coordinates at places of the pool lie in a packed table."""
+    rank = jnp.zeros_like(layout.order).at[layout.order].set(jnp.arange(layout.order.shape[0], dtype=jnp.int32))
+
+    def source(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Of vectors that begin at one place, the last one alone may have coordinates.
+        vector = jnp.searchsorted(rows.first, at, side="right").astype(jnp.int32) - 1
+        column = at - take(rows.first, vector)
+        exists = column < take(rows.sizes, vector)
+        return take(layout.starts, jnp.where(exists, column, 0)) + take(rank, vector), exists
+
+    return source
+
+
+def _in_rows(rows: RowLayout, layout: Layout) -> _Source:
+    """Where the coordinates at places of a packed table lie in the pool."""
+
+    def source(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        exists = at < layout.starts[-1]
+        column = jnp.searchsorted(layout.starts, jnp.where(exists, at, 0), side="right").astype(jnp.int32) - 1
+        vector = take(layout.order, jnp.where(exists, at - take(layout.starts, column), 0))
+        return take(rows.first, vector) + column, exists
+
+    return source
 
 
 def windows(pool: jax.Array, first: jax.Array, sizes: jax.Array, width: int) -> jax.Array:
@@ -121,19 +187,44 @@ def windows(pool: jax.Array, first: jax.Array, sizes: jax.Array, width: int) -> 
     return jnp.where(column < sizes[..., None], found, 0.0)
 
 
-def write_windows(pool: jax.Array, first: jax.Array, sizes: jax.Array, values: jax.Array) -> jax.Array:
+def own_windows(mesh: MeshConfig, pool: jax.Array, first: jax.Array, sizes: jax.Array, width: int) -> jax.Array:
+    """What this device's part of a pool has of some vectors; zeros for coordinates in other parts.
+
+    Args:
+      mesh: static.
+      pool: f32[...], this device's part.
+      first, sizes, width: as in `windows`; places in the whole pool.
+
+    Returns:
+      f32[..., width].
+    """
+    if mesh.devices == 1:
+        return windows(pool, first, sizes, width)
+    column = jnp.arange(width, dtype=jnp.int32).reshape(*[1] * first.ndim, width)
+    has = column < sizes[..., None]
+    return jnp.where(has, part_of(mesh, pool, jnp.where(has, first[..., None] + column, 0)), 0.0)
+
+
+def write_windows(
+    pool: jax.Array, first: jax.Array, sizes: jax.Array, values: jax.Array, mesh: MeshConfig = ONE
+) -> jax.Array:
     """Overwrite vectors.
 
     Args:
-      pool: f32[...].
+      pool: f32[...], or this device's part of it.
       first: i32[B], first coordinates.
       sizes: i32[B], coordinates; 0 leaves the pool as it is.
-      values: f32[B, width]; what lies beyond a vector's size is dropped.
+      values: f32[B, width]; what lies beyond a vector's size, or in another part, is dropped.
+      mesh: devices that have a part of the pool each; static.
 
     Returns:
       The pool.
     """
     chex.assert_equal_shape([first, sizes])
     column = jnp.arange(values.shape[1], dtype=jnp.int32)
-    at = jnp.where(column[None, :] < sizes[:, None], first[:, None] + column[None, :], pool.shape[0])
+    has = column[None, :] < sizes[:, None]
+    if mesh.devices > 1:
+        first = first - number(mesh) * pool.shape[0]
+        has &= first[:, None] + column[None, :] >= 0
+    at = jnp.where(has, first[:, None] + column[None, :], pool.shape[0])
     return pool.at[at].set(values, mode="drop")

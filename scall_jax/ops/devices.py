@@ -1,0 +1,245 @@
+"""Several devices of one process: what they hold in parts, how they read each other's parts, and sums in a fixed order.
+
+A program that is spread over devices runs the same code on each of them. An array that grows with the entities lies on
+them in equal parts, one after another. What a device needs of the others it asks for, a block of bounded size at a
+time: everybody answers with what lies in their own part and zeros elsewhere, and the sum of the answers is exact, since
+no place lies in two parts. Sums over all entities are added up in one order whatever the number of devices, so that
+every number of them gives the same bits as one. Only gathers and sums are used, which all backends have.
+
+ALX (Mehta et al., 2021, arXiv 2112.02194) spreads alternating least squares like this. There rows stay where their
+vectors are; here batches of equal work are dealt out, because vectors have sizes of their own.
+
+With one device each function here is what a program without devices would do, and no collective is compiled.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from scall_jax.ops.indexing import take
+
+ROWS = "rows"
+"""The axis of the mesh along which entities, of both sides, are spread."""
+IN_PARTS = PartitionSpec(ROWS)
+"""Of an array of which each device has an equal part of the first axis."""
+WHOLE = PartitionSpec()
+"""Of an array that each device has all of."""
+
+T = TypeVar("T")
+A = TypeVar("A", bound=jax.Array | np.ndarray)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Over how many devices a run is spread.
+
+    Raises:
+      ValueError: less than one device.
+    """
+
+    devices: int = 1
+    """Devices of this process that a run is spread over: training vectors, interactions, the solves and the ranking are
+    in as many parts; sizes, and what else is a number for each entity, are whole on every device, and so is the table
+    while it is prepared. More than 1 needs recommender ials, table packed and a method that makes no probes."""
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"mesh devices={self.devices}: must be at least 1, which is a run on one device")
+
+
+ONE = MeshConfig()
+"""A single device."""
+
+
+def devices_of(mesh: MeshConfig) -> Mesh:
+    """The devices, the first ones of this process, along the axis `ROWS`."""
+    return jax.make_mesh(
+        (mesh.devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[: mesh.devices]
+    )
+
+
+def sharding(mesh: MeshConfig, spec: PartitionSpec) -> NamedSharding:
+    """Where an array lies that a program takes or returns."""
+    return NamedSharding(devices_of(mesh), spec)
+
+
+def on_devices(
+    mesh: MeshConfig, function: Callable[..., T], arguments: tuple[Any, ...], in_specs: Any, out_specs: Any
+) -> T:
+    """Call a function on every device, with its parts of what is spread.
+
+    Args:
+      mesh: the devices; static.
+      function: a pure function.
+      arguments: whole, as the caller sees them.
+      in_specs, out_specs: `IN_PARTS` or `WHOLE` for each array of the arguments and of the result, or for whole
+        pytrees. The first axis of what is in parts must be a multiple of the number of devices.
+
+    Returns:
+      The result, whole.
+    """
+    if mesh.devices == 1:
+        return function(*arguments)
+    # What is the same on all devices is known from how it is computed, which the check cannot see in loops.
+    spread = jax.shard_map(function, mesh=devices_of(mesh), in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return spread(*arguments)
+
+
+def whole_parts(mesh: MeshConfig, x: A, multiple: int = 1) -> A:
+    """An array, of numpy too, with zeros at its end: each device gets a part of equal length, a multiple of a number.
+
+    >>> whole_parts(MeshConfig(2), jnp.ones(5), multiple=2).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    """
+    missing = -x.shape[0] % (multiple * mesh.devices) if mesh.devices > 1 else 0
+    if not missing:
+        return x
+    pad: Any = np.pad if isinstance(x, np.ndarray) else jnp.pad
+    return pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+
+
+def number(mesh: MeshConfig) -> jax.Array | int:
+    """Which device this is: i32[] from 0 to `devices` - 1; 0 for a single one."""
+    return 0 if mesh.devices == 1 else jax.lax.axis_index(ROWS)
+
+
+def places(mesh: MeshConfig, count: int) -> jax.Array:
+    """Places i32[count] in the whole array of what lies in this device's part of `count` places."""
+    return number(mesh) * count + jnp.arange(count, dtype=jnp.int32)
+
+
+def most(mesh: MeshConfig, x: jax.Array) -> jax.Array:
+    """The largest value of all devices."""
+    return x if mesh.devices == 1 else jax.lax.pmax(x, ROWS)
+
+
+def together(mesh: MeshConfig, parts: T) -> T:
+    """Sums over the devices of a pytree, exact where all but one have 0."""
+    return parts if mesh.devices == 1 else jax.lax.psum(parts, ROWS)
+
+
+def everyone(mesh: MeshConfig, own: T) -> T:
+    """The arrays of all devices one after another along their first axis."""
+    if mesh.devices == 1:
+        return own
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, ROWS, tiled=True), own)
+
+
+def ask(mesh: MeshConfig, request: Any, answer: Callable[[Any], T]) -> T:
+    """What the devices together have of what this one asks for.
+
+    Args:
+      mesh: static.
+      request: pytree of arrays, of the same shapes on all devices.
+      answer: from a request to a pytree of arrays that holds what lies in this device's own part, and zeros elsewhere.
+
+    Returns:
+      The answer to this device's request, from all parts. An answer is all that is held at once, besides the requests.
+    """
+    if mesh.devices == 1:
+        return answer(request)
+    requests = jax.tree.map(lambda x: jax.lax.all_gather(x, ROWS), request)
+    me = number(mesh)
+
+    def one(asking: jax.Array, kept: T) -> T:
+        found = together(mesh, answer(jax.tree.map(lambda x: x[asking], requests)))
+        return jax.tree.map(lambda new, old: jnp.where(asking == me, new, old), found, kept)
+
+    shapes = jax.eval_shape(answer, request)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.fori_loop(0, mesh.devices, one, nothing)
+
+
+def part_of(mesh: MeshConfig, part: jax.Array, at: jax.Array) -> jax.Array:
+    """What this device has of the places of an array that lies in parts; zeros for what the others have.
+
+    Args:
+      mesh: static.
+      part: this device's, [n, ...].
+      at: i32[...], places in the whole array; none may be beyond it.
+
+    Returns:
+      [*at.shape, ...].
+    """
+    if mesh.devices == 1:
+        return take(part, at)
+    within = at - number(mesh) * part.shape[0]
+    here = (within >= 0) & (within < part.shape[0])
+    found = take(part, jnp.where(here, within, 0))
+    return jnp.where(here.reshape(*here.shape, *[1] * (part.ndim - 1)), found, jnp.zeros((), part.dtype))
+
+
+def added(mesh: MeshConfig, total: T, term: T) -> T:
+    """A sum to which every device adds a term, one device after another.
+
+    Args:
+      mesh: static.
+      total: the same on all devices.
+      term: this device's.
+
+    Returns:
+      total + term of device 0 + term of device 1 ...: the same bits as one device gets that has all terms.
+    """
+    if mesh.devices == 1:
+        return jax.tree.map(jnp.add, total, term)
+    terms = jax.tree.map(lambda x: jax.lax.all_gather(x, ROWS), term)
+    return jax.lax.fori_loop(0, mesh.devices, lambda d, sums: jax.tree.map(lambda s, x: s + x[d], sums, terms), total)
+
+
+def in_turn(mesh: MeshConfig, step: Callable[[T], T], carry: T) -> T:
+    """Change a value on one device after another, each with its own part.
+
+    Args:
+      mesh: static.
+      step: from the value to the next one.
+      carry: arrays, the same on all devices.
+
+    Returns:
+      What a single device with all parts would get.
+    """
+    if mesh.devices == 1:
+        return step(carry)
+
+    def one(turn: jax.Array, carry: T) -> T:
+        mine = turn == number(mesh)
+        made = jax.tree.map(lambda x: jnp.where(mine, x, jnp.zeros((), x.dtype)), step(carry))
+        return together(mesh, made)
+
+    return jax.lax.fori_loop(0, mesh.devices, one, carry)
+
+
+def loop(mesh: MeshConfig, goes_on: Callable[[T], jax.Array], step: Callable[[T], T], start: T) -> T:
+    """`jax.lax.while_loop` whose steps ask other devices: nobody leaves before all are finished.
+
+    Args:
+      mesh: static.
+      goes_on: from a state to bool[], on this device.
+      step: from a state to the next one.
+      start: state.
+
+    Returns:
+      The first state of this device from which it does not go on.
+    """
+    if mesh.devices == 1:
+        return jax.lax.while_loop(goes_on, step, start)
+
+    def any_goes_on(state: T) -> jax.Array:
+        return most(mesh, goes_on(state).astype(jnp.int32)) > 0
+
+    def one(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
+        state, _ = carry
+        own = goes_on(state)
+        state = jax.tree.map(lambda new, old: jnp.where(own, new, old), step(state), state)
+        return state, any_goes_on(state)
+
+    return jax.lax.while_loop(lambda carry: carry[1], one, (start, any_goes_on(start)))[0]
+
+
+def nbytes_by_device(array: jax.Array) -> list[int]:
+    """Bytes of an array on each of its devices, in the order of their numbers."""
+    return [np.asarray(part.data).nbytes for part in sorted(array.addressable_shards, key=lambda x: x.device.id)]

@@ -1,0 +1,264 @@
+"""Tests that need eight devices, which a CPU is made to be: `test_mesh.py` starts them in a process of their own.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 NPROC=32 python -m pytest -o addopts="" -q tests/on_devices.py
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scall_jax import Budget, Config, SizesConfig, evaluation, load, run_segments, streams
+from scall_jax.evaluation import top
+from scall_jax.ops import devices
+from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, on_devices
+from scall_jax.ops.sums import BLOCK, padded_product, padded_sum
+from scall_jax.recommenders.ials.batches import batch_numbers, make_side
+from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.recommenders.ials.gradients import Steps
+from scall_jax.recommenders.ials.half_sweep import Approximation, Solved, half_sweep
+from scall_jax.recommenders.ials.problem import Problem, make_order
+from scall_jax.recommenders.ials.rows import RowLayout
+from scall_jax.run import make_run, placement
+from scall_jax.run.phases import CompiledPhases
+from tests.test_evaluation import _case
+
+USERS, ITEMS, ROWS = 1500, 250, 8000  # more users than a block of sums has
+IALS = IalsConfig(sweeps=2, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    rows = streams.synthetic(jax.random.key(0), users=USERS, items=ITEMS, interactions=ROWS)
+    return streams.cut(rows, segments=3, max_segments=2)
+
+
+class _Run:
+    """A run's programs; called, it runs the stream and gives the last state, record and segment."""
+
+    def __init__(self, stream, method, count, **options):
+        options = {"ials": IALS, "sizes": SizesConfig(maximum=16)} | options
+        config = Config(method, Budget.mean_size(5), recommender="ials", mesh=MeshConfig(count), **options)
+        self.stream, self.run, self.key = stream, make_run(config), jax.random.key(1)
+        segment = placement.segment_shapes(self.run.mesh, stream.segment(0))
+        self.phases = CompiledPhases(self.run, jax.eval_shape(self.init, self.key), segment)
+
+    def init(self, key):
+        return self.run.init(key, self.stream)
+
+    def __call__(self):
+        state = placement.put(self.run.mesh, jax.jit(self.init)(self.key))
+        record, segment = None, None
+        for t in range(len(self.stream)):
+            segment = placement.put_segment(self.run.mesh, self.stream.segment(t))
+            state, record = self.phases.run_segment(state, segment)
+        return state, record, segment
+
+
+def _same(one, many):
+    """The same sizes, bit for bit, and metrics to 1e-5."""
+    (state, record, _), (other, found, _) = one, many
+    np.testing.assert_array_equal(state.plan, other.plan)
+    for name in ("valid", "test"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+            getattr(record, name)._asdict(),
+            getattr(found, name)._asdict(),
+        )
+    np.testing.assert_allclose(record.loss, found.loss, rtol=1e-5)
+    assert int(record.steps) == int(found.steps)
+    users = int(record.test.users[0])
+    assert users > 50, "metrics of nobody agree whatever was fitted"
+    used = int(state.plan.sum())
+    np.testing.assert_allclose(np.asarray(state.params)[:used], np.asarray(other.params)[:used], atol=1e-4)
+
+
+def test_a_run_on_two_devices_has_the_sizes_and_metrics_of_one_and_half_of_the_bytes_on_each(stream):
+    narrow = {"sizes": SizesConfig(maximum=8)}  # one width, which compiles soonest
+    one, two = _Run(stream, "frequency", 1, **narrow), _Run(stream, "frequency", 2, **narrow)
+    result, other = one(), two()
+    _same(result, other)
+    again = two()
+    np.testing.assert_array_equal(other[0].params, again[0].params)  # from run to run
+    jax.tree.map(np.testing.assert_array_equal, other[1], again[1])
+    state, _, segment = other
+    for array, before in (
+        (state.params, result[0].params),
+        (segment.graph.indices, result[2].graph.indices),
+        (segment.graph.values, result[2].graph.values),
+        (segment.ages, result[2].ages),
+        (segment.repeats, result[2].repeats),
+    ):
+        # What is padded for equal parts is a block of entries for each device at most.
+        assert devices.nbytes_by_device(array) == [array.nbytes // 2] * 2
+        assert before.nbytes <= array.nbytes <= before.nbytes + 2 * 4 * BLOCK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["uniform", "frequency", "gain"])
+@pytest.mark.parametrize("solver", ["auto", "exact"])
+def test_runs_on_several_devices_are_that_of_one(method, solver, stream):
+    options = {"ials": IalsConfig(**(vars(IALS) | {"solver": solver}))}
+    one = _Run(stream, method, 1, **options)()
+    for count in {"auto": (2, 4), "exact": (8,)}[solver]:
+        many = _Run(stream, method, count, **options)()
+        _same(one, many)
+        assert devices.nbytes_by_device(many[0].params) == [many[0].params.nbytes // count] * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Systems so wide that interactions are read again in each step.
+        {"sizes": SizesConfig(maximum=40), "ials": IalsConfig(**(vars(IALS) | {"narrowest": 40}))},
+        # Entities without a vector of their own, solved for in blocks of columns.
+        {"sizes": SizesConfig(minimum=0, maximum=16), "ials": IalsConfig(**(vars(IALS) | {"solver": "blocks"}))},
+        # The run chooses its own parameters, and a bias.
+        {"ials": IalsConfig(sweeps=2, choice_sweeps=1), "bias": "decayed"},
+    ],
+    ids=["wide", "shared and blocks", "choices"],
+)
+def test_other_runs_on_four_devices_are_those_of_one(options, stream):
+    _same(_Run(stream, "frequency", 1, **options)(), _Run(stream, "frequency", 4, **options)())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_on_as_many_devices_and_is_loaded_on_one(stream, tmp_path, monkeypatch):
+    options = {"ials": IALS, "sizes": SizesConfig(maximum=8), "recommender": "ials", "budget": Budget.mean_size(5)}
+    one, two = (Config("frequency", mesh=MeshConfig(count), **options) for count in (1, 2))
+    key, folder = jax.random.key(1), tmp_path / "two"
+    expected = run_segments(one, stream, key, folder=tmp_path / "one")
+    assert len(run_segments(two, stream, key, folder=folder, segments=1)) == 1
+    found = run_segments(two, stream, key, folder=folder)
+    for line, other in zip(expected, found, strict=True):
+        assert line["allocated_parameters"] == other["allocated_parameters"]
+        assert line["bytes_table"] == other["bytes_table"]
+        assert line["test_recall@20"] == pytest.approx(other["test_recall@20"], abs=1e-5)
+    with pytest.raises(ValueError, match=r"holds another run .*mesh"):
+        run_segments(one, stream, key, folder=folder)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    user = stream.user_ids[:3].to_list()
+    models = load(tmp_path / "one"), load(folder)
+    items, others = (model.recommend(user, k=5) for model in models)
+    assert items.equals(others)
+
+
+def test_sums_on_eight_devices_have_the_bits_of_one_device():
+    mesh, rng = MeshConfig(8), np.random.default_rng(0)
+    values = jnp.asarray(rng.normal(size=(11 * BLOCK - 5, 3)), jnp.float32)
+    whole = devices.whole_parts(mesh, values, BLOCK)
+    found = on_devices(mesh, lambda part: padded_sum(part, mesh), (whole,), IN_PARTS, WHOLE)
+    np.testing.assert_array_equal(found, padded_sum(values))
+    # Blocks are dealt out: device d has blocks d, d + 8, ...
+    dealt = whole.reshape(-1, 8, BLOCK, 3).swapaxes(0, 1).reshape(whole.shape)
+    product = on_devices(mesh, lambda part: padded_product(part, part, mesh), (dealt,), IN_PARTS, WHOLE)
+    np.testing.assert_array_equal(product, padded_product(values, values))
+
+
+def test_devices_read_each_others_parts_and_wait_for_each_other():
+    mesh = MeshConfig(8)
+    values = jnp.arange(64, dtype=jnp.float32) ** 2
+    wanted = jax.random.randint(jax.random.key(0), (8, 5), 0, 64)
+
+    def on_one(part, wanted):
+        found = devices.ask(mesh, wanted, lambda at: devices.part_of(mesh, part, at))
+
+        def step(state):
+            # Each step asks the others, so that who needs few steps must not leave before who needs many.
+            count, total = state
+            return count + 1, total + devices.together(mesh, part.sum())
+
+        count, total = devices.loop(mesh, lambda s: s[0] <= devices.number(mesh), step, (jnp.int32(0), jnp.float32(0)))
+        return found, count[None], total[None]
+
+    found, counts, totals = on_devices(mesh, on_one, (values, wanted), (IN_PARTS, IN_PARTS), IN_PARTS)
+    np.testing.assert_array_equal(found, values[wanted])
+    assert counts.tolist() == list(range(1, 9))
+    np.testing.assert_array_equal(totals, float(values.sum()) * np.arange(1, 9))
+
+
+def test_ranking_on_three_devices_is_that_of_one_with_ties_between_blocks_of_items(monkeypatch):
+    (user_vectors, item_vectors), bias, _, _, graph, rows = _case(3, items=1500, known_items=1400, room=2000)
+    known = evaluation.KnownGraph(graph, 23, jnp.int32(1400))
+    padded = jnp.zeros((rows.users.shape[0], 20)).at[: rows.count].set(user_vectors[rows.users[: rows.count]])
+    before = {"users_before": 9, "items_before": 60}
+    one = jax.jit(lambda: evaluation.evaluate(padded, item_vectors, bias, rows, known, **before))()
+    # Blocks of 640 of the items and of some users.
+    monkeypatch.setattr(top, "at_once", lambda: top.AtOnce(4, 2**12, 64))
+    mesh = MeshConfig(3)
+    parts = devices.whole_parts(mesh, jnp.concatenate([user_vectors, item_vectors]))
+    vectors = evaluation.VectorsInParts(parts, IN_PARTS, lambda part, at: devices.part_of(mesh, part, at), 20)
+    cut = graph._replace(
+        indices=devices.whole_parts(mesh, graph.indices), values=devices.whole_parts(mesh, graph.values)
+    )
+    known = evaluation.KnownGraph(cut, 23, jnp.int32(1400))
+    found = jax.jit(
+        lambda: evaluation.evaluate_in_parts(
+            mesh, vectors, jnp.asarray(bias), rows, known, used_width=jnp.int32(20), **before
+        )
+    )()
+    assert float(one.recall[0, -1]) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one._asdict(), found._asdict())
+
+
+NODES, USER_NODES, ENTRIES, WIDTH = 70_000, 50_000, 2**20, 64
+
+
+def _half_sweep_text(mesh):
+    """The compiled half sweep over a table of 2^22 coordinates and 2^20 entries; nothing is run."""
+
+    def on_one(problem, rows, pool):
+        order = make_order(problem, rows.sizes[:-2], USER_NODES, (WIDTH,), 16)
+        side = make_side(problem, rows, order, USER_NODES, jnp.int32(0), mesh)
+        return half_sweep(side, pool, (WIDTH,), Approximation(16, Steps(jnp.int32(2), jnp.float32(0)), 0))
+
+    def shape(*dims, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    entries, per_node = shape(ENTRIES), shape(NODES)
+    problem = Problem(
+        shape(NODES + 1, dtype=jnp.int32),
+        shape(ENTRIES, dtype=jnp.int32),
+        entries,
+        entries,
+        per_node,
+        shape(NODES, dtype=bool),
+        shape(),
+        per_node,
+        shape(),
+    )
+    specs = Problem(WHOLE, *[IN_PARTS] * 3, *[WHOLE] * 5)
+    by_vector = shape(NODES + 2, dtype=jnp.int32)
+    rows = RowLayout(by_vector, by_vector, shape(NODES, dtype=jnp.int32))
+
+    def spread(*given):
+        return on_devices(mesh, on_one, given, (specs, WHOLE, IN_PARTS), Solved(IN_PARTS, WHOLE, WHOLE, WHOLE))
+
+    return jax.jit(spread).lower(problem, rows, shape(2**22)).compile().as_text()
+
+
+def _numbers(text, operation):
+    """Numbers of each result of an operation of a compiled program, tuples counted one by one."""
+    found = []
+    for line in text.splitlines():
+        made = re.search(rf"= (.*?) {operation}(?:-start)?\(", line)
+        if made:
+            found += [
+                int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\[([\d,]*)\]", made[1])
+            ]
+    return found
+
+
+@pytest.mark.slow
+def test_a_half_sweep_reads_no_more_of_the_others_at_once_than_a_batch():
+    text = _half_sweep_text(MeshConfig(4))
+    gathered, summed = _numbers(text, "all-gather"), _numbers(text, "all-reduce")
+    assert gathered and max(gathered) <= batch_numbers()
+    # A batch's vectors are the most that is asked for; beside them what a place of the order has is put together.
+    assert sorted(n for n in summed if n > batch_numbers()) in ([], [4 * (NODES + batch_numbers() // 128)])
+    assert max(n for n in summed if n <= batch_numbers()) >= batch_numbers() // 2  # and so much is asked for
+    assert batch_numbers() < 2**22 // 4 and batch_numbers() < NODES * WIDTH // 4  # less than a part of the table
+    assert not re.search(r"(all-to-all|reduce-scatter|collective-permute)", text)
