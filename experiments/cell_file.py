@@ -29,7 +29,9 @@ from scall_jax.streams import Stream
 
 def identity(config: Config, stream: Stream, seed: int) -> str:
     """What a cell is known by: a hash of all that its result follows from, but the version of the code."""
-    text = json.dumps([dataclasses.asdict(config), stream.fingerprint, seed], sort_keys=True)
+    of_config = dataclasses.asdict(config)
+    del of_config["mesh"]
+    text = json.dumps([of_config, stream.fingerprint, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax import Budget, Config, SizesConfig, make_run, run_segments
+from scall_jax import Budget, Config, SizesConfig, make_run, run_segments, streams
 from scall_jax.methods.registry import METHODS
 from scall_jax.recommenders.ials import IalsConfig
 from scall_jax.recommenders.ials.batches import Entities, make_others, make_side
@@ -21,6 +21,7 @@ from scall_jax.recommenders.ials.half_sweep import Approximation, half_sweep
 from scall_jax.recommenders.ials.problem import PLAIN, Hyper, Weighting, make_order, make_problem
 from scall_jax.recommenders.ials.rows import row_layout, windows, write_windows
 from scall_jax.recommenders.ials.systems import times
+from scall_jax.run import compilation
 from scall_jax.tables.column_blocks import write
 from scall_jax.tables.compressed.few_bits import FEW_BITS
 from scall_jax.tables.layout import make_layout
@@ -477,3 +478,26 @@ def test_scores_agree_with_another_library():
 def test_int_storages_say_that_they_round():
     for factory in FEW_BITS.values():
         assert factory.build(100, 5, 5, 8).rounds
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_regularisation_is_rounded_alike_in_all_programs(alone):
+    # Of these 69 items and 0.1 a pair, half of all sums lie between two numbers of float32.
+    rows = streams.synthetic(jax.random.key(7), users=300, items=150, interactions=4000, lifetime=0.3)
+    first = rows.take(np.argsort(rows.time, kind="stable")[:1400])
+    segment = jax.tree.map(jnp.asarray, streams.cut(first, rows=700).segment(0))
+    hyper = Hyper(*map(jnp.float32, (0.0001, 0.1, 0.1, 0.0001)))
+    items = segment.popularity.shape[1]
+
+    def made(segment, hyper):
+        problem = make_problem(segment, jnp.zeros(items), hyper, PLAIN)
+        return problem.regularisation if alone else problem
+
+    found = compilation.jit(made)(segment, hyper)
+    found = np.asarray(found if alone else found.regularisation)
+    # Each operation by itself in float32, as NumPy does it.
+    user = np.arange(len(found)) < len(found) - items
+    others = np.where(user, segment.items, segment.users).astype(np.float32)
+    degrees = np.diff(np.asarray(segment.graph.indptr)).astype(np.float32)
+    wanted = np.float32(0.1) * (degrees + np.float32(0.1) * others)
+    np.testing.assert_array_equal(found[found > 0], wanted[found > 0])

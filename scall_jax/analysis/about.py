@@ -11,6 +11,7 @@ import numpy as np
 
 from scall_jax.analysis import pictures
 from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest
 from scall_jax.streams import Stream
 
 NAME = "about.json"
@@ -58,4 +59,4 @@ def _ids(stream: Stream, steps: pictures.Sizes) -> dict[str, dict[str, str]]:
 def read(folder: Path) -> dict[str, Any]:
     """Read about.json of a run folder; empty where it has none."""
     path = folder / NAME
-    return json.loads(path.read_text()) if path.exists() else {}
+    return manifest.read_json(path) if path.exists() else {}

@@ -64,7 +64,7 @@ def read_run(folder: Path) -> FinishedRun:
     manifest.check(folder)
     if not (folder / SUMMARY).exists():
         raise ValueError(f"{folder}: the run is not finished: continue it with scall-jax run --resume")
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = manifest.read_json(folder / SUMMARY)
     return FinishedRun(folder, read_identity(folder / "config.json"), summary, read_lines(folder / "metrics.jsonl"))
 
 

@@ -9,7 +9,6 @@ rank the same users, so that user_u cancels in their difference. A test over use
 seed_ms out and rejects identical methods far more often than it says, and the more so the more users there are.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,7 +264,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path], margin: float = M
 
 
 def _method(folder: Path) -> str:
-    return json.loads((folder / "config.json").read_text())["config"]["method"]
+    return manifest.read_json(folder / "config.json")["config"]["method"]
 
 
 def sentence(comparison: Comparison, p_value: float | None = None, p_equal: float | None = None) -> str:

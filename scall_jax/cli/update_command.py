@@ -1,7 +1,6 @@
 """The command `scall-jax update`: a finished run is kept up with its stream."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ class _Made(NamedTuple):
 
 def _made(folder: Path) -> _Made:
     path = folder / run_folder.SUMMARY
-    label = json.loads(path.read_text())["method"] if path.exists() else folder.resolve().name
+    label = manifest.read_json(path)["method"] if path.exists() else folder.resolve().name
     return _Made(label, path.exists(), (folder / run_report.NAME).exists())
 
 

@@ -190,7 +190,7 @@ def _is_composed(folder: Path, parts: Parts, lines: Lines) -> bool:
     path = choices_path(folder, found)
     if path is None:
         return True
-    return path.read_text(encoding="utf-8") == text_of(parts) and run_folder.finished_lines(folder, found) == lines
+    return path.read_bytes() == text_of(parts).encode() and run_folder.finished_lines(folder, found) == lines
 
 
 def _compose(config: Config, stream: Stream, folder: Path, parts: Parts) -> Lines:

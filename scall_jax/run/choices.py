@@ -5,7 +5,6 @@ run's folder at first, and after an update that has completed segments in the fo
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def read_choices(path: Path) -> dict[str, Any]:
       ValueError: the file lacks one of these.
     """
     names = ("leader", "segments", "left_out", "seconds", "began")
-    return run_folder.require(json.loads(path.read_text(encoding="utf-8")), names, path)
+    return run_folder.require(manifest.read_json(path), names, path)
 
 
 def leader_folder(folder: Path, found: Manifest) -> Path | None:

@@ -191,8 +191,11 @@ def identity_of(config: Config, stream: Stream, key: jax.Array) -> dict[str, Any
     Returns:
       A dictionary as JSON reads it, with the keys that `read_identity` names and the versions that computed.
     """
+    of_config = dataclasses.asdict(config)
+    # The result is the same on any number of devices, and a run may go on on another.
+    del of_config["mesh"]
     identity = {
-        "config": dataclasses.asdict(config),
+        "config": of_config,
         "stream": {"source": stream.source, "segments": len(stream), "fingerprint": stream.fingerprint},
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "jax": jax.__version__,

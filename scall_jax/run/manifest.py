@@ -118,6 +118,21 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"{path} is damaged ({error!r}): make the run anew in another folder") from None
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      ValueError: it is not UTF-8 or not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or make the run anew in another folder") from None
+
+
 def write(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest of a run folder; when this returns, the new one is on disk."""
     content = {"format": FORMAT, **manifest._asdict()}

@@ -114,7 +114,7 @@ def read_stream(folder: Path, found: Manifest) -> Stream:
             f"{folder / manifest.STREAM[0]} is missing, because an earlier version made the run or it has no segments: "
             "run the same command with --resume, which adds the stream"
         )
-    about: dict[str, Any] = json.loads((folder / manifest.STREAM[0]).read_text(encoding="utf-8"))
+    about: dict[str, Any] = manifest.read_json(folder / manifest.STREAM[0])
     missing = [name for name in ("format", "bounds", "select_on_test", "seed", "source", "notes") if name not in about]
     if missing:
         raise ValueError(f"{folder / manifest.STREAM[0]} lacks {missing[0]}: make the run anew in another folder")

@@ -71,7 +71,7 @@ def read_kept(folder: Path, found: Manifest) -> Kept | None:
     names = [name for name in found.files if name.startswith(f"{manifest.UPDATES}/") and name.endswith(f"/{_STATE}")]
     if not names:
         return None
-    content = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+    content = manifest.read_json(folder / names[0])
     if content.pop("format") != FORMAT:
         raise ValueError(f"{folder / names[0]}: format {FORMAT} is what this version reads: make the run anew")
     files = {name: tuple(content[name]) for name in ("rows", "replay", "waiting")}

@@ -207,10 +207,12 @@ def full_disk(use: Use, at: int, work: Path) -> Outcome:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
+    # Asked for before the disk is full, since the answer is found out once, when it is first asked for.
+    right = _answer(use)
     with copy_of(use.folder, work) as folder:
         with mock.patch.object(os, "fsync", full):
-            found = observe("full disk", f"wait {at}", lambda: use.answer(folder), _answer(use), [str(folder)])
-        after = observe("full disk", f"after wait {at}", lambda: use.answer(folder), _answer(use), ["-"])
+            found = observe("full disk", f"wait {at}", lambda: use.answer(folder), right, [str(folder)])
+        after = observe("full disk", f"after wait {at}", lambda: use.answer(folder), right, ["-"])
     return found if after.kind == EXACT else after._replace(kind=FAILURE)
 
 
