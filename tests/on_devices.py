@@ -82,7 +82,8 @@ def test_a_run_on_two_devices_has_the_sizes_and_metrics_of_one_and_half_of_the_b
     result, other = one(), two()
     _same(result, other)
     again = two()
-    np.testing.assert_array_equal(other[0].params, again[0].params)  # from run to run
+    # Runs repeat their bits.
+    np.testing.assert_array_equal(other[0].params, again[0].params)
     jax.tree.map(np.testing.assert_array_equal, other[1], again[1])
     state, _, segment = other
     for array, before in (
@@ -260,6 +261,7 @@ def test_a_half_sweep_reads_no_more_of_the_others_at_once_than_a_batch():
     assert gathered and max(gathered) <= batch_numbers()
     # A batch's vectors are the most that is asked for; beside them what a place of the order has is put together.
     assert sorted(n for n in summed if n > batch_numbers()) in ([], [4 * (NODES + batch_numbers() // 128)])
-    assert max(n for n in summed if n <= batch_numbers()) >= batch_numbers() // 2  # and so much is asked for
+    # The bound is no idle one: a batch asks for at least half of it.
+    assert max(n for n in summed if n <= batch_numbers()) >= batch_numbers() // 2
     assert batch_numbers() < 2**22 // 4 and batch_numbers() < NODES * WIDTH // 4  # less than a part of the table
     assert not re.search(r"(all-to-all|reduce-scatter|collective-permute)", text)

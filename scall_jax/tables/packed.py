@@ -71,9 +71,12 @@ def packed(parameters: int, users: int, items: int, maximum: int, multiple: int 
 class _Pool(NamedTuple):
     """What the functions of one packed table share."""
 
-    parameters: int  # capacity
-    length: int  # of a buffer
-    place: jax.Array  # i32[M], 0, ..., M - 1: places within a column
+    parameters: int
+    """Capacity of the pool."""
+    length: int
+    """Numbers that a buffer has: the capacity, and zeros behind it."""
+    place: jax.Array
+    """i32[M], 0, ..., M - 1: places within a column."""
 
 
 def _read(pool: _Pool, buffer, layout: Layout, first, count):

@@ -103,8 +103,8 @@ def make_problem(
     degrees = jnp.diff(graph.indptr)
     is_user = jnp.arange(users + items) < users
     others = jnp.where(is_user, segment.items, segment.users).astype(jnp.float32)
-    # A compiler may round a product by itself or together with the sum that it is part of, and in a program with room
-    # for other entities it may do otherwise. The maximum between them leaves the product alone.
+    # A compiler may round a product by itself or together with its sum, and which of these it does depends on the sizes
+    # of arrays. The maximum stands between the two, so that the product is always rounded by itself.
     unmet = jnp.maximum(hyper.unobserved * others, 0.0)
     regularisation = hyper.regularisation * (degrees.astype(jnp.float32) + unmet) ** exponent
     bias = jnp.where(active, jnp.concatenate([jnp.zeros(users), item_bias]), 0.0)
