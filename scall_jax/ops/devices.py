@@ -238,8 +238,3 @@ def loop(mesh: MeshConfig, goes_on: Callable[[T], jax.Array], step: Callable[[T]
         return state, any_goes_on(state)
 
     return jax.lax.while_loop(lambda carry: carry[1], one, (start, any_goes_on(start)))[0]
-
-
-def nbytes_by_device(array: jax.Array) -> list[int]:
-    """Bytes of an array on each of its devices, in the order of their numbers."""
-    return [np.asarray(part.data).nbytes for part in sorted(array.addressable_shards, key=lambda x: x.device.id)]
