@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
+from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
@@ -285,6 +286,8 @@ class Config:
     """Method reid: who may share a row, and with whom."""
     s2pnm: SequenceConfig = SequenceConfig()
     """Method s2pnm: what is kept of a user, and the steps of its training."""
+    bigear: BigearConfig = BigearConfig()
+    """Method bigear: what a teacher teaches."""
     charge: str = "table"
     """What the budget pays for: table, as in the literature; stored: that, and the sizes and the items' bias; replay:
     what is stored, and 8 bytes for each row of the segment's replay; serving: what is stored, and LightGCN's graph or

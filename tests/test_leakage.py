@@ -145,7 +145,8 @@ PAIRS = [
     if recommender != "saros" or method in WITH_SAROS
     # A baseline takes no recommender, and a storage of its own is trained by gradients alone.
     if recommender == "lightgcn"
-    or (method not in BASELINES and (recommender == "mf" or EMBEDDING_METHODS[method].budget_is_data))
+    # Nothing but propagation composes users who have no vectors.
+    or (method not in (*BASELINES, "lce") and (recommender == "mf" or EMBEDDING_METHODS[method].budget_is_data))
 ]
 
 

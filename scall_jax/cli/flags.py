@@ -14,6 +14,7 @@ from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
+from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
@@ -235,6 +236,8 @@ class Main:
     """Options of the method reid."""
     s2pnm: SequenceConfig = SequenceConfig()
     """Options of the method s2pnm."""
+    bigear: BigearConfig = BigearConfig()
+    """Options of the method bigear."""
     mesh: MeshConfig = ONE
     """Several devices for one run."""
     protocol: str = "clean"
@@ -533,6 +536,7 @@ def make_config(flags: Main, method: str) -> Config:
         memo=flags.memo,
         reid=flags.reid,
         s2pnm=flags.s2pnm,
+        bigear=flags.bigear,
         mesh=flags.mesh,
         table=flags.table,
         charge=flags.charge,

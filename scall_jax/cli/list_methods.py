@@ -43,6 +43,8 @@ TEXTS = {
     "memo": "a block of columns more at each segment, older ones frozen (MEMO, ICLR 2023, arXiv 2205.13218)",
     "reid": "clusters of similar tail entities share a vector (by the neighbourhoods of arXiv 2307.14278)",
     "s2pnm": "no vectors of users: a network reads their last items (S2PNM, TKDE 2021, arXiv 2204.00752)",
+    "bigear": "signs of each layer of the propagation, trained to rank (BiGeaR, KDD 2022, arXiv 2206.02115)",
+    "lce": "vectors of items alone, users composed by the graph (after LCE, arXiv 2202.02427)",
     "popularity-all": "items by their count so far",
     "popularity-segment": "items by their count in the segment",
     "popularity-decayed": "items by a count that decays",

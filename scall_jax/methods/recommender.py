@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from scall_jax.config import RECOMMENDERS, Config
+from scall_jax.recommenders.bigear.recommender import bigear_recommender
 from scall_jax.recommenders.gradient_recommender import gradient_recommender
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import Recommender
@@ -49,6 +50,9 @@ def recommender_of(config: Config) -> Recommender:
     if config.table == "sequence":
         # Its vectors of users are made by a network, which is trained in a way of its own.
         return sequence_recommender(config.s2pnm, config.fit, config.search.probe_fit(config.fit), config.candidates)
+    if config.table == "binary_layers":
+        probe = config.search.probe_fit(config.fit)
+        return bigear_recommender(config.bigear, config.fit, probe, config.candidates)
     return _BUILDERS[config.recommender](config)
 
 

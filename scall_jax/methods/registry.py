@@ -12,12 +12,14 @@ from scall_jax.methods.gains import gain_planner, waterfill_planner
 from scall_jax.methods.phases import Callbacks, Method, MethodPhases
 from scall_jax.methods.planner import allocator_planner
 from scall_jax.methods.rivals.bet import bet_planner
+from scall_jax.methods.rivals.bigear import bigear_planner
 from scall_jax.methods.rivals.bit_search import bit_search_planner
 from scall_jax.methods.rivals.ciess import ciess_planner
 from scall_jax.methods.rivals.ducb import ducb_planner
 from scall_jax.methods.rivals.esapn import esapn_planner
 from scall_jax.methods.rivals.eviction import RULES, eviction_planner
 from scall_jax.methods.rivals.hashed_width import hashed_width_planner
+from scall_jax.methods.rivals.lce import lce_planner
 from scall_jax.methods.rivals.memo import memo_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
@@ -75,6 +77,8 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "memo": embedding_method(memo_planner, "expandable"),
     "reid": embedding_method(reid_planner, "clustered"),
     "s2pnm": embedding_method(s2pnm_planner, "sequence"),
+    "bigear": embedding_method(bigear_planner, "binary_layers"),
+    "lce": embedding_method(lce_planner),
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

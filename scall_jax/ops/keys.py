@@ -78,6 +78,12 @@ class Purpose(enum.IntEnum):
     """From a constant key, by block of columns: signs of users that their coherence is estimated with."""
     EXPOSURES = 0xC0DE002E
     """From the key of a pass (SAROS), by block: items that stand for those shown and not clicked."""
+    TEACHER = 0xC0DE0030
+    """From a training's key (BiGeaR): that of the teacher."""
+    STUDENT = 0xC0DE0031
+    """From a training's key (BiGeaR): that of the student."""
+    TAUGHT_USERS = 0xC0DE0032
+    """From the key of a step (BiGeaR): users who are taught."""
 
     USERS = 0xC0DE0016
     """From any key: numbers for the users, or the policy of the users' side."""

@@ -48,6 +48,7 @@ def make_fit(
     candidates: str = "all",
     step: Step | None = None,
     init_opt_state: Callable[[Params], Any] | None = None,
+    ready: Callable[[Params, StorageLayout, Segment], Params] | None = None,
 ) -> Fit:
     """Build the training of a segment, to be compiled.
 
@@ -58,12 +59,14 @@ def make_fit(
       candidates: as in `evaluation.RankingOptions`.
       step: another step than that of `make_step`; only for storages without a table.
       init_opt_state: the first state of its optimiser; given with `step`.
+      ready: (parameters, layout, segment) -> parameters of which all that ranks follows from what the steps changed;
+        called before each evaluation. None: the steps leave nothing to do.
 
     Returns:
       A function as `Fit` describes it.
     """
     take_step = make_step(storage, config) if step is None else step
-    trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates)
+    trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates, ready)
     if init_opt_state is None:
         init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
 
@@ -99,6 +102,7 @@ class _Trainer(NamedTuple):
     step: Step
     progress: Callable | None
     candidates: str
+    ready: Callable | None
 
 
 class _FitData(NamedTuple):
@@ -157,7 +161,10 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     start = TrainState(state.params, state.opt_state)
     carry = _IntervalCarry(start, jnp.float32(0), state.bad_step, state.step, scratch)
     carry = jax.lax.fori_loop(0, count, one_step, carry)
-    model, params = trainer.model, carry.state.params
+    model, trained = trainer.model, carry.state
+    if trainer.ready is not None:
+        trained = trained._replace(params=trainer.ready(trained.params, data.layout, data.segment))
+    params = trained.params
     if storage.rounds:
         # What is chosen here is what will serve.
         served, params = as_served(storage, storage.store(from_buffer(storage, params), data.layout), data.layout)
@@ -177,7 +184,7 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     fitness = jnp.where(data.sampled.count > 0, metrics.fitness(), -mean_loss)
     step = state.step + count
     evaluated = _Evaluated(mean_loss, fitness, carry.bad_step, metrics.by_user[:, :2])
-    state = _judge(state, carry.state, step, evaluated)
+    state = _judge(state, trained, step, evaluated)
     if trainer.progress is not None:
         jax.debug.callback(trainer.progress, data.segment.index, state.step, mean_loss, fitness, ordered=False)
     return state

@@ -6,6 +6,7 @@ part of it that lets training work a block of columns at a time.
 
 from typing import Protocol
 
+from scall_jax.tables.compressed.binary_layers import BINARY_LAYERS
 from scall_jax.tables.compressed.clustered import CLUSTERED, ClusterConfig
 from scall_jax.tables.compressed.evicting import EVICTING, EvictionConfig
 from scall_jax.tables.compressed.few_bits import FEW_BITS
@@ -47,6 +48,7 @@ STORAGES: dict[str, StorageFactory] = SIZED | {
     "evicting": EVICTING,
     "clustered": CLUSTERED,
     "sequence": SEQUENCE,
+    "binary_layers": BINARY_LAYERS,
     "expandable": EXPANDABLE,
     "packed_bits": PACKED_BITS,
 }

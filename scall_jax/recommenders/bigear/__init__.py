@@ -1,0 +1,1 @@
+"""BiGeaR: a recommender that ranks by signs, and is trained to."""
