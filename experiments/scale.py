@@ -1,0 +1,292 @@
+"""What one machine bears: rows to read and cut, entities to give sizes to, and entities to fit.
+
+    python -m experiments.scale --rows 1e7 1e8 --sizes 1e5 1e6 1e7 1e8 --entities 1e5 1e6 1e7
+    python -m experiments.scale --report
+
+Each measurement is a process of its own, so that its peak of memory is its own, and a row of --results as soon as it is
+finished; what is there is not measured again. Rows: Parquet parts with text ids are written to --out, read as one table
+and cut into ten segments; beside it stands what Polars takes to count the distinct ids and find the last time of the
+same files. Sizes: counts by Zipf's law are ordered, sizes at 2 bytes an entity in four bits are given out by frequency,
+laid out, and a pool is filled, written by Orbax and read again. Entities: one segment of three rows an entity, of
+which ten in eleven are users, is fitted at 2 bytes an entity, by least squares in four bits (--sweeps each of fixed
+strength) and by matrix factorisation (--steps of --batch).
+Cost: 15 minutes on two cores for the defaults, and 16 GB of memory; 4 GB of disk.
+"""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import polars as pl
+
+from experiments import cell_file
+from scall_jax import Budget, Config, FitConfig, SizesConfig, run_segments, sizes, streams, tables
+from scall_jax.analysis import report
+from scall_jax.cli.cli import cli
+from scall_jax.recommenders.ials.config import IalsConfig
+from scall_jax.run.process_memory import peak_rss_bytes
+
+_PART = 5_000_000
+_START = 1_500_000_000
+_SECONDS = 10**8
+_PRIME = 1_000_000_007
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Flags of the measurements."""
+
+    rows: tuple[float, ...] = (1e7, 1e8)
+    """Rows to read and cut."""
+    sizes: tuple[float, ...] = (1e5, 1e6, 1e7, 1e8)
+    """Entities to give sizes to."""
+    entities: tuple[float, ...] = (1e5, 1e6, 1e7)
+    """Entities to fit."""
+    sweeps: int = 2
+    """Sweeps of least squares."""
+    steps: int = 20
+    """Steps of matrix factorisation."""
+    batch: int = 65_536
+    """Triples of a step."""
+    max_memory: float = 16_000.0
+    """Megabytes that reading may take."""
+    report: bool = False
+    """Write the table of what is in the file, and measure nothing."""
+    results: Path = Path("experiments/results/scale.parquet")
+    """File of the finished measurements."""
+    out: Path = Path("runs/scale")
+    """Folder for files of rows and checkpoints."""
+    measure: str = ""
+    """One measurement, in this process: its name and its number, such as `rows:1e7`."""
+
+
+def write_parts(folder: Path, rows: int) -> None:
+    """Parquet parts of a stream with text ids, a tenth as many users and a thirtieth as many items as rows.
+
+    Args:
+      folder: of the parts; it must not exist.
+      rows: in all.
+    """
+    rng, unfinished = np.random.default_rng(0), folder.with_suffix(".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for number, first in enumerate(range(0, rows, _PART)):
+        at = np.arange(first, min(first + _PART, rows))
+        seconds = _START + at * _SECONDS // rows + rng.integers(0, 1000, len(at))
+        # Entities arrive all the time, and the early ones of those that are there come most often.
+        there = ((at + 1) / rows) ** 0.7
+        columns = {"timestamp": pl.Series(seconds)}
+        for name, most, skew, factor in (("user_id", rows // 10, 3, 7919), ("item_id", rows // 30, 2, 104_729)):
+            entity = (most * there * rng.random(len(at)) ** skew).astype(np.int64)
+            columns[name] = pl.Series(entity * factor % _PRIME).cast(pl.String)
+        pl.DataFrame(columns).write_parquet(unfinished / f"part-{number:05d}.parquet")
+    unfinished.rename(folder)
+
+
+def of_rows(flags: Scale, count: int) -> dict[str, Any]:
+    """Seconds and peak of reading and cutting so many rows, and of Polars' own pass over the files."""
+    folder = flags.out / f"rows-{count}"
+    start = time.perf_counter()
+    read = streams.read(folder, folder=True, max_memory=flags.max_memory)
+    middle, of_reading = time.perf_counter(), peak_rss_bytes()
+    stream = streams.cut(read, segments=10)
+    end = time.perf_counter()
+    users, items = stream.known(stream.bounds[-1].end)
+    return {
+        "users": users,
+        "items": items,
+        "read s": middle - start,
+        "cut s": end - middle,
+        "peak of reading": of_reading,
+    }
+
+
+def of_polars(flags: Scale, count: int) -> dict[str, Any]:
+    """Seconds and peak of the pass over the files by Polars alone."""
+    start = time.perf_counter()
+    distinct = [pl.col(name).n_unique() for name in ("user_id", "item_id")]
+    scan = pl.scan_parquet(flags.out / f"rows-{count}" / "*.parquet")
+    scan.select(*distinct, pl.col("timestamp").max()).collect(engine="streaming")
+    return {"read s": time.perf_counter() - start}
+
+
+def _stored_coordinates(entities: int) -> int:
+    return tables.STORAGES["packed_int4"].budget_units(2 * entities, (entities, 0), 16, False)
+
+
+def of_sizes(flags: Scale, count: int) -> dict[str, Any]:
+    """Seconds of sizes, layout, pool and checkpoint of so many entities."""
+    total = _stored_coordinates(count)
+    users = 10 * count // 11
+    items = count - users
+    rng = np.random.default_rng(0)
+    frequency = jnp.asarray((rng.random(count) ** -0.7).astype(np.int32))
+    recency = jnp.asarray(rng.permutation(count).astype(np.int32))
+
+    @jax.jit
+    def plan_of(frequency: jax.Array, recency: jax.Array) -> jax.Array:
+        active = jnp.ones(count, bool)
+        order = sizes.order_by(frequency, recency, frequency, active)
+        shares = sizes.power_shares(frequency[order], 0.5, jnp.int32(total), (0, 16), jnp.int32(count))
+        own = sizes.assign(sizes.allocate(shares, jnp.int32(total), 0, 16, num_active=jnp.int32(count)), order)
+        return jnp.concatenate([own, jnp.zeros(2, jnp.int32)])
+
+    storage = tables.STORAGES["packed_int4"].build(total, users, items, 16)
+
+    @jax.jit
+    def stored_of(key: jax.Array, plan: jax.Array):
+        layout = storage.layout(plan)
+        return storage.store(storage.fresh(key, layout, 0.1), layout)
+
+    key, begun = jax.random.key(0), time.perf_counter()
+    planning = plan_of.lower(frequency, recency).compile()
+    pooling = stored_of.lower(key, jax.eval_shape(plan_of, frequency, recency)).compile()
+    start = time.perf_counter()
+    plan = jax.block_until_ready(planning(frequency, recency))
+    planned = time.perf_counter()
+    del frequency, recency
+    stored = jax.block_until_ready(pooling(key, plan))
+    pooled = time.perf_counter()
+    exported = storage.export(stored, plan, (users, items))
+    folder = (flags.out / f"checkpoint-{count}").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+        checkpointer.save(folder, exported)
+        del stored
+        restored, again = storage.restore(checkpointer.restore(folder), (users, items))
+    equal = bool((again == plan).all()) and int(restored.scales.sum()) > 0
+    shutil.rmtree(folder)
+    end = time.perf_counter()
+    return {
+        "users": users,
+        "items": items,
+        "compile s": start - begun,
+        "sizes s": planned - start,
+        "pool s": pooled - planned,
+        "checkpoint s": end - pooled,
+        "spent": int(plan.sum()) / total,
+        "restored": equal,
+        "table": sum(array.nbytes for name, array in exported.items() if not name.startswith("metadata")),
+    }
+
+
+def _stream_of(count: int) -> streams.Stream:
+    """A stream of one segment whose rows have every entity: three rows an entity, ten in eleven of which are users."""
+    rng, users = np.random.default_rng(0), 10 * count // 11
+    items, rows = count - users, 3 * count
+    columns = []
+    for number, skew in ((users, 2), (items, 3)):
+        drawn = (number * rng.random(rows) ** skew).astype(np.int64)
+        drawn[:number] = np.arange(number)
+        columns.append(drawn)
+    return streams.cut(streams.from_arrays(*columns, np.arange(rows)), segments=1, replay=0.0)
+
+
+def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
+    """Seconds of a segment with so many entities by a recommender, and bytes of the table."""
+    stream = _stream_of(count)
+    config = Config(
+        method="uniform",
+        budget=Budget.mean_size(0.5),
+        recommender=recommender,
+        table="packed_int4",
+        sizes=SizesConfig(minimum=0, maximum=16),
+        ials=IalsConfig(sweeps=flags.sweeps, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01),
+        fit=FitConfig(batch=flags.batch, steps=flags.steps, eval_every=flags.steps),
+    )
+    start, cpu = time.perf_counter(), time.process_time()
+    (line,) = run_segments(config, stream, jax.random.key(0))
+    return {
+        "users": line["users"],
+        "items": line["items"],
+        "segment s": time.perf_counter() - start,
+        "processor s": time.process_time() - cpu,
+        "fit s": line["seconds_fit"],
+        "table": line["bytes_table"],
+        "largest size": line["largest_size"],
+    }
+
+
+MEASUREMENTS = {
+    "rows": of_rows,
+    "polars": of_polars,
+    "sizes": of_sizes,
+    "ials": lambda flags, count: of_segment(flags, count, "ials"),
+    "mf": lambda flags, count: of_segment(flags, count, "mf"),
+}
+"""By name: functions of the flags and a number."""
+
+
+def _measured(flags: Scale, name: str, count: int) -> dict[str, Any]:
+    """A measurement in a process of its own."""
+    arguments = [sys.executable, "-m", "experiments.scale", "--measure", f"{name}:{count}", "--out", str(flags.out)]
+    for field in ("sweeps", "steps", "batch", "max_memory"):
+        arguments += [f"--{field.replace('_', '-')}", str(getattr(flags, field))]
+    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if found.returncode:
+        return {"failed": found.stderr.strip().splitlines()[-1] if found.stderr.strip() else str(found.returncode)}
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _jobs(flags: Scale) -> list[tuple[str, int]]:
+    by_kind = {("rows", "polars"): flags.rows, ("sizes",): flags.sizes, ("ials", "mf"): flags.entities}
+    return [(name, int(count)) for names, counts in by_kind.items() for count in counts for name in names]
+
+
+def _table(frame: pl.DataFrame) -> str:
+    """The page: a table for each kind of measurement."""
+    shown = {"rows": ("rows", "polars"), "sizes": ("sizes",), "entities": ("ials", "mf")}
+    text = ["# What one machine bears", "", "By `python -m experiments.scale`; its help says what is measured."]
+    for title, names in shown.items():
+        part = frame.filter(pl.col("measured").is_in(names))
+        part = part.select(column for column in part.columns if part[column].null_count() < len(part))
+        if len(part):
+            rows = [[_shown(value) for value in row] for row in part.sort("count", "measured").iter_rows()]
+            text += ["", f"## {title.capitalize()}", "", report.markdown(part.columns, rows)]
+    return "\n".join(text) + "\n"
+
+
+def _shown(value: Any) -> str:
+    """A cell of the table; bytes, which are the large numbers, with separators."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main(flags: Scale) -> str:
+    """Measure what is not in the file yet; the text of the page, or the line of one measurement."""
+    if flags.measure:
+        name, count = flags.measure.split(":")
+        before = peak_rss_bytes()
+        found = MEASUREMENTS[name](flags, int(float(count)))
+        line = json.dumps(found | {"imports": before, "peak": peak_rss_bytes()})
+        print(line)
+        return line
+    for name, count in [] if flags.report else _jobs(flags):
+        known = cell_file.read(flags.results)
+        if len(known) and len(known.filter((pl.col("measured") == name) & (pl.col("count") == count))):
+            continue
+        folder = flags.out / f"rows-{count}"
+        if name == "rows" and not folder.exists():
+            write_parts(folder, count)
+        row = {"measured": name, "count": count, "commit": cell_file.commit()} | _measured(flags, name, count)
+        print(row, flush=True)
+        if "failed" not in row:
+            cell_file.add(flags.results, row)
+    text = _table(cell_file.read(flags.results))
+    flags.results.with_suffix(".md").write_text(text)
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    cli(Scale, main, __doc__)
