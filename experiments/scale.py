@@ -183,12 +183,14 @@ def _stream_of(count: int) -> streams.Stream:
     """A stream of one segment whose rows have every entity: three rows an entity, ten in eleven of which are users."""
     rng, users = np.random.default_rng(0), 10 * count // 11
     items, rows = count - users, 3 * count
-    columns = []
-    for number, skew in ((users, 2), (items, 3)):
-        drawn = (number * rng.random(rows) ** skew).astype(np.int64)
-        drawn[:number] = np.arange(number)
-        columns.append(drawn)
-    return streams.cut(streams.from_arrays(*columns, np.arange(rows)), segments=1, replay=0.0)
+
+    def drawn(number: int, skew: int) -> np.ndarray:
+        found = (number * rng.random(rows) ** skew).astype(np.int64)
+        found[:number] = np.arange(number)
+        return found
+
+    rows_read = streams.from_arrays(drawn(users, 2), drawn(items, 3), np.arange(rows))
+    return streams.cut(rows_read, segments=1, replay=0.0)
 
 
 def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
