@@ -34,6 +34,8 @@ _TRIED = 44
 """Limits that are tried below a vector's largest coordinate, 2.75 octaves."""
 _TOP_CODE = 255
 _TOP_BYTES = 4
+_VECTORS_AT_ONCE = 8192
+"""Vectors whose limits are tried together: their coordinates stay in the caches."""
 
 
 class Coded(NamedTuple):
@@ -107,20 +109,36 @@ def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple
     # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
     top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
-    start = _scale_of(2 * largest, top)
+    start, half = _scale_of(2 * largest, top), jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
+    # The largest vectors come first, so that a block of vectors has as many columns as its first one.
+    count = min(_VECTORS_AT_ONCE, vectors)
+    blocks, lengths = -(-vectors // count), jnp.diff(layout.starts)
+    padded = jnp.concatenate([pool, jnp.zeros(blocks * count)])
+    start, half = (
+        jnp.pad(x, (0, blocks * count - vectors), constant_values=x.dtype.type(c)) for x, c in ((start, 0), (half, 1))
+    )
 
-    def try_next(number, best):
-        scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
-        step = _limit_of(scales, top) / half
+    def of_block(first: jax.Array) -> jax.Array:
+        own, codes = (dynamic_slice(x, (first,), (count,)) for x in (start, half))
+        place = first + jnp.arange(count, dtype=jnp.int32)
 
-        def add(wrong, _, x, has):
-            return wrong + jnp.where(has, (x - (_code_of(x, step, half) + 0.5) * step) ** 2, 0.0)
+        def try_next(number, best):
+            scales = jnp.where(own > 0, jnp.maximum(own - number, 1), 0)
+            step = _limit_of(scales, top) / codes
 
-        wrong = _over_columns(pool, layout, add, jnp.zeros(vectors))
-        better = wrong < best[0]
-        return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
+            def add(column, wrong):
+                x = dynamic_slice(padded, (layout.starts[column] + first,), (count,))
+                off = (x - (_code_of(x, step, codes) + 0.5) * step) ** 2
+                return wrong + jnp.where(place < lengths[column], off, 0.0)
 
-    return jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors, jnp.inf), start))[1], top
+            wrong = jax.lax.fori_loop(0, (lengths > first).sum(), add, jnp.zeros(count))
+            better = wrong < best[0]
+            return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
+
+        return jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(count, jnp.inf), own))[1]
+
+    firsts = count * jnp.arange(blocks, dtype=jnp.int32)
+    return jax.lax.map(of_block, firsts).ravel()[:vectors], top
 
 
 def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
