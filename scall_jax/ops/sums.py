@@ -6,7 +6,9 @@ what comes later. These sums add up blocks of fixed length, and the blocks one a
 entity then change nothing.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -83,6 +85,62 @@ def padded_product(left: jax.Array, right: jax.Array, mesh: MeshConfig = ONE) ->
     return _over_blocks(padded[0].shape[0], add, jnp.zeros((left.shape[1], right.shape[1])))
 
 
+def by_rows(apply: Callable[[Any, Any], jax.Array], params: Any, rows: Any) -> jax.Array:
+    """A function of each row by itself, whose gradient in the parameters is the same for any number of rows at the end
+    whose results do not count.
+
+    Args:
+      apply: (parameters, rows) -> [n, ...], of which row i follows from row i alone; static.
+      params: pytree of float arrays.
+      rows: pytree of arrays [n, ...]; nothing is differentiated by them.
+
+    Returns:
+      [n, ...]. It and the gradient are made block by block.
+
+    >>> at = jnp.arange(3.0)
+    >>> by_rows(lambda w, x: w * x, jnp.float32(2), at).tolist()
+    [0.0, 2.0, 4.0]
+    >>> float(jax.grad(lambda w: by_rows(lambda w, x: w * x, w, at).sum())(jnp.float32(2)))
+    3.0
+    """
+    return _by_rows(apply, params, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_rows(apply, params, rows):
+    length = jax.tree.leaves(rows)[0].shape[0]
+    padded = jax.tree.map(_whole_blocks, rows)
+    shape = jax.eval_shape(apply, params, padded)
+
+    def write(first, made):
+        return jax.lax.dynamic_update_slice_in_dim(made, apply(params, _block_of(padded, first)), first, 0)
+
+    return _over_blocks(shape.shape[0], write, jnp.zeros(shape.shape, shape.dtype))[:length]
+
+
+def _by_rows_fwd(apply, params, rows):
+    return _by_rows(apply, params, rows), (params, rows)
+
+
+def _by_rows_bwd(apply, kept, cotangent):
+    params, rows = kept
+    padded, by_result = jax.tree.map(_whole_blocks, rows), _whole_blocks(cotangent)
+
+    def add(first, total):
+        block = _block_of(padded, first)
+        (by_params,) = jax.vjp(lambda p: apply(p, block), params)[1](_block_of(by_result, first))
+        return jax.tree.map(jnp.add, total, by_params)
+
+    return _over_blocks(by_result.shape[0], add, jax.tree.map(jnp.zeros_like, params)), None
+
+
+_by_rows.defvjp(_by_rows_fwd, _by_rows_bwd)
+
+
+def _block_of(values: Any, first: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, BLOCK), values)
+
+
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     # Without the highest precision an accelerator rounds the factors to fewer bits than float32 has.
     return jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
@@ -93,7 +151,7 @@ def _whole_blocks(values: jax.Array) -> jax.Array:
     return jnp.pad(values, [(0, -values.shape[0] % BLOCK)] + [(0, 0)] * (values.ndim - 1))
 
 
-def _over_blocks(length: int, add: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array) -> jax.Array:
+def _over_blocks(length: int, add: Callable[[jax.Array, Any], Any], start: Any) -> Any:
     # The barrier hides the number of blocks from the compiler. Otherwise it unrolls a loop over one block and merges it
     # with its surroundings. This sum would then have another order than the same block has among several.
     blocks = jax.lax.optimization_barrier(jnp.int32(length // BLOCK))

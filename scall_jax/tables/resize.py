@@ -32,6 +32,8 @@ class ResizeScales(NamedTuple):
 
 
 _SCALES = ResizeScales()
+_FILLED_AT_ONCE = 4
+"""Columns that parameters are filled by."""
 
 
 def init(table: Table, key: jax.Array, layout: Layout, std: float) -> jax.Array:
@@ -61,14 +63,20 @@ def _noise(table, key, first, count):
     return jax.vmap(noise)(first + jnp.arange(count, dtype=jnp.int32)).T
 
 
-def _fill(table: Table, layout: Layout, values: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
+def _fill(
+    table: Table, layout: Layout, values: Callable[[jax.Array, int], jax.Array], widths: tuple[int, ...] | None = None
+) -> jax.Array:
+    """Parameters by values(first column, columns) -> f32[M, columns].
+
+    One width of blocks, because this runs once a segment and each width is compiled by itself; a narrow one, because
+    what a block draws is many times as large as the table where most vectors are short.
+    """
+
     def block(first, count, buffer):
         return write(table, buffer, layout, first, values(first, count))
 
-    # One width of blocks, because this runs once a segment and each width is compiled by itself.
-    return table.from_buffer(
-        over_column_blocks(table, layout, block, table.to_buffer(table.zeros()), table.widths[-1:])
-    )
+    narrow = (_FILLED_AT_ONCE,) if table.width % _FILLED_AT_ONCE == 0 else table.widths[-1:]
+    return table.from_buffer(over_column_blocks(table, layout, block, table.to_buffer(table.zeros()), widths or narrow))
 
 
 def resize(
@@ -127,7 +135,8 @@ def resize(
         grown = jnp.where(coordinate[None, :] >= had, scales.grow_std * noise, 0.0)
         return jnp.where(exists, kept + grown, scales.init_std * noise)
 
-    return _fill(table, new, values)
+    # A rotation reads all columns for each block, so that few wide ones are better.
+    return _fill(table, new, values, None if axes is None else table.widths[-1:])
 
 
 def _rotated(table: Table, buffer, layout: Layout, axes: jax.Array | None, first, count: int) -> jax.Array:

@@ -32,6 +32,7 @@ from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
 from scall_jax.methods.probe import most_probes
 from scall_jax.methods.rivals.entity_features import scaled_frequency
 from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner, retrained
+from scall_jax.ops.sums import by_rows
 from scall_jax.streams import Segment, sides
 
 SHAPE_RANGES = {"powerlaw": (0.1, 20.0), "halfnormal": (0.01, 20.0), "truncexp": (0.01, 5.0), "lognormal": (1e-3, 0.5)}
@@ -53,7 +54,35 @@ class BetState(NamedTuple):
     reference: jax.Array  # f32[], fitness of the last fit at its first evaluation
 
 
-class Predictor(nn.Module):
+class Members(nn.Module):
+    """Describes the entities of a side: f32[n, 16] by frequencies f32[n] in [0, 1]."""
+
+    side: str
+    """Name of the network, `users` or `items`."""
+
+    @nn.compact
+    def __call__(self, frequency: jax.Array) -> jax.Array:
+        """What the entities are described by."""
+        return _mlp(frequency[:, None], (16, 16), self.side)
+
+
+class Sets(nn.Module):
+    """Describes sizes by their members: fitness f32[] and embedding f32[64]."""
+
+    maximum: int
+    """Largest size."""
+
+    @nn.compact
+    def __call__(self, member: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Fitness and embedding by descriptions f32[N, 16] and own sizes i32[N]."""
+        described = jnp.concatenate(
+            [pooled(member, own, self.maximum), jnp.arange(1, self.maximum + 1)[:, None] / self.maximum], axis=1
+        )
+        embedding = _mlp(described, (64, 64), "sizes").mean(0)
+        return nn.Dense(1, name="out")(_mlp(embedding, (64,), "decoder"))[0], embedding
+
+
+class Predictor(NamedTuple):
     """Predicts the fitness of sizes, as a network on sets.
 
     The entities of each size are pooled by their mean, and the sizes by theirs. A size that no entity has pools to 0
@@ -65,20 +94,26 @@ class Predictor(nn.Module):
     users: int
     """Capacity of the user side, where the items begin."""
 
-    @nn.compact
-    def __call__(self, frequency: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def init(self, key: jax.Array) -> Any:
+        """Random parameters.
+
+        Args:
+          key: typed PRNG key.
+        """
+        parts = [Members(side).init(key, jnp.zeros(1)) for side in ("users", "items")]
+        parts.append(Sets(self.maximum).init(key, jnp.zeros((1, 16)), jnp.zeros(1, jnp.int32)))
+        return {"params": {name: leaf for part in parts for name, leaf in part["params"].items()}}
+
+    def apply(self, params: Any, frequency: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Fitness f32[] and embedding f32[64] of own sizes i32[N] at frequencies f32[N] in [0, 1]."""
-        member = jnp.concatenate(
-            [
-                _mlp(frequency[: self.users, None], (16, 16), "users"),
-                _mlp(frequency[self.users :, None], (16, 16), "items"),
-            ]
-        )
-        described = jnp.concatenate(
-            [pooled(member, own, self.maximum), jnp.arange(1, self.maximum + 1)[:, None] / self.maximum], axis=1
-        )
-        embedding = _mlp(described, (64, 64), "sizes").mean(0)
-        return nn.Dense(1, name="out")(_mlp(embedding, (64,), "decoder"))[0], embedding
+        parts = {"users": frequency[: self.users], "items": frequency[self.users :]}
+
+        def described(side: str) -> jax.Array:
+            # The gradient of these networks is a sum over entities.
+            return by_rows(lambda p, rows: cast(jax.Array, Members(side).apply(p, rows)), params, parts[side])
+
+        member = jnp.concatenate([described(side) for side in parts])
+        return cast(tuple[jax.Array, jax.Array], Sets(self.maximum).apply(params, member, own))
 
 
 def _mlp(x, widths, name):
@@ -238,7 +273,7 @@ def fit_predictor(
 
 
 def _predict(net, params, frequency, own) -> tuple[jax.Array, jax.Array]:
-    return cast(tuple[jax.Array, jax.Array], net.apply(params, frequency, own))
+    return net.apply(params, frequency, own)
 
 
 class _BetCarry(NamedTuple):
@@ -365,10 +400,8 @@ def bet_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
     """
 
     def init(key, storage):
-        nodes = jnp.zeros(storage.nodes)
-        # Both sides' networks have the same shapes, so that it does not matter here where one side ends.
-        net = Predictor(config.sizes.maximum, 1)
-        params = net.init(key, nodes, nodes.astype(jnp.int32))
+        del storage
+        params = Predictor(config.sizes.maximum, users=0).init(key)
         return BetState(params, optimiser().init(params), jnp.full(3, 0.5), jnp.float32(0))
 
     def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:

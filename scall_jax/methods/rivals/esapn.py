@@ -30,6 +30,7 @@ from scall_jax.methods.rivals.ducb import CANDIDATE_SIZES
 from scall_jax.methods.rivals.entity_features import by_entity, fill
 from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner
 from scall_jax.ops.keys import Purpose, by_side, derive
+from scall_jax.ops.sums import by_rows, padded_sum_by_side
 from scall_jax.streams import Segment, active_mask, sides
 
 START_SIZE = 2
@@ -68,7 +69,10 @@ class Growth(nn.Module):
 
 
 def _logit(net: Growth, params: Any, bucket: jax.Array, place: jax.Array) -> jax.Array:
-    return cast(jax.Array, net.apply(params, bucket, place))
+    def of_rows(params: Any, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return cast(jax.Array, net.apply(params, *rows))
+
+    return by_rows(of_rows, params, (bucket, place))
 
 
 class GrowthPolicy(NamedTuple):
@@ -320,7 +324,8 @@ def _propose(
 def _update(setting: _EsapnSetting, carry: _EsapnCarry, number: jax.Array, key: jax.Array, trial: Trial) -> _EsapnCarry:
     del number
     value, has_value = by_entity(setting.context.segment, trial.by_user.mean(1) / carry.scale)
-    mean = jnp.where(has_value, value, 0.0).sum() / jnp.maximum(has_value.sum(), 1).astype(jnp.float32)
+    total = padded_sum_by_side(jnp.where(has_value, value, 0.0), sides(setting.context.segment)[0])
+    mean = total / jnp.maximum(has_value.sum(), 1).astype(jnp.float32)
     usual = jnp.where(carry.count > 0, carry.served / jnp.maximum(carry.count, 1.0), mean)
     advantage = jnp.clip(value - usual, -_MOST_REWARD, _MOST_REWARD)
     place, grew = place_of(carry.own, setting.choices), trial.sizes > carry.own
