@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import chex
 import jax
@@ -23,9 +22,11 @@ from scall_jax import (
 from scall_jax.analysis import plots
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.embedding_phases import budget_totals
+from scall_jax.methods.recommender import recommender_of
+from scall_jax.methods.registry import EMBEDDING_METHODS
 from scall_jax.run import compilation, records
 from scall_jax.run.phases import CompiledPhases
-from tests.helpers import comparable, small_config, small_stream
+from tests.helpers import comparable, continued, small_config, small_stream
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,13 @@ def test_scan_and_host_loop_give_the_same_records(stream, method):
     config = small_config(method, bias="decayed")
     key = jax.random.key(5)
     lines = run_segments(config, stream, key)
-    record = scan(config, stream, key).record
+    state, record = (getattr(scan(config, stream, key), name) for name in ("state", "record"))
+    described = recommender_of(config).describe(state.recommender) if method in EMBEDDING_METHODS else {}
+    assert {name: lines[-1][name] for name in described} == described
     for host, scanned in zip(_comparable(lines), _as_lines(record, len(stream)), strict=True):
-        assert host.keys() == scanned.keys()
+        # What the recommender remembers is in its state, and no part of the record.
+        assert host.keys() == {*scanned, *described}
+        host = {name: value for name, value in host.items() if name in scanned}
         for name, value in host.items():
             expected = pytest.approx(scanned[name], abs=1e-5) if isinstance(value, float) else scanned[name]
             assert value == expected, name
@@ -331,9 +336,7 @@ def test_a_folder_that_lost_lines_is_refused(stream, tmp_path):
 def test_a_run_with_keys_of_another_kind_continues(stream, tmp_path):
     config, key = small_config("uniform"), jax.random.key(3, impl="rbg")
     whole = run_segments(config, stream, key)
-    run_segments(config, stream, key, folder=tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / f"segment-{len(stream) - 1:04d}")
-    assert _comparable(run_segments(config, stream, key, folder=tmp_path)) == _comparable(whole)
+    assert continued(config, stream, key, tmp_path) == comparable(whole)
 
 
 @pytest.mark.parametrize("program", [run_segments, pytest.param(scan, marks=pytest.mark.slow)])
