@@ -20,6 +20,7 @@ from experiments import (
     official_ml1m,
     rerank,
     rotation,
+    scale,
     served_bits,
     serving_speed,
     sweep_budgets,
@@ -290,3 +291,26 @@ def test_explicit_clicks_are_learned_from_in_all_ways(tmp_path):
     assert all(row[4] == found[0][4] for row in found)
     with pytest.raises(SystemExit):
         cli(explicit_clicks.ExplicitClicks, explicit_clicks.main, arguments=[*flags[:3], "1", *flags[4:], *more])
+
+
+def test_parts_of_rows_are_read_as_one_table_of_the_size_that_was_asked_for(tmp_path):
+    flags = scale.Scale(out=tmp_path)
+    scale.write_parts(tmp_path / "rows-3000", 3000)
+    found = scale.of_rows(flags, 3000)
+    assert found["users"] <= 300 and found["items"] <= 100 and found["users"] > 50
+    assert scale.of_polars(flags, 3000)["read s"] > 0
+
+
+@pytest.mark.slow
+def test_measurements_of_scale_are_kept_and_not_made_again(tmp_path, capsys):
+    arguments = ["--rows", "2000", "--sizes", "500", "--entities", "300", "--steps", "2", "--batch", "64"]
+    arguments += ["--results", str(tmp_path / "scale.parquet"), "--out", str(tmp_path / "out")]
+    cli(scale.Scale, scale.main, arguments=arguments)
+    text = capsys.readouterr().out
+    frame = pl.read_parquet(tmp_path / "scale.parquet")
+    assert frame["measured"].to_list() == ["rows", "polars", "sizes", "ials", "mf"]
+    assert frame["restored"].drop_nulls().to_list() == [True] and (frame["peak"] > frame["imports"]).all()
+    assert frame.filter(pl.col("measured") == "sizes")["spent"].item() == 1.0
+    assert (frame["table"].drop_nulls() <= 1000).all()
+    cli(scale.Scale, scale.main, arguments=[*arguments, "--report"])
+    assert capsys.readouterr().out in text
