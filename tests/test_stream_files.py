@@ -64,6 +64,15 @@ def test_other_ids_for_the_same_rows_are_refused(stream, made):
     assert len(run_segments(CONFIG, stream, KEY, folder=made)) == 3
 
 
+def test_other_times_for_the_same_rows_are_refused(stream, made):
+    later = stream.time.copy()
+    later[-1] += 1000
+    moved = dataclasses.replace(stream, time=later)
+    assert moved.fingerprint == stream.fingerprint
+    with pytest.raises(ValueError, match=f"row {len(later) - 1} by time is of .* there and of .* here"):
+        run_segments(CONFIG, moved, KEY, folder=made)
+
+
 def test_a_run_without_the_stream_gets_it_when_it_goes_on(stream, tmp_path):
     run_segments(CONFIG, stream, KEY, folder=tmp_path / "run")
     found = manifest.read(tmp_path / "run")

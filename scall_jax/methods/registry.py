@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from scall_jax.config import Config
 from scall_jax.methods.allocators import ALLOCATORS
@@ -19,7 +20,7 @@ from scall_jax.methods.rivals.ducb import ducb_planner
 from scall_jax.methods.rivals.esapn import esapn_planner
 from scall_jax.methods.rivals.eviction import RULES, eviction_planner
 from scall_jax.methods.rivals.hashed_width import hashed_width_planner
-from scall_jax.methods.rivals.lce import lce_planner
+from scall_jax.methods.rivals.lce import lce_planner, without_minimum
 from scall_jax.methods.rivals.memo import memo_planner
 from scall_jax.methods.rivals.minhash_plan import minhash_planner
 from scall_jax.methods.rivals.pep import pep_planner
@@ -45,13 +46,16 @@ _HASHED = ("binary_hash", "binary_hash_skip", "quotient_remainder")
 
 def _searching(name: str) -> Method:
     method = embedding_method(functools.partial(scall_planner, SEARCHED[name]))
-    if name != "scall-gain":
-        return method
+    return _configured(method, _by_prices) if name == "scall-gain" else method
+
+
+def _configured(method: Method, configure: Callable[[Config], Config]) -> Method:
+    """A method that changes the config that it is given."""
 
     def phases(config: Config, callbacks: Callbacks) -> MethodPhases:
-        return method.phases(_by_prices(config), callbacks)
+        return method.phases(configure(config), callbacks)
 
-    return method._replace(phases=phases, configure=_by_prices)
+    return method._replace(phases=phases, configure=configure)
 
 
 def _by_prices(config: Config) -> Config:
@@ -78,7 +82,7 @@ EMBEDDING_METHODS: dict[str, Method] = {
     "reid": embedding_method(reid_planner, "clustered"),
     "s2pnm": embedding_method(s2pnm_planner, "sequence"),
     "bigear": embedding_method(bigear_planner, "binary_layers"),
-    "lce": embedding_method(lce_planner),
+    "lce": _configured(embedding_method(lce_planner), without_minimum),
 }
 """Methods with embeddings within the budget. Only `full` is not bound by it: it gives every entity the largest size."""
 

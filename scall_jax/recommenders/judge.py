@@ -13,7 +13,7 @@ from scall_jax.recommenders.graph import with_chunks
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.streams import RaggedItems, Segment, sides
 from scall_jax.tables.compressed.few_bits import round_rows
-from scall_jax.tables.storage import StorageLayout
+from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
 
 
@@ -69,6 +69,19 @@ def evaluate_params(
         evaluation.evaluate(vectors, of_items, item_bias, part, known, used_width=used, **options)
         for vectors, part in zip(queries, parts, strict=True)
     ]
+
+
+def evaluate_vectors(
+    storage: Storage,
+    params: Params,
+    layout: StorageLayout,
+    segment: Segment,
+    parts: Sequence[RaggedItems],
+    item_bias: jax.Array,
+    **options: Unpack[evaluation.RankingOptions],
+) -> list[evaluation.Metrics]:
+    """`EvaluateParams` of recommenders that rank by the vectors of their storage as they are."""
+    return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
 
 
 def first_users(rows: RaggedItems, most: int) -> RaggedItems:

@@ -1,7 +1,6 @@
 """S2PNM as a `Recommender`: the network of the storage `sequence`, trained to tell users' next items."""
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax
@@ -14,10 +13,9 @@ from scall_jax.recommenders.buffers import held_by_training
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Step
-from scall_jax.recommenders.judge import evaluate_params
-from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.judge import evaluate_vectors
 from scall_jax.recommenders.recommender import Recommender
-from scall_jax.recommenders.served import Served
+from scall_jax.recommenders.served import serve_vectors
 from scall_jax.recommenders.train_step import StepResult, TrainState
 from scall_jax.streams import Segment
 from scall_jax.tables.sequence import Histories, SequenceConfig, SequenceParams
@@ -95,20 +93,11 @@ def sequence_recommender(config: SequenceConfig, fit: FitConfig, probe: FitConfi
         unpropagated = dataclasses.replace(fit, layers=0, served_bits=None)
         return make_fit(storage, unpropagated, progress, candidates, make_sequence_step(config), optimiser(config).init)
 
-    def evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
-        return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
-
-    def serve(storage: Storage, params: Any, layout, segment: Segment, item_bias, remembered, width: int) -> Served:
-        del segment, remembered, width
-        users = storage.nodes - item_bias.shape[0]
-        vectors = storage.vectors(params, layout)
-        return Served(vectors[:users], vectors[users:], item_bias)
-
     return Recommender(
         make_fit=lambda storage, progress: make(fit, storage, progress),
         make_probe_fit=lambda storage: make(probe, storage),
-        evaluate=evaluate,
+        evaluate=evaluate_vectors,
         held_by_training=held_by_training,
         serves_by=lambda known, graph_bytes, width: {},
-        serve=serve,
+        serve=serve_vectors,
     )

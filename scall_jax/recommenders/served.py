@@ -12,7 +12,7 @@ from scall_jax.ops.sums import padded_sum
 from scall_jax.recommenders.graph import propagate, with_chunks
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.streams import Segment
-from scall_jax.tables.storage import StorageLayout
+from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
 
 
@@ -39,6 +39,22 @@ class Neighbours(NamedTuple):
 
     reach: jax.Array
     """f32[V, D], what each item adds to a user whose one item it is."""
+
+
+def serve_vectors(
+    storage: Storage,
+    params: Params,
+    layout: StorageLayout,
+    segment: Segment,
+    item_bias: jax.Array,
+    remembered: Any,
+    width: int,
+) -> Served:
+    """`ServeParams` of recommenders that rank by the vectors of their storage as they are."""
+    del segment, remembered, width
+    users = storage.nodes - item_bias.shape[0]
+    vectors = storage.vectors(params, layout)
+    return Served(vectors[:users], vectors[users:], item_bias)
 
 
 def serve_propagated(

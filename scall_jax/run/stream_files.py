@@ -26,10 +26,11 @@ FORMAT = 1
 """Version of these files; others are refused."""
 
 _SIDES = ("users", "items")
+_ROWS = "interactions.parquet"
 
 
 def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
-    """Write the stream to a run folder that lacks it, or compare the ids with those that are there.
+    """Write the stream to a run folder that lacks it, or compare ids and times with those that are there.
 
     Args:
       folder: of a run of this stream.
@@ -37,7 +38,7 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
       stream: of the run.
 
     Raises:
-      ValueError: the folder has other ids for the same rows, or a file of another's where one of these belongs.
+      ValueError: the folder has other ids or times for the same rows, or a file of another's where one of these belongs.
     """
     frames = _frames(stream)
     names = [manifest.STREAM[0], *frames]
@@ -45,6 +46,14 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
         for side in _SIDES:
             if not _same_ids(pl.read_parquet(folder / f"{side}.parquet")["id"], frames[f"{side}.parquet"]["id"]):
                 raise ValueError(f"{folder} holds another run (the ids of {side} differ): choose another folder")
+        # Equal ids in the same order are equal segments, but what a run says of time would be another file's.
+        ours, theirs = pl.read_parquet(folder / _ROWS, columns=["time"])["time"], frames[_ROWS]["time"]
+        both = min(len(ours), len(theirs))  # Rows that wait may be more by now.
+        other = (ours.head(both) != theirs.head(both)).arg_true()
+        if len(other):
+            row, there, here = other[0], ours[other[0]], theirs[other[0]]
+            difference = f"row {row} by time is of {there} there and of {here} here"
+            raise ValueError(f"{folder} holds another run ({difference}): choose another folder")
         return
     for name in names:
         if name not in found.files and (folder / name).exists():
@@ -84,7 +93,7 @@ def _frames(stream: Stream) -> dict[str, pl.DataFrame]:
         for side, ids in zip(_SIDES, (stream.user_ids, stream.item_ids), strict=True)
     }
     time = pl.Series("time", stream.time).cast(pl.Datetime("ms"))
-    frames["interactions.parquet"] = pl.DataFrame({"user": stream.user, "item": stream.item, "time": time})
+    frames[_ROWS] = pl.DataFrame({"user": stream.user, "item": stream.item, "time": time})
     lengths = [len(rows) for rows in stream.replay]
     if any(lengths):
         segment = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
@@ -124,7 +133,7 @@ def read_stream(folder: Path, found: Manifest) -> Stream:
             "make the run anew in another folder"
         )
     user_ids, item_ids = (pl.read_parquet(folder / f"{side}.parquet")["id"] for side in _SIDES)
-    rows = pl.read_parquet(folder / "interactions.parquet")
+    rows = pl.read_parquet(folder / _ROWS)
     bounds = tuple(Bounds(*numbers) for numbers in about["bounds"])
     return Stream(
         user=rows["user"].to_numpy(),

@@ -1,8 +1,8 @@
 """LCE over a stream (Hang et al., arXiv 2202.02427): vectors of one side alone; the graph composes those of the other.
 
 Only the abstract is public without the paper: explicit vectors for a subset of nodes, others composed by their
-interactions. Items have the vectors here, one size for all, and LightGCN's propagation composes users: a stand-in for
-the published composition.
+interactions. Items have the vectors here, one size for all, beside one coordinate that all users share, and
+LightGCN's propagation composes users: a stand-in for the published composition.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def items_alone(config: SizesConfig) -> Allocator:
     """One size for all items, none for users; what items cannot hold, at their largest size, goes to users.
 
     Args:
-      config: has the bounds.
+      config: has the largest size and the ranking.
 
     Returns:
       Allocator.
@@ -47,6 +47,11 @@ def items_alone(config: SizesConfig) -> Allocator:
         return jnp.concatenate(found)
 
     return allocator
+
+
+def without_minimum(config: Config) -> Config:
+    """The config of LCE, in which users may have no coordinates, so that no scale of theirs is paid for either."""
+    return dataclasses.replace(config, sizes=dataclasses.replace(config.sizes, minimum=0))
 
 
 def lce_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanner:

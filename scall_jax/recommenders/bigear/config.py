@@ -20,7 +20,8 @@ class BigearConfig:
     distillation: float = 1.0
     """Weight of what is taught; 0 trains without a teacher's lists."""
     sharpness: float = 1.0
-    """The gradient of a sign at x is that of a normal distribution, sharpness / sqrt(pi) exp(-(sharpness x)^2)."""
+    """The gradient of a sign at x is that of a normal distribution, sharpness / sqrt(pi) exp(-(sharpness x)^2), at
+    most 1."""
 
     def __post_init__(self) -> None:
         for name in ("top", "users"):

@@ -23,7 +23,7 @@ from scall_jax.recommenders.graph import propagate
 from scall_jax.recommenders.make_step import optimiser
 from scall_jax.recommenders.train_step import StepResult, TrainState
 from scall_jax.streams import Graph, Segment, sides
-from scall_jax.tables.compressed.binary_layers import BinaryPlan, layer_weights
+from scall_jax.tables.compressed.binary_layers import BinaryPlan, layer_weights, sum_over_columns
 
 _USERS_AT_ONCE = 128
 
@@ -33,18 +33,18 @@ def signed(x: jax.Array, columns: jax.Array, sharpness: float) -> jax.Array:
     """Signs of vectors times their mean absolute coordinate.
 
     Args:
-      x: f32[N, W], 0 from column d on.
+      x: f32[N, W], 0 from column d on; W is a multiple of 8.
       columns: i32[], d.
       sharpness: of the gradient that stands for a sign's; static.
 
     Returns:
       f32[N, W], 0 where x is.
 
-    >>> signed(jnp.array([[3.0, -1.0, 0.0]]), jnp.int32(2), 1.0).tolist()
-    [[2.0, -2.0, 0.0]]
+    >>> signed(jnp.zeros((1, 8)).at[0, :2].set(jnp.array([3.0, -1.0])), jnp.int32(2), 1.0)[0, :3].tolist()
+    [2.0, -2.0, 0.0]
     """
     chex.assert_rank([x, columns], [2, 0])
-    return jnp.sign(x) * (jnp.abs(x).sum(1) / jnp.maximum(columns, 1))[:, None]
+    return jnp.sign(x) * (sum_over_columns(jnp.abs(x)) / jnp.maximum(columns, 1))[:, None]
 
 
 def _signed_fwd(x, columns, sharpness):
@@ -83,11 +83,8 @@ class BinaryModel(NamedTuple):
     rounds: bool  # the student; the teacher ranks by vectors as they are
 
 
-class Taught(NamedTuple):
-    """What a teacher ranks highest, for P users of the segment."""
-
-    items: jax.Array  # i32[P, L + 1, R], items from 0 on, the best first
-    weight: jax.Array  # f32[P, L + 1, R], 0 where there are no more items
+NOTHING = -1
+"""Stands for an item where a teacher knows no more."""
 
 
 def ranking_vectors(model: BinaryModel, latent: jax.Array, plan: BinaryPlan, graph: Graph) -> jax.Array:
@@ -98,7 +95,7 @@ def ranking_vectors(model: BinaryModel, latent: jax.Array, plan: BinaryPlan, gra
     return jnp.concatenate([float(w) * x for w, x in zip(weights, found, strict=True)], axis=1)
 
 
-def teach(config: BigearConfig, layers: list[jax.Array], segment: Segment) -> Taught:
+def teach(config: BigearConfig, layers: list[jax.Array], segment: Segment) -> jax.Array:
     """The teacher's lists: of each layer the items of the largest scores, those that a user has met included.
 
     Args:
@@ -107,53 +104,55 @@ def teach(config: BigearConfig, layers: list[jax.Array], segment: Segment) -> Ta
       segment: its users of positives, P of them, are taught.
 
     Returns:
-      Taught.
+      i32[P, L + 1, R], items from 0 on, the best first, and `NOTHING` where there are fewer.
     """
     users, capacity = sides(segment)
     top = min(config.top, capacity)
     known = jnp.arange(capacity) < segment.items
-    fading = jnp.exp(-config.fading * (1 + jnp.arange(top, dtype=jnp.float32)))
 
-    def of_user(user: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_user(user: jax.Array) -> jax.Array:
         scores = jnp.stack([x[users:] @ x[user] for x in layers])
         value, item = jax.lax.top_k(jnp.where(known[None, :], scores, -jnp.inf), top)
-        return item.astype(jnp.int32), jnp.where(jnp.isfinite(value), fading[None, :], 0.0)
+        found = jnp.where(jnp.isfinite(value), item.astype(jnp.int32), NOTHING)
+        return jnp.pad(found, ((0, 0), (0, config.top - top)), constant_values=NOTHING)
 
     taught = segment.positives.users
-    return Taught(*jax.lax.map(of_user, taught, batch_size=min(_USERS_AT_ONCE, taught.shape[0])))
+    return jax.lax.map(of_user, taught, batch_size=min(_USERS_AT_ONCE, taught.shape[0]))
 
 
-def distillation(config: BigearConfig, final: jax.Array, at: jax.Array, taught: Taught, segment: Segment) -> jax.Array:
+def distillation(
+    config: BigearConfig, final: jax.Array, at: jax.Array, taught: jax.Array, segment: Segment
+) -> jax.Array:
     """How far a student's scores of what it is taught are from high: the sum over layers of weighted means.
 
     Args:
-      config: says how many items a mean is over.
+      config: how the items of a list are weighed.
       final: f32[N, (L + 1) W], the student's.
       at: i32[B], places of users among those of the segment's positives.
-      taught: of `teach`.
+      taught: i32[P, L + 1, R], of `teach`.
       segment: the data.
 
     Returns:
       f32[].
     """
-    chex.assert_rank([final, at], [2, 1])
-    users, count = sides(segment)[0], taught.items.shape[1]
-    user = take(segment.positives.users, at)
-    total = jnp.float32(0)
+    chex.assert_rank([final, at, taught], [2, 1, 3])
+    users, (_, count, top) = sides(segment)[0], taught.shape
+    fading = jnp.exp(-config.fading * (1 + jnp.arange(top, dtype=jnp.float32)))
+    user, total = take(segment.positives.users, at), jnp.float32(0)
     for layer, columns in enumerate(jnp.split(final, count, axis=1)):
-        own = take(columns, user)
-        items = take(columns, users + take(taught.items[:, layer], at))
-        scores = jnp.einsum("bd,brd->br", own, items)
-        total += (jax.nn.softplus(-scores) * take(taught.weight[:, layer], at)).mean()
+        items = take(taught[:, layer], at)
+        met = take(columns, users + jnp.maximum(items, 0))
+        scores = jnp.einsum("bd,brd->br", take(columns, user), met)
+        total += (jax.nn.softplus(-scores) * jnp.where(items >= 0, fading[None, :], 0.0)).mean()
     return total
 
 
-def make_binary_step(model: BinaryModel, taught: Taught | None = None) -> Step:
+def make_binary_step(model: BinaryModel, taught: jax.Array | None = None) -> Step:
     """Build one step of training.
 
     Args:
       model: the teacher or the student.
-      taught: what a student is taught; None for nothing.
+      taught: i32[P, L + 1, R], what a student is taught, of `teach`; None for nothing.
 
     Returns:
       A function as `Step` describes it. It does not bring `BinaryParams.layers` up to date.

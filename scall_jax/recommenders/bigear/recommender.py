@@ -15,7 +15,6 @@ from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.bigear.learning import (
     BinaryModel,
-    Taught,
     layers_of,
     make_binary_step,
     ranking_vectors,
@@ -25,11 +24,10 @@ from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.graph import with_chunks
-from scall_jax.recommenders.judge import evaluate_params
-from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.judge import evaluate_vectors
 from scall_jax.recommenders.make_step import optimiser
 from scall_jax.recommenders.recommender import Recommender
-from scall_jax.recommenders.served import Served
+from scall_jax.recommenders.served import serve_vectors
 from scall_jax.streams import Segment
 from scall_jax.tables.compressed.binary_layers import BinaryParams, BinaryPlan
 from scall_jax.tables.storage import Storage
@@ -51,7 +49,7 @@ def bigear_recommender(config: BigearConfig, fit: FitConfig, probe: FitConfig, c
     def make(fit: FitConfig, storage: Storage, progress=None):
         judged = dataclasses.replace(fit, layers=0, served_bits=None)
 
-        def part(rounds: bool, taught: Taught | None, progress):
+        def part(rounds: bool, taught: jax.Array | None, progress):
             model = BinaryModel(config, fit, rounds)
 
             def ready(params: BinaryParams, layout: BinaryPlan, segment: Segment) -> BinaryParams:
@@ -81,27 +79,17 @@ def bigear_recommender(config: BigearConfig, fit: FitConfig, probe: FitConfig, c
 
         return run
 
-    def evaluate(storage: Storage, params, layout, segment, parts, item_bias, **options):
-        return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
-
     def held_by_training(storage: Storage, params: BinaryParams) -> Any:
-        # Current and best parameters, the two moments and the gradient of what is trained, and what is taught: at most
-        # to all users.
-        top = min(config.top, storage.nodes)
-        lists = jax.ShapeDtypeStruct((storage.nodes, fit.layers + 1, top), jnp.int32)
-        return params, params, (params.latent,) * 3, lists, lists
-
-    def serve(storage: Storage, params: Any, layout, segment: Segment, item_bias, remembered, width: int) -> Served:
-        del segment, remembered, width
-        users = storage.nodes - item_bias.shape[0]
-        vectors = storage.vectors(params, layout)
-        return Served(vectors[:users], vectors[users:], item_bias)
+        # Current and best parameters, the two moments and the gradient of what is trained, and the lists of all users:
+        # that some nodes are items is not known here.
+        lists = jax.ShapeDtypeStruct((storage.nodes, fit.layers + 1, config.top), jnp.int32)
+        return params, params, (params.latent,) * 3, lists
 
     return Recommender(
         make_fit=lambda storage, progress: make(fit, storage, progress),
         make_probe_fit=lambda storage: make(probe, storage),
-        evaluate=evaluate,
+        evaluate=evaluate_vectors,
         held_by_training=held_by_training,
         serves_by=lambda known, graph_bytes, width: {},
-        serve=serve,
+        serve=serve_vectors,
     )

@@ -1,7 +1,7 @@
 """Vectors that are the signs of each layer of a propagation, as BiGeaR serves them (arXiv 2206.02115).
 
 An entity has one vector of d signs, and a scale, for each of L + 1 layers: its own vector and what 1 to L propagations
-make of it, before they are rounded. Layer l counts (l + 1) / (L + 1) times. What answers requests is these signs alone,
+make of it, before they are rounded. The vectors of layer l are weighed (l + 1) / (L + 1). What answers requests is these signs alone,
 so that no graph is needed; training works on the vectors of layer 0 in float32. A segment starts from the signs of
 layer 0, which is all that is left of them.
 """
@@ -16,12 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.ops.indexing import div, rem
-from scall_jax.ops.keys import by_side
+from scall_jax.ops.keys import Purpose, by_side, derive
+from scall_jax.tables.compressed.few_bits import PER_OCTAVE, TOP_CODE, limit_of
 from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions
 
-_PER_OCTAVE = 16
-"""Scales of the grid between a scale and its double, as in `few_bits`."""
-_TOP_CODE = 255
 _OCTET = 8
 _TOP_BYTES = 4
 _COLUMNS_BYTES = 4
@@ -99,19 +97,19 @@ def scales_of(vectors: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Ar
       u8[N] and the top f32[] that they are counted from.
     """
     chex.assert_rank([vectors, columns], [2, 0])
-    mean = jnp.abs(vectors).sum(1) / jnp.maximum(columns, 1)
+    mean = sum_over_columns(jnp.abs(vectors)) / jnp.maximum(columns, 1)
     most = mean.max()
     top = jnp.where(most > 0, jnp.exp2(jnp.ceil(jnp.log2(jnp.where(most > 0, most, 1.0)))), 0.0)
     ratio = jnp.where(mean > 0, mean, 1.0) / jnp.where(top > 0, top, 1.0)
-    code = _TOP_CODE + jnp.round(_PER_OCTAVE * jnp.log2(ratio)).astype(jnp.int32)
-    return jnp.where(mean > 0, jnp.clip(code, 1, _TOP_CODE), 0).astype(jnp.uint8), top
+    code = TOP_CODE + jnp.round(PER_OCTAVE * jnp.log2(ratio)).astype(jnp.int32)
+    return jnp.where(mean > 0, jnp.clip(code, 1, TOP_CODE), 0).astype(jnp.uint8), top
 
 
-def _scale(codes: jax.Array, top: jax.Array) -> jax.Array:
-    # One power of the sum of both exponents, so that a scale is the same number whatever `top` it is counted from.
-    octaves = jnp.round(jnp.log2(jnp.where(top > 0, top, 1.0)))
-    exponent = octaves + (codes.astype(jnp.float32) - _TOP_CODE) / _PER_OCTAVE
-    return jnp.where(codes > 0, jnp.exp2(exponent), 0.0)
+def sum_over_columns(values: jax.Array) -> jax.Array:
+    """Sums of the rows of f32[N, W], which are the same for any number of zero columns, in whole eights, at the end."""
+    chex.assert_rank(values, 2)
+    eights = values.reshape(values.shape[0], -1, _OCTET).sum(-1)
+    return functools.reduce(jnp.add, jnp.split(eights, eights.shape[1], axis=1))[:, 0]
 
 
 def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
@@ -136,7 +134,11 @@ def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
         return exists[:, None] & (jnp.arange(width) < plan.columns)[None, :]
 
     def drawn(key: jax.Array) -> jax.Array:
-        return by_side(jax.random.normal, key, users, items, (width,))
+        # By column, so that what an entity draws does not depend on how many columns there are.
+        def column(number: jax.Array) -> jax.Array:
+            return by_side(jax.random.normal, derive(key, Purpose.COLUMN, number), users, items)
+
+        return jax.vmap(column)(jnp.arange(width, dtype=jnp.int32)).T
 
     def params_of(latent: jax.Array) -> BinaryParams:
         return BinaryParams(latent, jnp.zeros((nodes, count * width)))
@@ -149,7 +151,7 @@ def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
         places = jnp.arange(_OCTET, dtype=jnp.uint8)
         signs = (stored.codes[..., None] >> places[None, None, None, :]) & 1
         signs = 2.0 * signs.reshape(nodes, count, width).astype(jnp.float32) - 1.0
-        values = signs * _scale(stored.scales, stored.top[None, :])[..., None]
+        values = signs * limit_of(stored.scales, stored.top[None, :])[..., None]
         return jnp.where(in_use(plan)[:, None, :], values, 0.0)
 
     def warm_start(key: jax.Array, previous: Previous, plan: BinaryPlan, options: WarmStartOptions) -> BinaryParams:

@@ -28,11 +28,11 @@ from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, m
 BITS = (8, 4, 3, 2, 1)
 """Bits of a coordinate that there are storages for."""
 
-_PER_OCTAVE = 16
+PER_OCTAVE = 16
 """Limits of the grid between a limit and its double: the nearest one is off by 2% at most."""
 _TRIED = 44
 """Limits that are tried below a vector's largest coordinate, 2.75 octaves."""
-_TOP_CODE = 255
+TOP_CODE = 255
 _TOP_BYTES = 4
 _VECTORS_AT_ONCE = 8192
 """Vectors whose limits are tried together: their coordinates stay in the caches."""
@@ -124,7 +124,7 @@ def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple
 
         def try_next(number, best):
             scales = jnp.where(own > 0, jnp.maximum(own - number, 1), 0)
-            step = _limit_of(scales, top) / codes
+            step = limit_of(scales, top) / codes
 
             def add(column, wrong):
                 x = dynamic_slice(padded, (layout.starts[column] + first,), (count,))
@@ -149,7 +149,7 @@ def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array
       layout: of its M vectors.
       scales, top, half: as in `best_scales`.
     """
-    capacity, step = pool.shape[0], _limit_of(scales, top) / half
+    capacity, step = pool.shape[0], limit_of(scales, top) / half
 
     def write(codes, number, x, has):
         # What is written beyond a column's end is overwritten by the next one, and zero beyond the last.
@@ -162,14 +162,26 @@ def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array
 def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
     """The scale i32[M] of the smallest limit of the grid that is not below a limit f32[M]; 0 for none."""
     ratio = jnp.where(limit > 0, limit / jnp.where(top > 0, top, 1.0), 1.0)
-    code = _TOP_CODE + jnp.ceil(_PER_OCTAVE * jnp.log2(ratio) - 1e-3).astype(jnp.int32)
-    return jnp.where(limit > 0, jnp.clip(code, 1, _TOP_CODE), 0)
+    code = TOP_CODE + jnp.ceil(PER_OCTAVE * jnp.log2(ratio) - 1e-3).astype(jnp.int32)
+    return jnp.where(limit > 0, jnp.clip(code, 1, TOP_CODE), 0)
 
 
-def _limit_of(scales: jax.Array, top: jax.Array) -> jax.Array:
+def limit_of(scales: jax.Array, top: jax.Array) -> jax.Array:
+    """Numbers of the logarithmic grid that scales stand for.
+
+    Args:
+      scales: 0 to 255, [...]; 0 for zero, and 255 for `top`.
+      top: f32, a power of two, of a shape that goes with the scales'.
+
+    Returns:
+      f32[...].
+
+    >>> limit_of(jnp.array([255, 239, 0]), jnp.float32(4)).tolist()
+    [4.0, 2.0, 0.0]
+    """
     # One power of the sum of both exponents, so that a limit is the same number whatever `top` it is counted from.
     octaves = jnp.round(jnp.log2(jnp.where(top > 0, top, 1.0)))
-    exponent = octaves + (scales.astype(jnp.float32) - _TOP_CODE) / _PER_OCTAVE
+    exponent = octaves + (scales.astype(jnp.float32) - TOP_CODE) / PER_OCTAVE
     return jnp.where(scales > 0, jnp.exp2(exponent), 0.0)
 
 
@@ -201,7 +213,7 @@ def decoded(codes: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array,
     """
     capacity = codes.shape[0]
     rank = jnp.minimum(rank_in_pool(layout, capacity), scales.shape[0] - 1)
-    step = _limit_of(scales, top)[rank] / half
+    step = limit_of(scales, top)[rank] / half
     used = jnp.arange(capacity) < layout.starts[-1]
     centred = codes.astype(jnp.float32) - half
     return jnp.where(used, (centred + 0.5) * step, 0.0)
@@ -231,7 +243,7 @@ def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> 
 
     half = 2 ** (bits - 1)
     codes = jax.vmap(column)(starts[:-1])
-    values = (codes.astype(jnp.float32) - half + 0.5) * (_limit_of(coded.scales, coded.top) / half)[None, :]
+    values = (codes.astype(jnp.float32) - half + 0.5) * (limit_of(coded.scales, coded.top) / half)[None, :]
     place = jnp.arange(vectors, dtype=jnp.int32)
     return jnp.where(place[None, :] < jnp.diff(starts)[:, None], values, 0.0)
 
@@ -258,7 +270,7 @@ def round_rows(vectors: jax.Array, width: jax.Array | int, bits: int) -> jax.Arr
     start = _scale_of(2 * largest, top)
 
     def given_back(scales: jax.Array) -> jax.Array:
-        step = (_limit_of(scales, top) / half)[:, None]
+        step = (limit_of(scales, top) / half)[:, None]
         code = jnp.clip(jnp.floor(vectors / jnp.where(step > 0, step, 1.0)), -half, half - 1)
         return jnp.where(has, (code + 0.5) * step, 0.0)
 
@@ -284,7 +296,7 @@ def rows_bytes(bits: int, rows: int, width: int) -> int:
 def _rounded_columns(bits: int, pool: jax.Array, layout: Layout):
     """`Rounding.reading`: to the codes of the scales that a pool has."""
     coded, half = encode(pool, layout, bits), 2 ** (bits - 1)
-    step = (_limit_of(coded.scales, coded.top) / half)[None, :]
+    step = (limit_of(coded.scales, coded.top) / half)[None, :]
     safe = jnp.where(step > 0, step, 1.0)
 
     def rounded_columns(columns: jax.Array) -> jax.Array:
