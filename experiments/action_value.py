@@ -11,8 +11,9 @@ what its run with one size for all has chosen for itself. Each is fitted, and me
 Prints, for shapes, prices and all ways together: the reliability of a fit on valid (the part of its variance, within a
 seed, that the way to size explains), the rank correlation of one seed's valid with the mean test Recall@20 of the
 others, and the test Recall@20, relative to one size for all, of the way that is best on valid by half of the seeds,
-scored by the other half; beside it the same by test instead of valid, what there is to find. Then how much the best of
-n random ways by one fit each gains. A row of --results is a segment and a seed, as soon as its ways are fitted; those
+scored by the other half; beside it the same by test instead of valid, a bound from above on what there is to find, as
+both halves have the same test rows. One size for all is among the ways of each. Then how much the best of n of them, at
+random, by one fit each gains. A row of --results is a segment and a seed, as soon as its ways are fitted; those
 that are there are not made again, and `--report` fits nothing.
 Cost: some 70 fits a row of 1 to 3 seconds each on one core, 4 segments and 8 seeds at three mean sizes: three hours a
 stream. Expect valid to rank prices, and shapes hardly.
@@ -112,8 +113,8 @@ def fitter(config: Config, stream: streams.Stream) -> Fitter:
     def init(seed: int) -> RunState:
         return run.init(jax.random.key(seed), stream)
 
-    def fresh(context, plan: jax.Array) -> Any:
-        return to_buffer(context.storage, context.fresh_params(plan, context.keys().table))
+    def usual(context, plan: jax.Array) -> Any:
+        return to_buffer(context.storage, context.warm_params(plan, context.keys().table))
 
     @jax.jit
     def wide(state: RunState, segment: Segment):
@@ -125,7 +126,7 @@ def fitter(config: Config, stream: streams.Stream) -> Fitter:
         plan = context.spend(lambda total: sizes_from(context, fit, rule_of(action), total))
         layout = context.storage.layout(plan)
         leading = truncated(context.storage, fit.vectors, layout)
-        return plan, jnp.where(action[4] > 0.5, leading, fresh(context, plan))
+        return plan, jnp.where(action[4] > 0.5, leading, usual(context, plan))
 
     @jax.jit
     def by_shape(state: RunState, segment: Segment, action: jax.Array) -> tuple[Any, Any]:
@@ -133,7 +134,7 @@ def fitter(config: Config, stream: streams.Stream) -> Fitter:
         # Without a concentration an action gives the expected sizes, and nothing is drawn.
         key = derive(state.key, Purpose.PROBE_SIZES)
         plan = context.spend(lambda total: sizes_by_action(config, key, segment, total, action))
-        return plan, fresh(context, plan)
+        return plan, usual(context, plan)
 
     prepared = {name: jax.jit(run.prepare) for name, run in runs.items()}
     planners = {name: run.init(jax.random.key(0), stream).planner for name, run in runs.items()}
@@ -183,6 +184,7 @@ def fit_all(flags: ActionValue) -> None:
                 continue
             made.setdefault(size, fitter(config, stream))
             shown = {"cell": name, "commit": version, "stream": Path(stream.source).name, "mean size": size}
+            shown["setting"] = cell_file.identity(config, stream, 0) + f"-{flags.actions}"
             _fit_seed(flags, made[size], stream, shown | {"seed": seed}, (found.names, actions), done)
 
 
@@ -215,7 +217,7 @@ def _arrays(frame: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
 def tables(frame: pl.DataFrame) -> str:
     """Markdown of all settings of the file that have at least two complete seeds."""
     parts = []
-    for (stream, size), part in frame.group_by(["stream", "mean size"], maintain_order=True):
+    for (_, stream, size), part in frame.group_by(["setting", "stream", "mean size"], maintain_order=True):
         names, valid, test = _arrays(part)
         if valid.shape[2] >= 2:
             head = f"## {stream}, mean size {size:g}, {valid.shape[2]} seeds"
@@ -238,7 +240,7 @@ def _by_space(names: list[str], valid: np.ndarray, test: np.ndarray) -> str:
         found += [f"{100 * best_of(seen, counted, 0, n):+.1f}" for n in counts]
         rows.append([space, *found])
     columns = ["ways", "reliability", "rank correlation by segment", "best on valid %", "one for all segments %"]
-    columns += ["best on test: what there is %", *(f"best of {n} %" for n in counts)]
+    columns += ["best on test, at most %", *(f"best of {n} %" for n in counts)]
     return report.markdown(columns, rows)
 
 

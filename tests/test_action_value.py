@@ -21,6 +21,7 @@ def _frame(names, valid, test):
             {
                 "commit": "x",
                 "stream": "made up",
+                "setting": "made up",
                 "mean size": 1.0,
                 "seed": seed,
                 "segment": t + 1,

@@ -13,6 +13,7 @@ from scall_jax.methods.rivals.lce import items_alone
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.bigear.learning import (
+    NOTHING,
     BinaryModel,
     distillation,
     layers_of,
@@ -28,6 +29,7 @@ from scall_jax.tables.compressed.binary_layers import (
     binary_layers,
     columns_within,
     layer_weights,
+    scales_of,
 )
 from scall_jax.tables.storage import Previous
 from tests.helpers import comparable, continued, small_config, small_stream
@@ -80,9 +82,10 @@ def _plain_signed(x, columns):
 
 
 def test_the_gradient_of_a_sign_is_a_normal_density():
-    x, g = np.array([[0.3, -2.0, 0.0], [40.0, 0.1, 0.0]]), np.array([[1.0, -3.0, 2.0], [1e3, 1.0, 1.0]])
+    x, g = np.zeros((2, 8)), np.ones((2, 8))
+    x[:, :2], g[:, :2] = [[0.3, -2.0], [40.0, 0.1]], [[1.0, -3.0], [1e3, 1.0]]
     made, pull = jax.vjp(lambda x: signed(x, jnp.int32(2), 1.5), jnp.array(x))
-    np.testing.assert_allclose(made, _plain_signed(x, 2), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(made), _plain_signed(x, 2), rtol=1e-6)
     density = np.clip(1.5 / np.sqrt(np.pi) * np.exp(-((1.5 * x) ** 2)), 1e-8, 1)
     np.testing.assert_allclose(pull(jnp.array(g, jnp.float32))[0], density * g, rtol=1e-5)
 
@@ -108,11 +111,12 @@ def test_a_teacher_teaches_its_best_items_of_each_layer(params, stream, segment)
         for layer, x in enumerate(layers):
             scores = np.asarray(x, np.float64)[users : users + known] @ np.asarray(x, np.float64)[user]
             wanted = np.argsort(-scores, kind="stable")[: CONFIG.top]
-            np.testing.assert_allclose(scores[np.asarray(taught.items[at, layer])], scores[wanted], rtol=1e-5)
-    np.testing.assert_allclose(taught.weight[0, 0], np.exp(-0.1 * np.arange(1, 6)), rtol=1e-6)
-    # Where there are fewer items than it could teach, the rest weighs nothing.
-    few = teach(CONFIG, layers, segment._replace(items=jnp.int32(3)))
-    assert (np.asarray(few.items)[..., :3] < 3).all() and (np.asarray(few.weight)[..., 3:] == 0).all()
+            np.testing.assert_allclose(scores[np.asarray(taught[at, layer])], scores[wanted], rtol=1e-5)
+    # Where there are fewer items than it could teach, known ones or places for them, the rest is none.
+    few = np.asarray(teach(CONFIG, layers, segment._replace(items=jnp.int32(3))))
+    assert (few[..., :3] >= 0).all() and (few[..., :3] < 3).all() and (few[..., 3:] == NOTHING).all()
+    many = np.asarray(teach(BigearConfig(top=200), layers, segment))
+    assert many.shape[2] == 200 and (many[..., known:] == NOTHING).all() and (many[..., :known] >= 0).all()
 
 
 def test_a_step_descends_the_loss_of_numpy(params, plan, stream, segment, key):
@@ -138,7 +142,7 @@ def test_a_step_descends_the_loss_of_numpy(params, plan, stream, segment, key):
     lesson = 0.0
     for layer, x in enumerate(layers):
         for place in at:
-            items, fading = np.asarray(taught.items[place, layer]), np.asarray(taught.weight[place, layer], np.float64)
+            items, fading = np.asarray(taught[place, layer]), np.exp(-0.1 * np.arange(1, 6))
             scores = x[users + items] @ x[int(segment.positives.users[place])]
             lesson += (fading * np.log1p(np.exp(-scores))).mean() / len(at)
     assert float(distillation(CONFIG, jnp.array(final), at, taught, segment)) == pytest.approx(lesson, rel=1e-5)
@@ -204,7 +208,7 @@ def test_a_budget_without_room_for_signs_is_refused(stream):
         make_run(config).init(jax.random.key(0), stream)
     for name, value in (("top", 0), ("users", 0), ("fading", -1.0), ("distillation", -0.5), ("sharpness", 0.0)):
         with pytest.raises(ValueError, match=f"bigear {name}"):
-            BigearConfig(**{name: value})
+            dataclasses.replace(BigearConfig(), **{name: value})
 
 
 @pytest.mark.slow
@@ -248,6 +252,16 @@ def test_training_by_signs_ranks_better_by_signs_than_rounding_afterwards(stream
     assert loss(train(student, taught, lists), lists) < 0.85 * loss(taught, lists)
 
 
+def test_sums_and_draws_do_not_know_how_many_columns_are_kept_free(stream, plan, storage, key):
+    wider = binary_layers(LAYERS, WIDTH + 24, stream.capacity.users, stream.capacity.items)
+    one, other = (np.asarray(x.fresh(key, plan, 0.1).latent) for x in (storage, wider))
+    np.testing.assert_array_equal(one, other[:, :WIDTH])
+    assert (other[:, WIDTH:] == 0).all()
+    for f in (lambda x: signed(x, plan.columns, 1.0), lambda x: scales_of(x, plan.columns)[0][:, None]):
+        made, padded = (np.asarray(jax.jit(f)(x)) for x in (one, other))
+        np.testing.assert_array_equal(made, padded[:, : made.shape[1]])
+
+
 def test_items_alone_have_vectors(stream):
     for t, segment in enumerate(stream):
         users, known = int(segment.users), int(segment.items)
@@ -273,6 +287,10 @@ def test_without_propagation_nothing_composes_users(stream):
 def test_a_run_without_vectors_of_users_learns_goes_on_and_is_the_scan(stream, tmp_path):
     config = small_config("lce", budget=Budget.mean_size(3), charge="stored", fit=FIT)
     lines = run_segments(config, stream, jax.random.key(0), folder=tmp_path / "run")
+    # In few bits nobody pays for scales of users, who have no coordinates.
+    coded = dataclasses.replace(config, table="packed_int4", budget=Budget.mean_size(1), charge="table")
+    for line in run_segments(coded, stream, jax.random.key(0), segments=2):
+        assert line["budget_bytes"] - 8 <= line["bytes_table"] <= line["budget_bytes"]
     assert continued(config, stream, jax.random.key(0), tmp_path) == comparable(lines)
     assert all(line["bytes_at_rest"] <= line["budget_bytes"] for line in lines)
     assert lines[-1]["test_recall@20"] > 1.2 * 20 / lines[-1]["items"]

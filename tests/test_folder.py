@@ -269,3 +269,19 @@ def test_numbers_that_are_not_finite_are_never_written(spoilt, tmp_path):
             with pytest.raises(ValueError, match=f"segment-0001: .*{spoilt} has numbers that are not finite"):
                 checkpoint.save(tmp_path, 1, state._replace(**changed), exporter)
     assert [path.name for path in (tmp_path / ".pending").iterdir()] == ["segment-0000"]
+
+
+def test_folders_without_files_that_a_killed_process_left_go_with_what_it_was_writing(tmp_path):
+    """Orbax makes a folder, and then files in it; a process can be killed in between."""
+    inner = tmp_path / "checkpoints" / ".pending" / "segment-0003" / "table.tmp" / "ocdbt"
+    inner.mkdir(parents=True)
+    kept = tmp_path / "checkpoints" / "segment-0002"
+    kept.mkdir()
+    manifest.delete_left_over(tmp_path, "segment-0003")
+    assert kept.exists() and not (tmp_path / "checkpoints" / ".pending").exists()
+    # What is no part of it stays.
+    stranger = tmp_path / "checkpoints" / ".pending" / "notes"
+    inner.mkdir(parents=True)
+    stranger.write_text("mine")
+    manifest.delete_left_over(tmp_path, "segment-0003")
+    assert stranger.read_text() == "mine" and not inner.parent.parent.exists()

@@ -280,6 +280,13 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
     main(written(1100, 1120))
     assert "20 new rows: no segment is complete; 70 rows wait" in capsys.readouterr().out
     assert (folder / run_folder.SUMMARY).read_bytes() == summary
+    # A folder that has been renamed since is called by its method.
+    renamed = folder.rename(tmp_path / "renamed")
+    run_folder.unlist(renamed, run_folder.SUMMARY)
+    main(["update", str(renamed), *written(1120, 1125)[2:]])
+    assert (renamed / run_folder.SUMMARY).read_bytes() == summary
+    renamed.rename(folder)
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         main(written(0, 900))
     assert "it has 900 rows" in capsys.readouterr().err

@@ -120,7 +120,8 @@ class _Made(NamedTuple):
     """What was made of a run when it was finished, which segments put out of date."""
 
     label: str
-    """What the run is called in tables: by its summary, or where that is missing by its folder."""
+    """What the run is called in tables: by its summary; where that is missing by its folder, if that is called by the
+    method, or else by the method."""
     whole: bool
     """Whether it has a summary."""
     page: bool
@@ -129,7 +130,12 @@ class _Made(NamedTuple):
 
 def _made(folder: Path) -> _Made:
     path = folder / run_folder.SUMMARY
-    label = manifest.read_json(path)["method"] if path.exists() else folder.resolve().name
+    if path.exists():
+        label = manifest.read_json(path)["method"]
+    else:
+        method = run_folder.read_identity(folder / run_folder.CONFIG)["config"]["method"]
+        name = folder.resolve().name
+        label = name if name.split("@")[0] == method else method
     return _Made(label, path.exists(), (folder / run_report.NAME).exists())
 
 

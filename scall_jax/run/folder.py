@@ -269,7 +269,7 @@ def recover(folder: Path, found: Manifest, checkpoints: bool = True) -> list[dic
       ValueError: there are not as many lines as segments.
     """
     if found.writing is not None:
-        manifest.delete(folder, manifest.left_over(folder, found.writing))
+        manifest.delete_left_over(folder, found.writing)
     manifest.delete(folder, found.obsolete)
     growing = folder / GROWING
     if growing.exists():
@@ -550,8 +550,9 @@ def remove_run(folder: Path) -> None:
         return
     with locked(folder):
         found = manifest.read(folder)
-        left_over = [] if found.writing is None else manifest.left_over(folder, found.writing)
-        names = [name for name in (*found.files, *found.obsolete, *left_over) if name != CONFIG]
+        if found.writing is not None:
+            manifest.delete_left_over(folder, found.writing)
+        names = [name for name in (*found.files, *found.obsolete) if name != CONFIG]
         manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
         # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
         manifest.delete(folder, [f"{CONFIG}.tmp", f"{manifest.NAME}.tmp", CONFIG, manifest.NAME])

@@ -323,15 +323,44 @@ def left_over(folder: Path, writing: str) -> list[str]:
     if writing == STREAM_NAME:
         temporary = f"{STREAM[0]}.tmp"
         return _existing(folder, [*STREAM, temporary])
-    update = parsed(writing)
-    segments = [f"segment-{t:04d}" for t in range(update.first, update.end)] if update else [writing]
-    places = [f"{kind}/{segment}.npz" for segment in segments for kind in ("sizes", "users")]
-    trees = [f"checkpoints/{pending}{segment}" for segment in segments for pending in (".pending/", "")]
-    for tree in [*trees, *([update.folder] if update else [])]:
+    places = [f"{kind}/{segment}.npz" for segment in _segments(writing) for kind in ("sizes", "users")]
+    for tree in _trees(writing):
         refuse_links(folder, [tree])
         inside = (folder / tree).rglob("*")
         places += [path.relative_to(folder).as_posix() for path in inside if path.is_symlink() or not path.is_dir()]
     return _existing(folder, places)
+
+
+def delete_left_over(folder: Path, writing: str) -> None:
+    """Delete the files of something that was being written, and folders of it that have none.
+
+    Args:
+      folder: of a run, which this process has locked.
+      writing: `Manifest.writing`.
+
+    Raises:
+      ValueError: as `refuse_links`; nothing has been deleted then.
+    """
+    delete(folder, left_over(folder, writing))
+    for tree in _trees(writing):
+        # A process that was killed between making a folder and a file in it has left a folder without files.
+        for inner, _, _ in os.walk(folder / tree, topdown=False):
+            _remove_empty(folder, Path(inner))
+
+
+def _segments(writing: str) -> list[str]:
+    """Names of the segments that were being written."""
+    update = parsed(writing)
+    return [f"segment-{t:04d}" for t in range(update.first, update.end)] if update else [writing]
+
+
+def _trees(writing: str) -> list[str]:
+    """Folders that belong as a whole to what was being written."""
+    if writing == STREAM_NAME:
+        return []
+    update, pendings = parsed(writing), (".pending/", "")
+    trees = [f"checkpoints/{pending}{segment}" for segment in _segments(writing) for pending in pendings]
+    return [*trees, *([update.folder] if update else [])]
 
 
 def _existing(folder: Path, places: Iterable[str]) -> list[str]:

@@ -38,7 +38,8 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
       stream: of the run.
 
     Raises:
-      ValueError: the folder has other ids or times for the same rows, or a file of another's where one of these belongs.
+      ValueError: the folder has other ids or times for the same rows, or a file of another's where one of these
+        belongs.
     """
     frames = _frames(stream)
     names = [manifest.STREAM[0], *frames]

@@ -28,27 +28,32 @@ from scall_jax.tables.compressed.binary_layers import BinaryPlan, layer_weights,
 _USERS_AT_ONCE = 128
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def signed(x: jax.Array, columns: jax.Array, sharpness: float) -> jax.Array:
     """Signs of vectors times their mean absolute coordinate.
 
     Args:
-      x: f32[N, W], 0 from column d on; W is a multiple of 8.
+      x: f32[N, W], 0 from column d on.
       columns: i32[], d.
       sharpness: of the gradient that stands for a sign's; static.
 
     Returns:
       f32[N, W], 0 where x is.
 
-    >>> signed(jnp.zeros((1, 8)).at[0, :2].set(jnp.array([3.0, -1.0])), jnp.int32(2), 1.0)[0, :3].tolist()
-    [2.0, -2.0, 0.0]
+    >>> signed(jnp.array([[3.0, -1.0, 0.0]]), jnp.int32(2), 1.0).tolist()
+    [[2.0, -2.0, 0.0]]
     """
     chex.assert_rank([x, columns], [2, 0])
+    return _signed(x, columns, sharpness)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _signed(x, columns, sharpness):
+    del sharpness
     return jnp.sign(x) * (sum_over_columns(jnp.abs(x)) / jnp.maximum(columns, 1))[:, None]
 
 
 def _signed_fwd(x, columns, sharpness):
-    return signed(x, columns, sharpness), x
+    return _signed(x, columns, sharpness), x
 
 
 def _signed_bwd(sharpness, x, g):
@@ -57,7 +62,7 @@ def _signed_bwd(sharpness, x, g):
     return jnp.clip(density, 1e-8, 1.0) * g, None
 
 
-signed.defvjp(_signed_fwd, _signed_bwd)
+_signed.defvjp(_signed_fwd, _signed_bwd)
 
 
 def layers_of(latent: jax.Array, graph: Graph, layers: int) -> list[jax.Array]:

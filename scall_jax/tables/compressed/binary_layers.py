@@ -1,9 +1,9 @@
 """Vectors that are the signs of each layer of a propagation, as BiGeaR serves them (arXiv 2206.02115).
 
 An entity has one vector of d signs, and a scale, for each of L + 1 layers: its own vector and what 1 to L propagations
-make of it, before they are rounded. The vectors of layer l are weighed (l + 1) / (L + 1). What answers requests is these signs alone,
-so that no graph is needed; training works on the vectors of layer 0 in float32. A segment starts from the signs of
-layer 0, which is all that is left of them.
+make of it, before they are rounded. The vectors of layer l are weighed (l + 1) / (L + 1). What answers requests is
+these signs alone, so that no graph is needed; training works on the vectors of layer 0 in float32. A segment starts
+from the signs of layer 0, which is all that is left of them.
 """
 
 import functools
@@ -106,10 +106,10 @@ def scales_of(vectors: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def sum_over_columns(values: jax.Array) -> jax.Array:
-    """Sums of the rows of f32[N, W], which are the same for any number of zero columns, in whole eights, at the end."""
+    """Sums of the rows of f32[N, W], which are the same for any number of zero columns at the end."""
     chex.assert_rank(values, 2)
-    eights = values.reshape(values.shape[0], -1, _OCTET).sum(-1)
-    return functools.reduce(jnp.add, jnp.split(eights, eights.shape[1], axis=1))[:, 0]
+    # A compiler chooses the order of a sum by the length of a row, but not that of single additions.
+    return functools.reduce(jnp.add, jnp.split(values, values.shape[1], axis=1))[:, 0]
 
 
 def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
