@@ -11,7 +11,7 @@ from scall_jax.evaluation import top
 from scall_jax.evaluation.top import KnownGraph
 from scall_jax.ops.bisection import first_false
 from scall_jax.ops.indexing import ceil_div, dynamic_slice, dynamic_update_slice, take
-from scall_jax.ops.sums import padded_sum
+from scall_jax.ops.sums import padded_sum, sum_over_columns
 from scall_jax.streams import RaggedItems
 
 CUTOFFS = (5, 10, 20)
@@ -303,7 +303,7 @@ def _recall_and_ndcg(hits, size, k):
     """Of each row of hits bool[B, 20] at cutoff k, f32[B] both; `size` f32[B] relevant items, 0 gives 0."""
     discount = 1.0 / jnp.log2(jnp.arange(2, DEPTH + 2, dtype=jnp.float32))
     ideal = take(jnp.cumsum(discount), jnp.clip(size, 1, k).astype(jnp.int32) - 1)
-    gains = jnp.where(hits, discount[None, :], 0.0)[:, :k].sum(1)
+    gains = sum_over_columns(jnp.where(hits, discount[None, :], 0.0)[:, :k])
     return hits[:, :k].sum(1).astype(jnp.float32) / jnp.maximum(size, 1), gains / ideal
 
 

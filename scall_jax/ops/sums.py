@@ -85,6 +85,24 @@ def padded_product(left: jax.Array, right: jax.Array, mesh: MeshConfig = ONE) ->
     return _over_blocks(padded[0].shape[0], add, jnp.zeros((left.shape[1], right.shape[1])))
 
 
+def sum_over_columns(values: jax.Array) -> jax.Array:
+    """Sums of rows, the same for any number of rows and of zero columns at the end.
+
+    A compiler chooses the order of a sum by the shape of the array, but not that of single additions.
+
+    Args:
+      values: f32[n, c], of few columns: each is an addition of its own.
+
+    Returns:
+      f32[n].
+
+    >>> sum_over_columns(jnp.array([[1.0, 2.0, 3.0]])).tolist()
+    [6.0]
+    """
+    chex.assert_rank(values, 2)
+    return functools.reduce(jnp.add, jnp.split(values, values.shape[1], axis=1))[:, 0]
+
+
 def by_rows(apply: Callable[[Any, Any], jax.Array], params: Any, rows: Any) -> jax.Array:
     """A function of each row by itself, whose gradient in the parameters is the same for any number of rows at the end
     whose results do not count.

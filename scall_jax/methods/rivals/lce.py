@@ -30,7 +30,7 @@ def items_alone(config: SizesConfig) -> Allocator:
     >>> segment = streams.cut(rows, segments=2).segment(1)
     >>> own = items_alone(SizesConfig(maximum=8))(jax.random.key(0), segment, jnp.int32(20))
     >>> own.tolist()
-    [0, 0, 0, 0, 0, 0, 5, 5, 5, 5]
+    [0, 0, 0, 7, 7, 6]
     """
     unbounded = dataclasses.replace(config, minimum=0)
 

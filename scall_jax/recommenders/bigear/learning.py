@@ -15,6 +15,7 @@ import optax
 from scall_jax.evaluation import KnownGraph
 from scall_jax.ops.indexing import take
 from scall_jax.ops.keys import Purpose, derive
+from scall_jax.ops.sums import sum_over_columns
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.fit_config import FitConfig
@@ -23,7 +24,7 @@ from scall_jax.recommenders.graph import propagate
 from scall_jax.recommenders.make_step import optimiser
 from scall_jax.recommenders.train_step import StepResult, TrainState
 from scall_jax.streams import Graph, Segment, sides
-from scall_jax.tables.compressed.binary_layers import BinaryPlan, layer_weights, sum_over_columns
+from scall_jax.tables.compressed.binary_layers import BinaryPlan, layer_weights
 
 _USERS_AT_ONCE = 128
 

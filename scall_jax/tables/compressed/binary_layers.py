@@ -17,6 +17,7 @@ import numpy as np
 
 from scall_jax.ops.indexing import div, rem
 from scall_jax.ops.keys import Purpose, by_side, derive
+from scall_jax.ops.sums import sum_over_columns
 from scall_jax.tables.compressed.few_bits import PER_OCTAVE, TOP_CODE, limit_of
 from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions
 
@@ -103,13 +104,6 @@ def scales_of(vectors: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Ar
     ratio = jnp.where(mean > 0, mean, 1.0) / jnp.where(top > 0, top, 1.0)
     code = TOP_CODE + jnp.round(PER_OCTAVE * jnp.log2(ratio)).astype(jnp.int32)
     return jnp.where(mean > 0, jnp.clip(code, 1, TOP_CODE), 0).astype(jnp.uint8), top
-
-
-def sum_over_columns(values: jax.Array) -> jax.Array:
-    """Sums of the rows of f32[N, W], which are the same for any number of zero columns at the end."""
-    chex.assert_rank(values, 2)
-    # A compiler chooses the order of a sum by the length of a row, but not that of single additions.
-    return functools.reduce(jnp.add, jnp.split(values, values.shape[1], axis=1))[:, 0]
 
 
 def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
