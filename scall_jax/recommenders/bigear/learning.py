@@ -50,7 +50,7 @@ def signed(x: jax.Array, columns: jax.Array, sharpness: float) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _signed(x, columns, sharpness):
     del sharpness
-    return jnp.sign(x) * (sum_over_columns(jnp.abs(x)) / jnp.maximum(columns, 1))[:, None]
+    return jnp.sign(x) * (sum_over_columns(jnp.abs(x)) / jnp.maximum(columns, 1).astype(x.dtype))[:, None]
 
 
 def _signed_fwd(x, columns, sharpness):

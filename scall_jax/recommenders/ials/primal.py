@@ -119,7 +119,8 @@ def _sums_over_entries(side: Side, others: Others, members: jax.Array) -> tuple[
     def add(index, carry):
         at = (index * mesh.devices + number(mesh)) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
         entry = jnp.minimum(at, entries - 1)
-        owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), members.shape[0] - 1)
+        # All of `indptr` is searched: a part of it would be copied for each block.
+        owner = jnp.minimum(jnp.searchsorted(problem.indptr, entry, side="right") - 1, members.shape[0] - 1)
         live = (at < problem.indptr[-1]) & take(members, owner)
         node, roots, targets = entries_at(side, entry)
         roots = jnp.where(live, roots, 0.0)
@@ -129,4 +130,5 @@ def _sums_over_entries(side: Side, others: Others, members: jax.Array) -> tuple[
         return added(mesh, carry, (squared, jnp.matmul(targets, vectors, precision=EXACT)))
 
     start = jnp.zeros((width, width)), jnp.zeros(width)
-    return jax.lax.fori_loop(0, ceil_div(ceil_div(problem.indptr[-1], BLOCK), mesh.devices), add, start)
+    blocks = ceil_div(ceil_div(problem.indptr[-1], BLOCK), mesh.devices)
+    return jax.lax.fori_loop(0, jnp.where(members.any(), blocks, 0), add, start)

@@ -98,7 +98,7 @@ def scales_of(vectors: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Ar
       u8[N] and the top f32[] that they are counted from.
     """
     chex.assert_rank([vectors, columns], [2, 0])
-    mean = sum_over_columns(jnp.abs(vectors)) / jnp.maximum(columns, 1)
+    mean = sum_over_columns(jnp.abs(vectors)) / jnp.maximum(columns, 1).astype(vectors.dtype)
     most = mean.max()
     top = jnp.where(most > 0, jnp.exp2(jnp.ceil(jnp.log2(jnp.where(most > 0, most, 1.0)))), 0.0)
     ratio = jnp.where(mean > 0, mean, 1.0) / jnp.where(top > 0, top, 1.0)
