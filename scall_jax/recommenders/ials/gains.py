@@ -25,7 +25,15 @@ from scall_jax.ops.devices import (
 from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.ops.sums import padded_product, padded_sum
 from scall_jax.recommenders.buffers import to_buffer
-from scall_jax.recommenders.ials.batches import Entities, Side, batch_size, make_others, make_side, over_batches
+from scall_jax.recommenders.ials.batches import (
+    Entities,
+    Side,
+    batch_size,
+    make_others,
+    make_side,
+    most_entities,
+    over_batches,
+)
 from scall_jax.recommenders.ials.fit import Sweeps, require_table, solve
 from scall_jax.recommenders.ials.primal import primal_system
 from scall_jax.recommenders.ials.problem import (
@@ -188,7 +196,7 @@ def coordinate_gains(
       not exist.
     """
     nodes = problem.active.shape[0]
-    place = class_number(0, 0, 0)
+    place, in_order = class_number(0, 0, 0), jnp.pad(order.nodes, (0, most_entities()))
 
     def one_side(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         side: Side = make_side(problem, rows, order, users, number, mesh)
@@ -197,7 +205,7 @@ def coordinate_gains(
         def visit(batch: Entities, at: jax.Array, exists: jax.Array, found):
             matrix, right = primal_system(side, others, batch)
             own = forward(cholesky(matrix), right) ** 2, jnp.diagonal(matrix, axis1=-2, axis2=-1)
-            node = dynamic_slice(jnp.pad(order.nodes, (0, exists.shape[0])), (at,), exists.shape)
+            node = dynamic_slice(in_order, (at,), exists.shape)
             rows = jnp.where(exists, node, nodes)
             return jax.tree.map(lambda whole, new: whole.at[rows].set(new, mode="drop"), found, own)
 
