@@ -9,17 +9,18 @@ CHUNK = 2**16
 """Rows worked on together."""
 
 
-def chunks(start: int, stop: int) -> Iterator[slice]:
-    """Slices of at most `CHUNK` rows that cover the rows [start, stop).
+def chunks(start: int, stop: int, size: int = CHUNK) -> Iterator[slice]:
+    """Slices of at most so many rows that cover the rows [start, stop).
 
     Args:
       start: first row.
       stop: the row after the last one.
+      size: of a slice.
 
     Returns:
       An iterator of slices with start and stop, in order.
     """
-    return (slice(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK))
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
 def pad(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
@@ -52,9 +53,29 @@ def counts(values: np.ndarray, length: int) -> np.ndarray:
     chex.assert_rank(values, 1)
     chex.assert_type(values, int)
     total = np.zeros(length, np.int32)
-    for rows in chunks(0, len(values)):
+    # Each chunk takes a pass over all places, too.
+    for rows in chunks(0, len(values), max(CHUNK, length)):
         total += np.bincount(values[rows], minlength=length).astype(np.int32)
     return total
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending: `np.unique` by a sort, which is many times as fast as by a table of hashes.
+
+    Args:
+      values: [n].
+
+    Returns:
+      [m], of the dtype of `values`.
+
+    >>> distinct(np.array([3, 1, 3])).tolist()
+    [1, 3]
+    """
+    chex.assert_rank(values, 1)
+    ordered = np.sort(values)
+    new = np.ones(len(ordered), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[new]
 
 
 def sorted_rows(major: np.ndarray, minor: np.ndarray) -> np.ndarray:

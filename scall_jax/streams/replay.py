@@ -7,6 +7,7 @@ everything.
 
 import numpy as np
 
+from scall_jax.streams.numpy_ops import distinct
 from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.stream import Bounds
 from scall_jax.streams.wording import option
@@ -58,7 +59,7 @@ def draw_replay(
             chosen = generator(seed, Choice.REPLAY, t).choice(candidates, count, replace=False)
         else:
             rng = generator(seed, Choice.ANCHOR, t)
-            anchor = int(rng.choice(np.unique(user[candidates])))
+            anchor = int(rng.choice(distinct(user[candidates])))
             chosen = neighbourhood(user[candidates], nearest(user[:end], item[:end], anchor), candidates, count)
         drawn.append(np.sort(chosen))
         pool = np.concatenate([pool, _pooled(b, drawn[-1], compounding)])
@@ -79,7 +80,7 @@ def nearest(user: np.ndarray, item: np.ndarray, anchor: int) -> np.ndarray:
     >>> nearest(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 3, 1, 2]), anchor=0).tolist()
     [0, 2, 1]
     """
-    pairs = np.unique(user.astype(np.int64) << 32 | item.astype(np.int64))
+    pairs = distinct(user.astype(np.int64) << 32 | item.astype(np.int64))
     who, what = pairs >> 32, pairs & 0xFFFFFFFF
     count = np.bincount(who)
     own = np.zeros(int(what.max()) + 1, bool)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.streams.numpy_ops import chunks, counts, pad
+from scall_jax.streams.numpy_ops import CHUNK, chunks, counts, distinct, pad
 
 
 class Graph(NamedTuple):
@@ -134,7 +134,7 @@ def make_ragged_items(
     chex.assert_rank([user, item], 1)
     chex.assert_equal_shape([user, item])
     chex.assert_type([user, item], int)
-    keys = np.unique(user.astype(np.int64) << 32 | item.astype(np.int64))
+    keys = distinct(user.astype(np.int64) << 32 | item.astype(np.int64))
     user, item = (keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)
     users, starts, lengths = np.unique(user, return_index=True, return_counts=True)
     if rng is not None:
@@ -172,7 +172,7 @@ def make_graph(
     chex.assert_type([user, item, by_user, by_item], int)
     pairs, users = len(by_user), capacity.users
     degree = np.zeros(users + capacity.items, np.int64)
-    for part in chunks(0, pairs):
+    for part in chunks(0, pairs, max(CHUNK, len(degree))):
         degree[:users] += counts(user[by_user[part]], users)
         degree[users:] += counts(item[by_user[part]], capacity.items)
     indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int32)

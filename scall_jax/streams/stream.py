@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax.streams import statistics
-from scall_jax.streams.numpy_ops import counts, sorted_rows
+from scall_jax.streams.numpy_ops import counts, distinct, sorted_rows
 from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.rule import Rule
 from scall_jax.streams.segments import (
@@ -180,7 +180,7 @@ class Stream:
         return len(self) if self.reserved is None else -(-len(self) // _SEGMENTS) * _SEGMENTS
 
     def _distinct_users(self, rows: slice | np.ndarray) -> int:
-        return len(np.unique(self.user[rows]))
+        return len(distinct(self.user[rows]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -317,7 +317,7 @@ class Stream:
             unknown_users=int((~known_user).sum()),
             unknown_items=int((known_user & ~known_item).sum()),
             repeats=int(repeated.sum()),
-            users=len(np.unique(self.user[part][known & ~repeated])),
+            users=len(distinct(self.user[part][known & ~repeated])),
         )
 
     def stack(self) -> Segment:
