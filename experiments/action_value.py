@@ -15,7 +15,8 @@ scored by the other half; beside it the same by test instead of valid, a bound f
 both halves have the same test rows. One size for all is among the ways of each. Then how much the best of n of them, at
 random, by one fit each gains. A row of --results is a segment and a seed, as soon as its ways are fitted; those
 that are there are not made again, and `--report` fits nothing.
-Cost: some 70 fits a row of 1 to 3 seconds each on one core; on online-retail 6 rows a seed and mean size, on Yelp 3. Expect valid to rank prices, and shapes hardly.
+Cost: some 70 fits a row of 1 to 3 seconds each on one core; on online-retail 6 rows a seed and mean size, on Yelp 3.
+Expect valid to rank prices, and shapes hardly.
 """
 
 import dataclasses

@@ -11,8 +11,8 @@ laid out, and a pool is filled, written by Orbax and read again. Entities: one s
 ten in eleven of which are users, is fitted at 2 bytes an entity, by least squares in four bits (--sweeps of fixed
 strength) and by matrix factorisation (--steps of --batch); valid and test are the last 10,000 rows each, or a tenth,
 since to rank all items for all users grows with the product of both.
-Cost: half an hour on two cores for the defaults, and 16 GB of memory; 4 GB of disk. Expect seconds and memory to grow as
-rows and entities do.
+Cost: half an hour on two cores for the defaults, and 16 GB of memory; 4 GB of disk. Expect seconds and memory to
+grow as rows and entities do.
 """
 
 import dataclasses
