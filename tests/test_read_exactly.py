@@ -1,5 +1,8 @@
 """Borders and details of reading that a change of one operator would move."""
 
+import bz2
+import time
+
 import polars as pl
 import pytest
 
@@ -71,3 +74,15 @@ def test_every_distinct_text_counts_once_in_the_account_of_memory(tmp_path, monk
     monkeypatch.setattr(memory.Account, "ids", lambda self, number, *rest: counted.append(number))
     streams.read(_write(tmp_path, "user,item,timestamp\na,x,1\nb,x,2\nc,y,3\na,z,4\n"), time_unit="s")
     assert counted == [3, 3]
+
+
+def test_a_first_line_of_very_many_columns_is_refused_at_once(tmp_path):
+    """Some kilobytes of a compressed file can be a line of millions of separators."""
+    path = tmp_path / "wide.csv.bz2"
+    path.write_bytes(bz2.compress(b"user,item,timestamp" + b";" * 3_000_000 + b"\n1,2,1600000000\n"))
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"wide.csv.bz2: the first line has 3,000,000 ';'.*separator") as caught:
+        streams.read(path)
+    assert time.process_time() - begun < 5 and len(str(caught.value)) < 400
+    with pytest.raises(ValueError, match="the first line has 3,000,000 ';'"):
+        streams.read(path, separator=";")

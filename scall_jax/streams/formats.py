@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scall_jax.streams.ids import MISSING
+from scall_jax.streams.wording import option
 
 FORMATS = ("auto", "parquet", "csv", "tsv", "jsonl", "movielens-dat", "movielens-udata", "gowalla")
 """Names of the formats that `read` takes."""
@@ -43,6 +44,7 @@ HEADERLESS = {
 SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 """What may stand between the fields of a line, as `recognise` tries them."""
 
+_MOST_COLUMNS = 10_000
 _DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?")
 _TYPE = re.compile(r":(token|float)(_seq)?$")  # the types in headers of RecBole's files
 _EPOCH = 1e8  # seconds, 1973: numbers of at least this size may be times, in whatever unit
@@ -104,7 +106,7 @@ def recognise(lines: Sequence[str], format: str, separator: str | None, requeste
       The layout. The columns of text without a header that is no published format are `column_1`, `column_2`, ...
 
     Raises:
-      ValueError: a JSON array, which no line-by-line reader can read.
+      ValueError: a JSON array, which no line-by-line reader can read, or a first line of 10,000 columns.
 
     >>> recognise(["1::1193::5::978300760"], "auto", None, {}).format
     'movielens-dat'
@@ -120,6 +122,13 @@ def recognise(lines: Sequence[str], format: str, separator: str | None, requeste
         sep = "::" if format == "movielens-dat" else "\t"
         return Layout(format, sep, False, _padded(HEADERLESS[format], len(split(lines[0], sep))))
     given = separator or {"csv": ",", "tsv": "\t"}.get(format)
+    for sep in (given,) if given else SEPARATORS:
+        if first.count(sep) >= _MOST_COLUMNS:
+            # To tell so many columns apart would take minutes.
+            raise ValueError(
+                f"the first line has {first.count(sep):,} {sep!r}, and no table of interactions has {_MOST_COLUMNS:,} "
+                f"columns: {option('separator')} says what separates fields"
+            )
     sep = given or max(SEPARATORS, key=lambda s: _fitness(lines, s, requested))
     rows = [split(line, sep) for line in lines]
     notes = () if given or sep in ",\t" else (f"fields are separated by {sep!r}",)
