@@ -86,3 +86,12 @@ def test_a_first_line_of_very_many_columns_is_refused_at_once(tmp_path):
     assert time.process_time() - begun < 5 and len(str(caught.value)) < 400
     with pytest.raises(ValueError, match="the first line has 3,000,000 ';'"):
         streams.read(path, separator=";")
+
+
+def test_a_first_line_of_one_very_long_field_is_refused_at_once(tmp_path):
+    path = tmp_path / "long.csv.bz2"
+    path.write_bytes(bz2.compress("\u00eb".encode() * 4_000_000))
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"long.csv.bz2: no column for the user") as caught:
+        streams.read(path)
+    assert time.process_time() - begun < 5 and len(str(caught.value)) < 400

@@ -45,6 +45,7 @@ SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 """What may stand between the fields of a line, as `recognise` tries them."""
 
 _MOST_COLUMNS = 10_000
+_LONGEST_NAME = 200
 _DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?")
 _TYPE = re.compile(r":(token|float)(_seq)?$")  # the types in headers of RecBole's files
 _EPOCH = 1e8  # seconds, 1973: numbers of at least this size may be times, in whatever unit
@@ -72,11 +73,13 @@ class Layout(NamedTuple):
 
 
 def plain(name: str) -> str:
-    """A column's name without what people write differently.
+    """A column's name without what people write differently; one that is longer than any known name as it is.
 
     >>> plain("User ID"), plain("userId:token"), plain("user_id")
     ('userid', 'userid', 'userid')
     """
+    if len(name) > _LONGEST_NAME:
+        return name
     return re.sub(r"[^a-z0-9]", "", _TYPE.sub("", name.strip()).lower()) or name
 
 
