@@ -86,6 +86,9 @@ def test_a_first_line_of_very_many_columns_is_refused_at_once(tmp_path):
     assert time.process_time() - begun < 5 and len(str(caught.value)) < 400
     with pytest.raises(ValueError, match="the first line has 3,000,000 ';'"):
         streams.read(path, separator=";")
+    path.write_bytes(bz2.compress(b"1" + b"\t" * 20_000))
+    with pytest.raises(ValueError, match="the first line has 20,000"):
+        streams.read(path, format="movielens-udata")
 
 
 def test_a_first_line_of_one_very_long_field_is_refused_at_once(tmp_path):

@@ -123,15 +123,10 @@ def recognise(lines: Sequence[str], format: str, separator: str | None, requeste
         raise ValueError("a JSON array: one object per line is needed (jq -c '.[]' writes that)")
     if format in HEADERLESS:
         sep = "::" if format == "movielens-dat" else "\t"
+        _refuse_many_columns(first, (sep,))
         return Layout(format, sep, False, _padded(HEADERLESS[format], len(split(lines[0], sep))))
     given = separator or {"csv": ",", "tsv": "\t"}.get(format)
-    for sep in (given,) if given else SEPARATORS:
-        if first.count(sep) >= _MOST_COLUMNS:
-            # To tell so many columns apart would take minutes.
-            raise ValueError(
-                f"the first line has {first.count(sep):,} {sep!r}, and no table of interactions has {_MOST_COLUMNS:,} "
-                f"columns: {option('separator')} says what separates fields"
-            )
+    _refuse_many_columns(first, (given,) if given else SEPARATORS)
     sep = given or max(SEPARATORS, key=lambda s: _fitness(lines, s, requested))
     rows = [split(line, sep) for line in lines]
     notes = () if given or sep in ",\t" else (f"fields are separated by {sep!r}",)
@@ -144,6 +139,16 @@ def recognise(lines: Sequence[str], format: str, separator: str | None, requeste
         return Layout(published, sep, False, names, (note,))
     names = tuple(f"column_{number}" for number in range(1, len(rows[0]) + 1))
     return Layout("csv", sep, False, names, (*notes, "no header: the columns have numbers"))
+
+
+def _refuse_many_columns(line: str, separators: Iterable[str]) -> None:
+    """Refuse a first line of so many columns that to tell them apart would take minutes."""
+    for separator in separators:
+        if line.count(separator) >= _MOST_COLUMNS:
+            raise ValueError(
+                f"the first line has {line.count(separator):,} {separator!r}, and no table of interactions has "
+                f"{_MOST_COLUMNS:,} columns: {option('separator')} says what separates fields"
+            )
 
 
 def split(line: str, separator: str) -> list[str]:
