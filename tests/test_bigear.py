@@ -266,7 +266,9 @@ def test_items_alone_have_vectors(stream):
     for t, segment in enumerate(stream):
         users, known = int(segment.users), int(segment.items)
         for total in (1, known - 1, 5 * known + 3, 8 * known, 8 * known + 5, 10**6):
-            own = np.asarray(items_alone(SizesConfig(maximum=8))(jax.random.key(0), segment, jnp.int32(total)))
+            own = np.asarray(
+                items_alone(SizesConfig(minimum=0, maximum=8))(jax.random.key(0), segment, jnp.int32(total))
+            )
             of_users, of_items = own[: stream.capacity.users], own[stream.capacity.users :]
             assert own.sum() == min(total, 8 * (users + known)), t
             assert of_items.sum() == min(total, 8 * known) and of_users.sum() == own.sum() - of_items.sum()

@@ -20,7 +20,7 @@ def items_alone(config: SizesConfig) -> Allocator:
     """One size for all items, none for users; what items cannot hold, at their largest size, goes to users.
 
     Args:
-      config: has the largest size and the ranking.
+      config: has the largest size and the ranking; its smallest size must be 0.
 
     Returns:
       Allocator.
@@ -28,11 +28,10 @@ def items_alone(config: SizesConfig) -> Allocator:
     >>> from scall_jax import streams
     >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
     >>> segment = streams.cut(rows, segments=2).segment(1)
-    >>> own = items_alone(SizesConfig(maximum=8))(jax.random.key(0), segment, jnp.int32(20))
+    >>> own = items_alone(SizesConfig(minimum=0, maximum=8))(jax.random.key(0), segment, jnp.int32(20))
     >>> own.tolist()
     [0, 0, 0, 7, 7, 6]
     """
-    unbounded = dataclasses.replace(config, minimum=0)
 
     def allocator(key: jax.Array, segment, total: jax.Array) -> jax.Array:
         del key
@@ -43,7 +42,7 @@ def items_alone(config: SizesConfig) -> Allocator:
         found = []
         for part, amount, number in parts:
             order = entities_order(config, segment, part)
-            found.append(allocate_by_order(unbounded, jnp.ones(order.shape[0]), amount, number, order))
+            found.append(allocate_by_order(config, jnp.ones(order.shape[0]), amount, number, order))
         return jnp.concatenate(found)
 
     return allocator
