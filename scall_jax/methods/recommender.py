@@ -29,6 +29,14 @@ def _saros(config: Config) -> Recommender:
     return saros_recommender(config.saros, config.fit.valid_users, config.candidates)
 
 
+def _s2pnm(config: Config) -> Recommender:
+    return sequence_recommender(config.s2pnm, config.fit, config.search.probe_fit(config.fit), config.candidates)
+
+
+def _bigear(config: Config) -> Recommender:
+    return bigear_recommender(config.bigear, config.fit, config.search.probe_fit(config.fit), config.candidates)
+
+
 _BUILDERS: dict[str, Callable[[Config], Recommender]] = {
     "lightgcn": _by_gradients,
     "mf": _mf,
@@ -36,6 +44,9 @@ _BUILDERS: dict[str, Callable[[Config], Recommender]] = {
     "saros": _saros,
 }
 assert tuple(_BUILDERS) == RECOMMENDERS
+
+_OF_STORAGE: dict[str, Callable[[Config], Recommender]] = {"sequence": _s2pnm, "binary_layers": _bigear}
+"""Of storages whose vectors are trained in a way of their own, whatever `Config.recommender` says."""
 
 
 def recommender_of(config: Config) -> Recommender:
@@ -47,13 +58,7 @@ def recommender_of(config: Config) -> Recommender:
     Returns:
       Recommender.
     """
-    if config.table == "sequence":
-        # Its vectors of users are made by a network, which is trained in a way of its own.
-        return sequence_recommender(config.s2pnm, config.fit, config.search.probe_fit(config.fit), config.candidates)
-    if config.table == "binary_layers":
-        probe = config.search.probe_fit(config.fit)
-        return bigear_recommender(config.bigear, config.fit, probe, config.candidates)
-    return _BUILDERS[config.recommender](config)
+    return _OF_STORAGE.get(config.table, _BUILDERS[config.recommender])(config)
 
 
 def settled(config: Config, storage: str | None = None) -> Config:
