@@ -23,7 +23,9 @@ from experiments import compare
 from scall_jax import Config
 from scall_jax.analysis import report, significance
 from scall_jax.cli import commands
+from scall_jax.cli import flags as run_flags
 from scall_jax.run import folder as run_folder
+from scall_jax.run import records
 from scall_jax.streams import Stream
 
 
@@ -78,13 +80,15 @@ def by_seed(flags: compare.Compare, settings: Sequence[tuple[float, str]], shown
     for seed in flags.seeds:
         for size, method in settings:
             out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
-            run_flags = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
+            cell = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
             columns = {"bias": flags.biases[0], "mean size": f"{size:g}", "method": method}
-            found.append(compare.Cell(shown | columns, run_flags))
+            found.append(compare.Cell(shown | columns, cell))
     return found
 
 
-def publish(path: Path, frame: pl.DataFrame, row: Sequence[str], base: str, title: str) -> str:
+def publish(
+    path: Path, frame: pl.DataFrame, row: Sequence[str], base: str, title: str, below: Sequence[str] = ()
+) -> str:
     """Print finished cells as a table, each method beside a base, and write it beside their file.
 
     Args:
@@ -93,15 +97,35 @@ def publish(path: Path, frame: pl.DataFrame, row: Sequence[str], base: str, titl
       row: columns that tell settings apart; the mean size is among them.
       base: the method that the others are tested against.
       title: what stands above the table, in Markdown.
+      below: what stands below it.
 
     Returns:
-      The text of the table and its note.
+      The text of the table and of what is below it.
     """
-    shown = frame.sort(pl.col("mean size").cast(float), maintain_order=True)
-    text = f"{comparison(shown, row, 'method', base)}\n\n{note(frame)}"
+    # Methods without a budget have no mean size.
+    shown = frame.sort(pl.col("mean size").cast(float, strict=False), maintain_order=True)
+    text = "\n\n".join([comparison(shown, row, "method", base), note(frame), *below])
     run_folder.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
     print(f"\n{text}")
     return text
+
+
+def keep_refused(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> None:
+    """Add cells that cannot be run, with what they show and without results; those that are there are not added again.
+
+    Args:
+      path: of the file.
+      flags: of the comparison.
+      found: the cells.
+    """
+    version = commit()
+    for shown, cell in found:
+        stream = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
+        name = identity(run_flags.make_config(cell, *cell.method), stream, cell.seed)
+        known = read(path)
+        if known.is_empty() or name not in known["cell"]:
+            what = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
+            add(path, what | shown | {"by_user": []})
 
 
 def names(flags: compare.Compare, found: Sequence[compare.Cell]) -> list[str]:
@@ -142,7 +166,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
     return read(path)
 
 
-def _results(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _results(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Columns of a cell's results."""
     names = {
         "recall@20": "mean_test_recall@20",
@@ -152,6 +176,9 @@ def _results(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[s
         "seconds search": "seconds_search",
     }
     parts = {title: summary[key] for title, key in names.items()}
+    parts |= {f"{name} MB": 1e-6 * lines[-1][f"bytes_{name}"] for name in ("table", "serving")}
+    counted = records.averaged(lines)
+    parts |= {f"last {m}": counted[-1][f"test_{m}"] if counted else None for m in ("recall@20", "ndcg@20")}
     return parts | {"segments": len(lines), "steps": sum(line["steps"] for line in lines)}
 
 
@@ -165,9 +192,10 @@ def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> 
       base: the arm that the others are tested against.
 
     Returns:
-      A line for each setting and arm, in the order of the file: means with their spread over seeds, the difference
-      from the base in the mean over users with its 95% interval, the two-sided p-value of no difference and that of
-      more than 2%, both corrected by Holm's rule for their number in the table.
+      A line for each setting and arm, in the order of the file: means with their spread over seeds, bytes at the end of
+      the stream where the file has them, the difference from the base in the mean over users with its 95% interval, the
+      two-sided p-value of no difference and that of more than 2%, both corrected by Holm's rule for their number in the
+      table.
     """
     groups = {key: part for key, part in frame.group_by([*row, arm], maintain_order=True)}
     compared = {}
@@ -178,17 +206,18 @@ def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> 
             compared[key] = significance.compare_means(ours, theirs)
     kinds = [[getattr(found, name) for found in compared.values()] for name in ("p_value", "p_equal")]
     p_values = dict(zip(compared, zip(*map(significance.holm, kinds), strict=True), strict=True))
-    lines = []
+    lines, sizes = [], [name for name in ("table MB", "serving MB") if name in frame.columns]
     for key in sorted(groups, key=lambda key: tuple(map(str, key[:-1]))):
         part, found = groups[key], compared.get(key)
         means = [report.mean_and_spread(part[name].to_list()) for name in ("recall@20", "ndcg@20", "valid recall@20")]
+        means += ["-" if part[name].mean() is None else f"{np.mean(part[name].to_numpy()):.3f}" for name in sizes]
         seconds = [f"{part[name].mean():.0f}" for name in ("seconds fit", "seconds search")]
         tested = ["-", "-", "-"]
         if found is not None:
             difference = f"{found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
             tested = [difference, *(f"{p:.2g}" for p in p_values[key])]
         lines.append([*map(str, key), str(len(part)), *means, *seconds, *tested])
-    columns = ["seeds", "Recall@20", "NDCG@20", "valid R@20", "fit s", "search s"]
+    columns = ["seeds", "Recall@20", "NDCG@20", "valid R@20", *sizes, "fit s", "search s"]
     columns += [f"by user R@20 less that of {base}", "p", "p of 2%"]
     return report.markdown([*row, arm, *columns], lines)
 

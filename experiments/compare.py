@@ -115,10 +115,10 @@ def cell_flags(flags: C, out: Path, method: str, size: float, seed: int) -> C:
       seed: of the run.
 
     Returns:
-      Flags of the same class.
+      Flags of the same class. A cell is cut by itself, so that flags of the cut after the method's @ hold.
     """
-    budget = run_flags.BudgetFlags(mean_size=size)
-    return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, resume=True, out=out)
+    budget, cut = run_flags.BudgetFlags(mean_size=size), run_flags.for_method(flags, method)[0].cut
+    return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, cut=cut, resume=True, out=out)
 
 
 def main(flags: Compare) -> list[dict[str, str]]:

@@ -509,9 +509,13 @@ def make_config(flags: Main, method: str) -> Config:
       Config.
 
     Raises:
-      ValueError: unknown method, or a value out of its range.
+      ValueError: unknown method, a value out of its range, or a flag after an @ that methods cannot differ by.
     """
-    flags, method = for_method(flags, method)
+    shared, (flags, method) = flags, for_method(flags, method)
+    # A method cannot have a stream, a seed or a folder of its own: the runs are made of what is common to all.
+    for field in sorted({f.name for f in dataclasses.fields(Main)} - {f.name for f in dataclasses.fields(Config)}):
+        if getattr(flags, field) != getattr(shared, field):
+            raise ValueError(f"--{field.replace('_', '-')} after an @: it is the same for all methods; give it alone")
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in (*METHODS, auto.NAME):
