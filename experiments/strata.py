@@ -1,17 +1,17 @@
 """For whom a method is better: Recall@20 and NDCG@20 of finished runs by strata of users and of items.
 
-    python -m experiments.strata --out runs/arena                     # after python -m experiments.arena
+    python -m experiments.strata --out runs/compare                   # after python -m experiments.compare
     python -m experiments.strata --data clicks.parquet --cut.segments 8 --out runs/compare --strata.neighbours 200
 
 Takes the flags of `experiments.run` for the stream, which must be those of the runs (data, columns, cut, seed), and in
---out a folder of finished runs: that of `experiments.run`, `compare`, `scall` or `arena`, which writes the same with
---by-strata. Strata: new and warm users; new and warm items (metrics that count a user's relevant items that were first
-met in the segment, and those met before it, over the users who have such); deciles of user frequency; terciles of two
-measures of user coherence, our reading of arXiv 2410.02453 (`scall_jax.evaluation.user_strata` has the formulas). All
-are known at the segment's cut; groups are formed among the segment's test users. Writes strata.md and strata.parquet (a
-row per run, segment and stratum) and prints the tables: means over the users of all segments but the first, ± standard
-deviation over seeds. Cost: nothing is trained; seconds to minutes for the co-occurrences of each segment. Expect all
-methods to find little for incoherent users, and gains of one over another among the frequent and the coherent.
+--out a folder of finished runs: that of `experiments.run` or `compare`. Strata: new and warm users; new and warm items
+(metrics that count a user's relevant items that were first met in the segment, and those met before it, over the users
+who have such); deciles of user frequency; terciles of two measures of user coherence, our reading of arXiv 2410.02453
+(`scall_jax.evaluation.user_strata` has the formulas). All are known at the segment's cut; groups are formed among the
+segment's test users. Writes strata.md and strata.parquet (a row per run, segment and stratum) and prints the tables:
+means over the users of all segments but the first, ± standard deviation over seeds. Cost: nothing is trained; seconds
+to minutes for the co-occurrences of each segment. Expect all methods to find little for incoherent users, and gains of
+one over another among the frequent and the coherent.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Strata(run_flags.Main):
 
     strata: StrataConfig = StrataConfig()
     """How coherence is computed."""
-    out: Path = Path("runs/arena")
+    out: Path = Path("runs/compare")
     """Folder with finished runs at any depth."""
 
 
@@ -64,7 +64,7 @@ def finished(out: Path) -> dict[str, list[Path]]:
         cell = json.dumps([identity["config"], identity["stream"]["fingerprint"]], sort_keys=True)
         groups.setdefault(cell, {}).setdefault(json.dumps(identity["key"]), path.parent)
     if not groups:
-        raise ValueError(f"{out} holds no finished run: make some with experiments.run, compare or arena")
+        raise ValueError(f"{out} holds no finished run: make some with experiments.run or compare")
     found = [list(by_key.values()) for by_key in groups.values()]
     names = [name_of(folders[0], out) for folders in found]
     # Folders whose names differ in the seed alone may hold different runs; those get their full names.

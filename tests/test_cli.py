@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -85,7 +84,7 @@ def test_with_a_terminal_progress_is_shown_from_inside_the_programs(data, tmp_pa
     assert sum(text.startswith("segment 1 best") for text in shown) == 2
 
 
-@pytest.mark.slow  # the quick test of the arena below runs such cells
+@pytest.mark.slow
 def test_compare_runs_each_cell_once_and_gives_the_spread(data, tmp_path, capsys):
     arguments = tiny_arguments(
         data, tmp_path, "--method", "uniform", "popularity-all", "--mean-sizes", "2", "--seeds", "0", "1"
@@ -244,76 +243,91 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path, method, segments
     assert one == other and len(one) == segments
 
 
+@pytest.fixture
+def _compilation_cache_as_before():
+    """Comparisons put the compilation cache into their own folder."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _run_arena(data, tmp_path, *more):
+    """The rows of an arena's file after a run of it."""
+    results = tmp_path / "arena.parquet"
+    arguments = tiny_arguments(data, tmp_path / "runs", *more, "--results", str(results))
+    cli(arena.Arena, arena.main, arguments=arguments)
+    return pl.read_parquet(results)
+
+
 @pytest.mark.slow
-def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys):
+def test_arena_gives_every_method_the_same_bytes(data, tmp_path, capsys, _compilation_cache_as_before):
     methods = ["--method", "uniform", "binary_hash", "full", "popularity-all", "--mean-sizes", "0.1", "2", "4"]
-    arguments = tiny_arguments(data, tmp_path, *methods, "--seeds", "0", "1")
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        cli(arena.Arena, arena.main, arguments=[*arguments, "--by-strata"])
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    frame = pl.read_parquet(tmp_path / "arena.parquet").filter(pl.col("MB") != "-")
-    assert set(frame["method"]) == {"uniform", "binary_hash"}
-    assert (frame["bytes_at_rest"] <= frame["budget_bytes"]).all()
-    assert (frame["bytes_at_rest"] > 0.8 * frame["budget_bytes"]).all()
-    assert (frame["bytes_at_rest"] == frame["bytes_parameters"] + frame["bytes_metadata"]).all()
+    frame = _run_arena(data, tmp_path, *methods, "--seeds", "0", "1")
+    # Seed by seed; a budget that a method cannot use is a row by itself, with the reason.
+    first = frame.filter(pl.col("recall@20").is_not_null() & (pl.col("seed") == 0))
+    assert first["method"].to_list() == ["uniform"] * 2 + ["binary_hash"] * 2 + ["full", "popularity-all"]
+    assert frame.filter(pl.col("refused").is_not_null())["mean size"].unique().to_list() == ["0.1"]
+    sized = frame.filter((pl.col("MB") != "-") & pl.col("recall@20").is_not_null())
+    assert sized.group_by("method").len().sort("method").rows() == [("binary_hash", 4), ("uniform", 4)]
+    budget = sized["MB"].cast(float)
+    assert (sized["table MB"] <= 1.001 * budget).all() and (sized["table MB"] > 0.8 * budget).all()
+    assert (sized["serving MB"] > sized["table MB"]).all()
     printed = capsys.readouterr().out
-    assert "- uniform at mean size 0.1: budget" in printed
-    assert all(f"| {metric} over MB (stored)" in printed for metric in ("recall@20", "ndcg@20"))
-    assert ("AUC-A log" in printed and "popularity-all: Recall@20" in printed) or "- popularity-all - " in printed
-    assert (tmp_path / "arena.png").exists()
-    rows = {row["method"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
-    assert rows["full"]["MB"] == rows["full"]["mean size"] == "-" and rows["full"]["seeds"] == "2"
-    assert "- full is outside the budget: " in printed and ("full: Recall@20" in printed or "full - " in printed)
-    _check_strata(data, tmp_path, capsys)
+    assert "uniform, mean size 0.1: budget" in printed
+    assert all(f"| {metric} over MB (budget)" in printed for metric in ("recall@20", "ndcg@20"))
+    assert "AUC-A log" in printed and "table MB" in printed
+    assert len(list(tmp_path.glob("arena-*.png"))) == 1
+    assert _run_arena(data, tmp_path, *methods, "--seeds", "0", "1").equals(frame)
 
 
 @pytest.mark.slow
-def test_arena_exchanges_replay_for_width(data, tmp_path, capsys):
-    methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.5"]
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        cli(arena.Arena, arena.main, arguments=tiny_arguments(data, tmp_path, *methods, "--cut.segments", "2"))
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    frame = pl.read_parquet(tmp_path / "arena.parquet")
-    sized = frame.filter(pl.col("method") == "uniform")
-    assert len(sized) == 2
-    for row in sized.iter_rows(named=True):
-        spent = row["bytes_at_rest"] + row["bytes_replay"]
-        assert spent <= row["budget_bytes"]
-        # In the first segment all have the largest size, which leaves bytes unspent.
-        assert row["segment"] == 0 or spent > row["budget_bytes"] - 4
-        assert row["replay"] == "0.5" and (row["bytes_replay"] > 0) == (row["segment"] > 0)
-    assert frame.filter(pl.col("method") == "popularity-all")["replay"].unique().to_list() == ["-"]
+def test_arena_exchanges_replay_for_width(data, tmp_path, capsys, _compilation_cache_as_before):
+    methods = ["--method", "uniform", "popularity-all", "--mean-sizes", "0.05", "16", "--replays", "0.25", "0.5"]
+    frame = _run_arena(data, tmp_path, *methods, "--seeds", "0", "--cut.segments", "2")
+    ran = frame.filter(pl.col("recall@20").is_not_null())
+    assert ran.select("method", "replay", "mean size").rows() == [
+        ("uniform", "0.25", "16"),
+        ("uniform", "0.5", "16"),
+        ("popularity-all", "-", "-"),
+    ]
+    # The rows of replay are paid for before the table.
+    assert ran["table MB"][1] < ran["table MB"][0] < float(ran["MB"][0])
     printed = capsys.readouterr().out
-    assert re.search(r"- popularity-all is outside the budget: table 0 MB, serving 0.000\d+ MB", printed)
-    assert "- uniform, replay 0.5 at mean size 0.05: " in printed
-    # Bytes that replay takes count as spent.
-    assert "- uniform, replay 0.5 takes" not in printed
-    flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), replays=(0.0, 0.1))
+    assert "uniform, replay 0.5, mean size 0.05: " in printed and "| uniform, replay 0.25 " in printed
+    flags = arena.Arena(method=("uniform", "popularity-all"), mean_sizes=(2.0,), seeds=(0,), replays=(0.0, 0.1))
     cells = [(arena.label(shown), cell.cut.replay, cell.charge) for shown, cell in arena._all_cells(flags)]
     wanted = [("uniform, replay 0", 0.0, "replay"), ("uniform, replay 0.1", 0.1, "replay")]
     assert cells == [*wanted, ("popularity-all", flags.cut.replay, "stored")]
 
 
-def _check_strata(data, out, capsys):
-    """The arena writes the tables of `experiments.strata`, and their parts add up to the runs' own metrics."""
-    written, frame = (out / "strata.md").read_text(), pl.read_parquet(out / "strata.parquet")
-    cli(strata.Strata, strata.main, arguments=tiny_arguments(data, out))
-    printed = capsys.readouterr().out
-    rows = [sorted(line for line in text.splitlines() if line.startswith("|")) for text in (written, printed)]
-    assert rows[0] == rows[1] and sum("uniform/" in row and " ± " in row for row in rows[0]) == 2 * 2 * 5
+def test_flags_of_the_cut_after_an_at_hold_for_a_cell_and_are_refused_for_runs_of_one_stream(capsys):
+    flags = arena.Arena(method=("uniform", "uniform@cut.replay-by=neighbourhood"), mean_sizes=(2.0,), seeds=(0,))
+    assert [cell.cut.replay_by for _, cell in compare.cells(flags)] == ["uniform", "neighbourhood"]
+    for option, name in (("cut.replay=0.5", "cut"), ("seed=1", "seed"), ("resume=true", "resume")):
+        with pytest.raises(SystemExit):
+            run_command(arguments=["--method", f"uniform@{option}", "--out", "never"])
+        assert f"--{name} after an @: it is the same for all methods" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_strata_add_up_to_the_metrics_of_their_runs(data, tmp_path, capsys, _compilation_cache_as_before):
+    more = ["--method", "uniform", "popularity-all", "--mean-sizes", "2", "--seeds", "0", "1"]
+    cli(compare.Compare, compare.main, arguments=tiny_arguments(data, tmp_path, *more))
+    capsys.readouterr()
+    cli(strata.Strata, strata.main, arguments=tiny_arguments(data, tmp_path))
+    printed, frame = capsys.readouterr().out, pl.read_parquet(tmp_path / "strata.parquet")
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert sum("uniform/" in row and " ± " in row for row in rows) == 2 * 5
+    assert all(row in (tmp_path / "strata.md").read_text() for row in rows)
     assert "recall@20 by mean conditional surprise (our reading of arXiv 2410.02453)" in printed
     for (folder, segment, split), part in frame.group_by("folder", "segment", "split"):
         if split != "relevant items":
-            line = run_folder.read_lines(out / folder / "metrics.jsonl")[segment]
+            line = run_folder.read_lines(tmp_path / folder / "metrics.jsonl")[segment]
             assert part["users"].sum() == line["test_users"]
             mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
             assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
     with pytest.raises(SystemExit):
-        cli(strata.Strata, strata.main, arguments=[*tiny_arguments(data, out), "--seed", "1"])
+        cli(strata.Strata, strata.main, arguments=[*tiny_arguments(data, tmp_path), "--seed", "1"])
     assert "give the stream, cut and seed" in capsys.readouterr().err
 
 
@@ -359,10 +373,8 @@ def test_the_help_of_a_comparison_shows_its_own_flags_with_its_own_defaults(caps
     with pytest.raises(SystemExit):
         cli(arena.Arena, arena.main, arena.__doc__, ["-h"], "python -m experiments.arena")
     text = capsys.readouterr().out
-    assert all(
-        f"--{name} " in text for name in ("mean-sizes", "replays", "by-strata", "strata.neighbours", "fit.steps")
-    )
-    assert "(default: 2.0 8.0)" in text and "(default: 200)" in text
+    assert all(f"--{name} " in text for name in ("mean-sizes", "replays", "results", "report", "fit.steps"))
+    assert "(default: 0.5 2.0 8.0)" in text and "(default: 300)" in text
     assert "--budget" not in text and "--overwrite" not in text
 
 
