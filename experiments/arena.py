@@ -74,6 +74,19 @@ METHODS = (
 """Methods, on LightGCN where they name no recommender."""
 
 
+LEGEND = {
+    f"gain@{_ALS}": "least squares, 4 bits, sizes by gains",
+    f"uniform@{_ALS}": "least squares, 4 bits, one size",
+    "uniform@table=packed_int4": "LightGCN, 4 bits, one size",
+    "uniform": "LightGCN, one size",
+    "frequency": "LightGCN, sizes by frequency",
+    "scall": "LightGCN, SCALL",
+    "evict_count": "LightGCN, eviction by count",
+    "bigear": "BiGeaR",
+}
+"""Methods in the pictures, on each base the best and rivals of other kinds, and what they are called there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Arena(compare.Compare):
     """Flags; all those of `experiments.compare` apply."""
@@ -122,7 +135,8 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
     found, refused, streams, sizes = [], [], {}, {}
     reasons: dict[tuple[str, ...], str] = {}
     for shown, cell in _all_cells(flags):
-        shown, (method,) = {"most steps": str(flags.fit.steps)} | shown, cell.method
+        (method,) = cell.method
+        shown = {"most steps": "-" if method in BASELINES else str(flags.fit.steps)} | shown
         # Raises where anything but the budget is wrong, which is wrong for all runs.
         run_flags.make_config(cell, method)
         if cell.cut not in streams:
@@ -240,8 +254,17 @@ def areas(found: dict[str, Curve], metric: str, charge: str) -> str:
 
 
 def picture(path: Path, frame: pl.DataFrame, stream: str) -> None:
-    """Plot Recall@20 by the megabytes that serving needs; methods outside the budget are levels."""
-    series = {m: (x.megabytes, x.mean, x.spread) for m, x in curves(frame, "recall@20", "serving MB").items()}
+    """Plot Recall@20 by the megabytes that serving needs; methods outside the budget are levels.
+
+    Args:
+      path: of the picture.
+      frame: finished cells of one stream and one number of steps. Of methods within the budget those in `LEGEND` are
+        shown, or all if there are none of these.
+      stream: its name.
+    """
+    found = curves(frame, "recall@20", "serving MB")
+    named = {m: LEGEND.get(m, m) for m in ([m for m in LEGEND if m in found] or found)}
+    series = {name: (*found[m][:3],) for m, name in named.items()}
     levels = {}
     for (name,), part in frame.filter(pl.col("MB") == "-").group_by("line", maintain_order=True):
         megabytes, recall = (part[column].to_numpy().mean() for column in ("serving MB", "recall@20"))
@@ -249,34 +272,48 @@ def picture(path: Path, frame: pl.DataFrame, stream: str) -> None:
     plots.plot_lines(path, series, stream, "10^6 bytes that serving needs", "test Recall@20", levels)
 
 
-def publish(path: Path, frame: pl.DataFrame) -> str:
-    """Write and print tables and pictures of a file's cells; the text.
+def below(path: Path, shown: pl.DataFrame) -> list[str]:
+    """What stands below the table: areas for each stream and number of steps, and who cannot use a budget.
+
+    Pictures are written beside the file.
 
     Args:
       path: of the file.
-      frame: its rows.
+      shown: its rows, with the name of each one's line.
+
+    Returns:
+      Markdown.
     """
-    shown = frame.with_columns(line=pl.Series([label(x) for x in frame.iter_rows(named=True)], dtype=pl.String))
-    ran = shown.filter(pl.col("recall@20").is_not_null()).with_columns(pl.col("MB").alias("budget MB"))
-    parts = []
-    for (stream, steps), part in ran.group_by("stream", "most steps", maintain_order=True):
+    parts, ran = [], shown.filter(pl.col("recall@20").is_not_null()).with_columns(pl.col("MB").alias("budget MB"))
+    within = ran.filter(pl.col("most steps") != "-")
+    for stream, steps in within.select("stream", "most steps").unique(maintain_order=True).rows():
+        part = ran.filter((pl.col("stream") == stream) & pl.col("most steps").is_in([steps, "-"]))
         for metric in ("recall@20", "ndcg@20"):
             table = areas(curves(part, metric), metric, "budget")
             parts += [f"## {stream}, {steps} steps: areas of {metric}\n\n{table}"] if table else []
         if figures.has_matplotlib():
-            picture(path.with_name(f"{path.stem}-{Path(str(stream)).stem}-{steps}.png"), part, str(stream))
+            picture(path.with_name(f"{path.stem}-{Path(stream).stem}-{steps}.png"), part, stream)
     if parts:
         parts.append(
             "AUC-A: area under the mean over segments, AUC-L: under the last segment, each divided by the range of "
             "(log) memory. Methods without the least or the largest budget have none."
         )
-    refused = shown.filter(pl.col("recall@20").is_null())
-    reasons = [
-        f"- {x['stream']}, {x['line']}, mean size {x['mean size']}: {x.get('refused')}" for x in refused.to_dicts()
-    ]
-    parts += ["\n".join(["## Budgets that cannot be used\n", *reasons])] if reasons else []
+    refused = shown.filter(pl.col("recall@20").is_null()).to_dicts()
+    reasons = [f"- {x['stream']}, {x['line']}, mean size {x['mean size']}: {x.get('refused')}" for x in refused]
+    return [*parts, *(["\n".join(["## Budgets that cannot be used\n", *reasons])] if reasons else [])]
+
+
+def publish(path: Path) -> str:
+    """Write and print tables and pictures of a file's cells; the text.
+
+    Args:
+      path: of the file.
+    """
+    frame = cell_file.read(path)
+    shown = frame.with_columns(line=pl.Series([label(x) for x in frame.iter_rows(named=True)], dtype=pl.String))
+    table = shown.filter(pl.col("recall@20").is_not_null()).drop("method").rename({"line": "method"})
     title = "# The arena\n\nBy `python -m experiments.arena`; its help has the commands."
-    return cell_file.publish(path, ran.drop("method").rename({"line": "method"}), ROW, "uniform", title, parts)
+    return cell_file.publish(path, table, ROW, "uniform", title, below(path, shown))
 
 
 def main(flags: Arena) -> str:
@@ -286,7 +323,7 @@ def main(flags: Arena) -> str:
         found, refused = cells(flags)
         cell_file.keep_refused(flags.results, flags, refused)
         cell_file.run(flags.results, flags, found)
-    return publish(flags.results, cell_file.read(flags.results))
+    return publish(flags.results)
 
 
 if __name__ == "__main__":

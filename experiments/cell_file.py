@@ -160,14 +160,19 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
             continue
         summary, lines = commands.run_method(cell, config, stream, cell.out)
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
-        values = significance.user_values([cell.out])[0].astype(np.float32)
-        add(path, row | shown | _results(summary, lines) | {"by_user": values.tolist()})
+        add(path, row | shown | results(cell.out, summary, lines))
         run_folder.remove_run(cell.out)
     return read(path)
 
 
-def _results(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of a cell's results."""
+def results(folder: Path, summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of a cell's results.
+
+    Args:
+      folder: of the run, which holds the metrics of each user.
+      summary: of the run.
+      lines: of its metrics, one for each segment.
+    """
     names = {
         "recall@20": "mean_test_recall@20",
         "ndcg@20": "mean_test_ndcg@20",
@@ -179,7 +184,9 @@ def _results(summary: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, 
     parts |= {f"{name} MB": 1e-6 * lines[-1][f"bytes_{name}"] for name in ("table", "serving")}
     counted = records.averaged(lines)
     parts |= {f"last {m}": counted[-1][f"test_{m}"] if counted else None for m in ("recall@20", "ndcg@20")}
-    return parts | {"segments": len(lines), "steps": sum(line["steps"] for line in lines)}
+    by_user = significance.user_values([folder])[0].astype(np.float32)
+    steps = sum(line.get("steps", 0) for line in lines)
+    return parts | {"segments": len(lines), "steps": steps, "by_user": by_user.tolist()}
 
 
 def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> str:
