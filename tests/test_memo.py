@@ -43,6 +43,12 @@ def states(stream):
     return run, exporter, found
 
 
+def _storage(states, stream):
+    """The storage of the runs."""
+    wide = states[2][0][0].capacity.budget_units
+    return expandable.expandable(MEMO, *stream.capacity[:2], wide, 12)
+
+
 def test_frozen_columns_stay_bit_for_bit_and_are_some(states):
     frozen = [exported["parameters_frozen"] for _, exported, *_ in states[2]]
     columns = [exported["metadata_columns"] for _, exported, *_ in states[2]]
@@ -65,7 +71,7 @@ def test_sizes_add_up_to_the_budget_and_the_account_to_the_arrays(states, stream
         # Frozen columns are at most their part of the budget.
         assert len(exported["parameters_frozen"]) <= MEMO.frozen * int(record.budget)
         users = stream.capacity.users
-        vectors = expandable.expandable(MEMO, *stream.capacity[:2], 12).vectors(state.params, state.plan)
+        vectors = _storage(states, stream).vectors(state.params, state.plan)
         exists = np.r_[0 : known[0], users : users + known[1]]
         assert (np.abs(np.asarray(vectors)[exists]) > 0).sum() == coordinates
 
@@ -82,7 +88,7 @@ def test_a_rotation_keeps_scores_and_sorts_axes(key):
     users, items = 9, 7
     block = jax.random.normal(key, (users + items, 5)) * jnp.array([[0.1, 3.0, 1.0, 0.5, 7.0]])
     known = jnp.array([users, items])
-    storage = expandable.expandable(MEMO, users, items, 5)
+    storage = expandable.expandable(MEMO, users, items, 5, 5)
     plan = storage.plan()._replace(width=jnp.int32(4), known=known)
     turned = np.asarray(expandable.rotated(block, plan, users), np.float64)
     before = np.asarray(block, np.float64)[:, :4]
@@ -98,7 +104,7 @@ def test_a_rotation_keeps_scores_and_sorts_axes(key):
 
 def test_new_items_are_as_long_as_older_ones_in_the_mean(states, stream):
     users, aligned = stream.capacity.users, 0
-    storage = expandable.expandable(MEMO, *stream.capacity[:2], 12)
+    storage = _storage(states, stream)
     for state, *_ in states[2][1:]:
         vectors = np.asarray(storage.vectors(state.params, state.plan), np.float64)[users:]
         norms, (old, known) = (
@@ -117,8 +123,9 @@ def test_training_has_the_second_loss_and_holds_nothing_for_frozen_columns(state
     segment = jax.tree.map(jnp.asarray, stream.segment(2))
     state = found[1][0]
     prepared = run.prepare(state, segment)
-    storage = expandable.expandable(MEMO, *stream.capacity[:2], 12)
-    assert prepared.params.shape == (storage.nodes, 12) and storage.width == 18
+    storage = _storage(states, stream)
+    # A budget of 5 columns needs no more than 8, though sizes up to 12 are allowed.
+    assert prepared.params.shape == (storage.nodes, 8) and storage.width == 14
     held = run.method.bookkeeping(state, stream).training_bytes(state, segment, prepared.params)
     assert held == 5 * nbytes(prepared.params)
 
@@ -155,6 +162,6 @@ def test_values_out_of_range_are_refused():
     for name, value in (("columns", 0), ("kept", 1.0), ("frozen", 0.0), ("auxiliary", -1.0)):
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(ExpandableConfig(), **{name: value})
-    storage = tables.storage_factory(_config(table="expandable")).build(100, 5, 3, 2)
+    storage = tables.storage_factory(_config(table="expandable")).build(2, 5, 3, 2)
     with pytest.raises(ValueError, match="restore with the stream"):
         storage.restore({"parameters": np.zeros((8, 3), np.float32)}, (5, 3))

@@ -66,7 +66,7 @@ def test_groups_are_clusters_of_rows_and_keep_who_shares_already():
 
 
 def test_a_row_starts_from_the_mean_of_its_entities_and_leaves_with_them(key):
-    storage = tables.STORAGES["clustered"].build(99, 3, 3, 4)
+    storage = tables.STORAGES["clustered"].build(4, 3, 3, 4)
     full = jnp.int32(6)
     old = Shared(jnp.array([0, 0, 1, 2, 3, 6]), jnp.int32(4), jnp.int32(3))
     new = Shared(jnp.array([0, 1, 2, 3, 3, 4]), jnp.int32(5), jnp.int32(4))

@@ -16,6 +16,7 @@ import tyro
 
 from scall_jax.cli import help_page
 from scall_jax.cli.stopping import stop_on_signals
+from scall_jax.ops import processes
 from scall_jax.run import process_memory
 from scall_jax.streams import DataWarning
 
@@ -67,6 +68,8 @@ def cli(
         raise SystemExit(2) from None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
+            if processes.several():
+                processes.leave(error)
             raise
         way = "lower --sizes.maximum or --fit.batch, or take fewer users and items (--cut.k-core)"
         print(f"error: {str(error).splitlines()[0]}: {way}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
+from scall_jax.ops import processes
 from scall_jax.run import auto, choices, records, run_segments
 from scall_jax.run import folder as run_folder
 
@@ -84,6 +86,15 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     Raises:
       ValueError: flags, a stream or a folder that no run can use; nothing has been run then.
     """
+    processes.join(flags.processes)
+    if processes.is_first():
+        return _run_job(flags)
+    # The first of several processes speaks for all.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return _run_job(flags)
+
+
+def _run_job(flags: Main) -> list[dict[str, Any]]:
     flags = by_data(by_protocol(flags))
     methods = expand(flags.method)
     if not methods:
@@ -93,8 +104,7 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
     if flags.tensorboard:
         events.check()
     configs = {method: make_config(flags, method) for method in methods}
-    for method in methods:
-        _check_folder(flags, flags.out / method)
+    processes.told_by_first(lambda: [_check_folder(flags, flags.out / method) for method in methods])
     stream = load_stream(flags, segments="auto")
     check_stream(stream)
     for config in configs.values():
@@ -121,6 +131,8 @@ def _run_methods(
         summaries.append(summary)
         runs[method] = lines
         warnings[method] = report.warnings(lines, config)
+    if not processes.is_first():
+        return summaries
     if figures.has_matplotlib():
         plots.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
     text = report.table(summaries)
@@ -196,9 +208,11 @@ def run_method(
     """
     of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
     with stop_on_signals(lambda: _stopped(flags, folder, of_method)):
-        if flags.overwrite and not flags.resume:
+        if flags.overwrite and not flags.resume and processes.is_first():
             (auto.remove if config.method == auto.NAME else run_folder.remove_run)(folder)
         lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
+        if not processes.is_first():
+            return report.describe(label or config.method, lines) | records.summarise(lines), lines
         summary = finish_run(config, stream, folder, label or config.method, lines)
         if extras.html:
             run_report.write(folder)
@@ -224,10 +238,12 @@ def _run_segments(
         jax.clear_caches()
 
     with contextlib.ExitStack() as open_until_the_end:
-        inside = not flags.compilation_cache
-        progress = open_until_the_end.enter_context(Progress(label, stream, config.fit.steps, probes, inside))
-        callbacks: dict[str, Any] = progress.callbacks | {"on_compiled": on_compiled}
-        if extras.tensorboard:
+        inside, callbacks = not flags.compilation_cache and not processes.several(), {}
+        if processes.is_first():
+            progress = open_until_the_end.enter_context(Progress(label, stream, config.fit.steps, probes, inside))
+            callbacks = progress.callbacks
+        callbacks: dict[str, Any] = callbacks | {"on_compiled": on_compiled}
+        if extras.tensorboard and processes.is_first():
             callbacks = open_until_the_end.enter_context(events.EventLog(folder, config.fit.steps)).callbacks(callbacks)
         key = jax.random.key(flags.seed)
         return run_segments(config, stream, key, folder=folder, segments=segments, **callbacks)

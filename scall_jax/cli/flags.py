@@ -13,6 +13,7 @@ from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.ops.devices import ONE, MeshConfig
+from scall_jax.ops.processes import ALONE, ProcessesConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.fit_config import FitConfig
@@ -240,6 +241,9 @@ class Main:
     """Options of the method bigear."""
     mesh: MeshConfig = ONE
     """Several devices for one run."""
+    processes: ProcessesConfig = ALONE
+    """Several processes for one run, each with some of its devices; start all of them with the same flags but the
+    number."""
     protocol: str = "clean"
     """clean, or published: protocol, search and policy of the official code, selection on test included. For
     comparison only; published replaces the flags cut.published, search (but its probes and their steps), policy,
@@ -300,6 +304,8 @@ def load_stream(flags: Main, segments: Literal["auto"] | None = None) -> streams
     Raises:
       ValueError: a file that cannot be read, or a stream that cannot be cut like this.
     """
+    if flags.processes != ALONE and type(flags) is not Main:
+        raise ValueError("--processes.*: only `scall-jax run` can be several processes; leave them out")
     options: dict[str, Any] = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
     parts = options.pop("parts")
     embedded = flags.data in streams.EMBEDDED

@@ -1,4 +1,4 @@
-"""Several devices of one process: what they hold in parts, how they read each other's parts, and sums in a fixed order.
+"""Several devices of one run: what they hold in parts, how they read each other's parts, and sums in a fixed order.
 
 A program that is spread over devices runs the same code on each of them. An array that grows with the entities lies on
 them in equal parts, one after another. What a device needs of the others it asks for, a block of bounded size at a
@@ -43,9 +43,10 @@ class MeshConfig:
     """
 
     devices: int = 1
-    """Devices of this process that a run is spread over: training vectors, interactions, the solves and the ranking are
-    in as many parts; sizes, and what else is a number for each entity, are whole on every device, and so is the table
-    while it is prepared. More than 1 needs recommender ials, table packed and a method that makes no probes."""
+    """Devices that a run is spread over, of this process or of all that share the run: training vectors, interactions,
+    the solves and the ranking are in as many parts; sizes, and what else is a number for each entity, are whole on
+    every device, and so is the table while it is prepared. More than 1 needs recommender ials, table packed and a
+    method that makes no probes."""
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -57,10 +58,8 @@ ONE = MeshConfig()
 
 
 def devices_of(mesh: MeshConfig) -> Mesh:
-    """The devices, the first ones of this process, along the axis `ROWS`."""
-    return jax.make_mesh(
-        (mesh.devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[: mesh.devices]
-    )
+    """The devices along the axis `ROWS`: the first ones of this process, or all of several processes."""
+    return jax.make_mesh((mesh.devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.devices()[: mesh.devices])
 
 
 def sharding(mesh: MeshConfig, spec: PartitionSpec) -> NamedSharding:

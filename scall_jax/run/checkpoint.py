@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from scall_jax.methods.state import RunState
+from scall_jax.ops import processes
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.run.manifest import FINISHED_IS_KEPT
 from scall_jax.tables.storage import Exported
@@ -27,8 +28,14 @@ _TABLE, _POLICY = "table", "policy"
 
 
 def _checkpointer() -> ocp.Checkpointer:
+    # Of several processes that share a run each reads for itself and the first one writes: nobody waits for the others.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"of-{me}"
+    )
+    options: dict[str, Any] = {"multiprocessing_options": alone} if processes.several() else {}
     # Compression would hide how many bytes the parameters cost on disk.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, **options), **options)
 
 
 class Snapshot(NamedTuple):

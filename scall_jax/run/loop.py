@@ -12,6 +12,7 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
+from scall_jax.ops import processes
 from scall_jax.run import checkpoint, compilation, placement, process_memory, records
 from scall_jax.run.folder import named_errors, open_folder, store_segment
 from scall_jax.run.lock import locked
@@ -72,7 +73,8 @@ def run_segments(
     """
     placement.check_devices(config.mesh)
     folder = None if folder is None else Path(folder)
-    with contextlib.nullcontext() if folder is None else locked(folder):
+    # Of several processes the first one has the folder.
+    with contextlib.nullcontext() if folder is None or not processes.is_first() else locked(folder):
         run = make_run(config, progress, on_probes, method)
         hooks = Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
         end = len(stream) if segments is None else min(segments, len(stream))
@@ -93,7 +95,7 @@ def _run_segments(
 
     shapes = jax.eval_shape(init, key)
     books = run.method.bookkeeping(shapes, stream)
-    lines = [] if folder is None else _opened(folder, config, stream, key)
+    lines = [] if folder is None else processes.told_by_first(lambda: _opened(folder, config, stream, key))
     if len(lines) >= end:
         return lines
     # Compile before allocating the state, so that memory freed by the compiler is reused for it.
@@ -109,15 +111,16 @@ def _run_segments(
         segment = placement.put_segment(run.mesh, stream.segment(t))
         process_memory.trim_heap()
         state, line, record = one_segment(phases, state, segment)
-        line |= {"bytes_training": training} | account(books, state, line, stream)
-        if folder is not None:
+        seen = placement.on_host(run.mesh, state)
+        line |= {"bytes_training": training} | account(books, seen, line, stream)
+        if folder is not None and processes.is_first():
             hooks.phase("writing", f"segment {t}")
             with named_errors(folder):
-                store_segment(folder, books, state, line, record, segment)
+                store_segment(folder, books, seen, line, record, segment)
         lines.append(line)
         hooks.segment(line)
         # Free this segment's arrays before the next one's are made.
-        del segment, record
+        del segment, record, seen
     return lines
 
 

@@ -8,7 +8,10 @@ import os
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from scall_jax.ops import processes
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, sharding
 from scall_jax.recommenders.parts import ENTRIES, segment_parts
@@ -31,14 +34,21 @@ def check_devices(mesh: MeshConfig) -> None:
       mesh: of a run.
 
     Raises:
-      ValueError: there are fewer, or a CPU that is made to be as many has too few threads for them.
+      ValueError: there are fewer, several processes have another number of them, or a CPU that is made to be as many
+        has too few threads for them.
     """
-    if mesh.devices == 1:
+    if processes.several() and mesh.devices != jax.device_count():
+        raise ValueError(
+            f"mesh devices={mesh.devices}: the {jax.process_count()} processes have {jax.device_count()} together: "
+            f"give --mesh.devices {jax.device_count()} to all of them"
+        )
+    own = min(mesh.devices, jax.local_device_count()) if processes.several() else mesh.devices
+    if own == 1:
         return
-    found, threads = jax.local_device_count(), _THREADS * mesh.devices
-    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={mesh.devices} NPROC={threads}"
+    found, threads = jax.local_device_count(), _THREADS * own
+    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={own} NPROC={threads}"
     on_cpu, kind = by_backend(True, False), jax.local_devices()[0].platform
-    if mesh.devices > found:
+    if own > found:
         way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
         raise ValueError(f"mesh devices={mesh.devices}: this process has {found} ({kind}): give at most {found}{way}")
     if on_cpu and _threads() < threads:
@@ -96,9 +106,43 @@ def put(mesh: MeshConfig, tree: T) -> T:
 
     Args:
       mesh: of the run.
-      tree: arrays of numpy or on a device.
+      tree: arrays of numpy or on a device; in several processes the same in all.
     """
-    return tree if mesh.devices == 1 else jax.device_put(tree, shardings(mesh, tree))
+    if mesh.devices == 1:
+        return tree
+    places = shardings(mesh, tree)
+    return jax.tree.map(_to_all, tree, places) if processes.several() else jax.device_put(tree, places)
+
+
+def _to_all(leaf: Any, place: Any) -> jax.Array:
+    """An array on the devices of all processes."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return processes.to_all(leaf, place)
+    data = processes.to_all(jax.random.key_data(leaf), place)
+    return jax.jit(lambda data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)))(data)
+
+
+def on_host(mesh: MeshConfig, tree: T) -> T:
+    """Arrays that this process can read whole. All processes must ask for them at the same time.
+
+    Args:
+      mesh: of the run.
+      tree: arrays on the devices of a run.
+
+    Returns:
+      The tree itself, but where several processes share the run: arrays of numpy, and keys on this process's device.
+    """
+    if mesh.devices == 1 or not processes.several():
+        return tree
+
+    def read(leaf: jax.Array) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return processes.whole(leaf)
+        return jax.random.wrap_key_data(
+            jnp.asarray(np.asarray(jax.random.key_data(leaf))), impl=jax.random.key_impl(leaf)
+        )
+
+    return jax.tree.map(read, tree)
 
 
 def segment_shapes(mesh: MeshConfig, segment: Segment) -> Segment:

@@ -18,7 +18,7 @@ import numpy as np
 
 from scall_jax.ops.keys import by_side
 from scall_jax.ops.sums import padded_product, padded_sum
-from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions, most_spent
+from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions, widest
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -156,13 +156,14 @@ def expand(
     return Expanded(frozen, had_by, plan.columns + kept, width, extra, known, plan.known)
 
 
-def expandable(config: ExpandableConfig, users: int, items: int, wide: int) -> Storage:
+def expandable(config: ExpandableConfig, users: int, items: int, wide: int, maximum: int) -> Storage:
     """Build the storage.
 
     Args:
       config: of the model.
       users, items: capacities of the sides.
       wide: D, columns of the newest block at most.
+      maximum: the largest size of a run. Random numbers are those of so many columns, whatever D is.
 
     Returns:
       Storage. Its plan and its layout are `Expanded`; its parameters are the newest block, f32[N, D]. A budget unit is
@@ -178,7 +179,7 @@ def expandable(config: ExpandableConfig, users: int, items: int, wide: int) -> S
         return jax.lax.dynamic_update_slice(whole, masked(params, plan), (jnp.int32(0), plan.columns))
 
     def drawn(key: jax.Array) -> jax.Array:
-        return by_side(jax.random.normal, key, users, items, (wide,))
+        return by_side(jax.random.normal, key, users, items, (maximum,))[:, :wide]
 
     def warm_start(key: jax.Array, previous: Previous, plan: Expanded, options: WarmStartOptions) -> jax.Array:
         before, column, noise = previous.plan, jnp.arange(wide, dtype=jnp.int32), drawn(key)
@@ -300,8 +301,11 @@ def _factory(config: ExpandableConfig) -> StorageFactory:
 
     return StorageFactory(
         budget_units=budget_units,
-        capacity=lambda units, entities, maximum: most_spent(units, entities, maximum + config.columns),
-        build=lambda capacity, users, items, maximum: expandable(config, users, items, maximum),
+        # An odd coordinate makes the block wider by one for some.
+        capacity=lambda units, entities, maximum: widest(
+            [1 + total // max(sum(known), 1) for total, known in zip(units, entities, strict=True)], maximum
+        ),
+        build=lambda wide, users, items, maximum: expandable(config, users, items, wide, maximum),
         configure=lambda run: _factory(run.memo),
     )
 

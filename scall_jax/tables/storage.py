@@ -266,6 +266,23 @@ def most_afforded(per_vector: int, per_coordinate: float) -> Callable[[Sequence[
     return capacity
 
 
+def widest(columns: Sequence[int], maximum: int) -> int:
+    """The capacity of storages whose rows have one width: training and ranking take time for every column there is.
+
+    Args:
+      columns: that the rows of each segment may have at most.
+      maximum: the largest size of a run.
+
+    Returns:
+      The most columns of any segment, rounded up to a multiple of 8, so that a later segment seldom changes the shapes
+      of a run; no more than `maximum`.
+
+    >>> widest([3, 9], 128), widest([300], 128)
+    (16, 128)
+    """
+    return min(-(-max(columns) // 8) * 8, maximum)
+
+
 def most_spent(budget_units: Sequence[int], entities: Sequence[Sides], units_per_entity: int) -> int:
     """The largest number of units that a segment of a run can spend: the capacity that most storages need.
 

@@ -6,6 +6,7 @@ beside the table and always paid for.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from scall_jax.ops.indexing import take
 from scall_jax.ops.keys import by_side
-from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions
+from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory, WarmStartOptions, widest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,13 @@ def shared_rows(leader: jax.Array, active: jax.Array, total: jax.Array, width: i
     return Shared(jnp.where(active, take(number, leader), nodes), rows, columns)
 
 
-def clustered(users: int, items: int, width: int) -> Storage:
+def clustered(users: int, items: int, width: int, maximum: int) -> Storage:
     """Build the storage.
 
     Args:
       users, items: capacities of the sides.
       width: columns, at most.
+      maximum: the largest size of a run. Random numbers are those of so many columns, whatever the width is.
 
     Returns:
       Storage. Its plan and its layout are `Shared`, its parameters f32[N, width]. A budget unit is a coordinate.
@@ -114,7 +116,8 @@ def clustered(users: int, items: int, width: int) -> Storage:
 
     def drawn(key: jax.Array, shared: Shared) -> jax.Array:
         # A row has the numbers of the first of its nodes, so that they do not depend on who else there is.
-        own, number = by_side(jax.random.normal, key, users, items, (width,)), jnp.arange(nodes, dtype=jnp.int32)
+        own = by_side(jax.random.normal, key, users, items, (maximum,))[:, :width]
+        number = jnp.arange(nodes, dtype=jnp.int32)
         at = jnp.minimum(shared.row, nodes)
         first = jnp.full(nodes, nodes - 1, jnp.int32).at[at].min(number, mode="drop", wrap_negative_indices=False)
         return take(own, first)
@@ -174,20 +177,27 @@ def _restore(users: int, nodes: int, width: int, exported: Exported, known: Side
     return jnp.asarray(stored), Shared(jnp.asarray(row), *(jnp.int32(x) for x in written.shape))
 
 
-def _capacity(units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
-    del maximum
+def _capacity(tail: float, units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
+    """Columns if all of the tail shared one row, and all others had one each; one entity more, in case of rounding."""
+    columns = []
     for t, (total, known) in enumerate(zip(units, entities, strict=True)):
         if total < sum(known):
             raise ValueError(
                 f"clustered: the {total} parameters of segment {t} are less than one for each of {sum(known)} "
                 "entities, none of which may share before vectors are known: raise the budget to 8 bytes an entity"
             )
-    return max(units)
+        columns.append(total // max(sum(n - math.floor(tail * n) - 1 for n in known), 1))
+    return widest(columns, maximum)
 
 
-CLUSTERED = StorageFactory(
-    budget_units=lambda nbytes, entities, maximum, metadata: nbytes // 4 - sum(entities),
-    capacity=_capacity,
-    build=lambda capacity, users, items, maximum: clustered(users, items, maximum),
-)
-"""Rows that entities share, for `methods.rivals.reid`."""
+def _factory(config: ClusterConfig) -> StorageFactory:
+    return StorageFactory(
+        budget_units=lambda nbytes, entities, maximum, metadata: nbytes // 4 - sum(entities),
+        capacity=functools.partial(_capacity, config.tail),
+        build=lambda width, users, items, maximum: clustered(users, items, width, maximum),
+        configure=lambda run: _factory(run.reid),
+    )
+
+
+CLUSTERED = _factory(ClusterConfig())
+"""Rows that entities share, for `methods.rivals.reid`; the run's `Config.reid` says how many may."""
