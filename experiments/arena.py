@@ -46,7 +46,7 @@ METHODS = (
     "frequency",
     "frequency@sizes.ranking=coherence",
     "spectral",
-    "uniform@recommender=saros",
+    "uniform@recommender=saros,saros.prequential=false",
     "uniform@table=packed_int4",
     "evict_count",
     "evict_age",
