@@ -230,7 +230,15 @@ def _add(path: Path, flags: Als, stream: Stream, width: int, seed: int) -> None:
     if not known.is_empty() and name in known["cell"]:
         return
     row = {"cell": name, "commit": cell_file.commit(), "stream": Path(stream.source).name, "seed": seed}
-    row |= {"most steps": "-", "bias": "-", "mean size": "-", "MB": "-", "method": f"implicit ALS, width {width}"}
+    own = cell_file.shared_flags(flags, ("data", "widths", "seeds", "results", "out", "max_memory"))
+    row |= {
+        "flags": own,
+        "most steps": "-",
+        "bias": "-",
+        "mean size": "-",
+        "MB": "-",
+        "method": f"implicit ALS, width {width}",
+    }
     summary, lines = json.loads((folder / "summary.json").read_text()), run_folder.read_lines(folder / "metrics.jsonl")
     cell_file.add(path, row | cell_file.results(folder, summary, lines))
 

@@ -36,10 +36,16 @@ from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.methods.registry import BASELINES
 
-ROW = ("stream", "most steps", "bias", "mean size", "MB")
+ROW = ("stream", "flags", "most steps", "bias", "replay", "mean size", "MB")
 """Columns that tell settings apart."""
 
-_ALS = "recommender=ials,table=packed_int4"
+SHOWN = ("data", "method", "biases", "mean_sizes", "seeds", "replays", "fit.steps")
+"""Flags that have columns of their own."""
+
+HIDDEN = ("resume", "overwrite", "out", "results", "report", "tensorboard", "compilation_cache", "max_memory", "mesh")
+"""Flags that change no result."""
+
+_ALS = "recommender=ials,table=packed_int4,sizes.minimum=0"
 
 METHODS = (
     "uniform",
@@ -136,7 +142,8 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
     reasons: dict[tuple[str, ...], str] = {}
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
-        shown = {"most steps": "-" if method in BASELINES else str(flags.fit.steps)} | shown
+        steps = "-" if method in BASELINES else str(flags.fit.steps)
+        shown = {"flags": cell_file.shared_flags(flags, SHOWN + HIDDEN), "most steps": steps} | shown
         # Raises where anything but the budget is wrong, which is wrong for all runs.
         run_flags.make_config(cell, method)
         if cell.cut not in streams:
@@ -273,7 +280,7 @@ def picture(path: Path, frame: pl.DataFrame, stream: str) -> None:
 
 
 def below(path: Path, shown: pl.DataFrame) -> list[str]:
-    """What stands below the table: areas for each stream and number of steps, and who cannot use a budget.
+    """What stands below the table: areas for each stream, flags and number of steps, and who cannot use a budget.
 
     Pictures are written beside the file.
 
@@ -286,13 +293,18 @@ def below(path: Path, shown: pl.DataFrame) -> list[str]:
     """
     parts, ran = [], shown.filter(pl.col("recall@20").is_not_null()).with_columns(pl.col("MB").alias("budget MB"))
     within = ran.filter(pl.col("most steps") != "-")
-    for stream, steps in within.select("stream", "most steps").unique(maintain_order=True).rows():
-        part = ran.filter((pl.col("stream") == stream) & pl.col("most steps").is_in([steps, "-"]))
+    settings = within.select("stream", "flags", "most steps").unique(maintain_order=True).rows()
+    for number, (stream, flags, steps) in enumerate(settings):
+        same = (pl.col("stream") == stream) & (pl.col("flags") == flags)
+        part = ran.filter(same & pl.col("most steps").is_in([steps, "-"]))
         for metric in ("recall@20", "ndcg@20"):
             table = areas(curves(part, metric), metric, "budget")
-            parts += [f"## {stream}, {steps} steps: areas of {metric}\n\n{table}"] if table else []
+            parts += [f"## {stream}, {flags}, {steps} steps: areas of {metric}\n\n{table}"] if table else []
         if figures.has_matplotlib():
-            picture(path.with_name(f"{path.stem}-{Path(stream).stem}-{steps}.png"), part, stream)
+            # A stream of one setting has its name; others are told apart by their order in the file.
+            alone = [s for s, *_ in settings].count(stream) == 1
+            name = f"{path.stem}-{Path(stream).stem}{'' if alone else f'-{number}'}.png"
+            picture(path.with_name(name), part, f"{stream}, {steps} steps")
     if parts:
         parts.append(
             "AUC-A: area under the mean over segments, AUC-L: under the last segment, each divided by the range of "
@@ -310,10 +322,18 @@ def publish(path: Path) -> str:
       path: of the file.
     """
     frame = cell_file.read(path)
+    if frame.is_empty():
+        raise ValueError(f"{path} has no cells yet: run some, without --report")
+    # Cells of other flags may have no such column.
+    columns = ("flags", "replay")
+    frame = frame.with_columns(
+        (pl.col(c) if c in frame.columns else pl.lit(None, pl.String)).fill_null("-").alias(c) for c in columns
+    )
     shown = frame.with_columns(line=pl.Series([label(x) for x in frame.iter_rows(named=True)], dtype=pl.String))
-    table = shown.filter(pl.col("recall@20").is_not_null()).drop("method").rename({"line": "method"})
+    table = shown.filter(pl.col("recall@20").is_not_null())
+    row = [column for column in ROW if column != "replay" or (table["replay"] != "-").any()]
     title = "# The arena\n\nBy `python -m experiments.arena`; its help has the commands."
-    return cell_file.publish(path, table, ROW, "uniform", title, below(path, shown))
+    return cell_file.publish(path, table, row, "uniform", title, below(path, shown))
 
 
 def main(flags: Arena) -> str:

@@ -61,8 +61,40 @@ def add(path: Path, row: dict[str, Any]) -> None:
     with path.with_name(path.name + ".lock").open("w") as lock:
         # The system frees the lock when the process ends, however it does.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pl.concat([read(path), new], how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
+        before = read(path)
+        if "cell" in row and not before.is_empty():
+            # What could not be run once may be run now.
+            before = before.filter((pl.col("cell") != row["cell"]) | ~_refused(before))
+        pl.concat([before, new], how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
         os.replace(temporary, path)
+
+
+def _refused(frame: pl.DataFrame) -> pl.Series:
+    """bool by row: a cell that could not be run."""
+    if "refused" not in frame.columns:
+        return pl.Series([False] * len(frame), dtype=pl.Boolean)
+    return frame["refused"].is_not_null()
+
+
+def shared_flags(flags: Any, skip: Sequence[str] = ()) -> str:
+    """The flags of an experiment that are not the default, as they are spelled, so that cells of other flags differ.
+
+    Args:
+      flags: a dataclass of flags.
+      skip: names of fields that columns of their own show, or that do not change a result.
+    """
+    spelled = []
+
+    def differing(now: Any, before: Any, name: str) -> None:
+        if dataclasses.is_dataclass(now):
+            for field in dataclasses.fields(now):
+                if f"{name}{field.name}" not in skip:
+                    differing(getattr(now, field.name), getattr(before, field.name), f"{name}{field.name}.")
+        elif now != before:
+            spelled.append(f"{name[:-1].replace('_', '-')}={now}")
+
+    differing(flags, type(flags)(), "")
+    return " ".join(spelled) or "-"
 
 
 def by_seed(flags: compare.Compare, settings: Sequence[tuple[float, str]], shown: dict[str, str]) -> list[compare.Cell]:
@@ -156,7 +188,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
     for (shown, cell), config in zip(found, configs, strict=True):
         stream, frame = streams[cell.cut], read(path)
         name = identity(config, stream, cell.seed)
-        if not frame.is_empty() and name in frame["cell"]:
+        if not frame.is_empty() and name in frame.filter(~_refused(frame))["cell"]:
             continue
         summary, lines = commands.run_method(cell, config, stream, cell.out)
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
@@ -209,7 +241,11 @@ def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> 
     for key, part in groups.items():
         other = groups.get((*key[:-1], base))
         if key[-1] != base and other is not None and min(len(part), len(other)) > 1:
-            ours, theirs = (np.array(values["by_user"].to_list()) for values in (part, other))
+            by_user = [values["by_user"].to_list() for values in (part, other)]
+            # Another cut may have other test users.
+            if len({len(values) for values in by_user[0] + by_user[1]}) > 1:
+                continue
+            ours, theirs = map(np.array, by_user)
             compared[key] = significance.compare_means(ours, theirs)
     kinds = [[getattr(found, name) for found in compared.values()] for name in ("p_value", "p_equal")]
     p_values = dict(zip(compared, zip(*map(significance.holm, kinds), strict=True), strict=True))

@@ -141,12 +141,10 @@ def refuse(flags: Compare, found: Sequence[Cell]) -> tuple[list[Config], dict[ru
       ValueError: a cell cannot be run.
     """
     configs = [run_flags.make_config(cell.flags, *cell.flags.method) for cell in found]
-    stream = run_flags.load_stream(flags)
-    run_flags.check_stream(stream)
-    streams = {flags.cut: stream}
-    for _, cell in found:
-        if cell.cut not in streams:
-            streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
+    streams = {}
+    for cut in dict.fromkeys([flags.cut, *(cell.cut for _, cell in found)]):
+        streams[cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cut))
+        run_flags.check_stream(streams[cut])
     for cut, config in dict.fromkeys(zip([cell.flags.cut for cell in found], configs, strict=True)):
         run_flags.check_run(config, streams[cut])
     return configs, streams

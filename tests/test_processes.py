@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from scall_jax.cli.commands import run_command
-from scall_jax.ops import processes
 from scall_jax.ops.devices import MeshConfig
 from scall_jax.run import folder as run_folder
+from scall_jax.run import processes
 from tests.helpers import tiny_arguments
 
 SMALL = ["--recommender", "ials", "--method", "frequency", "--sizes.maximum", "8", "--ials.sweeps", "2"]
@@ -35,15 +35,15 @@ def _free_port():
         pytest.skip(f"no port can be had on loopback: {error}")
 
 
-def _start(data, out, *more, count=2):
-    """Two processes of one run, each with one device of a CPU."""
+def _start(data, out, *more, count=2, of_last=()):
+    """Two processes of one run, each with one device of a CPU; the last one may have flags of its own."""
     shared = [*tiny_arguments(data, out, *SMALL, *more), "--mesh.devices", str(count)]
     shared += ["--processes.coordinator", f"localhost:{_free_port()}", "--processes.count", str(count)]
     flags = os.environ["XLA_FLAGS"].replace("device_count=2", "device_count=1")
     command = [sys.executable, "-m", "experiments.run", *shared, "--processes.number"]
     return [
         subprocess.Popen(
-            [*command, str(number)],
+            [*command, str(number), *(of_last if number == count - 1 else ())],
             env=os.environ | {"XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,7 +94,7 @@ def test_two_processes_have_the_records_of_one(data, tmp_path, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_process_is_killed_the_other_ends_and_one_process_alone_goes_on(data, tmp_path, alone, killed):
+def test_when_one_process_is_killed_the_other_ends_and_the_run_goes_on(data, tmp_path, alone, killed):
     out = tmp_path / "two"
     pair = _start(data, out)
     metrics, deadline = out / "frequency" / "metrics.jsonl", time.time() + 200
@@ -106,27 +106,31 @@ def test_when_one_process_is_killed_the_other_ends_and_one_process_alone_goes_on
     pair[killed].communicate()
     assert time.time() - since < 60
     assert pair[1 - killed].returncode != 0 and (ERROR in errors or FATAL in errors), errors[-3000:]
-    run_command(arguments=tiny_arguments(data, out, *SMALL, "--resume"))
+    assert 0 < len(_lines(out)) < 4
+    if killed:
+        run_command(arguments=tiny_arguments(data, out, *SMALL, "--resume"))
+    else:
+        for process in (again := _start(data, out, "--resume")):
+            process.communicate(timeout=300)
+        assert [process.returncode for process in again] == [0, 0]
     _same(_lines(alone), _lines(out))
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_what_one_has_begun_and_refuse_as_one(data, tmp_path, alone):
+def test_two_processes_refuse_as_one(data, tmp_path):
     out = tmp_path / "run"
-    for process in _start(data, out, "--cut.max-segments", "0"):
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 2 and "max_segments" in errors.replace("-", "_")
-    assert not out.exists()
-    run_command(arguments=tiny_arguments(data, out, *SMALL))
-    # What the first process refuses the second one refuses in its words.
-    for process in _start(data, out):
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 2 and "holds a finished run: --resume it" in errors
-    pair = _start(data, out, "--resume")
-    for process in pair:
-        process.communicate(timeout=200)
-    assert [process.returncode for process in pair] == [0, 0]
-    _same(_lines(alone), _lines(out))
+    (out / "frequency").mkdir(parents=True)
+    (out / "frequency" / "config.json").write_text("{}")
+    for more, of_last, message in (
+        (["--cut.max-segments", "0"], (), "max"),
+        # What the first process refuses the second one refuses in its words.
+        ([], (), "holds an unfinished run: --resume it"),
+        # Numbers that are made of different data would pass for those of one run.
+        ([], ("--ials.sweeps", "3"), "the processes differ in their flags"),
+    ):
+        for process in _start(data, out, *more, of_last=of_last):
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 2 and message in errors, errors[-2000:]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,14 @@ def test_both_tables_read_the_same_embeddings(maximum, zeros, seed):
     rows = jnp.arange(NODES)
     np.testing.assert_array_equal(packed.lookup(pool, layout, rows), plain)
     np.testing.assert_array_equal(masked.lookup(full, layout, rows), plain)
+    # What is added to rows is the transpose of reading them: the gradient of a sum of what they read.
+    some = jnp.array([0, NODES - 1, 3, 3])
+    values = jnp.asarray(np.random.default_rng(seed + 9).integers(1, 9, (4, packed.width)), jnp.float32)
+    for table, params in ((packed, pool), (masked, full)):
+        zeros_of = jnp.zeros_like(params)
+        added = table.add(zeros_of, layout, some, values[:, : table.lookup(params, layout, some).shape[1]])
+        _, transpose = jax.vjp(lambda x, table=table: table.lookup(x, layout, some), zeros_of)
+        np.testing.assert_array_equal(added, transpose(values)[0])
     for table, params in ((packed, pool), (masked, full)):
         buffer = table.to_buffer(params)
 

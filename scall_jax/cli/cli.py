@@ -16,8 +16,7 @@ import tyro
 
 from scall_jax.cli import help_page
 from scall_jax.cli.stopping import stop_on_signals
-from scall_jax.ops import processes
-from scall_jax.run import process_memory
+from scall_jax.run import process_memory, processes
 from scall_jax.streams import DataWarning
 
 F = TypeVar("F")

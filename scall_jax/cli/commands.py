@@ -1,6 +1,7 @@
 """The jobs behind the commands: a stream in, a recommender within its budget out, several methods side by side."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,7 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
-from scall_jax.ops import processes
-from scall_jax.run import auto, choices, records, run_segments
+from scall_jax.run import auto, choices, processes, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _MADE_AT_THE_END = (
@@ -104,6 +104,8 @@ def _run_job(flags: Main) -> list[dict[str, Any]]:
     if flags.tensorboard:
         events.check()
     configs = {method: make_config(flags, method) for method in methods}
+    shared = dataclasses.replace(flags, processes=dataclasses.replace(flags.processes, number=0))
+    processes.require_same("their flags or their version", f"{shared} {scall_jax.__version__}")
     processes.told_by_first(lambda: [_check_folder(flags, flags.out / method) for method in methods])
     stream = load_stream(flags, segments="auto")
     check_stream(stream)
@@ -131,8 +133,19 @@ def _run_methods(
         summaries.append(summary)
         runs[method] = lines
         warnings[method] = report.warnings(lines, config)
-    if not processes.is_first():
-        return summaries
+    processes.told_by_first(lambda: _conclude(flags, configs, stream, summaries, runs, warnings))
+    return summaries
+
+
+def _conclude(
+    flags: Main,
+    configs: Mapping[str, Config],
+    stream: streams.Stream,
+    summaries: list[dict[str, Any]],
+    runs: Mapping[str, Lines],
+    warnings: Mapping[str, Sequence[str]],
+) -> None:
+    """Write and print the table of finished methods, and what compares them."""
     if figures.has_matplotlib():
         plots.plot_quality(flags.out / "quality.png", runs, f"{stream.source}, {flags.budget.budget()}")
     text = report.table(summaries)
@@ -146,7 +159,6 @@ def _run_methods(
         comparison_report.write(flags.out / run_report.NAME, groups, next(iter(groups)))
     pages = "report.html, " if flags.report else ""
     print(f"{pages}plots, metrics and checkpoints: {flags.out}/")
-    return summaries
 
 
 def _print_head(flags: Main, stream: streams.Stream) -> None:
@@ -208,15 +220,18 @@ def run_method(
     """
     of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
     with stop_on_signals(lambda: _stopped(flags, folder, of_method)):
-        if flags.overwrite and not flags.resume and processes.is_first():
-            (auto.remove if config.method == auto.NAME else run_folder.remove_run)(folder)
+        if flags.overwrite and not flags.resume:
+            remove = auto.remove if config.method == auto.NAME else run_folder.remove_run
+            processes.told_by_first(lambda: remove(folder))
         lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
-        if not processes.is_first():
-            return report.describe(label or config.method, lines) | records.summarise(lines), lines
-        summary = finish_run(config, stream, folder, label or config.method, lines)
-        if extras.html:
-            run_report.write(folder)
-        return summary, lines
+
+        def finish() -> dict[str, Any]:
+            summary = finish_run(config, stream, folder, label or config.method, lines)
+            if extras.html:
+                run_report.write(folder)
+            return summary
+
+        return processes.told_by_first(finish), lines
 
 
 def _run_segments(
@@ -245,6 +260,9 @@ def _run_segments(
         callbacks: dict[str, Any] = callbacks | {"on_compiled": on_compiled}
         if extras.tensorboard and processes.is_first():
             callbacks = open_until_the_end.enter_context(events.EventLog(folder, config.fit.steps)).callbacks(callbacks)
+        if processes.several():
+            # Programs that report from inside would not be those of the other processes.
+            callbacks.pop("progress", None)
         key = jax.random.key(flags.seed)
         return run_segments(config, stream, key, folder=folder, segments=segments, **callbacks)
 

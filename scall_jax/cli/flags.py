@@ -13,13 +13,13 @@ from scall_jax.cli.nearest import advice
 from scall_jax.config import Config, SearchConfig, SizesConfig, WarmStartConfig
 from scall_jax.methods.registry import METHODS
 from scall_jax.ops.devices import ONE, MeshConfig
-from scall_jax.ops.processes import ALONE, ProcessesConfig
 from scall_jax.policies import ObserveConfig, PolicyConfig
 from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.saros.config import SarosConfig
 from scall_jax.run import auto, make_run, placement, records
+from scall_jax.run.processes import ALONE, ProcessesConfig
 from scall_jax.sizes import GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.streams.wording import spelled_as_flags
@@ -304,8 +304,6 @@ def load_stream(flags: Main, segments: Literal["auto"] | None = None) -> streams
     Raises:
       ValueError: a file that cannot be read, or a stream that cannot be cut like this.
     """
-    if flags.processes != ALONE and type(flags) is not Main:
-        raise ValueError("--processes.*: only `scall-jax run` can be several processes; leave them out")
     options: dict[str, Any] = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
     parts = options.pop("parts")
     embedded = flags.data in streams.EMBEDDED
@@ -517,9 +515,12 @@ def make_config(flags: Main, method: str) -> Config:
     Raises:
       ValueError: unknown method, a value out of its range, or a flag after an @ that methods cannot differ by.
     """
+    if flags.processes != ALONE and type(flags) is not Main:
+        raise ValueError("--processes.*: only `scall-jax run` can be several processes; leave them out")
     shared, (flags, method) = flags, for_method(flags, method)
+    own = {f.name for f in dataclasses.fields(Config)} - {"method"}
     # A method cannot have a stream, a seed or a folder of its own: the runs are made of what is common to all.
-    for field in sorted({f.name for f in dataclasses.fields(Main)} - {f.name for f in dataclasses.fields(Config)}):
+    for field in sorted({f.name for f in dataclasses.fields(Main)} - own):
         if getattr(flags, field) != getattr(shared, field):
             raise ValueError(f"--{field.replace('_', '-')} after an @: it is the same for all methods; give it alone")
     if not 0 <= flags.seed < 2**32:

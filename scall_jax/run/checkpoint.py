@@ -15,8 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from scall_jax.methods.state import RunState
-from scall_jax.ops import processes
 from scall_jax.recommenders.baseline import Exporter
+from scall_jax.run import processes
 from scall_jax.run.manifest import FINISHED_IS_KEPT
 from scall_jax.tables.storage import Exported
 

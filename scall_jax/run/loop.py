@@ -1,6 +1,8 @@
 """A run on the host, segment by segment, with a run folder that can be continued."""
 
 import contextlib
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +14,8 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
-from scall_jax.ops import processes
-from scall_jax.run import checkpoint, compilation, placement, process_memory, records
-from scall_jax.run.folder import named_errors, open_folder, store_segment
+from scall_jax.run import checkpoint, compilation, placement, process_memory, processes, records
+from scall_jax.run.folder import identity_of, named_errors, open_folder, store_segment
 from scall_jax.run.lock import locked
 from scall_jax.run.phases import CompiledPhases, OnPhase
 from scall_jax.run.step import Record, Run, make_run
@@ -73,12 +74,18 @@ def run_segments(
     """
     placement.check_devices(config.mesh)
     folder = None if folder is None else Path(folder)
-    # Of several processes the first one has the folder.
-    with contextlib.nullcontext() if folder is None or not processes.is_first() else locked(folder):
+    with contextlib.ExitStack() as until_the_end:
+        if folder is not None:
+            # Of several processes the first one has the folder.
+            processes.told_by_first(functools.partial(_take, until_the_end, folder))
         run = make_run(config, progress, on_probes, method)
         hooks = Hooks(on_compiled or _nothing, on_segment or _nothing, on_phase or _nothing)
         end = len(stream) if segments is None else min(segments, len(stream))
         return _run_segments(run, config, stream, key, folder, hooks, end)
+
+
+def _take(until_the_end: contextlib.ExitStack, folder: Path) -> None:
+    until_the_end.enter_context(locked(folder))
 
 
 def _run_segments(
@@ -93,6 +100,8 @@ def _run_segments(
     def init(key: jax.Array) -> RunState:
         return run.init(key, stream)
 
+    if processes.several():
+        processes.require_same("what they run", json.dumps(identity_of(config, stream, key)))
     shapes = jax.eval_shape(init, key)
     books = run.method.bookkeeping(shapes, stream)
     lines = [] if folder is None else processes.told_by_first(lambda: _opened(folder, config, stream, key))
@@ -113,15 +122,25 @@ def _run_segments(
         state, line, record = one_segment(phases, state, segment)
         seen = placement.on_host(run.mesh, state)
         line |= {"bytes_training": training} | account(books, seen, line, stream)
-        if folder is not None and processes.is_first():
+        if folder is not None:
             hooks.phase("writing", f"segment {t}")
-            with named_errors(folder):
-                store_segment(folder, books, seen, line, record, segment)
+            stored = functools.partial(_stored, folder, books, seen, line, record, segment)
+            line |= processes.told_by_first(stored)
+            del stored
         lines.append(line)
         hooks.segment(line)
         # Free this segment's arrays before the next one's are made.
         del segment, record, seen
     return lines
+
+
+def _stored(
+    folder: Path, books: Bookkeeping, state: RunState, line: dict[str, Any], record: Record, segment: Segment
+) -> dict[str, Any]:
+    """Write a segment; its line with the bytes on disk."""
+    with named_errors(folder):
+        store_segment(folder, books, state, line, record, segment)
+    return line
 
 
 def _opened(folder: Path, config: Config, stream: Stream, key: jax.Array) -> list[dict[str, Any]]:

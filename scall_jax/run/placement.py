@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scall_jax.ops import processes
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, sharding
 from scall_jax.recommenders.parts import ENTRIES, segment_parts
+from scall_jax.run import processes
 from scall_jax.streams import Segment
 
 T = TypeVar("T")

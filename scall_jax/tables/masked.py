@@ -40,6 +40,7 @@ def masked(parameters: int, users: int, items: int, maximum: int) -> Table:
         source=_source,
         pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=_lookup,
+        add=_add,
         widths=block_widths(maximum),
         width=width,
         users=users,
@@ -77,3 +78,10 @@ def _source(layout: Layout, first):
 def _lookup(params, layout: Layout, rows):
     chex.assert_rank([params, rows], [2, 1])
     return jnp.where(_has(layout, 0, params.shape[1]), params, 0.0)[_source(layout, 0)[rows]]
+
+
+def _add(params, layout: Layout, rows, values):
+    chex.assert_rank([params, rows, values], [2, 1, 2])
+    at = _source(layout, 0)[rows]
+    has = jnp.arange(params.shape[1])[None, :] < layout.sizes[at][:, None]
+    return params.at[at].add(jnp.where(has, values, 0.0), wrap_negative_indices=False)

@@ -61,6 +61,7 @@ def packed(parameters: int, users: int, items: int, maximum: int, multiple: int 
         source=_source,
         pull=lambda values, layout: own_and_shared(values, layout.sizes, users),
         lookup=_lookup,
+        add=_add,
         widths=block_widths(maximum),
         width=padded_width(maximum),
         users=users,
@@ -92,10 +93,21 @@ def _source(layout: Layout, first):
     return jnp.minimum(layout.source, take(layout.starts, first + 1) - take(layout.starts, first))
 
 
+def _places(params, layout: Layout, rows):
+    """i32[R, width], the place of each coordinate, behind the last one where a row has none."""
+    at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
+    return jnp.where(at < layout.starts[1:][None, :], at, params.shape[0])
+
+
 def _lookup(params, layout: Layout, rows):
     chex.assert_rank([params, rows], 1)
-    at = layout.starts[:-1][None, :] + layout.source[rows][:, None]
-    return jnp.where(at < layout.starts[1:][None, :], params.at[at].get(mode="fill", fill_value=0.0), 0.0)
+    return params.at[_places(params, layout, rows)].get(mode="fill", fill_value=0.0)
+
+
+def _add(params, layout: Layout, rows, values):
+    chex.assert_rank([params, rows, values], [1, 1, 2])
+    at = _places(params, layout, rows)
+    return params.at[at].add(values, mode="drop", wrap_negative_indices=False)
 
 
 def _update(pool: _Pool, buffers, layout: Layout, first, values, rule, weighted_buffer=None):

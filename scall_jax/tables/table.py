@@ -84,6 +84,10 @@ class Table(NamedTuple):
     into gradients of vectors."""
     lookup: Callable[[jax.Array, Layout, jax.Array], jax.Array]
     """(parameters, layout, rows i32[R]) -> f32[R, width], the embeddings of a few nodes, all columns."""
+    add: Callable[[jax.Array, Layout, jax.Array, jax.Array], jax.Array]
+    """(parameters, layout, rows i32[R], values f32[R, width]) -> parameters with these values added to what the rows
+    read, and nothing else touched: a step for a few nodes costs no more in a large table. Rows that read the same
+    vector add to it in turn."""
     widths: tuple[int, ...]
     """Numbers of columns of a block, descending; `width` is a multiple of the first."""
     width: int

@@ -111,26 +111,40 @@ def make_update(storage: Storage, config: SarosConfig, layout: StorageLayout, it
     """
     read, users = reader(storage, layout), storage.nodes - item_bias.shape[0]
 
-    def objective(params: Params, block: Block, clicks: jax.Array) -> jax.Array:
+    def nodes_of(block: Block) -> jax.Array:
         items, others = jnp.maximum(block.clicks, 0), jnp.maximum(block.exposures, 0)
-        own = read(params, jnp.concatenate([block.user[None], items + users, others + users]))
-        bias = take(item_bias, items), take(item_bias, others)
+        return jnp.concatenate([block.user[None], items + users, others + users])
+
+    def of_vectors(own: jax.Array, block: Block, clicks: jax.Array) -> jax.Array:
+        bias = take(item_bias, jnp.maximum(block.clicks, 0)), take(item_bias, jnp.maximum(block.exposures, 0))
         exposures = (block.exposures != NOBODY).astype(jnp.float32)
-        loss = pair_loss(own, clicks, exposures, bias, config.l2)
+        return pair_loss(own, clicks, exposures, bias, config.l2)
+
+    def objective(params: Params, block: Block, clicks: jax.Array) -> jax.Array:
+        loss = of_vectors(read(params, nodes_of(block)), block, clicks)
         return loss if storage.penalty is None else loss + storage.penalty(params, layout)
 
+    def changed(params: Params, block: Block, clicks: jax.Array, rate: jax.Array) -> tuple[Params, jax.Array]:
+        """A step of plain descent, which touches the block's vectors alone where the storage has a table."""
+        if storage.table is None or storage.penalty is not None:
+            loss, gradient = jax.value_and_grad(objective)(params, block, clicks)
+            return jax.tree.map(lambda p, d: p - rate * d, params, gradient), loss
+        nodes = nodes_of(block)
+        loss, gradient = jax.value_and_grad(of_vectors)(read(params, nodes), block, clicks)
+        return storage.table.add(params, layout, nodes, -rate * gradient), loss
+
     def step(state: Learned, block: Block, clicks: jax.Array, place: jax.Array) -> Learned:
-        loss, gradient = jax.value_and_grad(objective)(state.params, block, clicks)
         counts = (clicks.sum() > 0) & (block.exposures != NOBODY).any()
-        momentum, direction = state.momentum, gradient
+        rate = jnp.where(counts, config.learning_rate, 0.0)
+        momentum = state.momentum
         if config.momentum:
             mu = config.momentum
+            loss, gradient = jax.value_and_grad(objective)(state.params, block, clicks)
             # A block without a pair makes no update, so that its momentum stays as it is.
-            momentum = direction = jax.tree.map(
-                lambda m, g: jnp.where(counts, mu * m + (1 - mu) * g, m), state.momentum, gradient
-            )
-        rate = jnp.where(counts, config.learning_rate, 0.0)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+            momentum = jax.tree.map(lambda m, g: jnp.where(counts, mu * m + (1 - mu) * g, m), momentum, gradient)
+            params = jax.tree.map(lambda p, d: p - rate * d, state.params, momentum)
+        else:
+            params, loss = changed(state.params, block, clicks, rate)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), place, state.bad)
         return state._replace(
             params=params,

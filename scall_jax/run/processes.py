@@ -5,15 +5,18 @@ prints; what it reads or refuses it tells the others, so that all go on alike or
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+T = TypeVar("T")
 
 _HEARTBEAT_SECONDS = 20
 """A process that has not been heard of for so long counts as ended, and the others stop."""
@@ -83,6 +86,8 @@ def join(config: ProcessesConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "must be called before" in reason:
+            raise ValueError(f"processes have to be joined before anything else is done with JAX: {reason}") from error
         raise ValueError(
             f"processes coordinator={config.coordinator!r}: the processes have not met ({reason}): start all of them "
             "within two minutes of each other, with the same coordinator and count and a number each"
@@ -100,15 +105,16 @@ def is_first() -> bool:
 
 
 def leave(error: Exception) -> NoReturn:
-    """End this process, because another one has ended while they worked together; it does not wait for it.
+    """End this process where work that it shares with others has failed, in general because another one has ended.
+
+    It does not wait for the others.
 
     Args:
-      error: of the work that the other one has left.
+      error: of the work.
     """
-    reason = " ".join(str(error).split())[:200]
     print(
-        "error: another process of this run has ended or cannot be reached; start all of them again with --resume "
-        f"({reason})",
+        "error: another process of this run has ended or cannot be reached, or this one has failed; start all of them "
+        f"again with --resume\n{error}",
         file=sys.stderr,
         flush=True,
     )
@@ -116,32 +122,54 @@ def leave(error: Exception) -> NoReturn:
     os._exit(3)
 
 
-def told_by_first(function: Callable[[], Any]) -> Any:
-    """What a function of the first process returns, in all processes; the others do not call it.
+def told_by_first(function: Callable[[], T]) -> T:
+    """What a function of the first process returns, in all processes; the others wait for it and do not call it.
 
     Args:
-      function: returns what JSON can hold.
+      function: returns what JSON can hold. What reads or writes files for all of them is called like this, so that no
+        process goes on, or ends, before it is done.
 
     Returns:
       Its result; in the other processes after a way through JSON.
 
     Raises:
-      ValueError: the function has raised one. All processes raise it.
+      ValueError: the function has raised one, or an `OSError`. All processes raise it in the same words.
     """
     if not several():
         return function()
-    found, error = None, None
-    if is_first():
-        try:
-            found = function()
-        except ValueError as raised:
-            error = raised
-    told = json.loads(_broadcast(json.dumps([found, None if error is None else str(error)])))
-    if error is not None:
-        raise error
-    if told[1] is not None:
-        raise ValueError(told[1])
-    return found if is_first() else told[0]
+    if not is_first():
+        found, refused = json.loads(_broadcast(""))
+        if refused is not None:
+            raise ValueError(refused)
+        return found
+    try:
+        found = function()
+    except (ValueError, OSError) as error:
+        _broadcast(json.dumps([None, str(error)]))
+        raise
+    _broadcast(json.dumps([found, None]))
+    return found
+
+
+def require_same(what: str, text: str) -> None:
+    """Check that all processes have the same; all of them refuse where they have not.
+
+    Args:
+      what: it is, in words.
+      text: that says all of it.
+
+    Raises:
+      ValueError: one has another text.
+    """
+    if not several():
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.int32)
+    found = np.asarray(multihost_utils.process_allgather(digest)).reshape(jax.process_count(), -1)
+    if (found != found[0]).any():
+        raise ValueError(
+            f"the processes differ in {what}: start all of them with the same flags but their number, the same data, "
+            "and the same versions"
+        )
 
 
 def _broadcast(text: str) -> str:
