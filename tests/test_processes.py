@@ -44,7 +44,7 @@ def _start(data, out, *more, count=2, of_last=()):
     return [
         subprocess.Popen(
             [*command, str(number), *(of_last if number == count - 1 else ())],
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | {"XLA_FLAGS": flags, "NPROC": "8"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -42,11 +42,11 @@ def check_devices(mesh: MeshConfig) -> None:
             f"mesh devices={mesh.devices}: the {jax.process_count()} processes have {jax.device_count()} together: "
             f"give --mesh.devices {jax.device_count()} to all of them"
         )
-    own = min(mesh.devices, jax.local_device_count()) if processes.several() else mesh.devices
-    if own == 1:
+    if mesh.devices == 1:
         return
+    own = min(mesh.devices, jax.local_device_count()) if processes.several() else mesh.devices
     found, threads = jax.local_device_count(), _THREADS * own
-    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={own} NPROC={threads}"
+    as_many = f"XLA_FLAGS=--xla_force_host_platform_device_count={own} " * (own > 1) + f"NPROC={threads}"
     on_cpu, kind = by_backend(True, False), jax.local_devices()[0].platform
     if own > found:
         way = f", or start the process with {as_many}, which makes a CPU as many" if on_cpu else ""
@@ -54,7 +54,7 @@ def check_devices(mesh: MeshConfig) -> None:
     if on_cpu and _threads() < threads:
         raise ValueError(
             f"mesh devices={mesh.devices}: {_threads()} threads are too few for devices of a CPU, which would wait for "
-            f"each other for ever: start the process with {as_many}"
+            f"each other for ever: start each process with {as_many}"
         )
 
 
