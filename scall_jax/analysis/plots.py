@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from scall_jax.analysis import pictures
-from scall_jax.analysis.figures import COLOURS, new_figure, save_png, style
+from scall_jax.analysis.figures import new_figure, save_png, style
+
+_LINES_BESIDE_A_LEGEND = 5
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
@@ -105,8 +107,8 @@ def plot_lines(
       xlabel, ylabel: of the axes.
       levels: by name the y of horizontal lines.
     """
-    # With many lines the legend moves outside the axes.
-    many = len(series) > len(COLOURS)
+    # With many lines the legend moves outside the axes, where it hides none of them.
+    many = len(series) + len(levels or {}) > _LINES_BESIDE_A_LEGEND
     figure, (axis,) = new_figure(width=8.5 if many else 5.5, height=5 if many else 4)
     for number, (name, (x, mean, spread)) in enumerate(series.items()):
         axis.errorbar(x, mean, yerr=spread, capsize=2, label=name, **style(number))
