@@ -79,7 +79,6 @@ METHODS = (
 )
 """Methods, on LightGCN where they name no recommender."""
 
-
 LEGEND = {
     f"gain@{_ALS}": "least squares, 4 bits, sizes by gains",
     f"uniform@{_ALS}": "least squares, 4 bits, one size",
@@ -210,9 +209,9 @@ def curves(frame: pl.DataFrame, metric: str, memory: str = "budget MB") -> dict[
     """Quality over memory of the methods within the budget.
 
     Args:
-      frame: finished cells of one stream and one number of steps.
+      frame: finished cells of one stream, with the same flags and one number of steps.
       metric: on test, `recall@20` or `ndcg@20`.
-      memory: the column of a method's bytes, whose mean over seeds is taken.
+      memory: the column of a method's bytes, whose median over seeds is taken.
 
     Returns:
       A curve by method.
@@ -221,12 +220,9 @@ def curves(frame: pl.DataFrame, metric: str, memory: str = "budget MB") -> dict[
     for _, part in frame.filter(pl.col("MB") != "-").group_by("line", "MB", maintain_order=True):
         means, last = part[metric].to_numpy(), part[f"last {metric}"].to_numpy()
         spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-        point = (
-            float(np.mean(part[memory].cast(float).to_numpy())),
-            float(np.mean(means)),
-            spread,
-            float(np.mean(last)),
-        )
+        # A mean over seeds of one budget would differ in its last bits by their number.
+        at = np.median(part[memory].cast(float).to_numpy())
+        point = (float(at), float(np.mean(means)), spread, float(np.mean(last)))
         found.setdefault(part["line"][0], []).append(point)
     return {m: Curve(*(list(x) for x in zip(*sorted(points), strict=True))) for m, points in found.items()}
 

@@ -150,9 +150,11 @@ def keep_refused(path: Path, flags: compare.Compare, found: Sequence[compare.Cel
       flags: of the comparison.
       found: the cells.
     """
+    cuts = dict.fromkeys(cell.cut for _, cell in found)
+    streams = {cut: run_flags.load_stream(dataclasses.replace(flags, cut=cut)) for cut in cuts}
     version = commit()
     for shown, cell in found:
-        stream = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
+        stream = streams[cell.cut]
         name = identity(run_flags.make_config(cell, *cell.method), stream, cell.seed)
         known = read(path)
         if known.is_empty() or name not in known["cell"]:

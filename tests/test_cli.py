@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import scall_jax
-from experiments import arena, claims, compare, strata, sweep_budgets
+from experiments import arena, cell_file, claims, compare, strata, sweep_budgets
 from experiments.benchmark import __main__ as benchmark
 from scall_jax.cli import commands, help_page, progress
 from scall_jax.cli import flags as run_flags
@@ -303,11 +303,34 @@ def test_arena_exchanges_replay_for_width(data, tmp_path, capsys, _compilation_c
 def test_flags_of_the_cut_after_an_at_hold_for_a_cell_and_are_refused_for_runs_of_one_stream(capsys):
     flags = arena.Arena(method=("uniform", "uniform@cut.replay-by=neighbourhood"), mean_sizes=(2.0,), seeds=(0,))
     assert [cell.cut.replay_by for _, cell in compare.cells(flags)] == ["uniform", "neighbourhood"]
-    options = ("cut.replay=0.5", "cut"), ("seed=1", "seed"), ("resume=true", "resume")
-    for option, name in options:
+    for option, name in (("cut.replay=0.5", "cut"), ("seed=1", "seed"), ("resume=true", "resume")):
         with pytest.raises(SystemExit):
             run_command(arguments=["--method", f"uniform@{option}", "--out", "never"])
         assert f"--{name} after an @: it is the same for all methods" in capsys.readouterr().err
+
+
+def test_a_file_of_cells_keeps_a_refused_one_until_it_has_run_and_tells_other_flags_apart(tmp_path):
+    path = tmp_path / "cells.parquet"
+    shown = {"cell": "a", "method": "reid", "by_user": []}
+    cell_file.add(path, shown | {"refused": "too few bytes"})
+    cell_file.add(path, {"cell": "b", "method": "uniform", "recall@20": 0.1, "by_user": [0.1]})
+    cell_file.add(path, shown | {"recall@20": 0.2, "by_user": [0.2]})
+    found = cell_file.read(path)
+    assert found.select("cell", "recall@20", "refused").rows() == [("b", 0.1, None), ("a", 0.2, None)]
+    flags = arena.Arena(charge="serving", cut=run_flags.Cut(segments=4), mean_sizes=(1.0,))
+    assert cell_file.shared_flags(flags, arena.SHOWN + arena.HIDDEN) == "cut.segments=4 charge=serving"
+    assert cell_file.shared_flags(arena.Arena()) == "-"
+
+
+def test_a_method_with_more_seeds_than_others_keeps_its_area():
+    rows = [
+        {"line": line, "MB": mb, "budget MB": mb, "recall@20": 0.1, "last recall@20": 0.1}
+        for line, seeds in (("one", 1), ("five", 5))
+        for mb in ("0.1002", "1.603")
+        for _ in range(seeds)
+    ]
+    table = arena.areas(arena.curves(pl.DataFrame(rows), "recall@20"), "r", "budget")
+    assert "| one " in table and "| five " in table
 
 
 @pytest.mark.slow

@@ -253,11 +253,11 @@ def _run_segments(
         jax.clear_caches()
 
     with contextlib.ExitStack() as open_until_the_end:
-        inside, callbacks = not flags.compilation_cache and not processes.several(), {}
+        callbacks: dict[str, Any] = {"on_compiled": on_compiled}
         if processes.is_first():
+            inside = not flags.compilation_cache
             progress = open_until_the_end.enter_context(Progress(label, stream, config.fit.steps, probes, inside))
-            callbacks = progress.callbacks
-        callbacks: dict[str, Any] = callbacks | {"on_compiled": on_compiled}
+            callbacks = progress.callbacks | callbacks
         if extras.tensorboard and processes.is_first():
             callbacks = open_until_the_end.enter_context(events.EventLog(folder, config.fit.steps)).callbacks(callbacks)
         if processes.several():

@@ -15,7 +15,8 @@ class StorageCapacity:
     """
 
     budget_units: int
-    """The largest number of budget units that any segment of the run may spend."""
+    """What `StorageFactory.capacity` says: the largest number of budget units that any segment of the run may spend, or
+    the number of columns where all rows have one width."""
 
 
 class RunState(NamedTuple):

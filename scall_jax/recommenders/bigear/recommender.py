@@ -80,8 +80,8 @@ def bigear_recommender(config: BigearConfig, fit: FitConfig, probe: FitConfig, c
         return run
 
     def held_by_training(storage: Storage, params: BinaryParams) -> Any:
-        # These are the current and the best parameters, the two moments and the gradient of what is trained, and a list
-        # for each node, since how many of them are users is not known here.
+        # Training holds the current and the best parameters, and two moments and a gradient of what is trained.
+        # A list counts for each node, since how many of them are users is not known here.
         lists = jax.ShapeDtypeStruct((storage.nodes, fit.layers + 1, config.top), jnp.int32)
         return params, params, (params.latent,) * 3, lists
 
