@@ -13,6 +13,7 @@ from scall_jax.sizes import FAMILIES, MOST_POWER, GainsConfig
 from scall_jax.sizes.budget import Budget
 from scall_jax.tables import (
     ROTATIONS,
+    SIZED,
     STORAGES,
     ClusterConfig,
     EvictionConfig,
@@ -29,7 +30,10 @@ RECOMMENDERS = ("lightgcn", "mf", "ials", "saros")
 ACTIONS = ("shapes", "prices")
 """What a search's actions may mean; see `SearchConfig.actions`."""
 
-ON_DEVICES = ("uniform", "fixed", "frequency", "shuffled", "random", "full", "gain", "waterfill")
+ON_DEVICES = (
+    *("uniform", "fixed", "frequency", "shuffled", "random", "full", "gain", "waterfill", "scall", "scall-gain"),
+    *("scall-sac", "scall-ddpg", "scall-gp", "scall-dlints", "scall-random", "scall-grid", "dlints"),
+)
 """Methods that a run on several devices may have; see `Config.mesh`."""
 
 CHARGES = ("table", "stored", "replay", "serving")
@@ -296,8 +300,8 @@ class Config:
     """What is added to every item's score: none, or decayed: the log of its decayed count of interactions, with the
     half-life that ranks best on valid."""
     mesh: MeshConfig = ONE
-    """Devices that a run is spread over: with recommender ials, table packed and a method of `ON_DEVICES`. The results
-    are those of one device."""
+    """Devices that a run is spread over: with recommender ials, lightgcn or mf, a packed table and a method of
+    `ON_DEVICES`. The results are those of one device."""
     candidates: str = "all"
     """Items that are ranked: all known ones, or only those of the segment's held-out part (the published protocol)."""
 
@@ -319,9 +323,15 @@ class Config:
 
     def _check_on_devices(self) -> None:
         """Refuse what runs on one device alone."""
+        if self.fit.served_bits is not None:
+            raise ValueError(
+                f"mesh.devices={self.mesh.devices}: fit.served_bits={self.fit.served_bits} is for one device: leave "
+                "one of the two out"
+            )
         for name, value, choices in (
-            ("recommender", self.recommender, ("ials",)),
-            ("table", self.table, ("packed",)),
+            ("recommender", self.recommender, ("ials", "lightgcn", "mf")),
+            ("fit.rounding", self.fit.rounding, ("after",)),
+            ("table", self.table, tuple(name for name in SIZED if name != "masked")),
             ("method", self.method, ON_DEVICES),
             ("sizes.ranking", self.sizes.ranking, ("segment", "total")),
         ):

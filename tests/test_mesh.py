@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from scall_jax import Budget, Config, run_segments, streams
+from scall_jax import Budget, Config, FitConfig, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.ops.devices import MeshConfig
 from scall_jax.run import placement, scan
@@ -65,8 +65,8 @@ def test_the_command_line_refuses_before_anything_is_compiled(data, tmp_path, ca
     flags = ("--recommender", "ials", "--method", "uniform")
     assert "mesh devices=64: this process has 2" in error(*flags, "--mesh.devices", "64")
     assert "mesh devices=0: must be at least 1" in error(*flags, "--mesh.devices", "0")
-    assert "mesh.devices=2: recommender lightgcn runs on one device: choose ials" in error(
-        "--method", "uniform", "--mesh.devices", "2"
+    assert "mesh.devices=2: recommender saros runs on one device: choose ials" in error(
+        "--method", "uniform", "--recommender", "saros", "--mesh.devices", "2"
     )
     assert not (tmp_path / "out").exists()
 
@@ -74,9 +74,12 @@ def test_the_command_line_refuses_before_anything_is_compiled(data, tmp_path, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recommender": "mf"}, "recommender mf runs on one device: choose ials,"),
-        ({"table": "packed_int4"}, "table packed_int4 runs on one device: choose packed,"),
-        ({"method": "scall"}, "method scall runs on one device: choose uniform or "),
+        ({"recommender": "saros"}, "recommender saros runs on one device: choose ials or lightgcn or mf,"),
+        ({"fit": FitConfig(rounding="within")}, "fit.rounding within runs on one device"),
+        ({"recommender": "lightgcn", "fit": FitConfig(served_bits=4)}, "fit.served_bits=4 is for one device"),
+        ({"table": "masked"}, "table masked runs on one device: choose packed or packed_bfloat16 or "),
+        ({"table": "packed_bits"}, "table packed_bits runs on one device"),
+        ({"method": "spectral"}, "method spectral runs on one device: choose uniform or "),
         ({"method": "popularity-all"}, "method popularity-all runs on one device"),
         ({"method": "auto"}, "method auto runs on one device"),
     ],

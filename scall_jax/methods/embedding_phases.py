@@ -26,7 +26,7 @@ from scall_jax.methods.recommender import recommender_of, settled
 from scall_jax.methods.state import RunState, StorageCapacity
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.recommenders.buffers import as_served, from_buffer, to_buffer
+from scall_jax.recommenders.buffers import as_served, to_buffer, to_stored
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.recommenders.served import Served
@@ -223,8 +223,8 @@ def _rank(
     context = segment_context(config, state, segment)
     storage = context.storage
     layout = storage.layout(prepared.plan)
-    stored = storage.store(from_buffer(storage, fit_result.params), layout)
-    served, params = as_served(storage, stored, layout)
+    stored = to_stored(storage, fit_result.params, layout, config.mesh)
+    served, params = as_served(storage, stored, layout, config.mesh)
     parts = segment.valid, segment.test
     recommender = context.recommender()
     remembered = state.recommender if fit_result.remembered is None else fit_result.remembered

@@ -14,7 +14,8 @@ from scall_jax.tables import SOLVED_FOR
 
 
 def _by_gradients(config: Config) -> Recommender:
-    return gradient_recommender(config.fit, config.search.probe_fit(config.fit), config.candidates, config.bias)
+    probe = config.search.probe_fit(config.fit)
+    return gradient_recommender(config.fit, probe, config.candidates, config.bias, config.mesh)
 
 
 def _mf(config: Config) -> Recommender:

@@ -44,9 +44,9 @@ class MeshConfig:
 
     devices: int = 1
     """Devices that a run is spread over, of this process or of all that share the run: training vectors, interactions,
-    the solves and the ranking are in as many parts; sizes, and what else is a number for each entity, are whole on
-    every device, and so is the table while it is prepared. More than 1 needs recommender ials, table packed and a
-    method that makes no probes."""
+    products, solves and the ranking are in as many parts; sizes, and what else is a number for each entity, are whole
+    on every device, and so are the table while it is prepared or rounded, and codes in few bits. More than 1 needs
+    recommender ials, lightgcn or mf, a packed table, and a method that chooses sizes by rule or by SCALL's search."""
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -87,6 +87,16 @@ def on_devices(
     # What is the same on all devices is known from how it is computed, which the check cannot see in loops.
     spread = jax.shard_map(function, mesh=devices_of(mesh), in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return spread(*arguments)
+
+
+def gathered(mesh: MeshConfig, tree: T) -> T:
+    """Arrays that lie in parts, whole on every device: in a program, but outside of `on_devices`.
+
+    Args:
+      mesh: static.
+      tree: arrays.
+    """
+    return tree if mesh.devices == 1 else jax.lax.with_sharding_constraint(tree, sharding(mesh, WHOLE))
 
 
 def whole_parts(mesh: MeshConfig, x: A, multiple: int = 1) -> A:

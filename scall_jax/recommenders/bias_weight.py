@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scall_jax.recommenders.buffers import as_served, from_buffer
+from scall_jax.ops.devices import ONE, MeshConfig
+from scall_jax.recommenders.buffers import as_served, to_stored
 from scall_jax.recommenders.judge import Judging, first_users
 from scall_jax.recommenders.recommender import EvaluateParams
 from scall_jax.streams import Segment
@@ -28,7 +29,9 @@ class Fitted(NamedTuple):
     """f32[V], of the fit."""
 
 
-def fitness_by_weight(evaluate: EvaluateParams, weights: jax.Array, fitted: Fitted, judging: Judging) -> jax.Array:
+def fitness_by_weight(
+    evaluate: EvaluateParams, weights: jax.Array, fitted: Fitted, judging: Judging, mesh: MeshConfig = ONE
+) -> jax.Array:
     """How well what is stored of a fit ranks on valid, by the weight of the bias.
 
     Args:
@@ -36,12 +39,13 @@ def fitness_by_weight(evaluate: EvaluateParams, weights: jax.Array, fitted: Fitt
       weights: f32[W].
       fitted: the fit.
       judging: on whom; static.
+      mesh: devices that `evaluate` is spread over; static.
 
     Returns:
       f32[W], the sum over these users of the mean of Recall@20 and NDCG@20.
     """
     storage, params, layout, segment, item_bias = fitted
-    served, own = as_served(storage, storage.store(from_buffer(storage, params), layout), layout)
+    served, own = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
     sampled = first_users(segment.valid, judging.valid_users)
 
     def fitness(weight: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from scall_jax.evaluation import KnownGraph
 from scall_jax.ops.bisection import first_false
+from scall_jax.ops.devices import ONE, MeshConfig, part_of, together
 from scall_jax.ops.indexing import take
 from scall_jax.streams import RaggedItems
 
@@ -21,7 +22,14 @@ class Triples(NamedTuple):
     weight: jax.Array  # f32[B], 0 where a user has met every item
 
 
-def sample(key: jax.Array, positives: RaggedItems, known: KnownGraph, batch: int, source: str = "segment") -> Triples:
+def sample(
+    key: jax.Array,
+    positives: RaggedItems,
+    known: KnownGraph,
+    batch: int,
+    source: str = "segment",
+    mesh: MeshConfig = ONE,
+) -> Triples:
     """Draw triples: users uniform over the segment's users, positives and negatives uniform given the user.
 
     Args:
@@ -30,6 +38,7 @@ def sample(key: jax.Array, positives: RaggedItems, known: KnownGraph, batch: int
       known: all known interactions; a user's negatives are the known items outside its row.
       batch: B; static.
       source: positives from the `segment` or from `all` known items of the user; static.
+      mesh: devices that have equal parts of the entries of the graph, and draw the same triples; static.
 
     Returns:
       Triples; negatives are exact, without rejection.
@@ -59,10 +68,11 @@ def sample(key: jax.Array, positives: RaggedItems, known: KnownGraph, batch: int
         count = take(positives.indptr, at + 1) - first
         positive = take(positives.items, first + below(positive_bits, count))
     else:
-        positive = take(graph.indices, known_start + below(positive_bits, known_end - known_start)) - users
+        at = known_start + below(positive_bits, known_end - known_start)
+        positive = together(mesh, part_of(mesh, graph.indices, at)) - users
     free = known.items - (known_end - known_start)
     place = below(negative_bits, jnp.maximum(free, 1))
-    negative = jnp.minimum(_skip(known, known_start, known_end, place), known.items - 1)
+    negative = jnp.minimum(_skip(known, known_start, known_end, place, mesh), known.items - 1)
     return Triples(user, positive, negative, (free > 0).astype(jnp.float32))
 
 
@@ -109,15 +119,15 @@ def below(bits: jax.Array, count: jax.Array) -> jax.Array:
     return upper.astype(jnp.int32)
 
 
-def _skip(known: KnownGraph, start, end, place):
+def _skip(known: KnownGraph, start, end, place, mesh: MeshConfig):
     """The `place`-th item outside the ascending row [start, end), by how many of the row come before it."""
     indices = known.graph.indices
 
     def before(at):
-        item = take(indices, jnp.minimum(at, end[:, None] - 1)) - known.users
+        item = together(mesh, part_of(mesh, indices, jnp.minimum(at, end[:, None] - 1))) - known.users
         return item - (at - start[:, None]) <= place[:, None]
 
-    return place + first_false(start, end, before, indices.shape[0]) - start
+    return place + first_false(start, end, before, mesh.devices * indices.shape[0]) - start
 
 
 def margins(final: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Parameters as training holds them, and as they rank once they are stored."""
 
+from scall_jax.ops.devices import ONE, MeshConfig, gathered
 from scall_jax.tables.storage import Storage, StorageLayout, Stored
 from scall_jax.tables.table import Params
 
@@ -14,18 +15,35 @@ def from_buffer(storage: Storage, params: Params) -> Params:
     return params if storage.table is None else storage.table.from_buffer(params)
 
 
-def as_served(storage: Storage, stored: Stored, layout: StorageLayout) -> tuple[Storage, Params]:
+def to_stored(storage: Storage, params: Params, layout: StorageLayout, mesh: MeshConfig = ONE) -> Stored:
+    """What a storage keeps of parameters as training holds them.
+
+    Args:
+      storage: of the parameters.
+      params: from `to_buffer`.
+      layout: of the storage.
+      mesh: devices that parameters lie on in parts. To round a vector takes all of it, wherever its coordinates lie, so
+        that each device rounds the whole table.
+    """
+    whole = gathered(mesh, params) if storage.rounds else params
+    return storage.store(from_buffer(storage, whole), layout)
+
+
+def as_served(
+    storage: Storage, stored: Stored, layout: StorageLayout, mesh: MeshConfig = ONE
+) -> tuple[Storage, Params]:
     """What ranks: a storage whose table reads what is stored, where it has one, and parameters for `embed`.
 
     Args:
       storage: of the parameters.
       stored: what it stores.
       layout: of the storage.
+      mesh: devices; on several of them what is stored is loaded, and its parts are read.
 
     Returns:
       (storage, parameters): what is stored itself, or what the storage loads of it.
     """
-    if storage.served is not None:
+    if storage.served is not None and mesh.devices == 1:
         return storage._replace(table=storage.served), storage.served.to_buffer(stored)
     return storage, to_buffer(storage, storage.load(stored, layout))
 

@@ -2,23 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, on_devices
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.buffers import as_served, from_buffer
+from scall_jax.recommenders.buffers import as_served, from_buffer, to_stored
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Fit, FitResult, Step
-from scall_jax.recommenders.graph import with_chunks
-from scall_jax.recommenders.judge import evaluate_params, first_users
+from scall_jax.recommenders.graph import own_rows, with_chunks
+from scall_jax.recommenders.judge import first_users
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.make_step import make_step, optimiser
+from scall_jax.recommenders.parts import evaluate_on_devices, segment_parts, segment_specs
 from scall_jax.recommenders.train_step import OptState, TrainState, empty_opt_state
 from scall_jax.streams import RaggedItems, Segment, sides
+from scall_jax.tables.packed_parts import packed_part
 from scall_jax.tables.storage import Storage, StorageLayout
 from scall_jax.tables.table import Params
 
@@ -49,6 +52,7 @@ def make_fit(
     step: Step | None = None,
     init_opt_state: Callable[[Params], Any] | None = None,
     ready: Callable[[Params, StorageLayout, Segment], Params] | None = None,
+    mesh: MeshConfig = ONE,
 ) -> Fit:
     """Build the training of a segment, to be compiled.
 
@@ -61,12 +65,13 @@ def make_fit(
       init_opt_state: the first state of its optimiser; given with `step`.
       ready: (parameters, layout, segment) -> parameters of which all that ranks follows from what the steps changed;
         called before each evaluation. None: the steps leave nothing to do.
+      mesh: devices that steps and evaluations are spread over; only for packed tables, and steps of `make_step`.
 
     Returns:
       A function as `Fit` describes it.
     """
     take_step = make_step(storage, config) if step is None else step
-    trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates, ready)
+    trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates, ready, mesh)
     if init_opt_state is None:
         init_opt_state = empty_opt_state if storage.table is not None else optimiser(config).init
 
@@ -74,7 +79,7 @@ def make_fit(
         del remembered
         chex.assert_shape(item_bias, (sides(segment)[1],))
         sampled = first_users(segment.valid, config.valid_users)
-        segment = segment._replace(graph=with_chunks(segment.graph))
+        segment = segment_parts(mesh, segment._replace(graph=with_chunks(segment.graph)))
         data = _FitData(key, layout, segment, item_bias, sampled)
         start = _initial(params, init_opt_state, sampled.users.shape[0])
         end = jax.lax.while_loop(
@@ -103,6 +108,7 @@ class _Trainer(NamedTuple):
     progress: Callable | None
     candidates: str
     ready: Callable | None
+    mesh: MeshConfig
 
 
 class _FitData(NamedTuple):
@@ -141,44 +147,25 @@ def _goes_on(config: FitConfig, state: FitState) -> jax.Array:
 
 def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitState:
     """The steps up to the next evaluation, and the evaluation."""
-    config, storage = trainer.config, trainer.model.storage
-    table, take_step = storage.table, trainer.step
+    config, storage, take_step, mesh = trainer.config, trainer.model.storage, trainer.step, trainer.mesh
     within = storage.rounding if config.rounding == "within" else None
     if within is not None:
         # Scales hold for an interval: to find them costs as much as some steps.
         rounding = within(from_buffer(storage, state.params), data.layout)
         take_step = make_step(storage._replace(table=rounding), config)
 
-    def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
-        step = carry.start + i
-        key = derive(data.key, Purpose.TRAINING_STEP, step)
-        made = take_step(key, carry.state, data.layout, data.segment, data.item_bias, carry.scratch)
-        bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
-        return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)
-
     count = jnp.minimum(config.eval_every, config.steps - state.step)
-    scratch = () if table is None else jnp.zeros((3 * config.batch, table.width))
-    start = TrainState(state.params, state.opt_state)
-    carry = _IntervalCarry(start, jnp.float32(0), state.bad_step, state.step, scratch)
-    carry = jax.lax.fori_loop(0, count, one_step, carry)
+    carry = _steps(trainer, data, take_step, state, count)
     model, trained = trainer.model, carry.state
     if trainer.ready is not None:
         trained = trained._replace(params=trainer.ready(trained.params, data.layout, data.segment))
     params = trained.params
     if storage.rounds:
         # What is chosen here is what will serve.
-        served, params = as_served(storage, storage.store(from_buffer(storage, params), data.layout), data.layout)
+        served, params = as_served(storage, to_stored(storage, params, data.layout, mesh), data.layout, mesh)
         model = LightGcn(served, config.layers)
-    (metrics,) = evaluate_params(
-        model,
-        params,
-        data.layout,
-        data.segment,
-        [data.sampled],
-        data.item_bias,
-        config.served_bits,
-        candidates=trainer.candidates,
-    )
+    given = params, data.layout, data.segment, [data.sampled], data.item_bias
+    (metrics,) = evaluate_on_devices(mesh, model, *given, config.served_bits, candidates=trainer.candidates)
     mean_loss = carry.total / count.astype(jnp.float32)
     # Without validation users the loss decides.
     fitness = jnp.where(data.sampled.count > 0, metrics.fitness(), -mean_loss)
@@ -188,6 +175,38 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
     if trainer.progress is not None:
         jax.debug.callback(trainer.progress, data.segment.index, state.step, mean_loss, fitness, ordered=False)
     return state
+
+
+def _steps(trainer: _Trainer, data: _FitData, take_step: Step, state: FitState, count: jax.Array) -> _IntervalCarry:
+    """Some steps from a state; the carry comes without scratch."""
+    config, storage, mesh = trainer.config, trainer.model.storage, trainer.mesh
+    table = storage.table
+
+    def step_of_device(segment: Segment) -> Step:
+        if table is None or mesh.devices == 1:
+            return take_step
+        graph = own_rows(mesh, segment.graph, max(sides(segment)))
+        return make_step(storage._replace(table=packed_part(table, mesh)), config, mesh, graph)
+
+    def on_one(key, start: _IntervalCarry, layout, segment: Segment, item_bias, count) -> _IntervalCarry:
+        step_here = step_of_device(segment)
+
+        def one_step(i, carry: _IntervalCarry) -> _IntervalCarry:
+            step = carry.start + i
+            step_key = derive(key, Purpose.TRAINING_STEP, step)
+            made = step_here(step_key, carry.state, layout, segment, item_bias, carry.scratch)
+            bad_step = jnp.where((carry.bad_step < 0) & ~jnp.isfinite(made.loss), step, carry.bad_step)
+            return _IntervalCarry(made.state, carry.total + made.loss, bad_step, carry.start, made.scratch)
+
+        scratch = () if table is None else jnp.zeros((3 * config.batch, table.width))
+        return jax.lax.fori_loop(0, count, one_step, start._replace(scratch=scratch))._replace(scratch=())
+
+    start = _IntervalCarry(TrainState(state.params, state.opt_state), jnp.float32(0), state.bad_step, state.step, ())
+    in_parts, whole = cast(Any, IN_PARTS), cast(Any, WHOLE)
+    specs = _IntervalCarry(TrainState(in_parts, OptState(whole, in_parts, in_parts)), whole, whole, whole, ())
+    given = data.key, start, data.layout, data.segment, data.item_bias, count
+    in_specs = WHOLE, specs, WHOLE, segment_specs(data.segment), WHOLE, WHOLE
+    return on_devices(mesh, on_one, given, in_specs, specs)
 
 
 def _initial(params: Params, init_opt_state: Callable, users: int) -> FitState:

@@ -6,13 +6,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.bias_weight import Fitted, fitness_by_weight
 from scall_jax.recommenders.buffers import held_by_training
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import FitResult
-from scall_jax.recommenders.judge import Judging, evaluate_params
+from scall_jax.recommenders.judge import Judging
 from scall_jax.recommenders.lightgcn import LightGcn
+from scall_jax.recommenders.parts import evaluate_on_devices
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import fold_neighbours, serve_propagated
 from scall_jax.streams import Segment
@@ -23,7 +25,9 @@ BIAS_WEIGHTS = (1.0, 2.0, 4.0)
 """Weights of the items' bias to rank with: training leaves vectors too long beside it where a segment has few rows."""
 
 
-def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, bias: str = "none") -> Recommender:
+def gradient_recommender(
+    config: FitConfig, probe: FitConfig, candidates: str, bias: str = "none", mesh: MeshConfig = ONE
+) -> Recommender:
     """Build the recommender that `fit.make_fit` trains.
 
     Args:
@@ -31,6 +35,7 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
       probe: training of a probe.
       candidates: as in `evaluation.RankingOptions`.
       bias: none, or another name of `Config.bias`, with which the weight that items' biases are ranked with is chosen.
+      mesh: devices that fits and ranking are spread over.
 
     Returns:
       Recommender. It remembers f32[W], how well each of `BIAS_WEIGHTS` has done on all valid parts so far, after fits
@@ -42,15 +47,17 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
     def evaluate(storage: Storage, params, layout, segment, parts, item_bias: jax.Array, **options):
         chex.assert_rank(item_bias, 1)
         model = LightGcn(storage, config.layers)
-        return evaluate_params(model, params, layout, segment, parts, item_bias, config.served_bits, **options)
+        return evaluate_on_devices(
+            mesh, model, params, layout, segment, parts, item_bias, config.served_bits, **options
+        )
 
     def make_weighing_fit(storage: Storage, progress=None):
-        fit = make_fit(storage, config, progress, candidates)
+        fit = make_fit(storage, config, progress, candidates, mesh=mesh)
 
         def fit_and_weigh(key, params, layout, segment: Segment, item_bias, remembered=(), /) -> FitResult:
             result = fit(key, params, layout, segment, item_bias, remembered)
             fitted = Fitted(storage, result.params, layout, segment, item_bias)
-            found = fitness_by_weight(evaluate, weights, fitted, Judging(config.valid_users, candidates))
+            found = fitness_by_weight(evaluate, weights, fitted, Judging(config.valid_users, candidates), mesh)
             return result._replace(remembered=remembered + found)
 
         return fit_and_weigh if biased else fit
@@ -76,7 +83,7 @@ def gradient_recommender(config: FitConfig, probe: FitConfig, candidates: str, b
 
     return Recommender(
         make_fit=make_weighing_fit,
-        make_probe_fit=lambda storage: make_fit(storage, probe, None, candidates),
+        make_probe_fit=lambda storage: make_fit(storage, probe, None, candidates, mesh=mesh),
         evaluate=evaluate,
         held_by_training=held_by_training,
         serves_by=serves_by,

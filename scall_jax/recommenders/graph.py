@@ -9,15 +9,20 @@ import jax.numpy as jnp
 from jax.experimental import sparse
 
 from scall_jax.ops.backend import by_backend
+from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, together
+from scall_jax.ops.indexing import dynamic_update_slice, take
 from scall_jax.streams import Graph
 
 _CHUNK = 8  # entries of a row, or sums of them, that are added up at once
+
+_ASKED = 2**16
+"""Entries that a device asks the others for at once."""
 
 Chunks = tuple[tuple[jax.Array, jax.Array], ...]
 """Of each level, (first i32[R], end i32[R]): the ranges that its R sums add up."""
 
 
-def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
+def propagate(graph: Graph, x: jax.Array, method: str = "auto", mesh: MeshConfig = ONE) -> jax.Array:
     """One product A x with the symmetric normalised adjacency.
 
     Args:
@@ -27,6 +32,7 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
         padding. `chunks` runs everywhere: it adds up a few entries of a row, then a few such sums, until each row is
         one sum; no two additions race for a row, so that results do not change from run to run. `auto` takes the
         former on a CPU and the latter elsewhere.
+      mesh: devices that have some of the rows each, as `own_rows` gives them; static. Then there is no derivative.
 
     Returns:
       f32[N, C]. The derivative is the same product, because A is symmetric.
@@ -51,7 +57,47 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto") -> jax.Array:
     # The kernels of other backends assume that the first row begins at the first entry.
     if method == "csr" and not on_cpu:
         raise ValueError("method='csr': runs on a CPU only; choose auto or chunks")
+    if mesh.devices > 1:
+        # A row lies on one device, so that the sum is exact.
+        return together(mesh, _PRODUCTS[method](graph, x))
     return _symmetric_product(method, graph, x)
+
+
+def own_rows(mesh: MeshConfig, graph: Graph, most: int) -> Graph:
+    """The rows of a graph whose first entry lies in this device's part of the entries; the others are empty.
+
+    Args:
+      mesh: the devices; static.
+      graph: of N nodes, whose entries lie in equal parts.
+      most: entries of a row, at most; static.
+
+    Returns:
+      Graph with this device's entries, and as many behind them as its last row may have there. With its chunks where
+      products need them, as `with_chunks` gives them.
+    """
+    if mesh.devices == 1:
+        return with_chunks(graph)
+    (length,) = graph.indices.shape
+    begin, last = number(mesh) * length, mesh.devices * length - 1
+    bounds = jnp.searchsorted(graph.indptr, jnp.stack([begin, begin + length]))
+    low, high = take(graph.indptr, jnp.minimum(bounds, graph.indptr.shape[0] - 1))
+
+    def block(index: jax.Array, tail: Graph) -> Graph:
+        at = jnp.minimum(begin + length + index * count + jnp.arange(count, dtype=jnp.int32), last)
+        found = ask(mesh, at, lambda at: [part_of(mesh, x, at) for x in (graph.indices, graph.values)])
+        indices, values = (
+            dynamic_update_slice(old, new, (index * count,))
+            for old, new in zip((tail.indices, tail.values), found, strict=True)
+        )
+        return tail._replace(indices=indices, values=values)
+
+    count = min(_ASKED, most)
+    blocks = -(-most // count)
+    indices, values = (jnp.zeros(blocks * count, x.dtype) for x in (graph.indices, graph.values))
+    tail = Graph(jnp.clip(graph.indptr, low, high) - begin, indices, values)
+    tail = jax.lax.fori_loop(0, blocks, block, tail)
+    indices = jnp.concatenate([graph.indices, tail.indices])
+    return with_chunks(tail._replace(indices=indices, values=jnp.concatenate([graph.values, tail.values])))
 
 
 def with_chunks(graph: Graph) -> Graph:

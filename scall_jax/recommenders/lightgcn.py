@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.backend import by_backend
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.ops.indexing import dynamic_update_slice, take
 from scall_jax.recommenders.graph import propagate
 from scall_jax.streams import Graph
@@ -24,6 +25,8 @@ class LightGcn(NamedTuple):
 
     storage: Storage
     layers: int  # propagations; 0 is matrix factorisation
+    mesh: MeshConfig = ONE
+    """Devices that a function is called on together, each with its parts of the table and its rows of the graph."""
 
     @property
     def table(self) -> Table:
@@ -78,7 +81,9 @@ def smooth(graph: Graph, x: jax.Array, layers: int) -> jax.Array:
     return total / (layers + 1)
 
 
-def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.Array) -> jax.Array:
+def smooth_side(
+    graph: Graph, x: jax.Array, layers: int, users: int, side: jax.Array, mesh: MeshConfig = ONE
+) -> jax.Array:
     """`smooth` where one side's rows of x may be zero.
 
     The graph is bipartite: a product moves values from one side to the other. So if one side's rows are zero, half of
@@ -90,6 +95,7 @@ def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.A
       layers: number of propagations; static.
       users: capacity of the user side; static.
       side: i32[], 1 if users alone have rows that are not zero, 2 if items alone have; 0 for both.
+      mesh: as in `propagate`; static.
 
     Returns:
       f32[N, C].
@@ -98,13 +104,19 @@ def smooth_side(graph: Graph, x: jax.Array, layers: int, users: int, side: jax.A
     chex.assert_type([x, side], [float, int])
     total = x
     for layer in range(layers):
-        x = propagate(rows_from(graph, users, side, layer % 2 == 0), x)
+        x = propagate(rows_from(graph, users, side, layer % 2 == 0), x, mesh=mesh)
         total = total + x
     return total / (layers + 1)
 
 
 def smooth_to_side(
-    graph: Graph, rows: jax.Array, values: jax.Array, layers: int, users: int, side: jax.Array
+    graph: Graph,
+    rows: jax.Array,
+    values: jax.Array,
+    layers: int,
+    users: int,
+    side: jax.Array,
+    mesh: MeshConfig = ONE,
 ) -> jax.Array:
     """The transpose of `smooth_side`, applied to an array of which only some rows are not zero.
 
@@ -115,6 +127,7 @@ def smooth_to_side(
       layers: number of propagations; static.
       users: capacity of the user side; static.
       side: i32[], as in `smooth_side`.
+      mesh: as in `propagate`; static.
 
     Returns:
       f32[N, C], correct in the rows of `side` alone, in all of them where it is 0.
@@ -129,7 +142,7 @@ def smooth_to_side(
 
     total = scattered = add_to(jnp.zeros((graph.indptr.shape[0] - 1, values.shape[1])))
     for layer in reversed(range(layers)):
-        product = propagate(rows_from(graph, users, side, layer % 2 == 1), total)
+        product = propagate(rows_from(graph, users, side, layer % 2 == 1), total, mesh=mesh)
         # On a CPU a second scatter-add is cheaper than adding a dense array.
         total = by_backend(add_to, lambda x: x + scattered)(product)
     return total
@@ -216,4 +229,5 @@ def embed_block(
     """The columns of one block of `embed_column_blocks`; f32[R, block.count] each."""
     chex.assert_rank(rows, 1)
     x = gather(model.table, buffer, layout, block.first, block.count)
-    return Embeddings(take(smooth_side(graph, x, model.layers, model.table.users, block.side), rows), take(x, rows))
+    final = smooth_side(graph, x, model.layers, model.table.users, block.side, model.mesh)
+    return Embeddings(take(final, rows), take(x, rows))

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import optax
 
 from scall_jax import evaluation
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders import bpr
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Step
 from scall_jax.recommenders.lightgcn import LightGcn, embed
 from scall_jax.recommenders.train_step import StepResult, StepSettings, TrainState, train_step
+from scall_jax.streams import Graph
 from scall_jax.tables.storage import Storage
 
 
@@ -36,23 +38,25 @@ def optimiser(config: FitConfig) -> optax.GradientTransformation:
     return optax.adam(learning_rate(config))
 
 
-def make_step(storage: Storage, config: FitConfig) -> Step:
+def make_step(storage: Storage, config: FitConfig, mesh: MeshConfig = ONE, own_graph: Graph | None = None) -> Step:
     """Build one step of training.
 
     Args:
       storage: of the parameters.
       config: of the training.
+      mesh: devices that the step is called on together, each with its parts of a packed table and of the segment.
+      own_graph: on several devices the rows of this one, from `graph.own_rows`.
 
     Returns:
       A function as `Step` describes it.
     """
-    model, rate, adam = LightGcn(storage, config.layers), learning_rate(config), optimiser(config)
+    model, rate, adam = LightGcn(storage, config.layers, mesh), learning_rate(config), optimiser(config)
     settings = StepSettings(model, rate, config.l2)
 
     def step(key, state, layout, segment, item_bias, scratch=()):
-        users, graph = storage.nodes - item_bias.shape[0], segment.graph
-        known = evaluation.KnownGraph(graph, users, segment.items)
-        triples = bpr.sample(key, segment.positives, known, config.batch, config.positives)
+        users, graph = storage.nodes - item_bias.shape[0], segment.graph if own_graph is None else own_graph
+        known = evaluation.KnownGraph(segment.graph, users, segment.items)
+        triples = bpr.sample(key, segment.positives, known, config.batch, config.positives, mesh)
         if storage.table is not None:
             return train_step(settings, state, layout, graph, triples, item_bias, scratch)
         rows = bpr.nodes(triples, users)

@@ -111,7 +111,8 @@ def train_step(
     def backward(first, count, side, moments):
         final = dynamic_slice(scratch, (0, first), (rows.shape[0], count))
         (by_final,) = jax.vjp(bpr.margins, final)[1](by_margin)
-        gradient = table.pull(smooth_to_side(graph, rows, by_final, model.layers, table.users, side), layout)
+        smoothed = smooth_to_side(graph, rows, by_final, model.layers, table.users, side, model.mesh)
+        gradient = table.pull(smoothed, layout)
         return table.update(moments, layout, first, gradient, _update_moments, (by_norm, buffer))
 
     mean, square = over_sided_column_blocks(table, layout, backward, (opt_state.mean, opt_state.square))

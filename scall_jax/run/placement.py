@@ -1,7 +1,7 @@
 """Where the arrays of a run lie: on one device, or in equal parts on several.
 
-Parameters of the table and what a segment has for each entry of its graph are in parts; all else, which has a place for
-each entity at most, is whole on every device.
+Parameters of the table and what a segment has for each entry of its graph are in parts; all else is whole on every
+device: what has a place for each entity at most, and codes in few bits, of which a device that ranks reads any.
 """
 
 import os
@@ -16,6 +16,7 @@ from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, sharding
 from scall_jax.recommenders.parts import ENTRIES, segment_parts
 from scall_jax.run import processes
 from scall_jax.streams import Segment
+from scall_jax.tables.compressed.few_bits import Coded
 
 T = TypeVar("T")
 
@@ -82,7 +83,8 @@ def shardings(mesh: MeshConfig, tree: Any) -> Any:
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
         given = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
         names = {getattr(key, "name", getattr(key, "key", None)) for key in path}
-        return given or (whole if names.isdisjoint(_IN_PARTS) else in_parts)
+        cut = not names.isdisjoint(_IN_PARTS) and names.isdisjoint(Coded._fields)
+        return given or (in_parts if cut else whole)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

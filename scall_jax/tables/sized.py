@@ -194,25 +194,35 @@ def _sized_factory(make_table: Callable[[int, int, int, int], Table]) -> Storage
     return with_room(StorageFactory(sized_units, most_spent, build), 4.0, scaled=False)
 
 
-def _packed_factory() -> StorageFactory:
-    one_device = _sized_factory(packed)
+def in_equal_parts(
+    factory: StorageFactory, build_parts: Callable[[int, int, int, int, int], Storage]
+) -> StorageFactory:
+    """A factory of packed storages whose coordinates several devices can have in equal parts.
+
+    Args:
+      factory: of storages on one device.
+      build_parts: (devices, then the arguments of `StorageFactory.build`) -> storage, in whose buffers the number of
+        coordinates is a multiple of the devices.
+    """
+    assert factory.configure is not None
+    on_one_device = factory.configure
 
     def configure(config: HasMesh) -> StorageFactory:
-        assert one_device.configure is not None
-        found, devices = one_device.configure(config), config.mesh.devices
+        found, devices = on_one_device(config), config.mesh.devices
         if devices == 1:
             return found
 
         def capacity(budget_units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
-            # Room, not budget: parameters are cut into equal parts.
+            # Room, not budget.
             return -(-found.capacity(budget_units, entities, maximum) // devices) * devices
 
-        def build(capacity: int, users: int, items: int, maximum: int) -> Storage:
-            return sized(packed(capacity, users, items, maximum, devices), users, maximum)
+        return found._replace(capacity=capacity, build=functools.partial(build_parts, devices))
 
-        return found._replace(capacity=capacity, build=build)
+    return factory._replace(configure=configure)
 
-    return one_device._replace(configure=configure)
+
+def _packed_parts(devices: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
+    return sized(packed(capacity, users, items, maximum, devices), users, maximum)
 
 
 class HasMesh(HasBudget, Protocol):
@@ -224,7 +234,7 @@ class HasMesh(HasBudget, Protocol):
         ...
 
 
-PACKED = _packed_factory()
+PACKED = in_equal_parts(_sized_factory(packed), _packed_parts)
 """One pool of as many float32 parameters as the budget has."""
 
 MASKED = _sized_factory(masked)

@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, on_devices
+from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, everyone, on_devices, places, whole_parts
+from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.recommenders.ials.batches import make_side
 from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
@@ -250,13 +251,16 @@ def _half(setting: _Setting, state: _State) -> _State:
 
 
 def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
-    """The pool with every item's vector as the storage will give it back."""
-    storage, table, layout = setting.storage, setting.table, setting.layout
-    stored = storage.store(table.from_buffer(from_rows(table, pool, layout)), layout)
-    rounded = to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, table.zeros().size)
+    """The pool, or this device's part of it, with every item's vector as the storage will give it back."""
+    storage, table, layout, mesh = setting.storage, setting.table, setting.layout, setting.mesh
+    capacity, part = table.zeros().size, pool.shape[0]
+    # Coordinates of a vector may lie on several devices, so that each of them rounds the whole table.
+    whole = everyone(mesh, pool)[: capacity + table.width]
+    stored = storage.store(table.from_buffer(from_rows(table, whole, layout)), layout)
+    rounded = whole_parts(mesh, to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity))
     sizes = layout.sizes
     # Rows lie in the order of nodes: users, items, then the two shared vectors.
     items_begin, shared_begin = sizes[: table.users].sum(), sizes[:-2].sum()
-    place = jnp.arange(pool.shape[0])
+    place = places(mesh, part)
     of_user = (place < items_begin) | ((place >= shared_begin) & (place < shared_begin + sizes[-2]))
-    return jnp.where(of_user, pool, rounded)
+    return jnp.where(of_user, pool, dynamic_slice(rounded, (place[0],), (part,)))

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.bias_weight import Fitted, fitness_by_weight
-from scall_jax.recommenders.buffers import as_served, from_buffer
+from scall_jax.recommenders.buffers import as_served, to_stored
 from scall_jax.recommenders.fit_result import Fit, FitResult
 from scall_jax.recommenders.ials.choice import RANKING_WEIGHTS, Chosen, Grid, hyper_of
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.ials.fit import Solution, Sweeps, require_table, solve, sweeps_of
 from scall_jax.recommenders.ials.problem import Weighting
-from scall_jax.recommenders.judge import Judging, evaluate_params, first_users
+from scall_jax.recommenders.judge import Judging, first_users
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.recommenders.parts import evaluate_packed
+from scall_jax.recommenders.parts import evaluate_on_devices
 from scall_jax.streams import Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params
@@ -48,9 +48,7 @@ class Setting(NamedTuple):
 
 def evaluate(mesh: MeshConfig, storage: Storage, params, layout, segment, parts, item_bias, **options):
     """`EvaluateParams` of vectors that rank by their inner products, on the devices of a mesh."""
-    if mesh.devices > 1:
-        return evaluate_packed(mesh, storage, params, layout, segment, parts, item_bias, **options)
-    return evaluate_params(LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
+    return evaluate_on_devices(mesh, LightGcn(storage, 0), params, layout, segment, parts, item_bias, **options)
 
 
 def make_final_fit(setting: Setting, storage: Storage, progress: Callable | None = None) -> Fit:
@@ -83,7 +81,7 @@ def make_final_fit(setting: Setting, storage: Storage, progress: Callable | None
             known = remembered if result.remembered is None else result.remembered
             fitted = Fitted(storage, result.params, layout, segment, item_bias)
             ranks = functools.partial(evaluate, setting.mesh)
-            found = fitness_by_weight(ranks, jnp.array(RANKING_WEIGHTS), fitted, setting.judging)
+            found = fitness_by_weight(ranks, jnp.array(RANKING_WEIGHTS), fitted, setting.judging, setting.mesh)
             result = result._replace(remembered=known._replace(ranking=known.ranking + found))
         if progress is not None:
             jax.debug.callback(progress, segment.index, result.steps, result.loss, result.fitness)
@@ -144,7 +142,8 @@ def _judged(
     """A solution with its fitness on valid, as what is stored of it ranks."""
     served, params = storage, solution.params
     if storage.rounds:
-        served, params = as_served(storage, storage.store(from_buffer(storage, params), layout), layout)
+        mesh = setting.mesh
+        served, params = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
     sampled, candidates = _sampled(setting, segment), setting.judging.candidates
     (metrics,) = evaluate(setting.mesh, served, params, layout, segment, [sampled], item_bias, candidates=candidates)
     # The last half sweep has the users' own half-life, so that its loss is another one.

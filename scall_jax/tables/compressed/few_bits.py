@@ -23,6 +23,7 @@ from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
 from scall_jax.tables.layout import Layout
+from scall_jax.tables.sized import in_equal_parts
 from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes, with_room
 
 BITS = (8, 4, 3, 2, 1)
@@ -331,7 +332,7 @@ def few_bits_units(bits: int, nbytes: int, entities: Sides, maximum: int, metada
     return max(8 * ((left - vectors) // bits), few)
 
 
-def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
+def _few_bits(bits: int, multiple: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
     vectors, groups = users + items + 2, -(-capacity // 8)
 
     def export(stored: Coded, sizes: np.ndarray) -> Exported:
@@ -364,15 +365,15 @@ def _few_bits(bits: int, capacity: int, users: int, items: int, maximum: int) ->
         read=read_columns,
         scaled=True,
     )
-    return rounded(capacity, users, items, maximum, rounding)
+    return rounded(capacity, users, items, maximum, rounding, multiple)
 
 
-FEW_BITS = {
-    f"packed_int{bits}": with_room(
-        StorageFactory(functools.partial(few_bits_units, bits), most_spent, functools.partial(_few_bits, bits)),
-        bits / 8,
-        scaled=True,
+def _factory(bits: int) -> StorageFactory:
+    one_device = StorageFactory(
+        functools.partial(few_bits_units, bits), most_spent, functools.partial(_few_bits, bits, 1)
     )
-    for bits in BITS
-}
+    return in_equal_parts(with_room(one_device, bits / 8, scaled=True), functools.partial(_few_bits, bits))
+
+
+FEW_BITS = {f"packed_int{bits}": _factory(bits) for bits in BITS}
 """Storages by name: b bits a coordinate, 1 byte a vector, and 4 bytes."""

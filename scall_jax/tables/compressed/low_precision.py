@@ -17,7 +17,7 @@ from scall_jax.ops.indexing import ceil_div
 from scall_jax.tables import size_codes
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.packed import packed
-from scall_jax.tables.sized import all_sizes, saved_bytes, sized, sizes_in_use
+from scall_jax.tables.sized import all_sizes, in_equal_parts, saved_bytes, sized, sizes_in_use
 from scall_jax.tables.storage import (
     Exported,
     Previous,
@@ -49,7 +49,7 @@ class Rounding(NamedTuple):
     """As `Storage.scaled`; one byte each."""
 
 
-def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding) -> Storage:
+def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding, multiple: int = 1) -> Storage:
     """Build packed storage whose pool is rounded between segments.
 
     Args:
@@ -58,11 +58,12 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
       items: capacity of the items' side.
       maximum: the largest size of an entity.
       rounding: how the pool is rounded.
+      multiple: as in `packed`.
 
     Returns:
       Storage; a budget unit is a coordinate.
     """
-    table = packed(capacity, users, items, maximum)
+    table = packed(capacity, users, items, maximum, multiple)
     plain = sized(table, users, maximum)
 
     def warm_start(key, previous: Previous, plan, options):
@@ -116,8 +117,8 @@ def _affords(rounding: Rounding, users: int, maximum: int, plan, total, known, m
     return total + 8 * saved // rounding.bits
 
 
-def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
-    table = packed(capacity, users, items, maximum)
+def _bfloat16(multiple: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
+    table = packed(capacity, users, items, maximum, multiple)
 
     def export(stored, sizes):
         return {"parameters": np.asarray(stored).view(np.uint16)[: sizes.sum()]}
@@ -139,7 +140,7 @@ def _bfloat16(capacity: int, users: int, items: int, maximum: int) -> Storage:
         to_buffer=table.to_buffer,
         read=lambda buffer, layout, first, count: table.read(buffer, layout, first, count).astype(jnp.float32),
     )
-    return rounded(capacity, users, items, maximum, rounding)
+    return rounded(capacity, users, items, maximum, rounding, multiple)
 
 
 def rank_in_pool(layout: Layout, capacity: int) -> jax.Array:
@@ -161,5 +162,8 @@ def _bfloat16_units(nbytes: int, entities: Sides, maximum: int, metadata: bool) 
     return (nbytes - (size_bytes(maximum) * (sum(entities) + 2) if metadata else 0)) // 2
 
 
-PACKED_BFLOAT16 = with_room(StorageFactory(_bfloat16_units, most_spent, _bfloat16), 2.0, scaled=False)
+PACKED_BFLOAT16 = in_equal_parts(
+    with_room(StorageFactory(_bfloat16_units, most_spent, functools.partial(_bfloat16, 1)), 2.0, scaled=False),
+    _bfloat16,
+)
 """2 bytes a coordinate."""
