@@ -9,7 +9,8 @@ import pytest
 
 from scall_jax import Budget, FitConfig, SequenceConfig, SizesConfig, make_run, run_segments, scan, streams
 from scall_jax.methods.rivals.s2pnm import last_items
-from scall_jax.recommenders.sequence_recommender import make_sequence_step, next_item_loss, optimiser
+from scall_jax.recommenders.next_item_loss import next_item_loss
+from scall_jax.recommenders.sequence_recommender import make_sequence_step, optimiser, sequence_loss
 from scall_jax.recommenders.train_step import TrainState
 from scall_jax.tables.sequence import Histories, SequenceParams, bytes_of, sequence
 from scall_jax.tables.sequence_network import SequenceNetwork, dense_parameters, init_dense, outputs
@@ -113,7 +114,7 @@ def test_there_are_24_d_squared_weights_and_some_biases(width, length):
 @pytest.mark.slow
 def test_the_loss_is_that_of_numpy(params):
     histories, bias, known = jnp.array([[-1, -1, 3, 7, 3, 1], [-1] * 5 + [4]]), jnp.linspace(1, 0, ITEMS), 9
-    got = next_item_loss(params, histories, bias, jnp.int32(known))
+    got = sequence_loss(params, histories, bias, jnp.int32(known))
     expected = []
     for t, wanted in ((2, 7), (3, 3), (4, 1)):
         out = _plain(params, np.asarray(histories)[0, :-1])[t]
@@ -121,6 +122,29 @@ def test_the_loss_is_that_of_numpy(params):
         p = np.exp(scores[:known]) / np.exp(scores[:known]).sum()
         expected.append(-np.log(p[wanted] + 1e-5))
     assert float(got) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_loss_in_blocks_and_its_gradients_are_those_of_the_formula():
+    rng = np.random.default_rng(0)
+    places, items, known, width = 150, 40, 33, 6  # more than two blocks, the last one not full
+    made, vectors = (jnp.asarray(rng.normal(size=(n, width)), jnp.float32) for n in (places, items))
+    offset = jnp.where(jnp.arange(items) < known, jnp.asarray(rng.normal(size=items), jnp.float32), -jnp.inf)
+    following, there = jnp.asarray(rng.integers(0, known, places), jnp.int32), jnp.asarray(rng.random(places) < 0.9)
+
+    def formula(made, vectors, offset):
+        p = jax.nn.softmax(made @ vectors.T + offset[None, :], axis=-1)[jnp.arange(places), following]
+        return 0.5 * jnp.where(there, -jnp.log(p + 1e-5), 0).sum()
+
+    def in_blocks(made, vectors, offset, there=there):
+        return 0.5 * next_item_loss(made, vectors, offset, following, there)
+
+    given = made, vectors, offset
+    for got, expected in zip(
+        *(jax.tree.leaves(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*given)) for f in (in_blocks, formula)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    nobody = jax.value_and_grad(in_blocks, (0, 1, 2))(*given, jnp.zeros(places, bool))
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(nobody))
 
 
 @pytest.mark.slow

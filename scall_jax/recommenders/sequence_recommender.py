@@ -14,6 +14,7 @@ from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Step
 from scall_jax.recommenders.judge import evaluate_vectors
+from scall_jax.recommenders.next_item_loss import next_item_loss
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import serve_vectors
 from scall_jax.recommenders.train_step import StepResult, TrainState
@@ -22,11 +23,8 @@ from scall_jax.tables.sequence import Histories, SequenceConfig, SequenceParams
 from scall_jax.tables.sequence_network import outputs
 from scall_jax.tables.storage import Storage
 
-_FLOOR = 1e-5
-"""Added to probabilities before the logarithm, as in the published code."""
 
-
-def next_item_loss(params: SequenceParams, histories: jax.Array, item_bias: jax.Array, known: jax.Array) -> jax.Array:
+def sequence_loss(params: SequenceParams, histories: jax.Array, item_bias: jax.Array, known: jax.Array) -> jax.Array:
     """Mean of -log(p + 1e-5), where p is the softmax over all known items at the next item, over places with one.
 
     Args:
@@ -40,12 +38,11 @@ def next_item_loss(params: SequenceParams, histories: jax.Array, item_bias: jax.
     """
     chex.assert_rank([histories, item_bias, known], [2, 1, 0])
     before, after = histories[:, :-1], histories[:, 1:]
-    made = outputs(params.dense, params.items, before)
-    scores = jnp.einsum("btd,vd->btv", made, params.items) + (params.bias + item_bias)[None, None, :]
-    scores = jnp.where((jnp.arange(item_bias.shape[0]) < known)[None, None, :], scores, -jnp.inf)
-    chosen = jnp.take_along_axis(jax.nn.softmax(scores, axis=-1), jnp.maximum(after, 0)[..., None], axis=-1)[..., 0]
-    there = (before >= 0).astype(jnp.float32)
-    return -(there * jnp.log(chosen + _FLOOR)).sum() / jnp.maximum(there.sum(), 1.0)
+    made, there = outputs(params.dense, params.items, before), before >= 0
+    offset = jnp.where(jnp.arange(item_bias.shape[0]) < known, params.bias + item_bias, -jnp.inf)
+    following = jnp.maximum(after, 0).ravel()
+    total = next_item_loss(made.reshape(-1, made.shape[-1]), params.items, offset, following, there.ravel())
+    return total / jnp.maximum(there.sum(), 1.0)
 
 
 def optimiser(config: SequenceConfig) -> optax.GradientTransformation:
@@ -68,7 +65,7 @@ def make_sequence_step(config: SequenceConfig) -> Step:
         bits = jax.random.bits(key, (config.batch,))
         at = below(bits, jnp.maximum(segment.positives.count, 1))
         histories = take(layout.items, take(segment.positives.users, at))
-        value, gradient = jax.value_and_grad(next_item_loss)(state.params, histories, item_bias, segment.items)
+        value, gradient = jax.value_and_grad(sequence_loss)(state.params, histories, item_bias, segment.items)
         updates, opt_state = adam.update(gradient, state.opt_state, state.params)
         return StepResult(TrainState(optax.apply_updates(state.params, updates), opt_state), value, scratch)
 
