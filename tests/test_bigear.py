@@ -15,7 +15,6 @@ from scall_jax.recommenders.bigear.config import BigearConfig
 from scall_jax.recommenders.bigear.learning import (
     NOTHING,
     BinaryModel,
-    distillation,
     layers_of,
     make_binary_step,
     ranking_vectors,
@@ -145,7 +144,6 @@ def test_a_step_descends_the_loss_of_numpy(params, plan, stream, segment, key):
             items, fading = np.asarray(taught[place, layer]), np.exp(-0.1 * np.arange(1, 6))
             scores = x[users + items] @ x[int(segment.positives.users[place])]
             lesson += (fading * np.log1p(np.exp(-scores))).mean() / len(at)
-    assert float(distillation(CONFIG, jnp.array(final), at, taught, segment)) == pytest.approx(lesson, rel=1e-5)
     # Users that a step teaches are drawn: over many draws they are all users in the mean.
     untaught = make_binary_step(model)(key, start, plan, segment, bias)
     assert float(untaught.loss) == pytest.approx(expected, rel=1e-5)

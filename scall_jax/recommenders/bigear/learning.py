@@ -126,31 +126,22 @@ def teach(config: BigearConfig, layers: list[jax.Array], segment: Segment) -> ja
     return jax.lax.map(of_user, taught, batch_size=min(_USERS_AT_ONCE, taught.shape[0]))
 
 
-def distillation(
-    config: BigearConfig, final: jax.Array, at: jax.Array, taught: jax.Array, segment: Segment
-) -> jax.Array:
-    """How far a student's scores of what it is taught are from high: the sum over layers of weighted means.
+def lesson(config: BigearConfig, users: jax.Array, met: jax.Array, items: jax.Array) -> jax.Array:
+    """How far a student's scores of what it is taught in a layer are from high: a weighted mean.
 
     Args:
       config: how the items of a list are weighed.
-      final: f32[N, (L + 1) W], the student's.
-      at: i32[B], places of users among those of the segment's positives.
-      taught: i32[P, L + 1, R], of `teach`.
-      segment: the data.
+      users: f32[B, W], the student's vectors of the layer.
+      met: f32[B, R, W], those of the items of each list.
+      items: i32[B, R], the lists.
 
     Returns:
       f32[].
     """
-    chex.assert_rank([final, at, taught], [2, 1, 3])
-    users, (_, count, top) = sides(segment)[0], taught.shape
-    fading = jnp.exp(-config.fading * (1 + jnp.arange(top, dtype=jnp.float32)))
-    user, total = take(segment.positives.users, at), jnp.float32(0)
-    for layer, columns in enumerate(jnp.split(final, count, axis=1)):
-        items = take(taught[:, layer], at)
-        met = take(columns, users + jnp.maximum(items, 0))
-        scores = jnp.einsum("bd,brd->br", take(columns, user), met)
-        total += (jax.nn.softplus(-scores) * jnp.where(items >= 0, fading[None, :], 0.0)).mean()
-    return total
+    chex.assert_rank([users, met, items], [2, 3, 2])
+    fading = jnp.exp(-config.fading * (1 + jnp.arange(items.shape[1], dtype=jnp.float32)))
+    scores = jnp.einsum("bd,brd->br", users, met)
+    return (jax.nn.softplus(-scores) * jnp.where(items >= 0, fading[None, :], 0.0)).mean()
 
 
 def make_binary_step(model: BinaryModel, taught: jax.Array | None = None) -> Step:
@@ -172,13 +163,26 @@ def make_binary_step(model: BinaryModel, taught: jax.Array | None = None) -> Ste
         rows = bpr.nodes(triples, users)
         bits = jax.random.bits(derive(key, Purpose.TAUGHT_USERS), (config.users,))
         at = bpr.below(bits, jnp.maximum(segment.positives.count, 1))
+        learners, nobody = take(segment.positives.users, at), jnp.zeros((0, 0), jnp.int32)
 
         def objective(latent: jax.Array) -> jax.Array:
-            final, own = ranking_vectors(model, latent, layout, graph), take(latent, rows)
-            value = bpr.loss(bpr.margins(take(final, rows)), (own * own).sum(), item_bias, triples, fit.l2)
-            if taught is None or not config.distillation:
-                return value
-            return value + config.distillation * distillation(config, final, at, taught, segment)
+            margin, energy, learned = jnp.zeros_like(triples.weight), jnp.float32(0), jnp.float32(0)
+            weights = layer_weights(fit.layers)
+            for layer, (x, weight) in enumerate(zip(layers_of(latent, graph, fit.layers), weights, strict=True)):
+                items = nobody if taught is None or not config.distillation else take(taught[:, layer], at)
+                # One gather of all that is asked of a layer, whose transpose is one scatter. A sign is known from its
+                # own row, so that no more rows than these are rounded.
+                asked = jnp.concatenate([rows, learners, users + jnp.maximum(items, 0).ravel()])
+                found = take(x, asked)
+                if not layer:
+                    energy = (found[: rows.shape[0]] ** 2).sum()
+                found = float(weight) * (signed(found, layout.columns, config.sharpness) if model.rounds else found)
+                margin += bpr.margins(found[: rows.shape[0]])
+                if items.size:
+                    _, own, met = jnp.split(found, [rows.shape[0], rows.shape[0] + config.users])
+                    learned += lesson(config, own, met.reshape(*items.shape, -1), items)
+            value = bpr.loss(margin, energy, item_bias, triples, fit.l2)
+            return value + config.distillation * learned
 
         latent = state.params.latent
         value, gradient = jax.value_and_grad(objective)(latent)
