@@ -16,7 +16,7 @@ rows themselves, not a reservoir to draw them from. Methods that cannot use a bu
 Each cell is a row of --results as soon as it is finished, and is not run again; several streams share one file. Writes,
 beside the file, the table of all of its cells with tests against uniform sizes of LightGCN in float32, areas under the
 curves of Recall@20 over memory, and for each stream a picture of Recall@20 by megabytes that serving needs. Cost: the
-sum of the runs, 20 to 200 seconds each on one core; methods with searches, `bigear` and `s2pnm` several times as much.
+sum of the runs, 20 to 200 seconds each on one core; methods with searches and `bigear` several times as much.
 Expect least squares in four bits ahead of all others by much, `bigear` behind it, `frequency` level with uniform or
 ahead of it, and methods that decide entity by entity or share rows level with uniform or behind.
 """

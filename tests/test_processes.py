@@ -104,7 +104,7 @@ def test_when_one_process_is_killed_the_other_ends_and_the_run_goes_on(data, tmp
     pair[killed].send_signal(signal.SIGKILL)
     since = time.time()
     _, errors = pair[1 - killed].communicate(timeout=100)
-    pair[killed].communicate()
+    pair[killed].communicate(timeout=20)
     assert time.time() - since < 60
     assert pair[1 - killed].returncode != 0 and (ERROR in errors or FATAL in errors), errors[-3000:]
     assert 0 < len(_lines(out)) < 4

@@ -106,6 +106,23 @@ def scales_of(vectors: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Ar
     return jnp.where(mean > 0, jnp.clip(code, 1, TOP_CODE), 0).astype(jnp.uint8), top
 
 
+class _Shape(NamedTuple):
+    """Of the storage; static."""
+
+    layers: int  # L
+    width: int  # W
+    users: int  # capacities of the sides
+    items: int
+
+    @property
+    def nodes(self) -> int:
+        return self.users + self.items
+
+    @property
+    def count(self) -> int:
+        return self.layers + 1
+
+
 def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
     """Build the storage.
 
@@ -117,68 +134,8 @@ def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
     Returns:
       Storage. Its plan and its layout are `BinaryPlan`, its parameters `BinaryParams`. A budget unit is a byte.
     """
-    nodes, count = users + items, layers + 1
-    weights = layer_weights(layers)
-
-    def in_use(plan: BinaryPlan) -> jax.Array:
-        """bool[N, W], coordinates of a layer that exist."""
-        number = jnp.arange(nodes)
-        of_item = number - users
-        exists = jnp.where(of_item < 0, number < plan.known[0], of_item < plan.known[1])
-        return exists[:, None] & (jnp.arange(width) < plan.columns)[None, :]
-
-    def drawn(key: jax.Array) -> jax.Array:
-        # By column, so that what an entity draws does not depend on how many columns there are.
-        def column(number: jax.Array) -> jax.Array:
-            return by_side(jax.random.normal, derive(key, Purpose.COLUMN, number), users, items)
-
-        return jax.vmap(column)(jnp.arange(width, dtype=jnp.int32)).T
-
-    def params_of(latent: jax.Array) -> BinaryParams:
-        return BinaryParams(latent, jnp.zeros((nodes, count * width)))
-
-    def fresh(key: jax.Array, plan: BinaryPlan, std: float) -> BinaryParams:
-        return params_of(jnp.where(in_use(plan), std * drawn(key), 0.0))
-
-    def decoded(stored: Signs, plan: BinaryPlan) -> jax.Array:
-        """f32[N, L + 1, W], signs times scales."""
-        places = jnp.arange(_OCTET, dtype=jnp.uint8)
-        signs = (stored.codes[..., None] >> places[None, None, None, :]) & 1
-        signs = 2.0 * signs.reshape(nodes, count, width).astype(jnp.float32) - 1.0
-        values = signs * limit_of(stored.scales, stored.top[None, :])[..., None]
-        return jnp.where(in_use(plan)[:, None, :], values, 0.0)
-
-    def warm_start(key: jax.Array, previous: Previous, plan: BinaryPlan, options: WarmStartOptions) -> BinaryParams:
-        old, noise = decoded(previous.stored, previous.plan)[:, 0], drawn(key)
-        grown = jnp.arange(width) >= previous.plan.columns
-        known = jnp.where(grown[None, :], options.grow_std * noise, options.shrink * old)
-        latent = jnp.where(previous.known[:, None], known, options.init_std * noise)
-        return params_of(jnp.where(in_use(plan), latent, 0.0))
-
-    def store(params: BinaryParams, plan: BinaryPlan) -> Signs:
-        by_layer = params.layers.reshape(nodes, count, width) / weights[None, :, None]
-        # Layer 0 is kept for the next segment too: its scale is that of the vectors that training has changed.
-        by_layer = by_layer.at[:, 0].set(params.latent)
-        by_layer = jnp.where(in_use(plan)[:, None, :], by_layer, 0.0)
-        signs = ((by_layer >= 0) & in_use(plan)[:, None, :]).reshape(nodes, count, width // _OCTET, _OCTET)
-        places = jnp.arange(_OCTET, dtype=jnp.uint8)
-        codes = (signs.astype(jnp.uint8) << places[None, None, None, :]).sum(-1, dtype=jnp.uint8)
-        scales, tops = jax.vmap(scales_of, (1, None), (1, 0))(by_layer, plan.columns)
-        return Signs(codes, scales, tops)
-
-    def load(stored: Signs, plan: BinaryPlan) -> BinaryParams:
-        values = decoded(stored, plan)
-        return BinaryParams(values[:, 0], (values * weights[None, :, None]).reshape(nodes, count * width))
-
-    def sizes(plan: BinaryPlan) -> jax.Array:
-        own = jnp.where(in_use(plan)[:, 0], count * plan.columns, 0)
-        return jnp.concatenate([own, jnp.zeros(2, jnp.int32)]).astype(jnp.int32)
-
-    def allocated(plan: BinaryPlan) -> jax.Array:
-        entities = plan.known.sum()
-        octets = div(entities, _OCTET) * plan.columns + div(rem(entities, _OCTET) * plan.columns + 7, _OCTET)
-        return count * (octets + entities + _TOP_BYTES)
-
+    shape = _Shape(layers, width, users, items)
+    nodes, count = shape.nodes, shape.count
     return Storage(
         plan=lambda: BinaryPlan(jnp.int32(0), jnp.zeros(2, jnp.int32)),
         empty=lambda: Signs(
@@ -187,13 +144,13 @@ def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
             jnp.zeros(count),
         ),
         layout=lambda plan: plan,
-        fresh=fresh,
-        warm_start=warm_start,
+        fresh=functools.partial(_fresh, shape),
+        warm_start=functools.partial(_warm_start, shape),
         vectors=lambda params, plan: params.layers,
-        store=store,
-        load=load,
-        sizes=sizes,
-        allocated=allocated,
+        store=functools.partial(_store, shape),
+        load=functools.partial(_load, shape),
+        sizes=functools.partial(_sizes, shape),
+        allocated=functools.partial(_allocated, shape),
         used=lambda plan: jnp.int32(count * width),
         export=functools.partial(_export, users, width),
         restore=functools.partial(_restore, (nodes, count, width), users),
@@ -202,6 +159,80 @@ def binary_layers(layers: int, width: int, users: int, items: int) -> Storage:
         rounds=True,
         bits=lambda plan: 1,
     )
+
+
+def _in_use(shape: _Shape, plan: BinaryPlan) -> jax.Array:
+    """bool[N, W], coordinates of a layer that exist."""
+    number = jnp.arange(shape.nodes)
+    of_item = number - shape.users
+    exists = jnp.where(of_item < 0, number < plan.known[0], of_item < plan.known[1])
+    return exists[:, None] & (jnp.arange(shape.width) < plan.columns)[None, :]
+
+
+def _drawn(shape: _Shape, key: jax.Array) -> jax.Array:
+    # By column, so that what an entity draws does not depend on how many columns there are.
+    def column(number: jax.Array) -> jax.Array:
+        return by_side(jax.random.normal, derive(key, Purpose.COLUMN, number), shape.users, shape.items)
+
+    return jax.vmap(column)(jnp.arange(shape.width, dtype=jnp.int32)).T
+
+
+def _params_of(shape: _Shape, plan: BinaryPlan, latent: jax.Array) -> BinaryParams:
+    latent = jnp.where(_in_use(shape, plan), latent, 0.0)
+    return BinaryParams(latent, jnp.zeros((shape.nodes, shape.count * shape.width)))
+
+
+def _fresh(shape: _Shape, key: jax.Array, plan: BinaryPlan, std: float) -> BinaryParams:
+    return _params_of(shape, plan, std * _drawn(shape, key))
+
+
+def _warm_start(
+    shape: _Shape, key: jax.Array, previous: Previous, plan: BinaryPlan, options: WarmStartOptions
+) -> BinaryParams:
+    old, noise = _decoded(shape, previous.stored, previous.plan)[:, 0], _drawn(shape, key)
+    grown = jnp.arange(shape.width) >= previous.plan.columns
+    known = jnp.where(grown[None, :], options.grow_std * noise, options.shrink * old)
+    return _params_of(shape, plan, jnp.where(previous.known[:, None], known, options.init_std * noise))
+
+
+def _store(shape: _Shape, params: BinaryParams, plan: BinaryPlan) -> Signs:
+    nodes, _, width = dims = shape.nodes, shape.count, shape.width
+    by_layer = params.layers.reshape(dims) / layer_weights(shape.layers)[None, :, None]
+    # Layer 0 is kept for the next segment too: its scale is that of the vectors that training has changed.
+    by_layer = by_layer.at[:, 0].set(params.latent)
+    used = _in_use(shape, plan)[:, None, :]
+    by_layer = jnp.where(used, by_layer, 0.0)
+    signs = ((by_layer >= 0) & used).reshape(nodes, shape.count, width // _OCTET, _OCTET)
+    places = jnp.arange(_OCTET, dtype=jnp.uint8)
+    codes = (signs.astype(jnp.uint8) << places[None, None, None, :]).sum(-1, dtype=jnp.uint8)
+    scales, tops = jax.vmap(scales_of, (1, None), (1, 0))(by_layer, plan.columns)
+    return Signs(codes, scales, tops)
+
+
+def _decoded(shape: _Shape, stored: Signs, plan: BinaryPlan) -> jax.Array:
+    """f32[N, L + 1, W], signs times scales."""
+    places = jnp.arange(_OCTET, dtype=jnp.uint8)
+    signs = (stored.codes[..., None] >> places[None, None, None, :]) & 1
+    signs = 2.0 * signs.reshape(shape.nodes, shape.count, shape.width).astype(jnp.float32) - 1.0
+    values = signs * limit_of(stored.scales, stored.top[None, :])[..., None]
+    return jnp.where(_in_use(shape, plan)[:, None, :], values, 0.0)
+
+
+def _load(shape: _Shape, stored: Signs, plan: BinaryPlan) -> BinaryParams:
+    values = _decoded(shape, stored, plan)
+    weighed = values * layer_weights(shape.layers)[None, :, None]
+    return BinaryParams(values[:, 0], weighed.reshape(shape.nodes, shape.count * shape.width))
+
+
+def _sizes(shape: _Shape, plan: BinaryPlan) -> jax.Array:
+    own = jnp.where(_in_use(shape, plan)[:, 0], shape.count * plan.columns, 0)
+    return jnp.concatenate([own, jnp.zeros(2, jnp.int32)]).astype(jnp.int32)
+
+
+def _allocated(shape: _Shape, plan: BinaryPlan) -> jax.Array:
+    entities = plan.known.sum()
+    octets = div(entities, _OCTET) * plan.columns + div(rem(entities, _OCTET) * plan.columns + 7, _OCTET)
+    return shape.count * (octets + entities + _TOP_BYTES)
 
 
 def _known_rows(array: np.ndarray, users: int, known: Sides) -> np.ndarray:
