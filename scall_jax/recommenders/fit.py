@@ -16,9 +16,10 @@ from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Fit, FitResult, Step
 from scall_jax.recommenders.graph import own_rows, with_chunks
 from scall_jax.recommenders.judge import first_users
+from scall_jax.recommenders.judge_on_devices import evaluate_on_devices
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.make_step import make_step, optimiser
-from scall_jax.recommenders.parts import evaluate_on_devices, segment_parts, segment_specs
+from scall_jax.recommenders.parts import segment_parts, segment_specs
 from scall_jax.recommenders.train_step import OptState, TrainState, empty_opt_state
 from scall_jax.streams import RaggedItems, Segment, sides
 from scall_jax.tables.packed_parts import packed_part
@@ -79,7 +80,9 @@ def make_fit(
         del remembered
         chex.assert_shape(item_bias, (sides(segment)[1],))
         sampled = first_users(segment.valid, config.valid_users)
-        segment = segment_parts(mesh, segment._replace(graph=with_chunks(segment.graph)))
+        if mesh.devices == 1:
+            segment = segment._replace(graph=with_chunks(segment.graph))
+        segment = segment_parts(mesh, segment)
         data = _FitData(key, layout, segment, item_bias, sampled)
         start = _initial(params, init_opt_state, sampled.users.shape[0])
         end = jax.lax.while_loop(

@@ -13,8 +13,8 @@ from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.judge import Judging
+from scall_jax.recommenders.judge_on_devices import evaluate_on_devices
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.recommenders.parts import evaluate_on_devices
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.recommenders.served import fold_neighbours, serve_propagated
 from scall_jax.streams import Segment

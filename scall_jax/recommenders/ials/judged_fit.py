@@ -16,8 +16,8 @@ from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.ials.fit import Solution, Sweeps, require_table, solve, sweeps_of
 from scall_jax.recommenders.ials.problem import Weighting
 from scall_jax.recommenders.judge import Judging, first_users
+from scall_jax.recommenders.judge_on_devices import evaluate_on_devices
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.recommenders.parts import evaluate_on_devices
 from scall_jax.streams import Segment
 from scall_jax.tables.storage import Storage
 from scall_jax.tables.table import Params
