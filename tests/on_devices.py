@@ -168,7 +168,7 @@ def test_runs_in_few_bits_on_several_devices_are_that_of_one(table, method, coun
     ("count", "method", "options"),
     [
         (2, "frequency", {}),
-        (8, "uniform", {"recommender": "mf"}),
+        (8, "uniform", {"recommender": "mf", "positives": "all"}),
         # Columns that users alone have, so that half of a product's rows are left out, and sizes of 0.
         (4, "fixed", {"sizes": SizesConfig(minimum=0, maximum=40, rho=0.7)}),
         (4, "frequency", {"table": "packed_int2", "mean_size": 0.6, "bias": "decayed"}),
@@ -176,7 +176,9 @@ def test_runs_in_few_bits_on_several_devices_are_that_of_one(table, method, coun
     ids=["float32", "mf", "sides", "few bits and a bias"],
 )
 def test_training_by_gradients_on_several_devices_is_that_of_one(count, method, options, stream):
-    options = {"recommender": "lightgcn", "fit": FitConfig(steps=30, eval_every=15, batch=256)} | options
+    options = {"recommender": "lightgcn"} | options
+    positives = options.pop("positives", "segment")
+    options["fit"] = FitConfig(steps=30, eval_every=15, batch=256, positives=positives)
     one, many = (_Run(stream, method, n, **options)() for n in (1, count))
     _same(one, many)
     assert int(one[1].steps) == 30
@@ -184,7 +186,7 @@ def test_training_by_gradients_on_several_devices_is_that_of_one(count, method, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "method", "recommender"), [(4, "scall", "ials"), (2, "scall-gain", "lightgcn"), (8, "scall-random", "mf")]
+    ("count", "method", "recommender"), [(4, "scall", "ials"), (2, "scall-gain", "lightgcn"), (2, "scall-sac", "mf")]
 )
 def test_searches_on_several_devices_are_that_of_one(count, method, recommender, stream):
     fit = FitConfig(steps=20, eval_every=10, batch=256)
@@ -197,8 +199,12 @@ def test_searches_on_several_devices_are_that_of_one(count, method, recommender,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_on_other_devices_and_is_loaded_on_one(stream, tmp_path, monkeypatch):
-    options = {"ials": IALS, "sizes": SizesConfig(maximum=8), "recommender": "ials", "budget": Budget.mean_size(5)}
+@pytest.mark.parametrize(("table", "mean_size"), [("packed", 5), ("packed_int4", 0.8)])
+def test_a_run_that_was_stopped_goes_on_on_other_devices_and_is_loaded_on_one(
+    table, mean_size, stream, tmp_path, monkeypatch
+):
+    options = {"ials": IALS, "sizes": SizesConfig(maximum=8), "recommender": "ials", "table": table}
+    options["budget"] = Budget.mean_size(mean_size)
     one, two = (Config("frequency", mesh=MeshConfig(count), **options) for count in (1, 2))
     key, folder = jax.random.key(1), tmp_path / "two"
     expected = run_segments(one, stream, key, folder=tmp_path / "one")
@@ -251,6 +257,10 @@ def test_devices_read_each_others_parts_and_wait_for_each_other():
     np.testing.assert_array_equal(totals, float(values.sum()) * np.arange(1, 9))
 
 
+def _with_room(mesh, x):
+    return devices.whole_parts(mesh, jnp.concatenate([x, jnp.zeros_like(x)]))
+
+
 def test_products_of_rows_on_eight_devices_have_the_bits_of_one_device():
     mesh, rng = MeshConfig(8), np.random.default_rng(1)
     met = rng.random((300, 41)) < 0.05
@@ -259,19 +269,22 @@ def test_products_of_rows_on_eight_devices_have_the_bits_of_one_device():
     across = scipy.sparse.csr_matrix(met.astype(np.float32) * rng.random(met.shape, np.float32))
     matrix = scipy.sparse.bmat([[None, across], [across.T, None]], "csr")
     graph = Graph(*(jnp.asarray(x) for x in (matrix.indptr, matrix.indices, matrix.data)))
-    graph = graph._replace(
-        indices=devices.whole_parts(mesh, graph.indices), values=devices.whole_parts(mesh, graph.values)
-    )
+    # As much room behind the entries, so that some devices have none.
+    graph = graph._replace(indices=_with_room(mesh, graph.indices), values=_with_room(mesh, graph.values))
     x = jnp.asarray(rng.normal(size=(341, 5)), jnp.float32)
     specs = Graph(WHOLE, IN_PARTS, IN_PARTS)
     for side in (0, 1, 2):
 
-        def product(graph, x, mesh, side=side):
+        def product(graph, x, mesh, side=side, method="auto"):
             rows = rows_from(own_rows(mesh, graph, 300), 300, jnp.int32(side), other=False)
-            return propagate(rows, x, mesh=mesh)
+            return propagate(rows, x, method, mesh)
 
         found = on_devices(mesh, lambda graph, x: product(graph, x, mesh), (graph, x), (specs, WHOLE), WHOLE)
         np.testing.assert_array_equal(found, product(graph, x, devices.ONE))
+        if not side:
+            by_chunks = functools.partial(product, mesh=mesh, method="chunks")
+            chunked = on_devices(mesh, by_chunks, (graph, x), (specs, WHOLE), WHOLE)
+            np.testing.assert_allclose(chunked, found, rtol=1e-5, atol=1e-5)
         expected = matrix @ np.asarray(x)
         expected[{0: slice(0), 1: slice(300, None), 2: slice(300)}[side]] = 0
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

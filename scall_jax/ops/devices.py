@@ -99,6 +99,25 @@ def gathered(mesh: MeshConfig, tree: T) -> T:
     return tree if mesh.devices == 1 else jax.lax.with_sharding_constraint(tree, sharding(mesh, WHOLE))
 
 
+def agreed(mesh: MeshConfig, x: jax.Array) -> jax.Array:
+    """The first device's value of what every device has worked out for itself: in a program, outside of `on_devices`.
+
+    Sums of floats that a backend adds up in any order may differ between devices in a last bit. What lays arrays out
+    must not.
+
+    Args:
+      mesh: static.
+      x: numbers.
+    """
+    if mesh.devices == 1:
+        return x
+
+    def of_first(x: jax.Array) -> jax.Array:
+        return together(mesh, jnp.where(number(mesh) == 0, x, jnp.zeros_like(x)))
+
+    return on_devices(mesh, of_first, (x,), (WHOLE,), WHOLE)
+
+
 def whole_parts(mesh: MeshConfig, x: A, multiple: int = 1) -> A:
     """An array, of numpy too, with zeros at its end: each device gets a part of equal length, a multiple of a number.
 

@@ -69,7 +69,7 @@ def sample(
         positive = take(positives.items, first + below(positive_bits, count))
     else:
         at = known_start + below(positive_bits, known_end - known_start)
-        positive = together(mesh, part_of(mesh, graph.indices, at)) - users
+        positive = jnp.maximum(together(mesh, part_of(mesh, graph.indices, at)) - users, 0)
     free = known.items - (known_end - known_start)
     place = below(negative_bits, jnp.maximum(free, 1))
     negative = jnp.minimum(_skip(known, known_start, known_end, place, mesh), known.items - 1)

@@ -70,7 +70,12 @@ def make_fit(
 
     Returns:
       A function as `Fit` describes it.
+
+    Raises:
+      ValueError: several devices, and what runs on one.
     """
+    if mesh.devices > 1 and (storage.table is None or step is not None or config.rounding != "after"):
+        raise ValueError(f"mesh.devices={mesh.devices}: such a step of training runs on one device")
     take_step = make_step(storage, config) if step is None else step
     trainer = _Trainer(LightGcn(storage, config.layers), config, take_step, progress, candidates, ready, mesh)
     if init_opt_state is None:
@@ -188,7 +193,8 @@ def _steps(trainer: _Trainer, data: _FitData, take_step: Step, state: FitState, 
     def step_of_device(segment: Segment) -> Step:
         if table is None or mesh.devices == 1:
             return take_step
-        graph = own_rows(mesh, segment.graph, max(sides(segment)))
+        # Without layers no product is made.
+        graph = own_rows(mesh, segment.graph, max(sides(segment))) if config.layers else None
         return make_step(storage._replace(table=packed_part(table, mesh)), config, mesh, graph)
 
     def on_one(key, start: _IntervalCarry, layout, segment: Segment, item_bias, count) -> _IntervalCarry:

@@ -10,7 +10,8 @@ from jax.experimental import sparse
 
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, together
-from scall_jax.ops.indexing import dynamic_update_slice, take
+from scall_jax.ops.devices import most as most_of_all
+from scall_jax.ops.indexing import ceil_div, dynamic_update_slice, take
 from scall_jax.streams import Graph
 
 _CHUNK = 8  # entries of a row, or sums of them, that are added up at once
@@ -94,8 +95,10 @@ def own_rows(mesh: MeshConfig, graph: Graph, most: int) -> Graph:
     count = min(_ASKED, most)
     blocks = -(-most // count)
     indices, values = (jnp.zeros(blocks * count, x.dtype) for x in (graph.indices, graph.values))
-    tail = Graph(jnp.clip(graph.indptr, low, high) - begin, indices, values)
-    tail = jax.lax.fori_loop(0, blocks, block, tail)
+    # Rows of other devices are empty, at the start where they would lie before it.
+    tail = Graph(jnp.maximum(jnp.clip(graph.indptr, low, high) - begin, 0), indices, values)
+    longest = most_of_all(mesh, jnp.maximum(high - begin - length, 0))
+    tail = jax.lax.fori_loop(0, ceil_div(longest, count), block, tail)
     indices = jnp.concatenate([graph.indices, tail.indices])
     return with_chunks(tail._replace(indices=indices, values=jnp.concatenate([graph.values, tail.values])))
 

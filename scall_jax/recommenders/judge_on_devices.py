@@ -37,15 +37,20 @@ def evaluate_on_devices(
     Args:
       mesh: the devices; static.
       model: with a packed table, where there are several; static.
-      params, layout, segment, parts, item_bias, served_bits: as there; several devices rank by float32.
+      params, layout, segment, parts, item_bias, served_bits: as there.
       **options: as in `evaluation.RankingOptions`.
 
     Returns:
       Metrics of each part.
+
+    Raises:
+      ValueError: several devices, and bits.
     """
     given = params, layout, segment, parts, item_bias
     if mesh.devices == 1:
         return evaluate_params(model, *given, served_bits, **options)
+    if served_bits is not None:
+        raise ValueError(f"served_bits={served_bits}: several devices rank by float32: leave one of the two out")
     if not model.layers:
         return _evaluate_packed(mesh, model.storage, *given, **options)
     return _evaluate_propagated(mesh, model, *given, **options)

@@ -1,7 +1,7 @@
 """Storage over tables that are read and written a block of columns at a time: packed and masked."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -201,8 +201,8 @@ def in_equal_parts(
 
     Args:
       factory: of storages on one device.
-      build_parts: (devices, then the arguments of `StorageFactory.build`) -> storage, in whose buffers the number of
-        coordinates is a multiple of the devices.
+      build_parts: (devices, then the arguments of `StorageFactory.build`) -> storage, whose buffers are a multiple of
+        the devices long, as its capacity is.
     """
     assert factory.configure is not None
     on_one_device = factory.configure
@@ -212,11 +212,11 @@ def in_equal_parts(
         if devices == 1:
             return found
 
-        def capacity(budget_units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
-            # Room, not budget.
-            return -(-found.capacity(budget_units, entities, maximum) // devices) * devices
+        def build(capacity: int, users: int, items: int, maximum: int) -> Storage:
+            # Here and not in the capacity, from which a run works out more than the length of its arrays.
+            return build_parts(devices, -(-capacity // devices) * devices, users, items, maximum)
 
-        return found._replace(capacity=capacity, build=functools.partial(build_parts, devices))
+        return found._replace(build=build)
 
     return factory._replace(configure=configure)
 

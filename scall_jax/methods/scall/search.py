@@ -34,6 +34,7 @@ from scall_jax.methods.probe import (
 from scall_jax.methods.scall.actions import ActionSpace, Meaning, shapes
 from scall_jax.methods.scall.prices import prices
 from scall_jax.methods.state import RunState
+from scall_jax.ops.devices import agreed
 from scall_jax.ops.keys import Purpose, derive, derive_many
 from scall_jax.recommenders.buffers import to_buffer
 
@@ -78,7 +79,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         # Nothing has been searched before segment 0: its sizes are uniform, as published.
         state, segment, storage = context.state, context.segment, context.storage
         observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
-        action = policy_for(storage.width).greedy(state.planner.policy, observation)
+        action = agreed(config.mesh, policy_for(storage.width).greedy(state.planner.policy, observation))
         meaning = space.meaning(context, state.planner.space)
 
         def own_sizes(total: jax.Array) -> jax.Array:
@@ -201,6 +202,7 @@ class _Rounds:
         at_once = options.probes_at_once
         lanes = functools.partial(self.lane_keys, carry.round)
         actions = jax.vmap(lambda k: policy.act(carry.policy, k, carry.observation))(lanes(Purpose.ACTION))
+        actions = agreed(self.context.config.mesh, actions)
         # With common random numbers, probes differ in nothing but their sizes.
         common = derive(self.key, Purpose.COMMON_PROBE)
         probe_keys = jnp.broadcast_to(common, (at_once,)) if options.common else lanes(Purpose.PROBE)
