@@ -307,7 +307,9 @@ def below(path: Path, shown: pl.DataFrame) -> list[str]:
             "(log) memory. Methods without the least or the largest budget have none."
         )
     refused = shown.filter(pl.col("recall@20").is_null()).to_dicts()
-    reasons = [f"- {x['stream']}, {x['line']}, mean size {x['mean size']}: {x.get('refused')}" for x in refused]
+    # Seeds of one method are refused for one reason.
+    found = (f"- {x['stream']}, {x['line']}, mean size {x['mean size']}: {x.get('refused')}" for x in refused)
+    reasons = list(dict.fromkeys(found))
     return [*parts, *(["\n".join(["## Budgets that cannot be used\n", *reasons])] if reasons else [])]
 
 
