@@ -301,7 +301,7 @@ class Config:
     half-life that ranks best on valid."""
     mesh: MeshConfig = ONE
     """Devices that a run is spread over: with recommender ials, lightgcn or mf, a packed table and a method of
-    `ON_DEVICES`. The results are those of one device."""
+    `ON_DEVICES`. Sizes and metrics are those of one device as far as the guide to several devices says."""
     candidates: str = "all"
     """Items that are ranked: all known ones, or only those of the segment's held-out part (the published protocol)."""
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import sparse
 
 from scall_jax.ops.backend import by_backend
-from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, together
-from scall_jax.ops.devices import most as most_of_all
+from scall_jax.ops.devices import ONE, MeshConfig, ask, most, number, part_of, together
 from scall_jax.ops.indexing import ceil_div, dynamic_update_slice, take
 from scall_jax.streams import Graph
 
@@ -64,13 +63,13 @@ def propagate(graph: Graph, x: jax.Array, method: str = "auto", mesh: MeshConfig
     return _symmetric_product(method, graph, x)
 
 
-def own_rows(mesh: MeshConfig, graph: Graph, most: int) -> Graph:
+def own_rows(mesh: MeshConfig, graph: Graph, longest: int) -> Graph:
     """The rows of a graph whose first entry lies in this device's part of the entries; the others are empty.
 
     Args:
       mesh: the devices; static.
       graph: of N nodes, whose entries lie in equal parts.
-      most: entries of a row, at most; static.
+      longest: entries of a row, at most; static.
 
     Returns:
       Graph with this device's entries, and as many behind them as its last row may have there. With its chunks where
@@ -92,13 +91,13 @@ def own_rows(mesh: MeshConfig, graph: Graph, most: int) -> Graph:
         )
         return tail._replace(indices=indices, values=values)
 
-    count = min(_ASKED, most)
-    blocks = -(-most // count)
+    count = min(_ASKED, longest)
+    blocks = -(-longest // count)
     indices, values = (jnp.zeros(blocks * count, x.dtype) for x in (graph.indices, graph.values))
     # Rows of other devices are empty, at the start where they would lie before it.
     tail = Graph(jnp.maximum(jnp.clip(graph.indptr, low, high) - begin, 0), indices, values)
-    longest = most_of_all(mesh, jnp.maximum(high - begin - length, 0))
-    tail = jax.lax.fori_loop(0, ceil_div(longest, count), block, tail)
+    behind = most(mesh, jnp.maximum(high - begin - length, 0))
+    tail = jax.lax.fori_loop(0, ceil_div(behind, count), block, tail)
     indices = jnp.concatenate([graph.indices, tail.indices])
     return with_chunks(tail._replace(indices=indices, values=jnp.concatenate([graph.values, tail.values])))
 

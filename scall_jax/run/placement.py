@@ -1,7 +1,7 @@
 """Where the arrays of a run lie: on one device, or in equal parts on several.
 
 Parameters of the table and what a segment has for each entry of its graph are in parts; all else is whole on every
-device: what has a place for each entity at most, and codes in few bits, of which a device that ranks reads any.
+device: what has a place for each entity at most, and codes in few bits, since a vector is rounded as a whole.
 """
 
 import os
