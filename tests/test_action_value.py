@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments import action_value, cell_file
-from scall_jax import run_segments
+from scall_jax import Budget, run_segments
 from scall_jax.recommenders.ials.config import IalsConfig
 from tests.helpers import small_config, small_stream, tiny_arguments
 
@@ -76,6 +76,27 @@ def test_the_rule_of_one_size_is_measured_as_its_run_is():
         state = functions.choose(state, segment)
         state, values = functions.measure(state, segment, *functions.plans(state, segment)("uniform", None))
         np.testing.assert_allclose(values[1:], [line["valid_recall@20"], line["test_recall@20"]], rtol=1e-6)
+
+
+def test_ways_differ_in_sizes_alone():
+    """A price that weighs no gains is the rule of one size, and shapes start from vectors of the same spread."""
+    stream = small_stream()
+    ials = IalsConfig(sweeps=1, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01)
+    config = small_config("uniform", recommender="ials", table="packed_int4", ials=ials, budget=Budget.mean_size(1.0))
+    functions = action_value.fitter(config, stream)
+    state = functions.init(0)
+    for t in range(2):
+        segment = jax.tree.map(jax.numpy.asarray, stream.segment(t))
+        plan_of = functions.plans(functions.choose(state, segment), segment)
+        plan, start = plan_of("uniform", None)
+        priced, priced_start = plan_of("price-0", np.array([0.5, 0.5, 0.5, 1.0, 0.0], np.float32))
+        shaped, shaped_start = plan_of("shape-0", np.full(3, 0.5, np.float32))
+        np.testing.assert_array_equal(plan, priced)
+        np.testing.assert_array_equal(start, priced_start)
+        assert (np.asarray(shaped) != np.asarray(plan)).any()
+        spreads = [np.std(x[np.asarray(x) != 0]) for x in map(np.asarray, (start, shaped_start))]
+        assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
+        state, _ = functions.measure(state, segment, plan, start)
 
 
 @pytest.mark.slow
