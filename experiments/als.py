@@ -230,7 +230,7 @@ def _add(path: Path, flags: Als, stream: Stream, width: int, seed: int) -> None:
     if not known.is_empty() and name in known["cell"]:
         return
     row = {"cell": name, "commit": cell_file.commit(), "stream": Path(stream.source).name, "seed": seed}
-    own = cell_file.shared_flags(flags, ("data", "widths", "seeds", "results", "out", "max_memory"))
+    own = cell_file.shared_flags(flags)
     row |= {
         "flags": own,
         "most steps": "-",

@@ -39,12 +39,6 @@ from scall_jax.methods.registry import BASELINES
 ROW = ("stream", "flags", "most steps", "bias", "replay", "mean size", "MB")
 """Columns that tell settings apart."""
 
-SHOWN = ("data", "method", "biases", "mean_sizes", "seeds", "replays", "fit.steps")
-"""Flags that have columns of their own."""
-
-HIDDEN = ("resume", "overwrite", "out", "results", "report", "tensorboard", "compilation_cache", "max_memory", "mesh")
-"""Flags that change no result."""
-
 _ALS = "recommender=ials,table=packed_int4,sizes.minimum=0"
 
 METHODS = (
@@ -142,7 +136,7 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
     for shown, cell in _all_cells(flags):
         (method,) = cell.method
         steps = "-" if method in BASELINES else str(flags.fit.steps)
-        shown = {"flags": cell_file.shared_flags(flags, SHOWN + HIDDEN), "most steps": steps} | shown
+        shown = {"flags": cell_file.shared_flags(flags), "most steps": steps} | shown
         # Raises where anything but the budget is wrong, which is wrong for all runs.
         run_flags.make_config(cell, method)
         if cell.cut not in streams:

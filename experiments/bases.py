@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
 
-ROW = ("stream", "most steps", "bias", "mean size")
+ROW = ("stream", "flags", "most steps", "bias", "mean size")
 """Columns that tell settings apart."""
 
 BY_BYTES = (

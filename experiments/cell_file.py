@@ -76,13 +76,24 @@ def _refused(frame: pl.DataFrame) -> pl.Series:
     return frame["refused"].is_not_null()
 
 
-def shared_flags(flags: Any, skip: Sequence[str] = ()) -> str:
+_SHOWN = ("data", "method", "biases", "mean_sizes", "seeds", "replays", "fit.steps")
+"""Flags that have columns of their own."""
+
+_CHOICES = ("by_width", "width", "few", "few_seeds", "floors", "shares", "shapes", "rotations", "widths")
+"""Flags that say which cells there are."""
+
+_OUTSIDE = ("resume", "overwrite", "out", "results", "report", "tensorboard", "compilation_cache", "max_memory", "mesh")
+"""Flags that change no result."""
+
+
+def shared_flags(flags: Any) -> str:
     """The flags of an experiment that are not the default, as they are spelled, so that cells of other flags differ.
 
     Args:
-      flags: a dataclass of flags.
-      skip: names of fields that columns of their own show, or that do not change a result.
+      flags: a dataclass of flags. Those that columns of their own show, that say which cells there are, or that change
+        no result are left out.
     """
+    skip = _SHOWN + _CHOICES + _OUTSIDE
     spelled = []
 
     def differing(now: Any, before: Any, name: str) -> None:
@@ -194,6 +205,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
             continue
         summary, lines = commands.run_method(cell, config, stream, cell.out)
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
+        row |= {"flags": shared_flags(flags)}
         add(path, row | shown | results(cell.out, summary, lines))
         run_folder.remove_run(cell.out)
     return read(path)
@@ -237,8 +249,16 @@ def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> 
       the stream where the file has them, the difference from the base in the mean over users with its 95% interval, the
       two-sided p-value of no difference and that of more than 2%, both corrected by Holm's rule for their number in the
       table.
+
+    Raises:
+      ValueError: two rows of one group have the same seed, so that they are no evidence of the variance over seeds.
     """
     groups = {key: part for key, part in frame.group_by([*row, arm], maintain_order=True)}
+    for key, part in groups.items():
+        if part["seed"].is_duplicated().any():
+            raise ValueError(
+                f"{key}: a seed stands there twice: columns that tell its rows apart are missing in the table"
+            )
     compared = {}
     for key, part in groups.items():
         other = groups.get((*key[:-1], base))

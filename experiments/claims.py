@@ -25,7 +25,7 @@ from scall_jax.cli.cli import cli
 from scall_jax.config import SizesConfig
 from scall_jax.run.folder import write_atomically
 
-ROW = ("stream", "most steps", "bias", "mean size")
+ROW = ("stream", "flags", "most steps", "bias", "mean size")
 """Columns that tell settings apart."""
 
 
@@ -106,7 +106,7 @@ def tables(frame: pl.DataFrame) -> str:
     parts = [
         f"## Beside {base}\n\n{cell_file.comparison(shown, ROW, 'method', base)}" for base in ("uniform", "frequency")
     ]
-    chosen = [f"- {' '.join(map(str, row[:4]))}: {row[4]}" for row in sorted(kept.rows())]
+    chosen = [f"- {' '.join(map(str, row[:-1]))}: {row[-1]}" for row in sorted(kept.rows())]
     chosen_text = "Actions of fixed (users' share, shape) that are best on valid by the first seed:"
     return "\n\n".join([*parts, cell_file.note(frame), f"{chosen_text}\n\n" + "\n".join(chosen)])
 

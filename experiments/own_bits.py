@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
 
-ROW = ("stream", "bias", "mean size")
+ROW = ("stream", "flags", "bias", "mean size")
 """Columns that tell settings apart."""
 
 _SIZES = [f"{method}@table=packed_int{bits},sizes.minimum=0" for method in ("uniform", "gain") for bits in (4, 2, 1)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
 
-ROW = ("stream", "bias", "mean size")
+ROW = ("stream", "flags", "bias", "mean size")
 """Columns that tell settings apart."""
 
 _BASE = "recommender=ials,table=packed_int4,sizes.minimum=0"

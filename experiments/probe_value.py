@@ -255,11 +255,11 @@ def cross_fitted(chosen_by: np.ndarray, scored_by: np.ndarray, base: int, static
       f64[splits], mean gain over segments for each way to halve the seeds.
     """
     seeds = range(scored_by.shape[2])
-    relative = chosen_by / chosen_by[:, base : base + 1]
     found = []
     for half in itertools.combinations(seeds, len(seeds) // 2):
         others = [seed for seed in seeds if seed not in half]
-        seen, counted = relative[:, :, half].mean(2), scored_by[:, :, others].mean(2)
+        seen, counted = chosen_by[:, :, half].mean(2), scored_by[:, :, others].mean(2)
+        seen = seen / seen[:, base : base + 1]
         best = np.full(len(seen), seen.mean(0).argmax()) if static else seen.argmax(1)
         at = np.arange(len(seen))
         found.append((counted[at, best] / counted[at, base] - 1).mean())

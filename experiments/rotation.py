@@ -22,7 +22,7 @@ from scall_jax.cli.cli import cli
 from scall_jax.run.folder import write_atomically
 from scall_jax.tables import ROTATIONS
 
-ROW = ("stream", "most steps", "method", "mean size")
+ROW = ("stream", "flags", "most steps", "method", "mean size")
 """Columns that tell rows of the table apart."""
 
 

@@ -62,9 +62,10 @@ class SizesConfig:
     rho: float | None = 0.35
     """Methods fixed and shuffled: users' share of the budget, 0 to 1; None is their share of the entities."""
     user_shape: float = 0.5
-    """Methods fixed and shuffled: shape of the users' sizes, above 0; smaller is more skewed for powerlaw."""
+    """Methods fixed and shuffled: shape of the users' sizes, above 0, for pareto above 1; smaller is more skewed for
+    powerlaw."""
     item_shape: float = 0.5
-    """Methods fixed and shuffled: shape of the items' sizes, above 0."""
+    """Methods fixed and shuffled: shape of the items' sizes, above 0, for pareto above 1."""
     family: str = "powerlaw"
     """Methods fixed and shuffled: family of sizes, powerlaw, pareto, truncnorm, truncexp or lognormal."""
     power: float = 0.5

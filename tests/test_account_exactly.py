@@ -144,7 +144,11 @@ def _record(**options):
     most, given = np.array([0, 9, 0]), np.array([[99, 99, 99], [9, 7, 99], [99, 99, 99]])
     search = SearchRecord(count, None, fitness, None, given, most, np.array([0, 7, 0]), None)
     found = Record(*[None] * len(Record._fields))._replace(
-        segment=np.array([5, 6, 7]), bad_step=np.full(3, -1), budget=np.full(3, 8), allocated=np.full(3, 8)
+        segment=np.array([5, 6, 7]),
+        loss=np.ones(3),
+        bad_step=np.full(3, -1),
+        budget=np.full(3, 8),
+        allocated=np.full(3, 8),
     )
     return found._replace(search=search)._replace(**options)
 
@@ -160,6 +164,12 @@ def test_a_record_within_its_budget_passes_alone_and_stacked():
     [
         ({"bad_step": np.array([-1, 0, -1])}, ValueError, "^segment 6, step 0: the loss is not finite"),
         ({"bad_step": np.array([-1, 0, 3])}, ValueError, "^segment 6, step 0: the loss is not finite"),
+        # A system that is not solved has a loss that is finite.
+        (
+            {"bad_step": np.array([-1, 2, -1])},
+            records.Diverged,
+            "raise ials.regularisation or ials.unobserved, or give",
+        ),
         ({"allocated": np.array([8, 8, 9])}, AssertionError, "^segment 7 has 9 budget units of a budget of 8"),
         ({"allocated": np.array([8, 9, 10])}, AssertionError, "^segment 6 has 9 budget units of a budget of 8"),
         ({"loss": np.array([1.0, np.nan, np.inf])}, ValueError, "^segment 6: loss is not finite"),

@@ -10,10 +10,10 @@ import pytest
 from scall_jax import Budget, Config, SizesConfig, run_segments, streams, tables
 from scall_jax.recommenders.ials import IalsConfig
 from scall_jax.run import make_run
-from scall_jax.sizes.bit_gains import ROUNDING, Coordinates, sizes_and_bits, worth_in_bits
+from scall_jax.sizes.bit_gains import ROUNDING, Coordinates, first_that_fit, sizes_and_bits, worth_in_bits
 from scall_jax.sizes.gains import GainsConfig
 from scall_jax.tables.compressed import few_bits
-from scall_jax.tables.compressed.own_bits import SCALE_BITS, BitPlan, bits_of
+from scall_jax.tables.compressed.own_bits import SCALE_BITS, BitPlan, bits_of, own_bits
 from tests.helpers import comparable, continued
 
 USERS, ITEMS, MAXIMUM = 14, 11, 9
@@ -148,6 +148,17 @@ def test_no_more_bits_are_given_out_than_there_are(seed):
         sizes, bits = sizes_and_bits(worth, (1, 2, 4), jnp.int32(total), 8, exists, order)
         spent = int((sizes * bits + jnp.where(sizes > 0, 8, 0)).sum())
         assert total - 120 < spent <= total
+
+
+def test_bits_are_counted_beyond_the_largest_signed_number():
+    cost, order = jnp.full(3, 2**30, jnp.uint32), jnp.arange(3)
+    assert first_that_fit(cost, 100, order).tolist() == [False] * 3
+    assert first_that_fit(cost, jnp.uint32(2**31), order).tolist() == [True, True, False]
+    worth = jnp.broadcast_to(jnp.arange(1.0, 513.0), (2, 1, 512))
+    with pytest.raises(ValueError, match=r"2 entities with up to 2147483904 each add up to more than 2\^32 - 1"):
+        sizes_and_bits(worth, (2**22,), jnp.int32(100), 256, jnp.ones(2, bool), jnp.arange(2))
+    with pytest.raises(ValueError, match="300000000 bytes of packed_bits: their bits are counted to 2"):
+        own_bits(300_000_000, 10, 10, 16)
 
 
 def test_entities_that_do_not_exist_get_nothing():

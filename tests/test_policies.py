@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length, observe, replay_buffer
 from scall_jax.policies import discounted_regression as discounted
-from scall_jax.policies.networks import GaussianActor, TwinCritic, flat, squash
+from scall_jax.policies.networks import Actor, GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.observation import gini, pooled
 
 OPTIMUM = jnp.array([0.3, 0.7, 0.25])
@@ -236,6 +236,17 @@ def test_with_fewer_transitions_than_a_batch_each_counts_once():
     np.testing.assert_allclose(states[0].critic, states[1].critic, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="at most replay=4 transitions are distinct"):
         PolicyConfig(batch=8, replay=4, distinct=True)
+
+
+def test_actors_start_on_either_side_of_the_middle():
+    """DDPG draws the last layer's weights from -.003 to .003: first actions are near the middle, of either sign."""
+    actor = Actor(3, (64, 64))
+    observation = jnp.abs(jax.random.normal(jax.random.key(0), (8,)))
+    first = jax.vmap(lambda key: actor.apply(actor.init(key, observation), observation))(
+        jax.random.split(jax.random.key(1), 20)
+    )
+    assert np.abs(np.asarray(first) - 0.5).max() < 0.05
+    assert 0.2 < (np.asarray(first) < 0.5).mean() < 0.8
 
 
 def test_published_networks_start_uniform_by_the_rule_of_glorot():

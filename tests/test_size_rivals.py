@@ -13,6 +13,7 @@ from scipy import special, stats
 
 from scall_jax import Budget, FitConfig, make_run, run_segments, scan, sizes
 from scall_jax.config import SearchConfig, SizesConfig
+from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.probe import Probe
 from scall_jax.methods.rivals import bet, ciess, ducb, esapn
@@ -184,6 +185,24 @@ def test_prices_meet_every_total_exactly_where_all_tie():
             assert got.min(where=np.asarray(active_mask), initial=9) >= (total >= 18)
     with pytest.raises(ValueError, match="candidates"):
         sizes.by_price(jnp.zeros((20, 2)), (4, 2), jnp.int32(9), (1, 16), active_mask, order)
+
+
+def test_prices_count_sums_beyond_the_largest_signed_number():
+    nodes, large = 1500, 2**21
+    worth = jnp.stack([jnp.zeros(nodes), 1.0 + jnp.arange(nodes) / nodes], axis=1)
+    total = 3 * large + nodes - 3
+    order = jnp.arange(nodes)[::-1]
+    give = jax.jit(lambda worth: sizes.by_price(worth, (1, large), total, (1, large), jnp.ones(nodes, bool), order))
+    got = np.asarray(give(worth))
+    assert got[-3:].tolist() == [large] * 3 and set(got[:-3].tolist()) == {1}
+    with pytest.raises(ValueError, match=r"add up to more than 2\^32 - 1: lower sizes.maximum"):
+        sizes.by_price(jnp.zeros((3000, 2)), (1, large), total, (1, large), jnp.ones(3000, bool), jnp.arange(3000))
+
+
+def test_a_family_without_a_mean_is_refused():
+    with pytest.raises(ValueError, match=r"user_shape=0\.5: Pareto's distribution has a mean for shapes above 1 only"):
+        ALLOCATORS["fixed"](SizesConfig(family="pareto"))
+    ALLOCATORS["fixed"](SizesConfig(family="pareto", user_shape=2.0, item_shape=1.5))
 
 
 def test_entities_are_described_and_served_as_their_interactions_say(stream):

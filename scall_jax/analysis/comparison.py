@@ -75,17 +75,26 @@ def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
       runs: to be compared.
 
     Returns:
-      Runs by a name: the method's, and where runs of one method differ in their configuration, the settings that do.
+      Runs by a name: the method's, and where runs of one method differ in their configuration or their stream, the
+      settings that do, or the stream.
+
+    Raises:
+      ValueError: two runs of one seed, which are no evidence of the variance over seeds.
     """
-    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    groups: dict[tuple[str, str, str], list[FinishedRun]] = {}
     for run in runs:
-        settings = json.dumps(run.identity["config"], sort_keys=True)
-        groups.setdefault((run.summary["method"], settings), []).append(run)
-    names = [method for method, _ in groups]
+        settings, stream = json.dumps(run.identity["config"], sort_keys=True), run.identity["stream"]["fingerprint"]
+        group = groups.setdefault((run.summary["method"], settings, stream), [])
+        for other in group:
+            if other.identity["key"] == run.identity["key"]:
+                raise ValueError(f"{other.folder} and {run.folder} are runs of one seed: name one of them")
+        group.append(run)
     named = {}
-    for (method, settings), members in groups.items():
-        others = [json.loads(text) for name, text in groups if name == method]
-        own = _differing(json.loads(settings), others) if names.count(method) > 1 else ""
+    for (method, settings, stream), members in groups.items():
+        same = [key for key in groups if key[0] == method]
+        own = _differing(json.loads(settings), [json.loads(text) for _, text, _ in same]) if len(same) > 1 else ""
+        if len({other for _, _, other in same}) > 1:
+            own += f", stream {Path(members[0].identity['stream']['source']).name} {stream[:8]}"
         named[method + own] = members
     return named
 
@@ -147,12 +156,15 @@ def tested_against(groups: Mapping[str, Sequence[FinishedRun]], against: str) ->
 
 
 def other_users(groups: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
-    """Sentences on methods whose segments have other test users than those of the first method.
+    """Sentences on methods whose stream or whose test users are others than those of the first method.
 
     Args:
       groups: as `by_method` gives them.
     """
-    users = {name: [line["test_users"] for line in runs[0].lines] for name, runs in groups.items()}
-    first, counts = next(iter(users.items()))
+    tested = {
+        name: (runs[0].identity["stream"]["fingerprint"], [line["test_users"] for line in runs[0].lines])
+        for name, runs in groups.items()
+    }
+    first, of_first = next(iter(tested.items()))
     text = "another stream or another cut than {}: their figures cannot be compared"
-    return [f"{name}: {text.format(first)}" for name, own in users.items() if own != counts]
+    return [f"{name}: {text.format(first)}" for name, own in tested.items() if own != of_first]

@@ -168,6 +168,9 @@ def fixed(config: SizesConfig, shuffle: bool = False) -> Allocator:
     Returns:
       Allocator.
 
+    Raises:
+      ValueError: a shape that the family does not have.
+
     >>> from scall_jax import streams
     >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
     >>> segment = streams.cut(rows, segments=2).segment(1)
@@ -176,11 +179,14 @@ def fixed(config: SizesConfig, shuffle: bool = False) -> Allocator:
     (6, 18)
     """
 
+    bounds, shapes = (config.minimum, config.maximum), (config.user_shape, config.item_shape)
+    for name, shape in zip(("user_shape", "item_shape"), shapes, strict=True):
+        if config.family == "pareto" and shape <= 1:
+            raise ValueError(
+                f"sizes {name}={shape}: Pareto's distribution has a mean for shapes above 1 only; give one, such as 2"
+            )
+
     def allocator(key, segment, total):
-        bounds, shapes = (
-            (config.minimum, config.maximum),
-            (config.user_shape, config.item_shape),
-        )
         rho = segment.users / (segment.users + segment.items) if config.rho is None else config.rho
         totals = sizes.split_sides(total, rho, segment.users, segment.items, *bounds)
 

@@ -13,6 +13,7 @@ from scall_jax.methods.gains import WideFits, planner_from
 from scall_jax.methods.planner import OnProbes, SizePlanner
 from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.bit_gains import Coordinates, sizes_and_bits, worth_in_bits
+from scall_jax.sizes.checks import SUM_LIMIT
 from scall_jax.tables.compressed.few_bits import BITS
 from scall_jax.tables.compressed.own_bits import SCALE_BITS, BitPlan, metadata_bytes, spent_bytes
 
@@ -59,9 +60,11 @@ def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:
     def plan_of(nbytes: jax.Array) -> BitPlan:
         """Of as many bytes of codes and scales."""
         shared = 2 * (_SHARED[0] * _SHARED[1] + SCALE_BITS)
-        most = jnp.maximum(8 * nbytes - shared, 0)
-        own = sizes_and_bits(worth, _KINDS, most, SCALE_BITS, exists, order)
-        has, parts = 8 * nbytes >= shared, zip(own, _SHARED, strict=True)
+        # More bits than can be counted are more than all entities can have.
+        bits = 8 * jnp.minimum(nbytes, SUM_LIMIT // 8).astype(jnp.uint32)
+        has = bits >= shared
+        own = sizes_and_bits(worth, _KINDS, jnp.where(has, bits - shared, 0), SCALE_BITS, exists, order)
+        parts = zip(own, _SHARED, strict=True)
         return BitPlan(*(jnp.concatenate([x, jnp.where(has, jnp.full(2, s, jnp.int32), 0)]) for x, s in parts))
 
     if config.charge == "table":

@@ -85,6 +85,11 @@ class GaussianActor(nn.Module):
         return mean, jnp.clip(log_std, *_LOG_STD)
 
 
+def _near_zero(key, shape, dtype=jnp.float32):
+    """Weights of an actor's last layer, uniform from -.003 to .003 (Lillicrap et al., ICLR 2016, section 7)."""
+    return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)
+
+
 class Actor(nn.Module):
     """Observation to an action in (0, 1)^A; starts near the middle."""
 
@@ -95,7 +100,7 @@ class Actor(nn.Module):
     def __call__(self, observation):
         """Apply the network."""
         x = _Hidden(self.widths)(observation)
-        return nn.sigmoid(nn.Dense(self.actions, kernel_init=nn.initializers.uniform(3e-3))(x))
+        return nn.sigmoid(nn.Dense(self.actions, kernel_init=_near_zero)(x))
 
 
 class Critic(nn.Module):

@@ -88,7 +88,7 @@ def lattice(points: int, actions: int) -> np.ndarray:
 def grid(config: PolicyConfig, observation_length: int, actions: int = 3) -> Policy:
     """Build the policy of a lattice in random order, by which the best discounted mean reward wins.
 
-    No point is tried twice before all have been tried.
+    No point is tried in a second round before all have been tried.
 
     Args:
       config: its parameters.

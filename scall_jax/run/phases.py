@@ -26,6 +26,8 @@ class CompiledPhases:
     """Shapes and dtypes of the parameters that are trained."""
     seconds: dict[str, float]
     """Seconds of each phase of the latest segment."""
+    programs: dict[str, jax.stages.Compiled]
+    """By name of the phase."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class CompiledPhases:
           on_compiled: called after each program.
           on_phase: called before each program is compiled, and before it runs.
         """
-        start, self._programs, self._on_compiled, self._run = time.perf_counter(), {}, on_compiled, run
+        start, self.programs, self._on_compiled, self._run = time.perf_counter(), {}, on_compiled, run
         self.seconds, self._on_phase = {}, on_phase or _unheard
 
         def fit(params, state, segment, prepared):
@@ -75,7 +77,7 @@ class CompiledPhases:
             arguments = placement.shapes(mesh, arguments)
             places = placement.shardings(mesh, jax.eval_shape(function, *arguments))
         program = compilation.compiled(function, *arguments, donate=donate, out_shardings=places)
-        self._programs[name] = program
+        self.programs[name] = program
         if self._on_compiled is not None:
             self._on_compiled()
         found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.out_info)
@@ -113,7 +115,7 @@ class CompiledPhases:
     def _timed(self, name: str, *arguments: Any) -> Any:
         self._on_phase("running", name)
         start = time.perf_counter()
-        result = jax.block_until_ready(self._programs[name](*arguments))
+        result = jax.block_until_ready(self.programs[name](*arguments))
         self.seconds[name] = time.perf_counter() - start
         process_memory.trim_heap()
         return result

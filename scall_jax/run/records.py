@@ -192,6 +192,10 @@ def _number(value: Any) -> float:
     return float(np.float32(value))
 
 
+class Diverged(ValueError):
+    """A training came to numbers that are not finite, or not to a solution."""
+
+
 def check(record: Record) -> None:
     """Check that training and every metric are finite, and that the budget was met.
 
@@ -199,7 +203,8 @@ def check(record: Record) -> None:
       record: of one segment, or stacked records with any leading axes.
 
     Raises:
-      ValueError: training met a loss that is not finite, or a number of the record is not.
+      Diverged: training met a loss that is not finite or systems that float32 does not solve, or a number of the
+        record is not finite.
       AssertionError: a segment or a probe missed the budget.
     """
     chex.assert_equal_shape([record.segment, record.bad_step, record.budget, record.allocated, record.search.count])
@@ -207,9 +212,13 @@ def check(record: Record) -> None:
     segments, bad = np.ravel(record.segment), np.ravel(record.bad_step)
     if (bad >= 0).any():
         at = int(np.argmax(bad >= 0))
-        raise ValueError(
-            f"segment {segments[at]}, step {bad[at]}: the loss is not finite: lower fit.learning_rate or init_std"
-        )
+        reason = f"segment {segments[at]}, step {bad[at]}: the loss is not finite: lower fit.learning_rate or init_std"
+        if np.isfinite(np.ravel(record.loss)[at]):
+            reason += (
+                "; or, with recommender ials, float32 does not solve its systems: raise ials.regularisation or "
+                "ials.unobserved, or give ials.solver=exact"
+            )
+        raise Diverged(reason)
     _check_finite(record)
     allocated, budget = np.ravel(record.allocated), np.ravel(record.budget)
     if (allocated > budget).any():
@@ -226,7 +235,7 @@ def _check_finite(record: Record) -> None:
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             bad = ~np.isfinite(values).reshape(*record.segment.shape, -1).all(-1)
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
+            raise Diverged(
                 f"segment {record.segment[bad][0]}: {name} is not finite: lower fit.learning_rate or init_std, or, if "
                 f"training looks sound, {_REPORT}"
             )

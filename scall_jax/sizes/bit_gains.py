@@ -13,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.sizes.checks import require_sum
+
 ROUNDING = {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154, 8: 0.000102}
 """Mean squared error of the best uniform quantiser of a normal variable of variance 1 with 2^b codes (Max, 1960, table
 II)."""
@@ -58,8 +60,8 @@ def first_that_fit(cost: jax.Array, total: jax.Array, order: jax.Array) -> jax.A
     """Which entities, from the first of an order on, have no more than a total together.
 
     Args:
-      cost: i32[N], by entity.
-      total: i32[].
+      cost: i32[N] or u32[N], by entity; they add up to less than 2^32.
+      total: i32[] or u32[].
       order: i32[N], a permutation.
 
     Returns:
@@ -69,7 +71,7 @@ def first_that_fit(cost: jax.Array, total: jax.Array, order: jax.Array) -> jax.A
     [False, True, False, True]
     """
     chex.assert_equal_shape([cost, order])
-    reached = jnp.cumsum(cost[order]) <= total
+    reached = jnp.cumsum(cost[order].astype(jnp.uint32)) <= jnp.asarray(total).astype(jnp.uint32)
     return jnp.zeros(cost.shape[0], bool).at[order].set(reached)
 
 
@@ -84,18 +86,24 @@ def sizes_and_bits(
     Args:
       worth: f32[N, B, D] of `worth_in_bits`, weighed against each other.
       bits: the B numbers of bits; static.
-      total: i32[], bits of codes and scales to give out.
+      total: u32[] or i32[], bits of codes and scales to give out.
       scale_bits: bits that a vector with coordinates needs beside them; static.
       active_mask: bool[N], entities that exist; the others get nothing.
       order: i32[N], a permutation; those that come first have precedence.
 
     Returns:
       Sizes i32[N] and bits i32[N], 0 and 0 for entities without; they take no more than the total.
+
+    Raises:
+      ValueError: the most that all N could have is 2^32 bits or more.
     """
     nodes, kinds, most = worth.shape
+    require_sum(nodes, max(bits) * most + scale_bits, "lower sizes.maximum or gains.wide")
+    total = jnp.asarray(total).astype(jnp.uint32)
     chex.assert_shape([active_mask, order], (nodes,))
     each = jnp.asarray(bits, jnp.int32)
-    cost = (each[:, None] * jnp.arange(1, most + 1, dtype=jnp.int32)[None, :] + scale_bits).ravel()
+    # uint32 holds the bits of all entities even where int32 does not.
+    cost = (each[:, None] * jnp.arange(1, most + 1, dtype=jnp.int32)[None, :] + scale_bits).ravel().astype(jnp.uint32)
     choices = jnp.where(active_mask[:, None], worth.reshape(nodes, kinds * most), -jnp.inf)
 
     def wanted(price: jax.Array) -> jax.Array:
@@ -104,7 +112,7 @@ def sizes_and_bits(
         return jnp.where(net.max(1) > 0, jnp.argmax(net, axis=1).astype(jnp.int32), -1)
 
     def cost_of(choice: jax.Array) -> jax.Array:
-        return jnp.where(choice >= 0, cost[jnp.maximum(choice, 0)], 0)
+        return jnp.where(choice >= 0, cost[jnp.maximum(choice, 0)], jnp.uint32(0))
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # at the price `high` what is wanted fits
@@ -119,7 +127,7 @@ def sizes_and_bits(
     chosen = jnp.where(first_that_fit(cost_of(chosen), total, order), chosen, -1)
     # Those that want more at the lower price get it in turn, as long as all before them and they fit.
     # In float32 the worth of two choices may be level, so that a few want less at the lower price: they stay.
-    extra = jnp.maximum(cost_of(more) - cost_of(chosen), 0)
+    extra = jnp.maximum(cost_of(more), cost_of(chosen)) - cost_of(chosen)
     takes = first_that_fit(extra, total - cost_of(chosen).sum(), order)
     chosen = jnp.where(takes & (extra > 0), more, chosen)
     has = chosen >= 0

@@ -11,10 +11,28 @@ DEVICE_LIMIT = 2**31 - 1
 LEAST_SHARE = 2.0**-60
 """Least share that counts, relative to the largest one, so that a finite multiplier reaches any total."""
 
+SUM_LIMIT = 2**32 - 1
+"""The largest sum of sizes, or of what they cost, that programs count in uint32."""
+
 
 def is_traced(value: Any) -> bool:
     """Whether a value is known only when a program runs."""
     return isinstance(value, jax.core.Tracer)
+
+
+def require_sum(entities: int, most: int, way_out: str) -> None:
+    """Check that sums over entities can be counted in uint32.
+
+    Args:
+      entities: how many there may be.
+      most: the most that one adds.
+      way_out: what to do where they cannot.
+
+    Raises:
+      ValueError: they cannot.
+    """
+    if entities * most > SUM_LIMIT:
+        raise ValueError(f"{entities} entities with up to {most} each add up to more than 2^32 - 1: {way_out}")
 
 
 def check_arguments(shares: Any, total: Any, minimum: int, maximum: int, num_active: Any) -> None:

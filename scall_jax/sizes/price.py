@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.sizes.allocate import allocate
+from scall_jax.sizes.checks import require_sum
 from scall_jax.sizes.sides import assign
 
 _HALVINGS = 48  # enough to narrow any interval down to neighbouring float32 numbers
@@ -42,7 +43,7 @@ def by_price(
       i32[N], sizes by entity.
 
     Raises:
-      ValueError: candidates out of order or out of bounds.
+      ValueError: candidates out of order or out of bounds; N x maximum exceeds 2^32 - 1.
 
     >>> import jax.numpy as jnp
     >>> worth = jnp.array([[0.1, 0.9], [0.2, 0.7], [0.5, 0.6]])
@@ -52,19 +53,23 @@ def by_price(
     minimum, maximum = bounds
     if list(candidates) != sorted(set(candidates)) or not minimum <= candidates[0] <= candidates[-1] <= maximum:
         raise ValueError(f"candidates={candidates}: must ascend within {minimum} and {maximum}")
+    require_sum(worth.shape[0], maximum, "lower sizes.maximum")
     chex.assert_shape([worth, active_mask, order], [(None, len(candidates)), worth.shape[:1], worth.shape[:1]])
     chex.assert_rank(total, 0)
     chex.assert_type([worth, total, active_mask, order], [float, int, bool, int])
     size = jnp.asarray(candidates, jnp.int32)
     cost = size.astype(jnp.float32)[None, :]
 
+    # uint32 holds N x maximum even where it exceeds int32.
+    target = jnp.asarray(total).astype(jnp.uint32)
+
     def sizes_at(price: jax.Array) -> jax.Array:
-        return jnp.where(active_mask, size[jnp.argmax(worth - price * cost, axis=1)], 0)
+        return jnp.where(active_mask, size[jnp.argmax(worth - price * cost, axis=1)], 0).astype(jnp.uint32)
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # at the price `high` the sizes fit
         middle = low + (high - low) / 2
-        fits = sizes_at(middle).sum() <= total
+        fits = sizes_at(middle).sum() <= target
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     # Beyond this price, of either sign, every entity takes the smallest or the largest candidate.
@@ -72,10 +77,12 @@ def by_price(
     most = 1.0 + 3 * jnp.abs(jnp.where(active_mask[:, None], worth, 0.0)).max() / float(gap)
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (-most, most))
     fitting = sizes_at(high)
-    room = sizes_at(low) - fitting
-    left = total - fitting.sum()
-    before = jnp.cumsum(room[order]) - room[order]
-    chosen = fitting + jnp.zeros_like(fitting).at[order].set(jnp.clip(left - before, 0, room[order]))
+    room = sizes_at(low)[order] - fitting[order]
+    # Where even the smallest candidates do not fit, there is nothing left.
+    left = target - jnp.minimum(fitting.sum(), target)
+    before = jnp.cumsum(room) - room
+    more = jnp.minimum(left - jnp.minimum(before, left), room)
+    chosen = fitting + jnp.zeros_like(fitting).at[order].set(more)
     shares = chosen[order].astype(jnp.float32)
     exact = assign(allocate(shares, total, minimum, maximum, num_active=active_mask.sum()), order)
-    return jnp.where(chosen.sum() == total, chosen, exact)
+    return jnp.where(chosen.sum() == target, chosen.astype(jnp.int32), exact)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from scall_jax.config import Config
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import OnProbes, Outcome, SizePlanner, no_action
+from scall_jax.sizes.checks import require_sum
 from scall_jax.streams import sides
 from scall_jax.tables.compressed.minhash import own_signatures, signatures
 from scall_jax.tables.compressed.shared_memory import Cells
@@ -36,8 +37,10 @@ def minhash_planner(config: Config, on_probes: OnProbes | None = None) -> SizePl
         own = own_signatures(storage.nodes, users, options.keys)
         moving = jnp.where((degree > 0)[:, None], by_interactions, own)
         current = jnp.where(context.state.planner[:, None], context.state.plan.signatures, moving)
-        coordinates = context.active_mask().sum() * storage.width
-        count = jnp.minimum(context.budget_total(), coordinates).astype(jnp.int32)
+        # uint32 holds entities x width even where it exceeds int32.
+        require_sum(storage.nodes, storage.width, "lower sizes.maximum")
+        coordinates = context.active_mask().sum(dtype=jnp.uint32) * storage.width
+        count = jnp.minimum(context.budget_total().astype(jnp.uint32), coordinates).astype(jnp.int32)
         return Cells(count, current), no_action(config)
 
     def update(context: SegmentContext, outcome: Outcome) -> jax.Array:

@@ -32,8 +32,9 @@ class Meaning(NamedTuple):
 
     sizes: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     """(typed PRNG key, coordinates to give out i32[], action f32[A]) -> own sizes i32[N]."""
-    start: Callable[[jax.Array, Any, jax.Array], Any] | None = None
-    """(action f32[A], plan, typed PRNG key) -> buffer of parameters to start from. None: actions say nothing of it."""
+    start: Callable[[jax.Array, Any, Callable[[], Any]], Any] | None = None
+    """(action f32[A], plan, function of nothing that makes the usual start) -> buffer of parameters to start from.
+    None: actions say nothing of it."""
 
 
 class ActionSpace(NamedTuple):

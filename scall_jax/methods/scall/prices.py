@@ -12,6 +12,7 @@ Five numbers in (0, 1):
   otherwise as it would without gains.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -21,7 +22,6 @@ import jax.numpy as jnp
 from scall_jax.config import Config
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.gains import WideFits, sizes_from
-from scall_jax.methods.probe import usual_start
 from scall_jax.methods.scall.actions import ActionSpace, Meaning
 from scall_jax.recommenders.ials.gains import truncated
 from scall_jax.sizes.gains import GainRule
@@ -72,12 +72,8 @@ def prices(config: Config) -> ActionSpace:
             del key  # Nothing is drawn.
             return sizes_from(context, fit, rule_of(action), total)
 
-        def start(action: jax.Array, plan: jax.Array, key: jax.Array) -> Any:
-            return jax.lax.cond(
-                action[4] > 0.5,
-                lambda: truncated(storage, fit.vectors, storage.layout(plan)),
-                lambda: usual_start(context, plan, key),
-            )
+        def start(action: jax.Array, plan: jax.Array, usual: Callable[[], Any]) -> Any:
+            return jax.lax.cond(action[4] > 0.5, lambda: truncated(storage, fit.vectors, storage.layout(plan)), usual)
 
         return Meaning(own_sizes, start if wide_fits.solved_for else None)
 

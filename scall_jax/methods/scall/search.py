@@ -94,10 +94,14 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         if start_by_action is None:
             return Planned(new_plan, action)
         table_key = context.keys().table
+
+        def usual() -> Any:
+            return to_buffer(storage, context.warm_params(new_plan, table_key))
+
         start = jax.lax.cond(
             segment.index > 0,
-            lambda: start_by_action(action, new_plan, table_key),
-            lambda: to_buffer(storage, context.warm_params(new_plan, table_key)),
+            lambda: start_by_action(action, new_plan, usual),
+            usual,
         )
         return Planned(new_plan, action, start)
 
@@ -241,12 +245,12 @@ class _Rounds:
 
     def start_of(self, number: jax.Array, action: jax.Array, plan: jax.Array, key: jax.Array) -> Any:
         """Parameters that a probe of an action starts from, where actions say so."""
-        meaning_start = cast(Callable[..., Any], self.meaning.start)
-        return jax.lax.cond(
-            number < 0,
-            lambda: usual_start(self.context, plan, key),
-            lambda: meaning_start(action, plan, key),
-        )
+        by_action = cast(Callable[..., Any], self.meaning.start)
+
+        def usual() -> Any:
+            return usual_start(self.context, plan, key)
+
+        return jax.lax.cond(number < 0, usual, lambda: by_action(action, plan, usual))
 
     def learned(self, carry: _SearchCarry, key: jax.Array, actions: jax.Array, probes: Probe) -> _SearchCarry:
         """The carry after a round of probes of actions f32[K, A], with what the policy learns from them."""

@@ -25,6 +25,7 @@ from scall_jax.tables.storage import Exported, Previous, Sides, Storage, Storage
 MOST_BITS = max(BITS)
 _PLANES = np.arange(MOST_BITS)
 _TOP_BYTES = 4
+_COUNTED_BITS = 2**31 - 1  # places of bits are int32
 SCALE_BITS = 8
 """Bits of a vector's scale."""
 _FACTOR = 16
@@ -161,7 +162,15 @@ def own_bits(room: int, users: int, items: int, maximum: int) -> Storage:
 
     Returns:
       Storage. Its plan is a `BitPlan`; a budget unit is a byte.
+
+    Raises:
+      ValueError: more bytes than have bits that int32 counts.
     """
+    if 8 * room > _COUNTED_BITS:
+        raise ValueError(
+            f"{room} bytes of packed_bits: their bits are counted to 2^31 - 1, which are {_COUNTED_BITS // 8} bytes: "
+            "lower the budget, or choose packed_int4"
+        )
     nodes = users + items
     # In one bit a coordinate, a vector of the largest size has the least bits a coordinate.
     capacity = min(int(8 * room / (1 + SCALE_BITS / maximum)), (nodes + 2) * maximum)
