@@ -73,9 +73,10 @@ def run(flags: AutoChoice) -> None:
         for size in flags.mean_sizes:
             cell = compare.cell_flags(flags, flags.out / "run", "uniform", size, seed)
             (config,), _ = compare.refuse(flags, [compare.Cell({}, cell)])
-            found, _ = auto.feasible(auto.candidates(config), stream)
-            for name, candidate in found.items():
-                _run_one(flags, cell, stream, candidate, {"mean size": f"{size:g}", "candidate": name})
+            found = auto.candidates(config)
+            fits, _ = auto.feasible(found, stream)
+            for name in (name for name, count in fits.items() if count == len(stream)):
+                _run_one(flags, cell, stream, found[name], {"mean size": f"{size:g}", "candidate": name})
 
 
 def _run_one(flags: AutoChoice, cell: AutoChoice, stream: Stream, config: Config, shown: Mapping[str, str]) -> None:

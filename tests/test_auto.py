@@ -11,7 +11,7 @@ import pytest
 from scall_jax import Budget, Config, load, streams
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, choices, race, run_segments
+from scall_jax.run import auto, choices, race, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -140,9 +140,10 @@ def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monke
         for name, found in drawn.items()
     }
     monkeypatch.setattr(auto, "candidates", lambda config: dict.fromkeys(names, config))
-    monkeypatch.setattr(auto, "feasible", lambda found, stream: (found, {}))
+    fits = dict.fromkeys(names, len(stream))
+    monkeypatch.setattr(auto, "feasible", lambda found, stream: auto.Feasible(fits, {}))
 
-    def run(name, config, folder, segments):
+    def run(name, config, stream, folder, segments):
         calls.append((name, segments))
         return lines[name][:segments]
 
@@ -158,14 +159,75 @@ def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monke
     assert auto.run_auto(_config(), stream, jax.random.key(0), out, run) == composed
 
 
+def test_a_candidate_that_diverges_leaves_and_the_others_go_on(few, finished, stream, tmp_path):
+    """It serves no segment from the one on that it does not come to the end of."""
+    config, key, calls = _config(), jax.random.key(0), []
+
+    def run(name, candidate, stream, folder, segments):
+        calls.append((name, segments))
+        if name != race.FLOOR:
+            run_segments(candidate, stream, key, folder=folder, segments=2)
+            raise records.Diverged("segment 2, step 3: the loss is not finite")
+        return run_segments(candidate, stream, key, folder=folder, segments=segments)
+
+    lines = auto.run_auto(config, stream, key, tmp_path / "auto", run)
+    whole = [choice["valid"] for choice in choices.read_choices(finished[1] / choices.CHOICES)["segments"]]
+    content = choices.read_choices(tmp_path / "auto" / choices.CHOICES)
+    assert [choice["valid"] for choice in content["segments"][:2]] == whole[:2]
+    assert list(content["segments"][2]["valid"]) == [race.FLOOR] == [lines[2]["auto_leader"]]
+    assert content["left_out"] == {"ials int4 uniform": "segment 2, step 3: the loss is not finite"}
+    assert calls == [(name, 3) for name in few]
+
+    def fails(*arguments):
+        raise records.Diverged("segment 0, step 3: the loss is not finite")
+
+    with pytest.raises(ValueError, match="no candidate of auto comes to an end: segment 0, step 3"):
+        auto.run_auto(config, stream, key, tmp_path / "none", fails)
+    with pytest.raises(ValueError, match="disk"):
+        auto.run_auto(config, stream, key, tmp_path / "disk", _full)
+
+
+def _full(*arguments):
+    raise ValueError("the disk is full")
+
+
 def test_candidates_that_do_not_fit_are_named(stream):
     every = _CANDIDATES(_config(0.5))
-    fitting, reasons = auto.feasible(every, stream)
-    assert "ials int4 uniform" in fitting
-    assert "graph or final vectors" in reasons["lightgcn int2 frequency"]
+    fits, reasons = auto.feasible(every, stream)
+    assert fits["ials int4 uniform"] == len(stream) and "ials int4 uniform" not in reasons
+    assert "graph or final vectors" in reasons["lightgcn int2 frequency"] and not fits["lightgcn int2 frequency"]
     nothing = {"lightgcn int2 frequency": every["lightgcn int2 frequency"]}
     with pytest.raises(ValueError, match="no candidate"):
         auto.feasible(nothing, stream)
+
+
+def test_popularity_needs_the_bytes_of_its_counts_as_others_need_theirs():
+    """Four bytes an item: where there are many items, two bytes an entity do not pay for that."""
+    rows = streams.synthetic(jax.random.key(0), users=36, items=240, interactions=3000)
+    stream = streams.cut(rows, segments=3)
+    (users, items), found = stream.known(stream.bounds[0].train), _CANDIDATES(_config(0.5))
+    fits, reasons = auto.feasible(found, stream)
+    assert 4 * items > 2 * (users + items) and fits["popularity"] == 0 and fits["ials int4 uniform"] == 3
+    allowed = (users + items) // 2 * 4
+    assert reasons["popularity"] == f"popularity-decayed at segment 0 needs {4 * items} bytes of {allowed}"
+    assert auto.feasible(_CANDIDATES(_config(2)), stream).segments["popularity"] == 3
+
+
+def test_who_takes_part_in_a_segment_does_not_follow_from_later_ones(few, tmp_path):
+    """With constant bytes, popularity no longer fits when more items have come; it takes part until then."""
+    rows = streams.synthetic(jax.random.key(0), users=60, items=200, interactions=2400, lifetime=0.3)
+    rows = rows.take(np.argsort(rows.time, kind="stable"))
+    longer = streams.cut(rows, rows=400)
+    items = [longer.known(bounds.train)[1] for bounds in longer.bounds]
+    config = dataclasses.replace(_config(), budget=Budget.megabytes(1e-6 * (4 * items[2] + 2)))
+    fits = auto.feasible(auto.candidates(config), longer).segments
+    assert items[2] < items[3] and fits["popularity"] == 3 and len(longer) > 4
+    shorter, found = longer.first(3), []
+    for number, stream in enumerate((shorter, longer)):
+        auto.run_auto(config, stream, jax.random.key(0), tmp_path / str(number))
+        found.append(choices.read_choices(tmp_path / str(number) / choices.CHOICES)["segments"])
+    assert found[1][:3] == found[0] and "popularity" in found[1][2]["valid"]
+    assert all("popularity" not in choice["valid"] for choice in found[1][3:])
 
 
 def test_an_edited_choice_is_found(finished, tmp_path):

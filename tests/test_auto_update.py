@@ -228,8 +228,8 @@ def test_a_candidate_that_fits_no_longer_is_left_out_from_then_on(made, rows, tm
     folder, leader = shutil.copytree(made, tmp_path / "auto"), str(_choices(made)["leader"])
 
     def others(found, stream):
-        fitting = {name: config for name, config in found.items() if name != leader}
-        return fitting, ({leader: "it is too large"} if leader in found else {})
+        fits = {name: 2 if name == leader else len(stream) for name in found}
+        return auto.Feasible(fits, {leader: "it is too large"} if leader in found else {})
 
     monkeypatch.setattr(open_auto, "feasible", others)
     with update.opened(folder) as run:

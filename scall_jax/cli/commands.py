@@ -268,18 +268,18 @@ def _run_segments(
 
 
 def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path, extras: Extras) -> Lines:
-    ran: dict[str, tuple[Config, Path, Lines]] = {}
+    ran: dict[str, tuple[Config, streams.Stream, Path, Lines]] = {}
 
-    def run(name: str, candidate: Config, part: Path, segments: int) -> Lines:
+    def run(name: str, candidate: Config, stream: streams.Stream, part: Path, segments: int) -> Lines:
         with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
             lines = _run_segments(flags, candidate, stream, part, name, extras, segments)
-            ran[name] = candidate, part, lines
+            ran[name] = candidate, stream, part, lines
             return lines
 
     lines = auto.run_auto(config, stream, jax.random.key(flags.seed), folder, run)
-    for name, (candidate, part, own) in ran.items():
+    for name, (candidate, own_stream, part, own) in ran.items():
         # A candidate is a run of its own, which can be compared and reported.
-        finish_run(candidate, stream, part, name, own)
+        finish_run(candidate, own_stream, part, name, own)
     print(f"\n{choices.describe(folder)}")
     return lines
 

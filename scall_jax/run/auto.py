@@ -5,7 +5,8 @@ which pays for all that serving needs. After each segment's training the leader 
 metrics so far, this segment's among them and earlier ones fading, are best (follow the leader: Kalai and Vempala,
 Efficient algorithms for online decision problems, 2005); the segment's test part is served by it. From the third
 segment on half of the candidates, those that trail, then leave, until three are left (successive halving: Jamieson and
-Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, 2016). Candidates do not depend on
+Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, 2016). A candidate leaves, too, at
+the first segment whose budget it does not fit into, or that it does not come to an end of. Candidates do not depend on
 each other, so that every one of them is a run with a folder of its own, and the choice follows from their lines of
 metrics.
 """
@@ -14,11 +15,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
+from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.embedding_phases import budget_totals
+from scall_jax.methods.registry import BASELINES
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
 from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, remove_candidates
@@ -26,7 +30,8 @@ from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
 from scall_jax.run.race import FLOOR, Lines, successive_halving, survivors
-from scall_jax.run.step import make_run
+from scall_jax.run.records import Diverged
+from scall_jax.run.step import Run, make_run
 from scall_jax.streams import Stream
 
 NAME = "auto"
@@ -66,29 +71,72 @@ def candidates(config: Config) -> dict[str, Config]:
     }
 
 
-def feasible(found: Mapping[str, Config], stream: Stream) -> tuple[dict[str, Config], dict[str, str]]:
-    """The candidates whose serving fits into the budget.
+class Feasible(NamedTuple):
+    """Which candidates fit into the budget, and how far."""
+
+    segments: dict[str, int]
+    """By candidate how many of the first segments it fits into; all candidates."""
+    reasons: dict[str, str]
+    """By candidate why it does not fit into the next one; those that fit into all are left out."""
+
+
+def feasible(found: Mapping[str, Config], stream: Stream) -> Feasible:
+    """How far the serving of candidates fits into the budget; rows that come later change nothing in that.
 
     Args:
       found: candidates by name.
       stream: of the run.
 
     Returns:
-      Those that fit, and by name why the others do not.
+      Feasible.
 
     Raises:
-      ValueError: none fits; with the reason of each.
+      ValueError: none fits into some segment; with the reason of each.
     """
-    fitting, reasons = {}, {}
+    segments, reasons = {}, {}
     for name, config in found.items():
-        try:
-            jax.eval_shape(lambda key, config=config: make_run(config).init(key, stream), jax.random.key(0))
-            fitting[name] = config
-        except ValueError as error:
-            reasons[name] = str(error)
-    if not fitting:
+        segments[name], reason = _fits(config, stream)
+        if reason:
+            reasons[name] = reason
+    if max(segments.values()) < len(stream):
         raise ValueError("no candidate of auto fits into the budget: " + "; ".join(reasons.values()))
-    return fitting, reasons
+    return Feasible(segments, reasons)
+
+
+def _fits(config: Config, stream: Stream) -> tuple[int, str]:
+    """How many of the first segments a candidate fits into, and why not into the next one; empty if there is none."""
+    reason = _refusal(config, stream)
+    if not reason:
+        return len(stream), ""
+    fitting, beyond = 0, len(stream)
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        found = _refusal(config, stream.first(middle))
+        fitting, beyond, reason = (fitting, middle, found) if found else (middle, beyond, reason)
+    return fitting, reason
+
+
+def _refusal(config: Config, stream: Stream) -> str:
+    """Why a candidate does not fit into all segments of a stream; empty if it does."""
+    run = make_run(config)
+    try:
+        if config.method not in BASELINES:
+            jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
+            return ""
+    except ValueError as error:
+        return str(error)
+    return next(filter(None, (_beyond(config, run, stream, t) for t in range(len(stream)))), "")
+
+
+def _beyond(config: Config, run: Run, stream: Stream, t: int) -> str:
+    """Why a baseline, which no budget bounds by itself, does not fit into a segment; empty if it does."""
+    state = run.init(jax.random.key(0), stream)
+    known, books = stream.known(stream.bounds[t].train), run.method.bookkeeping(state, stream)
+    exported = books.exporter.export(state.params, state.plan, known)
+    ways = books.serves_by(state.plan, known, stream.graph_bytes(t))
+    needed = sum(tables.charged(exported).values()) + min(ways.values(), default=0)
+    allowed = 4 * config.budget.parameters(t, sum(known))
+    return f"{config.method} at segment {t} needs {needed} bytes of {allowed}" if needed > allowed else ""
 
 
 def narrowed(config: Config, stream: Stream) -> Config:
@@ -128,7 +176,7 @@ def run_auto(
     stream: Stream,
     key: jax.Array,
     folder: Path,
-    run: Callable[[str, Config, Path, int], Lines] | None = None,
+    run: Callable[[str, Config, Stream, Path, int], Lines] | None = None,
 ) -> Lines:
     """Run the candidates, each in its own folder, and write what their leader served as a run.
 
@@ -138,28 +186,42 @@ def run_auto(
       config: of the run; its method is `NAME`.
       stream, key: of all candidates.
       folder: of the run; `load` reads the model of the last segment's leader from it.
-      run: run(name, config, folder, segments) runs a candidate's first segments, as many, and returns their lines; None
-        for `run_segments`.
+      run: run(name, config, stream, folder, segments) runs a candidate's first segments, as many, and returns their
+        lines; None for `run_segments`. The stream ends where the candidate does not fit any longer.
 
     Returns:
       A line of metrics for each segment: that of its leader, with `auto_leader`, and the seconds of all candidates.
 
     Raises:
-      ValueError: as `run_segments`; no candidate fits into the budget; rows have been added to the run since.
+      ValueError: as `run_segments`; no candidate fits into the budget, or comes to an end; rows have been added to the
+        run since.
     """
     if not run_folder.is_new(folder):
         run_folder.refuse_updated(folder, manifest.read(folder))
-    fitting, reasons = feasible(candidates(config), stream)
-    found = {name: narrowed(candidate, stream) for name, candidate in fitting.items()}
-    run = run or (lambda name, config, part, count: run_segments(config, stream, key, folder=part, segments=count))
+    every = candidates(config)
+    fits, reasons = feasible(every, stream)
+    found = {name: narrowed(every[name], stream) for name, count in fits.items() if count}
+    run = run or (
+        lambda name, config, stream, part, count: run_segments(config, stream, key, folder=part, segments=count)
+    )
     if run_folder.is_new(folder):
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     folders = {name: candidate_folder(folder, name) for name in found}
     began, lines, running = len(set(found) - {FLOOR}), {}, list(found)
-    for count in _stages(began, FLOOR in found, len(stream)):
-        # A folder that holds more segments, of a run that was not raced, is read as far.
-        lines |= {name: run(name, found[name], folders[name], count)[:count] for name in running}
-        running = survivors(successive_halving(lines, began)[-1].valid, count, began)
+    ends = {count for count in fits.values() if 0 < count < len(stream)}
+    for count in sorted({*_stages(began, FLOOR in found, len(stream)), *ends}):
+        for name in running:
+            try:
+                made = run(name, found[name], stream.first(fits[name]), folders[name], count)
+            except Diverged as error:
+                # Its lines end before the segment; the others go on.
+                reasons[name], made = str(error), run_folder.read_lines(folders[name] / manifest.GROWING)
+            # A folder that holds more segments, of a run that was not raced, is read as far.
+            lines[name] = made[:count]
+        chosen = successive_halving(lines, began)
+        if len(chosen) < count:
+            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
+        running = [name for name in survivors(chosen[-1].valid, count, began) if fits[name] > count]
     parts = Parts(folders, lines, successive_halving(lines, began), reasons, began)
     if not _is_composed(folder, parts, composed_lines(config, parts)):
         # What was composed before was of other candidates or segments. A first run has composed nothing.

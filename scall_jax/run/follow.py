@@ -221,7 +221,7 @@ def _first_segment(start: Start, stream: streams.Stream, folder: Path, hooks: Ho
     if start.config.method != auto.NAME:
         return run(start.config, folder, hooks)[-1]
     quiet = hooks._replace(segment=NO_HOOKS.segment)
-    line = auto.run_auto(start.config, stream, key, folder, lambda _, config, part, count: run(config, part, quiet))[-1]
+    line = auto.run_auto(start.config, stream, key, folder, lambda _, config, *rest: run(config, rest[1], quiet))[-1]
     hooks.segment(line)
     return line
 

@@ -25,6 +25,7 @@ from scall_jax.run.manifest import GROWING, Manifest, Update
 from scall_jax.run.open_run import MethodRunner, OpenRun, Ran, read_run
 from scall_jax.run.programs import Programs
 from scall_jax.run.race import Choice, running, successive_halving, survivors
+from scall_jax.run.records import Diverged
 from scall_jax.streams import Growing
 
 
@@ -97,15 +98,20 @@ class AutoRunner(NamedTuple):
     """Folder in which the candidates were before."""
 
     def run(self, folder: Path, update: Update, new: Growing) -> Ran:
-        """As `Runner.run`; a candidate whose serving does not fit into the budget any longer is left out then."""
+        """As `Runner.run`; a candidate is left out that does not fit into the budget, or come to an end, any longer."""
         place = folder / update.folder
-        fitting, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
-        runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in fitting}
+        fits, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
+        staying = [name for name, count in fits.items() if count == len(new.stream)]
+        runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in staying}
         for name, run in runs.items():
             copy_run(self.runs[name].folder, run.folder)
             if len(run_folder.read_lines(run.folder / GROWING)) != update.first:
                 raise ValueError(f"{self.runs[name].folder} has been changed meanwhile: open {folder} anew")
-            run.add_placed(new)
+            try:
+                run.add_placed(new)
+            except Diverged as error:
+                # The others go on; its copy is as before, without the lines of the segment.
+                reasons[name] = str(error)
         lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
         choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
         left_out = self.left_out | reasons

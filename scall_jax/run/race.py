@@ -127,16 +127,22 @@ def successive_halving(lines: Mapping[str, Lines], began: int, first: int = 0) -
 
     Args:
       lines: by candidate in the race at segment `first` its lines of metrics from segment 0 on, at least as many as it
-        stays for.
+        stays for. One that has no line of a segment has ended before it.
       began: as in `survivors`.
       first: the first segment that is chosen for.
 
     Returns:
       A choice for each segment from `first` on, among those that still run. What a candidate measures after it has left
       matters to none.
+
+    Raises:
+      ValueError: all that are in the race at a segment have ended before it.
     """
     choices, running = [], list(lines)
     for t in range(first, max(map(len, lines.values()))):
+        running = [name for name in running if len(lines[name]) > t]
+        if not running:
+            raise ValueError(f"no candidate of auto that is left runs segment {t}")
         choices.append(follow_the_leader({name: lines[name][: t + 1] for name in running})[-1])
         running = survivors(choices[-1].valid, t + 1, began)
     return choices

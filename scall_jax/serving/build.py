@@ -15,6 +15,7 @@ from scall_jax.run.auto import feasible
 from scall_jax.run.checkpoint import Snapshot, snapshot
 from scall_jax.run.programs import Programs, Step
 from scall_jax.run.race import faded, score, survivors
+from scall_jax.run.records import Diverged
 from scall_jax.serving.data import AutoGoingOn, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance
@@ -142,11 +143,17 @@ def _fitted(programs: Programs, step: Step, new: Growing, origin: dict[str, Any]
 
 def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
     """The fields of the model that leads after new segments, which candidates that run and still fit are run on."""
-    fitting, _ = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
+    fits, reasons = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
     first, found = len(before.growing.stream), {}
-    for name in fitting:
-        one = before.candidates[name]
-        found[name] = _advanced(one.programs, one.snapshot, first, new)
+    for name, one in before.candidates.items():
+        if fits[name] < len(new.stream):
+            continue
+        try:
+            found[name] = _advanced(one.programs, one.snapshot, first, new)
+        except Diverged as error:
+            reasons[name] = str(error)
+    if not found:
+        raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
     leader, stay = "", list(found)
     totals = {name: before.candidates[name].score for name in stay}
     for t in range(first, len(new.stream)):

@@ -127,6 +127,16 @@ class Stream:
         found.__dict__.update({name: self.__dict__[name] for name in ("_arrivals", "_first") if name in self.__dict__})
         return found
 
+    def first(self, segments: int) -> "Stream":
+        """The stream that ends after some of its segments.
+
+        Args:
+          segments: how many of the first ones it keeps, from 1 to all.
+        """
+        if segments == len(self):
+            return self
+        return self.with_bounds(self.bounds[:segments], self.replay[:segments], (), self.rule, self.waits)
+
     @property
     def span(self) -> str:
         """First and last time, in words."""
