@@ -1,6 +1,7 @@
-"""What one machine bears: rows to read and cut, entities to give sizes to, and entities to fit.
+"""What one machine bears: rows to read and cut, entities to give sizes to and to fit; and what devices share.
 
     python -m experiments.scale --rows 1e7 1e8 --sizes 1e5 1e6 1e7 1e8 --entities 1e5 1e6 1e7
+    python -m experiments.scale --rows --sizes --entities --devices 1 2 4 8
     python -m experiments.scale --report
 
 Each measurement is a process of its own, so that its peak of memory is its own, and a row of --results as soon as it is
@@ -11,13 +12,22 @@ laid out, and a pool is filled, written by Orbax and read again. Entities: one s
 ten in eleven of which are users, is fitted at 2 bytes an entity, by least squares in four bits (--sweeps of fixed
 strength) and by matrix factorisation (--steps of --batch); valid and test are the last 10,000 rows each, or a tenth,
 since to rank all items for all users grows with the product of both.
-Cost: half an hour on two cores for the defaults, and 16 GB of memory; 4 GB of disk. Expect seconds and memory to
-grow as rows and entities do.
+
+Devices: a CPU is made to be so many, and one such segment with --shared entities is run by least squares, matrix
+factorisation and LightGCN. Counted, not timed, is what the busiest device does in each phase
+(`experiments.device_work`): products and solves, other arithmetic, bytes that are summed over devices and gathered from
+them, and how often devices wait for each other. Beside the products stands how many times the equal part of one
+device's they are.
+Cost: half an hour on two cores for the defaults, and 16 GB of memory; 4 GB of disk. With --devices three minutes for
+each number of them. Expect seconds and memory to grow as rows and entities do, and products of least squares to be
+shared less evenly than those of the others, since what is met most often is solved for by one device.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,10 +41,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import polars as pl
 
-from experiments import cell_file
+from experiments import cell_file, device_work
 from scall_jax import Budget, Config, FitConfig, SizesConfig, run_segments, sizes, streams, tables
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli
+from scall_jax.ops.devices import MeshConfig
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.run.process_memory import peak_rss_bytes
 
@@ -43,6 +54,7 @@ _START = 1_500_000_000
 _SECONDS = 10**8
 _PRIME = 1_000_000_007
 _HELD_OUT = 10_000
+_SHARED = ("shared ials", "shared mf", "shared lightgcn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Scale:
     """Triples of a step."""
     max_memory: float = 16_000.0
     """Megabytes that reading may take."""
+    devices: tuple[int, ...] = ()
+    """Numbers of devices that share a segment."""
+    shared: float = 1e5
+    """Entities of that segment."""
     report: bool = False
     """Write the table of what is in the file, and measure nothing."""
     results: Path = Path("experiments/results/scale.parquet")
@@ -199,10 +215,8 @@ def _stream_of(count: int) -> streams.Stream:
     return streams.cut(rows_read, segments=1, replay=0.0, split=(1 - 2 * part, part, part))
 
 
-def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
-    """Seconds of a segment with so many entities by a recommender, and bytes of the table."""
-    stream = _stream_of(count)
-    config = Config(
+def _config(flags: Scale, recommender: str, devices: int = 1) -> Config:
+    return Config(
         method="uniform",
         budget=Budget.mean_size(0.5),
         recommender=recommender,
@@ -210,7 +224,13 @@ def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
         sizes=SizesConfig(minimum=0, maximum=16),
         ials=IalsConfig(sweeps=flags.sweeps, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01),
         fit=FitConfig(batch=flags.batch, steps=flags.steps, eval_every=flags.steps),
+        mesh=MeshConfig(devices),
     )
+
+
+def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
+    """Seconds of a segment with so many entities by a recommender, and bytes of the table."""
+    stream, config = _stream_of(count), _config(flags, recommender)
     start, of_stream = time.perf_counter(), peak_rss_bytes()
     (line,) = run_segments(config, stream, jax.random.key(0))
     return {
@@ -225,12 +245,24 @@ def of_segment(flags: Scale, count: int, recommender: str) -> dict[str, Any]:
     }
 
 
+def of_devices(flags: Scale, devices: int, recommender: str) -> dict[str, Any]:
+    """By phase, what the busiest of so many devices does."""
+    stream = _stream_of(int(flags.shared))
+    found = device_work.of_segment(_config(flags, recommender, devices), stream)
+    return {
+        f"{phase} {name}": round(max(getattr(work, name) for work in each))
+        for phase, each in found.items()
+        for name in device_work.Work._fields
+    }
+
+
 MEASUREMENTS = {
     "rows": of_rows,
     "polars": of_polars,
     "sizes": of_sizes,
     "ials": lambda flags, count: of_segment(flags, count, "ials"),
     "mf": lambda flags, count: of_segment(flags, count, "mf"),
+    **{f"shared {name}": functools.partial(of_devices, recommender=name) for name in ("ials", "mf", "lightgcn")},
 }
 """By name: functions of the flags and a number."""
 
@@ -238,9 +270,13 @@ MEASUREMENTS = {
 def _measured(flags: Scale, name: str, count: int) -> dict[str, Any]:
     """A measurement in a process of its own."""
     arguments = [sys.executable, "-m", "experiments.scale", "--measure", f"{name}:{count}", "--out", str(flags.out)]
-    for field in ("sweeps", "steps", "batch", "max_memory"):
+    for field in ("sweeps", "steps", "batch", "max_memory", "shared"):
         arguments += [f"--{field.replace('_', '-')}", str(getattr(flags, field))]
-    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    environment = dict(os.environ)
+    if name.startswith("shared"):
+        flag = f"--xla_force_host_platform_device_count={count}"
+        environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}", "NPROC": str(4 * count)}
+    found = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     if found.returncode:
         return {"failed": found.stderr.strip().splitlines()[-1] if found.stderr.strip() else str(found.returncode)}
     return json.loads(found.stdout.splitlines()[-1])
@@ -248,12 +284,17 @@ def _measured(flags: Scale, name: str, count: int) -> dict[str, Any]:
 
 def _jobs(flags: Scale) -> list[tuple[str, int]]:
     by_kind = {("rows", "polars"): flags.rows, ("sizes",): flags.sizes, ("ials", "mf"): flags.entities}
+    by_kind |= {_SHARED: flags.devices}
     return [(name, int(count)) for names, counts in by_kind.items() for count in counts for name in names]
 
 
 def _settings(flags: Scale, name: str) -> dict[str, Any]:
     """Flags that a measurement depends on."""
-    return {"ials": {"sweeps": flags.sweeps}, "mf": {"steps": flags.steps, "batch": flags.batch}}.get(name, {})
+    alone = name.removeprefix("shared ")
+    found = {"sweeps": flags.sweeps} if alone == "ials" else {"steps": flags.steps, "batch": flags.batch}
+    if alone != name:
+        return found | {"entities": int(flags.shared)}
+    return found if name in ("ials", "mf") else {}
 
 
 def _table(frame: pl.DataFrame) -> str:
@@ -268,7 +309,36 @@ def _table(frame: pl.DataFrame) -> str:
         if len(part):
             rows = [[_shown(value) for value in row] for row in part.sort("count", "measured").iter_rows()]
             text += ["", f"## {title.capitalize()}", "", report.markdown(part.columns, rows)]
+    shared = frame.filter(pl.col("measured").is_in(_SHARED))
+    if len(shared):
+        text += ["", "## Devices", "", _by_phase(shared)]
     return "\n".join(text) + "\n"
+
+
+def _by_phase(frame: pl.DataFrame) -> str:
+    """A line for each recommender, phase and number of devices: the busiest device's work, in millions."""
+    lines, one = [], {}
+    for row in frame.sort("measured", "entities", "count").to_dicts():
+        for phase in ("prepare", "fit", "evaluate"):
+            work = [row[f"{phase} {name}"] or 0 for name in device_work.Work._fields]
+            case = row["measured"], row["entities"], phase
+            if row["count"] == 1:
+                one[case] = work[0]
+            part = row["count"] * work[0] / one[case] if one.get(case) else None
+            lines.append(
+                [
+                    row["measured"].removeprefix("shared "),
+                    f"{row['entities']:,}",
+                    phase,
+                    str(row["count"]),
+                    *(f"{1e-6 * value:,.1f}" for value in work[:-1]),
+                    f"{work[-1]:,}",
+                    "-" if part is None else f"{part:.2f}",
+                    row["commit"],
+                ]
+            )
+    names = ["recommender", "entities", "phase", "devices", "products M", "other M", "summed MB", "gathered MB"]
+    return report.markdown([*names, "exchanges", "of an equal part", "commit"], lines)
 
 
 def _shown(value: Any) -> str:

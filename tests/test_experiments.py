@@ -304,11 +304,16 @@ def test_parts_of_rows_are_read_as_one_table_of_the_size_that_was_asked_for(tmp_
 @pytest.mark.slow
 def test_measurements_of_scale_are_kept_and_not_made_again(tmp_path, capsys):
     arguments = ["--rows", "2000", "--sizes", "500", "--entities", "300", "--steps", "2", "--batch", "64"]
+    arguments += ["--devices", "1", "2", "--shared", "300"]
     arguments += ["--results", str(tmp_path / "scale.parquet"), "--out", str(tmp_path / "out")]
     cli(scale.Scale, scale.main, arguments=arguments)
     text = capsys.readouterr().out
     frame = pl.read_parquet(tmp_path / "scale.parquet")
-    assert frame["measured"].to_list() == ["rows", "polars", "sizes", "ials", "mf"]
+    shared = [f"shared {name}" for name in ("ials", "mf", "lightgcn")]
+    assert frame["measured"].to_list() == ["rows", "polars", "sizes", "ials", "mf", *2 * shared]
+    made = frame.filter(pl.col("measured").is_in(shared))
+    assert (made["fit products"] > 0).all() and (made["evaluate products"] > 0).all()
+    assert (made.filter(count=1)["fit exchanges"] == 0).all() and (made.filter(count=2)["fit exchanges"] > 0).all()
     assert frame["restored"].drop_nulls().to_list() == [True] and (frame["peak"] > frame["imports"]).all()
     assert frame.filter(pl.col("measured") == "sizes")["spent"].item() == 1.0
     assert (frame["table"].drop_nulls() <= 1000).all()
