@@ -2,8 +2,8 @@
 
 A segment is run under JAX's profiler, whose trace of a CPU has an event for each instruction of a compiled program that
 a device executes. What an instruction does follows from the program's text, so that loops whose length is known only
-while they run are counted as often as they went round. Nothing is estimated, and how busy the machine is does not
-matter.
+while they run are counted as often as they went round, except for small ones that are compiled into one instruction
+without a length: these count once. How busy the machine is does not matter.
 
 Counted are the multiplications and additions of products and solves, and for everything else one operation for each
 number that an arithmetic instruction makes. Numbers that are only moved are not counted, but for those that devices
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from scall_jax import Config, make_run
 from scall_jax.run import placement
 from scall_jax.run.phases import CompiledPhases
-from scall_jax.streams import Stream
+from scall_jax.streams import Graph, Stream
 
 
 class Work(NamedTuple):
@@ -36,7 +37,7 @@ class Work(NamedTuple):
     summed: float = 0.0
     """Bytes of sums over the devices (all-reduce), each counted once."""
     gathered: float = 0.0
-    """Bytes of what all devices have together (all-gather), of all of them."""
+    """Bytes of what a device is given of others' parts, and of its own (all-gather, collective-permute)."""
     exchanges: float = 0.0
     """How often devices wait for each other."""
 
@@ -119,7 +120,7 @@ class Program:
         made = self._computations[computation][name]
         if made.kind in ("all-reduce", "all-reduce-start"):
             return Work(summed=made.size(), exchanges=1)
-        if made.kind in ("all-gather", "all-gather-start"):
+        if made.kind in ("all-gather", "all-gather-start", "collective-permute", "collective-permute-start"):
             return Work(gathered=made.size(), exchanges=1)
         if made.kind == "dot":
             return Work(products=2.0 * made.numbers() * self._contracted(computation, made))
@@ -137,14 +138,13 @@ class Program:
         return Work(other=made.numbers()) if made.kind in _ARITHMETIC.split() else Work()
 
     def _inside(self, computation: str) -> Work:
-        """What is compiled into one instruction; loops there have a known length."""
+        """What is compiled into one instruction."""
         total = Work()
         for name, made in self._computations[computation].items():
             if made.kind == "while":
+                # Such loops are short; where the length is not written, they count once.
                 rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', made.rest)
-                if rounds is None:
-                    raise ValueError(f"{name}: a loop inside of an instruction whose length is not written there")
-                total = total.plus(self._inside(made.attribute("body")), int(rounds[1]))
+                total = total.plus(self._inside(made.attribute("body")), int(rounds[1]) if rounds else 1)
             else:
                 total = total.plus(self._work(computation, name))
         return total
@@ -192,6 +192,13 @@ def _events(path: Path) -> Iterator[Any]:
             yield from line.events
 
 
+def _entries(graph: Graph, devices: int) -> list[int]:
+    """Entries that each device's products read: of the rows whose first one lies in its part (`graph.own_rows`)."""
+    indptr, part = np.asarray(graph.indptr), -(-len(graph.indices) // devices)
+    bounds = np.searchsorted(indptr, part * np.arange(devices + 1))
+    return np.diff(indptr[np.minimum(bounds, len(indptr) - 1)]).tolist()
+
+
 def of_segment(config: Config, stream: Stream, number: int = 0) -> Mapping[str, list[Work]]:
     """What the devices do in a segment that is run from the start of a run.
 
@@ -207,7 +214,7 @@ def of_segment(config: Config, stream: Stream, number: int = 0) -> Mapping[str, 
     placement.check_devices(mesh)
     segment, state = stream.segment(number), run.init(jax.random.key(0), stream)
     phases = CompiledPhases(run, state, placement.segment_shapes(mesh, segment))
-    entries = int(segment.graph.indptr[-1]) / mesh.devices
+    entries = _entries(segment.graph, mesh.devices)
     state, segment = placement.put(mesh, state), placement.put_segment(mesh, segment)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -218,9 +225,9 @@ def of_segment(config: Config, stream: Stream, number: int = 0) -> Mapping[str, 
     found = {}
     for name, program in phases.programs.items():
         text = program.as_text() or ""
-        read, work = Program(text, entries), [Work()] * mesh.devices
+        read, work = [Program(text, count) for count in entries], [Work()] * mesh.devices
         for (module, instruction, device), times in counts.items():
             if text.startswith(f"HloModule {module},"):
-                work[device] = work[device].plus(read.work(instruction), times)
+                work[device] = work[device].plus(read[device].work(instruction), times)
         found[name] = work
     return found

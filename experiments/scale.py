@@ -310,6 +310,8 @@ def _table(frame: pl.DataFrame) -> str:
             rows = [[_shown(value) for value in row] for row in part.sort("count", "measured").iter_rows()]
             text += ["", f"## {title.capitalize()}", "", report.markdown(part.columns, rows)]
     shared = frame.filter(pl.col("measured").is_in(_SHARED))
+    if len(shared) and "failed" in shared.columns:
+        shared = shared.filter(pl.col("failed").is_null())
     if len(shared):
         text += ["", "## Devices", "", _by_phase(shared)]
     return "\n".join(text) + "\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, load, streams
-from scall_jax.run import auto, choices, manifest, open_auto, open_run, update
+from scall_jax.run import auto, choices, manifest, open_auto, open_run, records, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Start, follow
 from scall_jax.streams.following import GrowingFile
@@ -222,6 +222,43 @@ def test_a_reader_finds_a_whole_model_though_candidates_change_meanwhile(made, r
         # Between the choices and the leader's files comes a commit, which deletes these.
         patch.setattr(choices, "read_choices", late)
         assert load(folder).segment == 2
+
+
+def test_a_candidate_takes_part_in_the_segments_that_it_comes_to_the_end_of(made, rows, tmp_path, monkeypatch):
+    """However rows are batched: one that diverges in the second of three segments runs the first."""
+    real, leader, found = open_run.write_segment, str(_choices(made)["leader"]), []
+
+    def fails(folder, books, state, line, *rest):
+        if leader in Path(folder).name and line["segment"] == 3:
+            raise records.Diverged("segment 3, step 5: the loss is not finite")
+        return real(folder, books, state, line, *rest)
+
+    monkeypatch.setattr(open_run, "write_segment", fails)
+    for number, ends in enumerate(([900, 1200, 1350], [1350])):
+        folder = shutil.copytree(made, tmp_path / str(number))
+        with update.opened(folder) as run:
+            for start, end in zip([700, *ends], ends, strict=False):
+                run.add(_part(rows, start, end))
+        assert leader in _choices(folder)["segments"][2]["valid"] and load(folder).segment == 3
+        assert leader not in _choices(folder)["segments"][3]["valid"]
+        assert _choices(folder)["left_out"] == {leader: "segment 3, step 5: the loss is not finite"}
+        assert leader not in choices.latest_folders(folder)
+        found.append((_lines(folder), _choices(folder)))
+    assert found[0] == found[1]
+
+
+def test_where_no_candidate_comes_to_an_end_nothing_is_added(made, rows, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "auto")
+
+    def fails(*arguments):
+        raise records.Diverged("the loss is not finite")
+
+    with update.opened(folder) as run:
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="no candidate of auto comes to an end"):
+            patch.setattr(open_run, "write_segment", fails)
+            run.add(_part(rows, 700, 1000))
+        assert _choices(folder) == _choices(made) and len(_lines(folder)) == 2
+        assert len(run.add(_part(rows, 700, 1000)).lines) == 1
 
 
 def test_a_candidate_that_fits_no_longer_is_left_out_from_then_on(made, rows, tmp_path, monkeypatch):

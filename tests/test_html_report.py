@@ -227,17 +227,20 @@ def test_runs_are_compared_over_seeds_on_the_terminal_and_as_a_page(made, tmp_pa
 
 def test_runs_that_differ_in_a_setting_are_told_apart_and_other_users_are_said(run):
     other = run._replace(identity=run.identity | {"config": run.identity["config"] | {"bias": "decayed"}})
-    seed = run._replace(identity=run.identity | {"key": [0, 12345]})
+    # Another seed draws another replay, by which the fingerprint of its stream is another one.
+    drawn = run.identity["stream"] | {"fingerprint": "another"}
+    seed = run._replace(identity=run.identity | {"key": [0, 12345], "stream": drawn})
     groups = comparison.by_method([run, other, seed])
     assert {name: len(runs) for name, runs in groups.items()} == {"fixed, bias none": 2, "fixed, bias decayed": 1}
     # Neither a copy nor another stream is one more seed.
     with pytest.raises(ValueError, match="are runs of one seed: name one of them"):
         comparison.by_method([run, seed, run._replace(folder=run.folder.with_name("copy"))])
-    streamed = run._replace(identity=run.identity | {"stream": {"source": "b.csv", "fingerprint": "0123456789"}})
+    streamed = run._replace(identity=run.identity | {"stream": drawn | {"source": "there/b.csv"}})
     groups = comparison.by_method([run, seed, streamed])
-    assert sorted(map(len, groups.values())) == [1, 2] and groups["fixed, stream b.csv 01234567"] == [streamed]
+    name = f"fixed, b.csv in {len(run.lines)} segments"
+    assert sorted(map(len, groups.values())) == [1, 2] and groups[name] == [streamed]
     (warned,) = comparison.other_users(groups)
-    assert warned.startswith("fixed, stream b.csv 01234567: another stream")
+    assert warned.startswith(f"{name}: another stream")
     fewer = run._replace(lines=[line | {"test_users": 1} for line in run.lines])
     assert comparison.other_users({"a": [run], "b": [run], "c": [fewer]}) == [
         "c: another stream or another cut than a: their figures cannot be compared"

@@ -159,6 +159,9 @@ def test_bits_are_counted_beyond_the_largest_signed_number():
         sizes_and_bits(worth, (2**22,), jnp.int32(100), 256, jnp.ones(2, bool), jnp.arange(2))
     with pytest.raises(ValueError, match="300000000 bytes of packed_bits: their bits are counted to 2"):
         own_bits(300_000_000, 10, 10, 16)
+    # A budget beyond what all entities can have makes no larger arrays.
+    assert tables.STORAGES["packed_bits"].capacity([100, 300_000_000], [(3, 2), (6, 4)], 16) == 12 * 17
+    assert tables.STORAGES["packed_bits"].capacity([100, 150], [(3, 2), (6, 4)], 16) == 150
 
 
 def test_entities_that_do_not_exist_get_nothing():

@@ -199,6 +199,21 @@ def test_prices_count_sums_beyond_the_largest_signed_number():
         sizes.by_price(jnp.zeros((3000, 2)), (1, large), total, (1, large), jnp.ones(3000, bool), jnp.arange(3000))
 
 
+def test_prices_bear_that_rounding_makes_an_entity_want_less_at_a_lower_one():
+    """Worths whose break-even prices lie within an ulp: float32 orders some of them the wrong way round."""
+    rng, nodes = np.random.default_rng(1), 400
+    price = np.float32(0.0034)
+    worth = np.empty((nodes, 2), np.float32)
+    worth[:, 0] = rng.random(nodes)
+    worth[:, 1] = worth[:, 0] + price * np.float32(8)
+    give = jax.jit(
+        lambda total: sizes.by_price(worth, (8, 16), total, (8, 128), jnp.ones(nodes, bool), jnp.arange(nodes))
+    )
+    for total in range(8 * nodes + 1, 16 * nodes, 397):
+        got = np.asarray(give(jnp.int32(total)))
+        assert got.sum() == total and got.min() >= 8 and got.max() <= 16
+
+
 def test_a_family_without_a_mean_is_refused():
     with pytest.raises(ValueError, match=r"user_shape=0\.5: Pareto's distribution has a mean for shapes above 1 only"):
         ALLOCATORS["fixed"](SizesConfig(family="pareto"))

@@ -83,7 +83,7 @@ def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """
     groups: dict[tuple[str, str, str], list[FinishedRun]] = {}
     for run in runs:
-        settings, stream = json.dumps(run.identity["config"], sort_keys=True), run.identity["stream"]["fingerprint"]
+        settings, stream = json.dumps(run.identity["config"], sort_keys=True), _stream_of(run)
         group = groups.setdefault((run.summary["method"], settings, stream), [])
         for other in group:
             if other.identity["key"] == run.identity["key"]:
@@ -94,9 +94,15 @@ def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
         same = [key for key in groups if key[0] == method]
         own = _differing(json.loads(settings), [json.loads(text) for _, text, _ in same]) if len(same) > 1 else ""
         if len({other for _, _, other in same}) > 1:
-            own += f", stream {Path(members[0].identity['stream']['source']).name} {stream[:8]}"
+            own += f", {stream}"
         named[method + own] = members
     return named
+
+
+def _stream_of(run: FinishedRun) -> str:
+    """What a run's stream is called. The fingerprint is no name: it follows from the seed, as the replay does."""
+    stream = run.identity["stream"]
+    return f"{Path(stream['source']).name} in {stream['segments']} segments"
 
 
 def _differing(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
@@ -161,10 +167,7 @@ def other_users(groups: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     Args:
       groups: as `by_method` gives them.
     """
-    tested = {
-        name: (runs[0].identity["stream"]["fingerprint"], [line["test_users"] for line in runs[0].lines])
-        for name, runs in groups.items()
-    }
+    tested = {name: (_stream_of(runs[0]), [x["test_users"] for x in runs[0].lines]) for name, runs in groups.items()}
     first, of_first = next(iter(tested.items()))
     text = "another stream or another cut than {}: their figures cannot be compared"
     return [f"{name}: {text.format(first)}" for name, own in tested.items() if own != of_first]

@@ -271,6 +271,8 @@ def _run_auto(flags: Main, config: Config, stream: streams.Stream, folder: Path,
     ran: dict[str, tuple[Config, streams.Stream, Path, Lines]] = {}
 
     def run(name: str, candidate: Config, stream: streams.Stream, part: Path, segments: int) -> Lines:
+        # A candidate whose run does not come to its end is not one that can be compared.
+        ran.pop(name, None)
         with stop_on_signals(lambda: _stopped(flags, part, f" in auto, {name},")):
             lines = _run_segments(flags, candidate, stream, part, name, extras, segments)
             ran[name] = candidate, stream, part, lines

@@ -85,7 +85,7 @@ def update_job(flags: Update) -> update.Added:
         rows = _read(flags)
         hooks = Hooks(compiled=settled, segment=on_segment)
         with update.opened(flags.run, hooks=hooks) as run:
-            parts = choices.candidate_folders(flags.run) | {"": flags.run}
+            parts = choices.latest_folders(flags.run) | {"": flags.run}
             made = {name: _made(part) for name, part in parts.items()}
             new, known = unknown_rows(rows, run.growing, flags.data)
             if known:
@@ -94,7 +94,7 @@ def update_job(flags: Update) -> update.Added:
             stream = run.growing.stream
         # An update that was killed after its commit has left no summary; this one ends its work.
         if added.lines or not all(found.whole for found in made.values()):
-            parts = choices.candidate_folders(flags.run)
+            parts = choices.latest_folders(flags.run)
             for name, folder in (parts | {"": flags.run}).items():
                 _finish(folder, stream, made[name])
             if parts:

@@ -32,7 +32,7 @@ from scall_jax.run.loop import run_segments
 from scall_jax.run.race import FLOOR, Lines, successive_halving, survivors
 from scall_jax.run.records import Diverged
 from scall_jax.run.step import Run, make_run
-from scall_jax.streams import Stream
+from scall_jax.streams import Growing, Stream
 
 NAME = "auto"
 """Name of the method."""
@@ -200,7 +200,7 @@ def run_auto(
         run_folder.refuse_updated(folder, manifest.read(folder))
     every = candidates(config)
     fits, reasons = feasible(every, stream)
-    found = {name: narrowed(every[name], stream) for name, count in fits.items() if count}
+    found = {name: narrowed(every[name], stream.first(count)) for name, count in fits.items() if count}
     run = run or (
         lambda name, config, stream, part, count: run_segments(config, stream, key, folder=part, segments=count)
     )
@@ -229,6 +229,31 @@ def run_auto(
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     with locked(folder), run_folder.named_errors(folder):
         return _compose(config, stream, folder, parts)
+
+
+def run_as_far(run: Callable[[Growing], object], new: Growing, first: int, end: int) -> Diverged | None:
+    """Run segments of a candidate as far as it comes, so that it takes part in those that it comes to the end of.
+
+    Args:
+      run: runs all segments from `first` on of what it is given, or none of them.
+      new: the stream as far as it has come.
+      first: number of the first segment.
+      end: number after the last one that the candidate fits into.
+
+    Returns:
+      The error of the first segment that it does not come to the end of; None if it comes to the end of all.
+    """
+    found = None
+    for count in range(end, first, -1):
+        # What waits does not matter to a candidate that leaves.
+        part = new if count == len(new.stream) else Growing(new.stream.first(count), new.waiting)
+        try:
+            run(part)
+        except Diverged as error:
+            found = error
+        else:
+            break
+    return found
 
 
 def _stages(began: int, floor: bool, segments: int) -> list[int]:

@@ -18,6 +18,7 @@ from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
 from scall_jax.run import processes
 from scall_jax.run.manifest import FINISHED_IS_KEPT
+from scall_jax.run.records import Diverged
 from scall_jax.tables.storage import Exported
 
 FORMAT = 4
@@ -140,7 +141,7 @@ def _require_finite(where: str, params: Any, memory: Mapping[str, np.ndarray]) -
         *(f"array {name} of the search" for name, leaf in memory.items() if not _fit_to_write(leaf, least=-np.inf)),
     ]
     if bad:
-        raise ValueError(
+        raise Diverged(
             f"{where}: {bad[0]} has numbers that are not finite, so that no checkpoint is made: lower "
             "fit.learning_rate or init_std"
         )

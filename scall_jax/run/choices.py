@@ -98,6 +98,23 @@ def candidate_folders(folder: Path, found: Manifest | None = None) -> dict[str, 
     return {name: candidate_folder(path.parent, name) for name in names if path is not None}
 
 
+def latest_folders(folder: Path) -> dict[str, Path]:
+    """Folders of the candidates of a run of auto that have run its last segment.
+
+    Args:
+      folder: of a run.
+
+    Returns:
+      By name, in the order of the candidates; none where the run is another.
+
+    Raises:
+      ValueError: the folder is no run's.
+    """
+    path = choices_path(folder)
+    ran = {} if path is None else read_choices(path)["segments"][-1]["valid"]
+    return {name: part for name, part in candidate_folders(folder).items() if name in ran}
+
+
 def read_choices(path: Path) -> dict[str, Any]:
     """Read the choices.
 
@@ -181,7 +198,9 @@ def describe(folder: Path) -> str:
     served = [segment["test"][segment["leader"]] for segment in segments if segment["segment"] in counted]
     total, dearest = sum(content["seconds"].values()), max(content["seconds"].values())
     mean = float(np.mean(served)) if served else float("nan")
-    cost = f"{total:.0f} ({total / max(dearest, 1e-9):.1f} times the dearest)"
+    # An update knows the seconds of the candidates that it has run, and not of those that had left before.
+    known = "" if all(name in content["seconds"] for name, _ in standings(segments)) else " of those that still run"
+    cost = f"{total:.0f} ({total / max(dearest, 1e-9):.1f} times the dearest{known})"
     text.append(f"| served | {len(segments)} | - | {mean:.4f} | {mean:.4f} | {cost} |")
     text += [f"left out: {name}: {reason}" for name, reason in content["left_out"].items()]
     return "\n".join(text)

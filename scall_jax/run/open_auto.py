@@ -16,7 +16,7 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Method
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
-from scall_jax.run.auto import feasible
+from scall_jax.run.auto import feasible, run_as_far
 from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, read_choices, remove_candidates
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
@@ -25,7 +25,6 @@ from scall_jax.run.manifest import GROWING, Manifest, Update
 from scall_jax.run.open_run import MethodRunner, OpenRun, Ran, read_run
 from scall_jax.run.programs import Programs
 from scall_jax.run.race import Choice, running, successive_halving, survivors
-from scall_jax.run.records import Diverged
 from scall_jax.streams import Growing
 
 
@@ -101,19 +100,18 @@ class AutoRunner(NamedTuple):
         """As `Runner.run`; a candidate is left out that does not fit into the budget, or come to an end, any longer."""
         place = folder / update.folder
         fits, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
-        staying = [name for name, count in fits.items() if count == len(new.stream)]
+        staying = [name for name, count in fits.items() if count > update.first]
         runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in staying}
         for name, run in runs.items():
             copy_run(self.runs[name].folder, run.folder)
             if len(run_folder.read_lines(run.folder / GROWING)) != update.first:
                 raise ValueError(f"{self.runs[name].folder} has been changed meanwhile: open {folder} anew")
-            try:
-                run.add_placed(new)
-            except Diverged as error:
-                # The others go on; its copy is as before, without the lines of the segment.
+            if error := run_as_far(run.add_placed, new, update.first, fits[name]):
                 reasons[name] = str(error)
         lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
         choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
+        if len(choices) < update.end:
+            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
         left_out = self.left_out | reasons
         parts = Parts({name: run.folder for name, run in runs.items()}, lines, choices, left_out, self.began)
         names = copy_results(folder, parts, update.first)

@@ -11,11 +11,10 @@ import polars as pl
 from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, MethodPhases
 from scall_jax.methods.state import RunState
-from scall_jax.run.auto import feasible
+from scall_jax.run.auto import feasible, run_as_far
 from scall_jax.run.checkpoint import Snapshot, snapshot
 from scall_jax.run.programs import Programs, Step
 from scall_jax.run.race import faded, score, survivors
-from scall_jax.run.records import Diverged
 from scall_jax.serving.data import AutoGoingOn, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance
@@ -146,17 +145,18 @@ def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
     fits, reasons = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
     first, found = len(before.growing.stream), {}
     for name, one in before.candidates.items():
-        if fits[name] < len(new.stream):
-            continue
-        try:
-            found[name] = _advanced(one.programs, one.snapshot, first, new)
-        except Diverged as error:
+
+        def run(part: Growing, name: str = name, one: GoingOn = one) -> None:
+            found[name] = _advanced(one.programs, one.snapshot, first, part)
+
+        if error := run_as_far(run, new, first, fits[name]):
             reasons[name] = str(error)
-    if not found:
-        raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
     leader, stay = "", list(found)
     totals = {name: before.candidates[name].score for name in stay}
     for t in range(first, len(new.stream)):
+        stay = [name for name in stay if len(found[name][2]) > t - first]
+        if not stay:
+            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
         totals = {name: faded([found[name][2][t - first]], totals[name]) for name in stay}
         leader = max(totals, key=lambda name: totals[name])
         stay = survivors(totals, t + 1, before.began)

@@ -77,7 +77,8 @@ def by_price(
     most = 1.0 + 3 * jnp.abs(jnp.where(active_mask[:, None], worth, 0.0)).max() / float(gap)
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (-most, most))
     fitting = sizes_at(high)
-    room = sizes_at(low)[order] - fitting[order]
+    # In float32 the worth of two candidates may be level, so that a few want less at the lower price: they stay.
+    room = jnp.maximum(sizes_at(low), fitting)[order] - fitting[order]
     # Where even the smallest candidates do not fit, there is nothing left.
     left = target - jnp.minimum(fitting.sum(), target)
     before = jnp.cumsum(room) - room

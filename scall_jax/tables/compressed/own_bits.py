@@ -7,6 +7,7 @@ pool, and the planes follow one another without a gap.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -238,9 +239,15 @@ def _units(nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
     return nbytes - _TOP_BYTES
 
 
+def _capacity(units: Sequence[int], entities: Sequence[Sides], maximum: int) -> int:
+    """Bytes of codes and scales that some segment can spend: vectors of the largest size in the most bits, at most."""
+    most = (-(-MOST_BITS * maximum // 8) + SCALE_BITS // 8) * (max(sum(known) for known in entities) + 2)
+    return min(max(units), most)
+
+
 PACKED_BITS = StorageFactory(
     budget_units=_units,
-    capacity=lambda units, entities, maximum: max(units),
+    capacity=_capacity,
     build=own_bits,
 )
 """Bits of its own for each vector, 1 byte a vector, and 4 bytes."""
