@@ -309,7 +309,7 @@ def test_measurements_of_scale_are_kept_and_not_made_again(tmp_path, capsys):
     cli(scale.Scale, scale.main, arguments=arguments)
     text = capsys.readouterr().out
     frame = pl.read_parquet(tmp_path / "scale.parquet")
-    shared = [f"shared {name}" for name in ("ials", "mf", "lightgcn")]
+    shared = [f"shared {name}" for name in ("ials", "mf")]
     assert frame["measured"].to_list() == ["rows", "polars", "sizes", "ials", "mf", *2 * shared]
     made = frame.filter(pl.col("measured").is_in(shared))
     assert (made["fit products"] > 0).all() and (made["evaluate products"] > 0).all()

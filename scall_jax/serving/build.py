@@ -15,7 +15,7 @@ from scall_jax.run.auto import feasible, run_as_far
 from scall_jax.run.checkpoint import Snapshot, snapshot
 from scall_jax.run.programs import Programs, Step
 from scall_jax.run.race import faded, score, survivors
-from scall_jax.serving.data import AutoGoingOn, GoingOn, ModelBudget, ModelData, Seen, Waiting
+from scall_jax.serving.data import AutoGoingOn, Candidate, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance
 from scall_jax.streams.growing import Late, joined, numbered
@@ -146,7 +146,7 @@ def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
     first, found = len(before.growing.stream), {}
     for name, one in before.candidates.items():
 
-        def run(part: Growing, name: str = name, one: GoingOn = one) -> None:
+        def run(part: Growing, name: str = name, one: Candidate = one) -> None:
             found[name] = _advanced(one.programs, one.snapshot, first, part)
 
         if error := run_as_far(run, new, first, fits[name]):
