@@ -219,8 +219,8 @@ def _arrays(frame: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def tables(frame: pl.DataFrame) -> str:
     """Markdown of all settings of the file that have at least two complete seeds."""
-    parts = []
-    for (_, stream, size), part in frame.group_by(["setting", "stream", "mean size"], maintain_order=True):
+    parts, settings = [], ["setting", "stream", "mean size"]
+    for (_, stream, size), part in frame.group_by(settings, maintain_order=True):
         names, valid, test = _arrays(part)
         if valid.shape[2] >= 2:
             head = f"## {stream}, mean size {size:g}, {valid.shape[2]} seeds"
@@ -261,8 +261,8 @@ def main(flags: ActionValue) -> str:
     """Fit what is missing, and report."""
     if not flags.report:
         fit_all(flags)
-    frame = cell_file.read(flags.results)
-    commits = ", ".join(frame["commit"].unique(maintain_order=True)) if len(frame) else "-"
+    frame = cell_file.finished(flags.results)
+    commits = ", ".join(frame["commit"].unique(maintain_order=True))
     head = "# What there is to find on least squares in four bits\n\nBy `python -m experiments.action_value`; its help "
     text = f"{head}says what is measured. Commits: {commits}.\n\n{tables(frame)}\n"
     flags.results.with_suffix(".md").write_text(text)

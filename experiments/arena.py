@@ -313,9 +313,7 @@ def publish(path: Path) -> str:
     Args:
       path: of the file.
     """
-    frame = cell_file.read(path)
-    if frame.is_empty():
-        raise ValueError(f"{path} has no cells yet: run some, without --report")
+    frame = cell_file.finished(path)
     # Cells of other flags may have no such column.
     columns = ("flags", "replay")
     frame = frame.with_columns(

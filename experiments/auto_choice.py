@@ -205,7 +205,7 @@ def main(flags: AutoChoice) -> str:
     flags = compare.checked(flags)
     if not flags.report:
         run(flags)
-    frame = cell_file.read(flags.results)
+    frame = cell_file.finished(flags.results)
     versions = ", ".join(frame["commit"].unique(maintain_order=True))
     text = f"{tables(frame)}\n\n{_NOTE} Commits: {versions}."
     head = (

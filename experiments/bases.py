@@ -69,7 +69,7 @@ def cells(flags: Bases) -> list[compare.Cell]:
 def main(flags: Bases) -> str:
     """Run the cells that are not in the file yet; the text of the table."""
     flags = compare.checked(flags)
-    frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
+    frame = cell_file.finished(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
     title = "# Recommenders and bits at the same bytes\n\nBy `python -m experiments.bases`; its help has the commands."
     return cell_file.publish(flags.results, frame, ROW, "uniform", title)
 

@@ -53,6 +53,18 @@ def read(path: Path) -> pl.DataFrame:
     return pl.read_parquet(path) if path.exists() else pl.DataFrame()
 
 
+def finished(path: Path) -> pl.DataFrame:
+    """The finished cells, a row for each.
+
+    Raises:
+      ValueError: there is none.
+    """
+    frame = read(path)
+    if frame.is_empty():
+        raise ValueError(f"{path} has no cells yet: run some, without --report")
+    return frame
+
+
 def add(path: Path, row: dict[str, Any]) -> None:
     """Add a cell. A reader finds the file either without it or with it, and several processes may add at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)

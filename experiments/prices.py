@@ -67,7 +67,7 @@ def cells(flags: Prices) -> list[compare.Cell]:
 def main(flags: Prices) -> str:
     """Run the cells that are not in the file yet; the text of the table."""
     flags = compare.checked(flags)
-    frame = cell_file.read(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
+    frame = cell_file.finished(flags.results) if flags.report else cell_file.run(flags.results, flags, cells(flags))
     title = "# What sizes add on top of four bits\n\nBy `python -m experiments.prices`; its help has the commands."
     return cell_file.publish(flags.results, frame, ROW, METHODS[0], title)
 

@@ -14,9 +14,9 @@ explains), the rank correlation of one probe with the test Recall@20 of the long
 the test Recall@20, relative to uniform, of the way that is best on valid by half of the seeds, scored by the other
 half. Beside them the same by test instead of valid (what there is to find), of one way for all segments, and of
 frequency^.5; then how much the best of n ways by one probe each gains. Each training is a row of --results as soon as
-it is finished; those that are there are not made again. Cost: on Yelp (4 segments) 152 trainings a segment of some 15
-seconds each on one core, 20 to 40 minutes a segment. `--report` prints without training. Expect longer trainings to
-rank the ways more reliably than probes of 50 steps.
+it is finished; those that are there are not made again, and `--report` trains nothing. Writes the tables beside the
+file, too. Cost: on Yelp (4 segments) 152 trainings a segment of 20 to 180 seconds each on one core of a slow Xeon, by
+how many columns the largest size has. Expect longer trainings to rank the ways more reliably than probes of 50 steps.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.make_step import make_step, optimiser
 from scall_jax.recommenders.train_step import TrainState, empty_opt_state
+from scall_jax.run.folder import write_atomically
 
 MEASURES = ("valid fitness", "valid recall@20", "test recall@20", "test ndcg@20")
 """What is measured after each length."""
@@ -289,8 +290,8 @@ def best_of(probe: np.ndarray, full: np.ndarray, base: int, count: int, draws: i
 
 def tables(frame: pl.DataFrame) -> str:
     """Markdown of all settings of the file that have at least two complete seeds."""
-    parts = []
-    for key, part in frame.group_by(["stream", "start", "mean size"], maintain_order=True):
+    parts, settings = [], ["stream", "start", "mean size"]
+    for key, part in frame.group_by(settings, maintain_order=True):
         made = trials(part)
         if made.valid.shape[2] >= 2:
             stream, start, size = key
@@ -344,7 +345,11 @@ def main(flags: ProbeValue) -> str:
         raise ValueError(f"--lengths {flags.lengths}: numbers of steps, ascending, from 1")
     if not flags.report:
         train(flags)
-    text = tables(cell_file.read(flags.results))
+    frame = cell_file.finished(flags.results)
+    commits = ", ".join(frame["commit"].unique(maintain_order=True))
+    head = "# What there is to find on LightGCN\n\nBy `python -m experiments.probe_value`; its help says what is "
+    text = f"{head}measured. Commits: {commits}.\n\n{tables(frame)}\n"
+    write_atomically(flags.results.with_suffix(".md"), text)
     print(text)
     return text
 

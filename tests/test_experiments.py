@@ -13,11 +13,17 @@ import experiments
 from experiments import (
     ablate_policy,
     ablate_state,
+    action_value,
+    arena,
+    auto_choice,
     bases,
     budget_cut,
     claims,
     explicit_clicks,
     official_ml1m,
+    own_bits,
+    prices,
+    probe_value,
     rerank,
     rotation,
     scale,
@@ -319,3 +325,18 @@ def test_measurements_of_scale_are_kept_and_not_made_again(tmp_path, capsys):
     assert (frame["table"].drop_nulls() <= 1000).all()
     cli(scale.Scale, scale.main, arguments=[*arguments, "--report"])
     assert capsys.readouterr().out in text
+
+
+@pytest.mark.parametrize("module", [action_value, arena, auto_choice, bases, claims, own_bits, prices, probe_value])
+def test_a_report_without_cells_says_so(module, tmp_path, capsys):
+    (flags,) = (
+        x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__ and _reports(x)
+    )
+    with pytest.raises(SystemExit):
+        cli(flags, module.main, arguments=["--report", "--results", str(tmp_path / "none.parquet")])
+    assert "none.parquet has no cells yet: run some, without --report" in capsys.readouterr().err
+    assert not list(tmp_path.glob("none*"))
+
+
+def _reports(flags):
+    return "report" in getattr(flags, "__dataclass_fields__", {})
