@@ -318,7 +318,7 @@ def test_a_file_of_cells_keeps_a_refused_one_until_it_has_run_and_tells_other_fl
     found = cell_file.read(path)
     assert found.select("cell", "recall@20", "refused").rows() == [("b", 0.1, None), ("a", 0.2, None)]
     flags = arena.Arena(charge="serving", cut=run_flags.Cut(segments=4), mean_sizes=(1.0,))
-    assert cell_file.shared_flags(flags, arena.SHOWN + arena.HIDDEN) == "cut.segments=4 charge=serving"
+    assert cell_file.shared_flags(flags) == "cut.segments=4 charge=serving"
     assert cell_file.shared_flags(arena.Arena()) == "-"
 
 
