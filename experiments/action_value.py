@@ -17,7 +17,7 @@ by the noise of half of the seeds. One size for all is among the ways of each. T
 random, by one fit each gains. A row of --results is a segment and a seed, as soon as its ways are fitted; those
 that are there are not made again, and `--report` fits nothing.
 Cost: some 70 fits a row of 1 to 3 seconds each on one core; on online-retail 6 rows a seed and mean size, on Yelp 3.
-Expect valid to rank prices, and shapes hardly.
+Expect valid to rank shapes better than prices, and the best of either to come to what gains do without a probe.
 """
 
 import dataclasses
@@ -108,7 +108,8 @@ class Fitter(NamedTuple):
 
 def fitter(config: Config, stream: streams.Stream) -> Fitter:
     """Functions of one budget, compiled once for all segments and seeds."""
-    config = settled(config)  # as runs have it: fits start from where theirs do
+    # Runs settle their config, too: with it, all fits start from the vectors that those of a run start from.
+    config = settled(config)
     runs = {name: make_run(dataclasses.replace(config, method=name)) for name in RULES}
     run, wide_fits = runs["uniform"], WideFits(config)
     choose = jax.jit(run.choose) if run.choose is not None else lambda state, segment: state

@@ -63,8 +63,10 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 class _Instruction(NamedTuple):
     kind: str
-    shapes: list[tuple[str, tuple[int, ...]]]  # of the results
-    rest: str  # operands and attributes, as they are written
+    shapes: list[tuple[str, tuple[int, ...]]]
+    """Type and dimensions of each result."""
+    rest: str
+    """Operands and attributes, as they are written."""
 
     def numbers(self) -> int:
         return sum(math.prod(dims) for _, dims in self.shapes)

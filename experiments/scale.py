@@ -1,7 +1,7 @@
 """What one machine bears: rows to read and cut, entities to give sizes to and to fit; and what devices share.
 
     python -m experiments.scale --rows 1e7 1e8 --sizes 1e5 1e6 1e7 1e8 --entities 1e5 1e6 1e7
-    python -m experiments.scale --rows --sizes --entities --devices 1 2 4 8
+    python -m experiments.scale --rows --sizes --entities --devices 1 2 4 --batch 8192 --steps 5
     python -m experiments.scale --report
 
 Each measurement is a process of its own, so that its peak of memory is its own, and a row of --results as soon as it is
