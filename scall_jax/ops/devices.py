@@ -7,7 +7,7 @@ no place lies in two parts. Sums over all entities are added up in one order wha
 every number of them gives the same bits as one. Only gathers and sums are used, which all backends have.
 
 ALX (Mehta et al., 2021, arXiv 2112.02194) spreads alternating least squares like this. There rows stay where their
-vectors are; here batches of equal work are dealt out, because vectors have sizes of their own.
+vectors are; here batches of equal work are dealt out or divided, because vectors have sizes of their own.
 
 With one device each function here is what a program without devices would do, and no collective is compiled.
 """
@@ -242,16 +242,16 @@ def in_turn(mesh: MeshConfig, step: Callable[[T], T], carry: T) -> T:
 
 
 def loop(mesh: MeshConfig, goes_on: Callable[[T], jax.Array], step: Callable[[T], T], start: T) -> T:
-    """`jax.lax.while_loop` whose steps ask other devices: nobody leaves before all are finished.
+    """`jax.lax.while_loop` that all devices leave at once, as soon as none of them has to go on.
 
     Args:
       mesh: static.
-      goes_on: from a state to bool[], on this device.
-      step: from a state to the next one.
+      goes_on: from a state to bool[], whether this device has to go on.
+      step: from a state to the next one; it may ask other devices.
       start: state.
 
     Returns:
-      The first state of this device from which it does not go on.
+      The first state from which no device goes on.
     """
     if mesh.devices == 1:
         return jax.lax.while_loop(goes_on, step, start)
@@ -260,9 +260,7 @@ def loop(mesh: MeshConfig, goes_on: Callable[[T], jax.Array], step: Callable[[T]
         return most(mesh, goes_on(state).astype(jnp.int32)) > 0
 
     def one(carry: tuple[T, jax.Array]) -> tuple[T, jax.Array]:
-        state, _ = carry
-        own = goes_on(state)
-        state = jax.tree.map(lambda new, old: jnp.where(own, new, old), step(state), state)
+        state = step(carry[0])
         return state, any_goes_on(state)
 
     return jax.lax.while_loop(lambda carry: carry[1], one, (start, any_goes_on(start)))[0]

@@ -1,8 +1,10 @@
 """Entities of equal work in batches, and what each batch's systems are made of.
 
 A batch is a gather of whole vectors of the other side. What is gathered from is laid out once for all of a width, since
-a vector is read by many entities. On several devices, batches are dealt out, each device lays a part of the other side
-out, and reads what its batches need from all parts (`ops.devices.ask`), a batch's vectors at a time.
+a vector is read by many entities. On several devices each lays a part of the other side out, and reads what its
+entities need from all parts (`ops.devices.ask`), a batch's vectors at a time. Batches whose entities have a common
+bound on their interactions are dealt out. Others differ in work a hundredfold, the most popular items' from the rest's,
+so that each of those is divided among the devices.
 """
 
 from collections.abc import Callable
@@ -111,32 +113,38 @@ def over_batches(
     size: int,
     visit: Callable[[Entities, jax.Array, jax.Array, _Carry], _Carry],
     carry: _Carry,
+    divided: bool = False,
 ) -> _Carry:
-    """Visit the entities of a class in batches, on several devices each in every so many batches.
+    """Visit the entities of a class in batches.
 
     Args:
       side: has the entities.
       number: of the class within the side.
       size: entities of a batch; static. At least 8 are taken, and no more than `most_entities`.
-      visit: from a batch of B entities, the place i32[] of its first in the order, bool[B] of those that exist, and the
-        carry, to the carry. An entity that does not exist has size and degree 0. On several devices all visit as many
-        batches, the last of which may have no entity.
+      visit: from B entities, the place i32[] of the first of them in the order, bool[B] of those that exist, and the
+        carry, to the carry. An entity that does not exist has size and degree 0. All devices visit as often, the last
+        time perhaps no entity.
       carry: what visits start from.
+      divided: on several devices, whether they visit each batch together, and have an equal part of it each, of at
+        least 8 entities. Otherwise each visits every so many batches; static.
 
     Returns:
       The last carry.
     """
     (first, end), mesh = range_of(side, number, 1), side.mesh
     size = min(max(8, size), most_entities())
+    own = max(8, -(-size // mesh.devices)) if divided else size
+    together = size if divided else size * mesh.devices
 
     def one(index, carry: _Carry) -> _Carry:
-        at = first + (index * mesh.devices + devices.number(mesh)) * size
-        batch = Entities(*(dynamic_slice(x, (at,), (size,)) for x in side.entities))
-        exists = at + jnp.arange(size, dtype=jnp.int32) < end
+        begin = first + index * together
+        at = begin + devices.number(mesh) * own
+        batch = Entities(*(dynamic_slice(x, (at,), (own,)) for x in side.entities))
+        exists = at + jnp.arange(own, dtype=jnp.int32) < jnp.minimum(begin + together, end)
         batch = batch._replace(sizes=jnp.where(exists, batch.sizes, 0), degree=jnp.where(exists, batch.degree, 0))
         return visit(batch, at, exists, carry)
 
-    return jax.lax.fori_loop(0, ceil_div(ceil_div(end - first, size), mesh.devices), one, carry)
+    return jax.lax.fori_loop(0, ceil_div(end - first, together), one, carry)
 
 
 class Others(NamedTuple):

@@ -100,7 +100,7 @@ def by_blocks(
         x, missing = jax.lax.fori_loop(0, -(-width // columns), block, (state.x, state.missing))
         return _State(x, missing, _gradient(of_batch, x, missing), state.step + 1)
 
-    # Where interactions are read again for each block, passes of one device wait for those of another.
+    # Where there is no bound, devices have parts of one batch, which is finished on all of them at once.
     x, _, residual, _ = loop(side.mesh if degree is None else ONE, goes_on, one_pass, first)
     return Outcome(x, (x * (right + residual)).sum(1), jnp.abs(residual).max(1), scale)
 

@@ -209,7 +209,7 @@ def coordinate_gains(
             rows = jnp.where(exists, node, nodes)
             return jax.tree.map(lambda whole, new: whole.at[rows].set(new, mode="drop"), found, own)
 
-        return over_batches(side, place, batch_size(width), visit, found)
+        return over_batches(side, place, batch_size(width), visit, found, divided=True)
 
     found = jax.lax.fori_loop(0, 2, one_side, (jnp.zeros((nodes, width)), jnp.zeros((nodes, width))))
     # Each node is in one device's batches.

@@ -103,8 +103,8 @@ def by_gradients(
       Outcome; its gain is what the loss of zero vectors is lowered by at x, 2 b'x - x'Ax.
     """
     has = jnp.arange(others.vectors.shape[1])[None, :] < batch.sizes[:, None]
-    # Only where interactions are read again in each step do steps of one device wait for those of another.
-    waits_for = ONE
+    # Where there is no bound, devices have parts of one batch, which is finished on all of them at once.
+    waits_for = side.mesh if degree is None else ONE
     if degree is None and others.vectors.shape[1] <= MATRICES_TO:
         matrix, right = primal_system(side, others, batch)
 
@@ -113,7 +113,6 @@ def by_gradients(
             return times(matrix, x)
 
     else:
-        waits_for = side.mesh if degree is None else ONE
         over_met = _over_met(side, others, batch, degree)
         right = over_met(lambda vectors, targets: jnp.einsum("bki,bk->bi", vectors, targets, precision=EXACT))
         right += factors(side, batch)[:, None] * others.constant[None, :]
@@ -195,7 +194,7 @@ def conjugate_gradients(
       start: f32[B, n]; where x = 0 has a smaller error in the norm of the matrix, that is started from.
       image: f32[B, n], M times the start.
       steps: how far.
-      mesh: devices that `apply` asks; static.
+      mesh: devices that have a part of the batch each; static.
 
     Returns:
       x and b - A x, f32[B, n] each.

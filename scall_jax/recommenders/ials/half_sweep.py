@@ -118,7 +118,8 @@ def _exactly(side: Side, place: int, width: int, progress: _Progress) -> _Progre
     # Read before anything is written, which changes this side's vectors only.
     others = make_others(side, progress.pool, width)
     number = class_number(place, 0, 0)
-    progress = _solve_class(side, number, batch_size(width), lambda pool, batch: primal(side, others, batch), progress)
+    solve_batch = functools.partial(_primal_batch, side, others)
+    progress = _solve_class(side, number, batch_size(width), solve_batch, progress, divided=True)
     if not dual_degrees(width):
         return progress
     return jax.lax.fori_loop(0, 2, functools.partial(_solve_dual, side, others, place), progress)
@@ -141,6 +142,11 @@ def _solve_dual(side: Side, others: Others, place: int, common: jax.Array, progr
     return jax.lax.cond(begin < end, solve_all, lambda p: p, progress)
 
 
+def _primal_batch(side: Side, others: Others, pool: jax.Array, batch: Entities) -> Outcome:
+    del pool
+    return primal(side, others, batch)
+
+
 def _dual_batch(side: Side, turned: Turned, degree: int, pool: jax.Array, batch: Entities) -> Outcome:
     del pool
     return dual(side, turned, degree, batch)
@@ -161,14 +167,19 @@ def _approximately(side: Side, place: int, width: int, approximation: Approximat
     for number, degree in enumerate((None, *DUAL_DEGREES)):
         size = batch_size(width) if degree is None else batch_numbers() // (degree * width)
         solve = functools.partial(solve_batch, degree)
-        progress = _solve_class(side, class_number(place, 0, number), size, solve, progress)
+        progress = _solve_class(side, class_number(place, 0, number), size, solve, progress, divided=degree is None)
     return progress
 
 
 def _solve_class(
-    side: Side, number: jax.Array | int, size: int, solve_batch: _SolveBatch, progress: _Progress
+    side: Side,
+    number: jax.Array | int,
+    size: int,
+    solve_batch: _SolveBatch,
+    progress: _Progress,
+    divided: bool = False,
 ) -> _Progress:
-    """Solve for the entities of a class in batches of a size."""
+    """Solve for the entities of a class in batches of a size; where they have no common bound, divided ones."""
 
     def visit(batch: Entities, at: jax.Array, exists: jax.Array, progress: _Progress) -> _Progress:
         x, gain, error, scale = solve_batch(progress.pool, batch)
@@ -178,7 +189,7 @@ def _solve_class(
             dynamic_update_slice(progress.outcomes, jnp.where(exists[None, :], outcomes, 0.0), (0, at)),
         )
 
-    return over_batches(side, number, size, visit, progress)
+    return over_batches(side, number, size, visit, progress, divided)
 
 
 def _solve_shared(side: Side, maximum: int, solved: Solved) -> Solved:
