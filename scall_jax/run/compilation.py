@@ -73,7 +73,7 @@ def compiled(
 def _give_channels(module: Any) -> None:
     """Give each exchange between devices a number of its own, in place.
 
-    JAX gives all of them the same number, by which devices of one process meet on a CPU. XLA runs a loop and an exchange
+    JAX gives all of them one number, by which devices of one process meet on a CPU. XLA runs a loop and an exchange
     that do not read each other at the same time there, so that devices would take one exchange for another, which ends
     the process or, without a word, gives wrong results.
 
