@@ -18,9 +18,8 @@ factorisation. Counted, not timed, is what the busiest device does in each phase
 and solves, other arithmetic, bytes that are summed over devices and gathered from them, and how often devices wait for
 each other. Beside the products stands how many times the equal part of one device's they are.
 Cost: half an hour on two cores for the defaults, and 16 GB of memory; 4 GB of disk. With --devices three minutes for
-each number of them. Expect seconds and memory to grow as rows and entities do, products of least squares to be shared
-less evenly than those of matrix factorisation, since what is met most often is solved for by one device, and other
-arithmetic hardly at all.
+each number of them. Expect seconds and memory to grow as rows and entities do, products and solves to be shared to a
+few percent, and other arithmetic hardly at all.
 """
 
 import dataclasses
