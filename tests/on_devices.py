@@ -126,8 +126,7 @@ def test_a_run_on_two_devices_has_the_sizes_and_metrics_of_one_and_half_of_the_b
 
 @pytest.mark.parametrize("recommender", ["ials", "mf"])
 def test_no_two_exchanges_of_a_program_have_one_number_and_a_run_repeats_its_bits(recommender, stream):
-    # With one number for all, a CPU took exchanges that ran at the same time for each other, and most runs of a process
-    # but the first one ended it.
+    # With one number for all, a CPU took exchanges that ran at the same time for each other, and the process ended.
     run = _Run(stream, "uniform", 2, recommender=recommender, fit=FitConfig(batch=512, steps=4, eval_every=2))
     for program in run.phases.programs.values():
         numbers = re.findall(r" (?:all-reduce|all-gather|collective-permute)\(.*channel_id=(\d+)", program.as_text())
