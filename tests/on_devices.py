@@ -25,12 +25,14 @@ from scall_jax.recommenders.ials.half_sweep import Approximation, Solved, half_s
 from scall_jax.recommenders.ials.problem import Problem, make_order
 from scall_jax.recommenders.ials.rows import RowLayout
 from scall_jax.recommenders.lightgcn import rows_from
-from scall_jax.run import make_run, placement
+from scall_jax.run import compilation, make_run, placement
+from scall_jax.run.exchange_order import ordered
 from scall_jax.run.phases import CompiledPhases
 from scall_jax.streams import Graph
 from scall_jax.tables.compressed.few_bits import Coded
 from scall_jax.tables.packed import packed
 from scall_jax.tables.packed_parts import packed_part
+from tests.exchanges import unordered
 from tests.helpers import comparable
 from tests.test_evaluation import _case
 
@@ -124,18 +126,85 @@ def test_a_run_on_two_devices_has_the_sizes_and_metrics_of_one_and_half_of_the_b
         assert before.nbytes <= array.nbytes <= before.nbytes + 2 * 4 * BLOCK
 
 
-@pytest.mark.parametrize("recommender", ["ials", "mf"])
-def test_no_two_exchanges_of_a_program_have_one_number_and_a_run_repeats_its_bits(recommender, stream):
-    # With one number for all, a CPU took exchanges that ran at the same time for each other, and the process ended.
-    run = _Run(stream, "uniform", 2, recommender=recommender, fit=FitConfig(batch=512, steps=4, eval_every=2))
+@pytest.mark.parametrize(("method", "recommender"), [("gain", "ials"), ("uniform", "mf")])
+def test_exchanges_of_a_run_come_one_after_another_and_it_repeats_its_bits(method, recommender, stream):
+    run = _Run(stream, method, 2, recommender=recommender, fit=FitConfig(batch=512, steps=4, eval_every=2))
     for program in run.phases.programs.values():
-        numbers = re.findall(r" (?:all-reduce|all-gather|collective-permute)\(.*channel_id=(\d+)", program.as_text())
-        assert len(set(numbers)) == len(numbers)
-    assert numbers
+        exchanges, pairs = unordered(program.as_text())
+        assert not pairs
+    assert exchanges > 10  # of `evaluate`, the last one
     first, second, third = (run() for _ in range(3))
     for other in (second, third):
         np.testing.assert_array_equal(first[0].params, other[0].params)
         jax.tree.map(np.testing.assert_array_equal, first[1].test, other[1].test)
+
+
+@jax.jit
+def _exchanging(values, count):
+    """Exchanges in loops, branches and functions, none of which needs to wait for another."""
+    mesh = MeshConfig(2)
+
+    def on_one(part):
+        def step(x):
+            return devices.together(mesh, x) / 2
+
+        looped = jax.lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + 1, step(c[1])), (0, part[0]))[1]
+        scanned, steps = jax.lax.scan(lambda c, x: (step(c), devices.most(mesh, x)), part[1], part, reverse=True)
+        fixed = jax.lax.fori_loop(0, 3, lambda i, x: step(x) + i, part[2])
+        chosen = jax.lax.cond(count > 1, lambda x: devices.everyone(mesh, x), lambda x: jnp.tile(x, 2), part)
+        inner = jax.jit(step)(part[3:])
+        several = devices.together(mesh, (part > 2, part.astype(jnp.bfloat16), part[:0], -0.0 * part))
+        return looped, scanned, steps, fixed, chosen, inner, several
+
+    found = on_devices(mesh, on_one, (values,), IN_PARTS, WHOLE)
+    return found, devices.gathered(mesh, values), devices.with_length(mesh, values, 6)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_exchanges_are_given_an_order_that_a_cpu_keeps(count):
+    place = devices.sharding(MeshConfig(2), IN_PARTS)
+    values, count = jax.device_put(jnp.linspace(-1.0, 5.0, 12), place), jnp.int32(count)
+    expected = _exchanging(values, count)
+    exchanges, pairs = unordered(_exchanging.lower(values, count).compile().as_text())
+    assert exchanges >= 9 and pairs
+    program = compilation.compiled(_exchanging, values, count)
+    found, pairs = unordered(program.as_text())
+    assert found >= exchanges and not pairs
+    jax.tree.map(np.testing.assert_array_equal, expected, program(values, count))
+
+
+def test_exchanges_that_no_order_can_be_given_to_are_refused():
+    mesh, values = MeshConfig(2), jnp.arange(4.0)
+
+    def traced(on_one):
+        trace = jax.jit(lambda x: on_devices(mesh, on_one, (x,), IN_PARTS, IN_PARTS)).trace(values)
+        return ordered(trace.jaxpr, jax.tree.structure(trace.out_info))
+
+    assert traced(lambda x: 2 * x) is None
+    in_condition = traced(
+        lambda x: jax.lax.while_loop(lambda x: devices.together(mesh, x.sum()) < 50, lambda x: 2 * x, x)
+    )
+    with pytest.raises(ValueError, match=r"condition of a loop exchanges.*ops\.devices\.loop"):
+        jax.eval_shape(in_condition, values)
+
+    @jax.custom_jvp
+    def special(x):
+        return devices.together(mesh, x)
+
+    special.defjvp(lambda primals, tangents: (special(*primals), tangents[0]))
+    with pytest.raises(ValueError, match="custom_jvp_call has exchanges"):
+        jax.eval_shape(traced(special), values)
+
+
+def test_parts_get_another_length():
+    mesh = MeshConfig(4)
+    values = jax.device_put(jnp.arange(40.0).reshape(20, 2), devices.sharding(mesh, IN_PARTS))
+    for length in (4, 16, 20, 24, 80):
+        found = jax.jit(lambda x, n=length: devices.with_length(mesh, x, n))(values)
+        np.testing.assert_array_equal(found, devices.with_length(devices.ONE, values, length))
+        np.testing.assert_array_equal(found[:20], values[:length])
+        assert found.shape == (length, 2) and float(jnp.abs(found[20:]).sum()) == 0
+        assert _nbytes_by_device(found) == [found.nbytes // 4] * 4
 
 
 @pytest.mark.slow

@@ -12,11 +12,13 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.recommender import recommender_of
 from scall_jax.methods.state import RunState
+from scall_jax.ops.devices import gathered
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.popularity import best_half_life
 from scall_jax.recommenders.recommender import Recommender
 from scall_jax.sizes import shared_vector_sizes
 from scall_jax.streams import Segment, active_mask, sides
+from scall_jax.tables.compressed.few_bits import Coded
 from scall_jax.tables.storage import Previous, bytes_left_over
 
 
@@ -130,9 +132,15 @@ class SegmentContext:
         """bool[N], nodes that exist at the segment's cut."""
         return active_mask(self.segment)
 
+    def whole_params(self) -> Any:
+        """What the state stores, whole on every device of the run."""
+        stored = self.state.params
+        # Codes in few bits are whole already.
+        return stored if isinstance(stored, Coded) else gathered(self.config.mesh, stored)
+
     def stored_params(self) -> Any:
         """The state's parameters in the form that training takes, not yet carried over to a new plan."""
-        return self.storage.load(self.state.params, self.storage.layout(self.state.plan))
+        return self.storage.load(self.whole_params(), self.storage.layout(self.state.plan))
 
     def fresh_params(self, plan: Any, key: jax.Array, storage: tables.Storage | None = None) -> Any:
         """Random parameters for a plan.
@@ -166,7 +174,7 @@ class SegmentContext:
         def warm():
             known = self.known_mask()
             weight = jnp.where(known, self.segment.total, 0).astype(jnp.float32)
-            previous = Previous(self.state.params, self.state.plan, known, weight)
+            previous = Previous(self.whole_params(), self.state.plan, known, weight)
             return storage.warm_start(key, previous, plan, config)
 
         def fresh():

@@ -26,7 +26,7 @@ from scall_jax.methods.recommender import recommender_of, settled
 from scall_jax.methods.state import RunState, StorageCapacity
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.recommenders.buffers import as_served, to_buffer, to_stored
+from scall_jax.recommenders.buffers import as_served, to_buffer, to_stored, trained_as_served
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.recommender import OnEvaluation
 from scall_jax.recommenders.served import Served
@@ -197,7 +197,7 @@ def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Seg
     context = segment_context(config, state, segment)
     keys, storage = context.keys(), context.storage
     plan, action, start = Planned(*planner.plan(context, keys.plan))
-    params = to_buffer(storage, context.warm_params(plan, keys.table)) if start is None else start
+    params = to_buffer(storage, context.warm_params(plan, keys.table), config.mesh) if start is None else start
     sizes = storage.sizes(plan)
     return Prepared(params, plan, sizes, *context.item_bias(), action)
 
@@ -224,7 +224,7 @@ def _rank(
     storage = context.storage
     layout = storage.layout(prepared.plan)
     stored = to_stored(storage, fit_result.params, layout, config.mesh)
-    served, params = as_served(storage, stored, layout, config.mesh)
+    served, params = trained_as_served(storage, fit_result.params, stored, layout, config.mesh)
     parts = segment.valid, segment.test
     recommender = context.recommender()
     remembered = state.recommender if fit_result.remembered is None else fit_result.remembered

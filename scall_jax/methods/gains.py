@@ -187,7 +187,7 @@ def planner_from(wide_fits: WideFits, plan_of: Callable[[SegmentContext, WideFit
         rotated = wide_fits.solved_for and config.gains.start == "rotated"
         start = None
         if rotated:
-            start = truncated(context.storage, fit.vectors, context.storage.layout(new_plan))
+            start = truncated(context.storage, fit.vectors, context.storage.layout(new_plan), config.mesh)
         return Planned(new_plan, no_action(config), start)
 
     return SizePlanner(

@@ -16,6 +16,7 @@ from scall_jax.config import Config, SearchConfig
 from scall_jax.methods.context import SegmentContext
 from scall_jax.methods.planner import Outcome, SearchRecord, SegmentSearch, SizePlanner, action_length
 from scall_jax.methods.state import RunState
+from scall_jax.ops.devices import gathered
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.buffers import from_buffer, to_buffer
 from scall_jax.streams import sides
@@ -211,7 +212,8 @@ def make_prober(context: SegmentContext) -> Prober:
         params = usual_start(context, sizes, table_key) if start is None else start(sizes, table_key)
         fit_result = run_fit(fit_key, params, storage.layout(sizes), segment, bias, context.state.recommender)
         fitness = jnp.where(fit_result.bad_step < 0, fit_result.fitness, 0.0)
-        observation = observe(context, from_buffer(storage, fit_result.params), sizes, jnp.float32(0))
+        fitted = from_buffer(storage, gathered(context.config.mesh, fit_result.params))
+        observation = observe(context, fitted, sizes, jnp.float32(0))
         # What scales and sizes leave over is beyond the units that a probe has to give out.
         spent = sizes.sum()
         counted = jnp.where(spent <= context.affords(sizes), jnp.minimum(spent, context.budget_total()), spent)
@@ -229,7 +231,7 @@ def usual_start(context: SegmentContext, plan: Any, key: jax.Array) -> Any:
       key: typed PRNG key, for new coordinates.
     """
     start = context.warm_params if context.config.search.start == "warm" else context.fresh_params
-    return to_buffer(context.storage, start(plan, key))
+    return to_buffer(context.storage, start(plan, key), context.config.mesh)
 
 
 def held_by_probes(context: SegmentContext, at_once: int = 1) -> Any:

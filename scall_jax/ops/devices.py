@@ -94,9 +94,45 @@ def gathered(mesh: MeshConfig, tree: T) -> T:
 
     Args:
       mesh: static.
+      tree: arrays, the first axis of each a multiple of the number of devices.
+    """
+    if mesh.devices == 1:
+        return tree
+    return on_devices(mesh, lambda parts: everyone(mesh, parts), (tree,), (IN_PARTS,), WHOLE)
+
+
+def worked_out_whole(mesh: MeshConfig, tree: T) -> T:
+    """Arrays that each device works out whole, though they are read in parts: in a program, outside of `on_devices`.
+
+    Without it XLA spreads what they are worked out from, too, with exchanges of its own in the middle of loops.
+
+    Args:
+      mesh: static.
       tree: arrays.
     """
     return tree if mesh.devices == 1 else jax.lax.with_sharding_constraint(tree, sharding(mesh, WHOLE))
+
+
+def with_length(mesh: MeshConfig, x: jax.Array, length: int) -> jax.Array:
+    """An array cut at its end, or with zeros there, that lies in parts before and after: outside of `on_devices`.
+
+    Args:
+      mesh: static.
+      x: [n, ...].
+      length: of the result; both lengths are multiples of the number of devices.
+
+    Returns:
+      [length, ...]. No more than a part of it is exchanged at once.
+    """
+    if mesh.devices == 1 or length == x.shape[0]:
+        return jnp.pad(x[:length], [(0, max(length - x.shape[0], 0)), *[(0, 0)] * (x.ndim - 1)])
+    count = length // mesh.devices
+
+    def on_one(part: jax.Array) -> jax.Array:
+        places_of = jnp.arange(count, dtype=jnp.int32)
+        return ask(mesh, number(mesh) * jnp.int32(count), lambda first: part_of(mesh, part, first + places_of))
+
+    return on_devices(mesh, on_one, (x,), IN_PARTS, IN_PARTS)
 
 
 def agreed(mesh: MeshConfig, x: jax.Array) -> jax.Array:
@@ -189,7 +225,7 @@ def part_of(mesh: MeshConfig, part: jax.Array, at: jax.Array) -> jax.Array:
     Args:
       mesh: static.
       part: this device's, [n, ...].
-      at: i32[...], places in the whole array; none may be beyond it.
+      at: i32[...], places in the whole array; zeros are found beyond it.
 
     Returns:
       [*at.shape, ...].

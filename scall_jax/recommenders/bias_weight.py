@@ -45,7 +45,9 @@ def fitness_by_weight(
       f32[W], the sum over these users of the mean of Recall@20 and NDCG@20.
     """
     storage, params, layout, segment, item_bias = fitted
-    served, own = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
+    served, own = storage, params
+    if storage.rounds:
+        served, own = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
     sampled = first_users(segment.valid, judging.valid_users)
 
     def fitness(weight: jax.Array) -> jax.Array:

@@ -1,13 +1,21 @@
 """Parameters as training holds them, and as they rank once they are stored."""
 
-from scall_jax.ops.devices import ONE, MeshConfig, gathered
+import jax
+
+from scall_jax.ops.devices import ONE, MeshConfig, gathered, with_length, worked_out_whole
 from scall_jax.tables.storage import Storage, StorageLayout, Stored
 from scall_jax.tables.table import Params
 
 
-def to_buffer(storage: Storage, params: Params) -> Params:
-    """Parameters as training and `embed` take them: a table's with room for reading past their end."""
-    return params if storage.table is None else storage.table.to_buffer(params)
+def to_buffer(storage: Storage, params: Params, mesh: MeshConfig = ONE) -> Params:
+    """Parameters as training and `embed` take them: a table's with room for reading past their end.
+
+    Args:
+      storage: of the parameters.
+      params: of the storage.
+      mesh: devices; each of them works out all parameters, and keeps its part.
+    """
+    return params if storage.table is None else worked_out_whole(mesh, storage.table.to_buffer(params))
 
 
 def from_buffer(storage: Storage, params: Params) -> Params:
@@ -25,8 +33,12 @@ def to_stored(storage: Storage, params: Params, layout: StorageLayout, mesh: Mes
       mesh: devices that parameters lie on in parts. To round a vector takes all of it, wherever its coordinates lie, so
         that each device rounds the whole table.
     """
-    whole = gathered(mesh, params) if storage.rounds else params
-    return storage.store(from_buffer(storage, whole), layout)
+    if storage.rounds:
+        return storage.store(from_buffer(storage, gathered(mesh, params)), layout)
+    if mesh.devices == 1:
+        return storage.store(from_buffer(storage, params), layout)
+    length = jax.eval_shape(lambda: from_buffer(storage, params)).shape[0]
+    return storage.store(with_length(mesh, params, length), layout)
 
 
 def as_served(
@@ -45,7 +57,25 @@ def as_served(
     """
     if storage.served is not None and mesh.devices == 1:
         return storage._replace(table=storage.served), storage.served.to_buffer(stored)
-    return storage, to_buffer(storage, storage.load(stored, layout))
+    return storage, to_buffer(storage, storage.load(stored, layout), mesh)
+
+
+def trained_as_served(
+    storage: Storage, params: Params, stored: Stored, layout: StorageLayout, mesh: MeshConfig = ONE
+) -> tuple[Storage, Params]:
+    """What ranks of trained parameters: themselves, where what is stored of them is all of them.
+
+    Args:
+      storage: of the parameters.
+      params: from `to_buffer`.
+      stored: by `to_stored` of these parameters.
+      layout: of the storage.
+      mesh: devices.
+
+    Returns:
+      (storage, parameters), as `as_served` does.
+    """
+    return as_served(storage, stored, layout, mesh) if storage.rounds else (storage, params)
 
 
 def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:

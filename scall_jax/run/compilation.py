@@ -1,20 +1,17 @@
 """Compilation of a run's programs: the compiler's options, and how to keep no more than the compiled program."""
 
 import functools
-import itertools
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.mlir import ir
 
 from scall_jax.ops.backend import by_backend
+from scall_jax.run.exchange_order import ordered
 from scall_jax.run.process_memory import trim_heap
 from scall_jax.streams import machine_bytes
 
 _CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
-_CHANNEL = "channel_handle"
 _SHARE = 0.9
 """The part of the machine's memory that a program may need; the process itself takes the rest."""
 
@@ -60,37 +57,19 @@ def compiled(
     def fresh(*args):
         return function(*args)
 
-    lowered = jit(fresh, donate, out_shardings).lower(*arguments)
+    traced = jit(fresh, donate, out_shardings).trace(*arguments)
+    # Accelerators begin exchanges in a program's order; a CPU has to be given one.
+    in_order = ordered(traced.jaxpr, jax.tree.structure(traced.out_info)) if by_backend(True, False) else None
+    if in_order is not None:
+        traced = jit(in_order, donate, out_shardings).trace(*arguments)
+    lowered = traced.lower()
+    del traced, in_order
     trim_heap()
-    _give_channels(lowered.compiler_ir("stablehlo"))
     program = lowered.compile()
     del lowered, fresh
     trim_heap()
     _check_program(program)
     return program
-
-
-def _give_channels(module: Any) -> None:
-    """Give each exchange between devices a number of its own, in place.
-
-    JAX gives all of them one number, by which devices of one process meet on a CPU. XLA runs a loop and an exchange
-    that do not read each other at the same time there, so that devices would take one exchange for another, which ends
-    the process or, without a word, gives wrong results.
-
-    Args:
-      module: of StableHLO.
-    """
-    number = itertools.count(1)
-
-    def visit(operation: ir.Operation) -> ir.WalkResult:
-        if _CHANNEL in operation.attributes:
-            kind = re.search(r"type = (\d+)", str(operation.attributes[_CHANNEL]))
-            if kind is not None:
-                text = f"#stablehlo.channel_handle<handle = {next(number)}, type = {kind[1]}>"
-                operation.attributes[_CHANNEL] = ir.Attribute.parse(text, module.context)
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
 
 
 def _check_program(program: jax.stages.Compiled) -> None:

@@ -73,7 +73,8 @@ def prices(config: Config) -> ActionSpace:
             return sizes_from(context, fit, rule_of(action), total)
 
         def start(action: jax.Array, plan: jax.Array, usual: Callable[[], Any]) -> Any:
-            return jax.lax.cond(action[4] > 0.5, lambda: truncated(storage, fit.vectors, storage.layout(plan)), usual)
+            layout = storage.layout(plan)
+            return jax.lax.cond(action[4] > 0.5, lambda: truncated(storage, fit.vectors, layout, config.mesh), usual)
 
         return Meaning(own_sizes, start if wide_fits.solved_for else None)
 

@@ -96,7 +96,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         table_key = context.keys().table
 
         def usual() -> Any:
-            return to_buffer(storage, context.warm_params(new_plan, table_key))
+            return to_buffer(storage, context.warm_params(new_plan, table_key), config.mesh)
 
         start = jax.lax.cond(
             segment.index > 0,

@@ -21,6 +21,7 @@ from scall_jax.ops.devices import (
     on_devices,
     places,
     together,
+    worked_out_whole,
 )
 from scall_jax.ops.indexing import dynamic_slice
 from scall_jax.ops.sums import padded_product, padded_sum
@@ -99,10 +100,10 @@ def wide_fit(
     """
     users, items = sides(segment)
     exists = active_mask(segment)
-    storage = sized(packed(width * (users + items), users, items, width), users, width)
+    storage = sized(packed(width * (users + items), users, items, width, mesh.devices), users, width)
     sizes = jnp.concatenate([jnp.where(exists, width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
-    start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD))
+    start = to_buffer(storage, storage.fresh(key, layout, _INIT_STD), mesh)
     # All have one size, so that only its width need be compiled.
     length = length._replace(narrowest=width)
     params = solve(storage, length, start, layout, segment, item_bias, hyper, weighting, mesh=mesh).params
@@ -229,13 +230,14 @@ def _weights(problem: Problem, users: int, mesh: MeshConfig) -> tuple[jax.Array,
     return by_node, padded_sum(squares[:users])
 
 
-def truncated(storage: Storage, vectors: jax.Array, layout: StorageLayout) -> Params:
+def truncated(storage: Storage, vectors: jax.Array, layout: StorageLayout, mesh: MeshConfig = ONE) -> Params:
     """A buffer of a table whose vectors are the leading coordinates of given ones.
 
     Args:
       storage: has a table; static.
       vectors: f32[N, D]. Coordinates beyond D are 0, and so are the shared vectors.
       layout: of the table.
+      mesh: devices; each of them works out the whole buffer.
 
     Returns:
       Buffer of the table.
@@ -244,4 +246,4 @@ def truncated(storage: Storage, vectors: jax.Array, layout: StorageLayout) -> Pa
     rows = row_layout(layout, table.users)
     pool = jnp.zeros(table.zeros().size + table.width)
     sizes = jnp.minimum(rows.sizes[:-2], vectors.shape[1])
-    return from_rows(table, write_windows(pool, rows.first[:-2], sizes, vectors), layout)
+    return worked_out_whole(mesh, from_rows(table, write_windows(pool, rows.first[:-2], sizes, vectors), layout))

@@ -102,10 +102,10 @@ def _choose_weights(narrow: _Narrow, among: Grid, chosen: Chosen) -> Chosen:
 def _narrow(config: IalsConfig, judging: Judging, mesh: MeshConfig, key: jax.Array, segment: Segment) -> _Narrow:
     users, items = sides(segment)
     width = config.choice_width
-    storage = sized(packed(width * (users + items), users, items, width), users, width)
+    storage = sized(packed(width * (users + items), users, items, width, mesh.devices), users, width)
     sizes = jnp.concatenate([jnp.where(active_mask(segment), width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)
-    start = to_buffer(storage, storage.fresh(derive(key, Purpose.TABLE), layout, 0.1))
+    start = to_buffer(storage, storage.fresh(derive(key, Purpose.TABLE), layout, 0.1), mesh)
     return _Narrow(config, storage, layout, start, segment, judging, mesh)
 
 
