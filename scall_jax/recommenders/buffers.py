@@ -2,7 +2,16 @@
 
 import jax
 
-from scall_jax.ops.devices import ONE, MeshConfig, gathered, with_length, worked_out_whole
+from scall_jax.ops.devices import (
+    IN_PARTS,
+    ONE,
+    WHOLE,
+    MeshConfig,
+    everyone,
+    on_devices,
+    with_length,
+    worked_out_whole,
+)
 from scall_jax.tables.storage import Storage, StorageLayout, Stored
 from scall_jax.tables.table import Params
 
@@ -31,10 +40,14 @@ def to_stored(storage: Storage, params: Params, layout: StorageLayout, mesh: Mes
       params: from `to_buffer`.
       layout: of the storage.
       mesh: devices that parameters lie on in parts. To round a vector takes all of it, wherever its coordinates lie, so
-        that each device rounds the whole table.
+        that each device holds the whole table then.
     """
-    if storage.rounds:
-        return storage.store(from_buffer(storage, gathered(mesh, params)), layout)
+    if storage.rounds and mesh.devices > 1:
+
+        def on_one(params: Params, layout: StorageLayout) -> Stored:
+            return storage.store(from_buffer(storage, everyone(mesh, params)), layout)
+
+        return on_devices(mesh, on_one, (params, layout), (IN_PARTS, WHOLE), WHOLE)
     if mesh.devices == 1:
         return storage.store(from_buffer(storage, params), layout)
     length = jax.eval_shape(lambda: from_buffer(storage, params)).shape[0]

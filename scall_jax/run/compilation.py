@@ -61,7 +61,7 @@ def compiled(
     # Accelerators begin exchanges in a program's order; a CPU has to be given one.
     in_order = ordered(traced.jaxpr, jax.tree.structure(traced.out_info)) if by_backend(True, False) else None
     if in_order is not None:
-        traced = jit(in_order, donate, out_shardings).trace(*arguments)
+        traced = jit(functools.wraps(fresh)(in_order), donate, out_shardings).trace(*arguments)
     lowered = traced.lower()
     del traced, in_order
     trim_heap()

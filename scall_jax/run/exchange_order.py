@@ -8,6 +8,7 @@ number, by which devices meet, one may also be taken for the other, with wrong r
 read the one before it, in the order in which the function asks for them, through loops, branches and `jax.shard_map`.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -79,7 +80,8 @@ def _evaluate(jaxpr: core.ClosedJaxpr, came: jax.Array, arguments: Sequence[Any]
 
     for equation in program.eqns:
         given = [read(variable) for variable in equation.invars]
-        with jax.named_scope(str(equation.source_info.name_stack)):
+        name = str(equation.source_info.name_stack)
+        with jax.named_scope(name) if name else contextlib.nullcontext():
             if _equation_exchanges(equation):
                 came, found = _in_turn(equation, came, given)
             else:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from scall_jax.ops import devices
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
@@ -37,6 +39,8 @@ TOP_CODE = 255
 _TOP_BYTES = 4
 _VECTORS_AT_ONCE = 8192
 """Vectors whose limits are tried together: their coordinates stay in the caches."""
+_ROUNDS = 4
+"""Blocks of vectors that a device of several has, or about as many, so that what they have to try is about equal."""
 
 
 class Coded(NamedTuple):
@@ -50,13 +54,14 @@ class Coded(NamedTuple):
     """f32[], a power of two that no limit is above; 0 where all vectors are zeros."""
 
 
-def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
+def encode(pool: jax.Array, layout: Layout, bits: int, mesh: MeshConfig = ONE) -> Coded:
     """Codes and scales of a pool.
 
     Args:
       pool: f32[capacity] of the packed table.
       layout: of its M vectors.
       bits: b; static.
+      mesh: devices that share the work, each with the whole pool, in a function that `devices.on_devices` calls.
 
     Returns:
       Coded.
@@ -70,7 +75,7 @@ def encode(pool: jax.Array, layout: Layout, bits: int) -> Coded:
     chex.assert_rank(pool, 1)
     chex.assert_type(pool, jnp.float32)
     half = 2 ** (bits - 1)
-    scales, top = best_scales(pool, layout, half)
+    scales, top = best_scales(pool, layout, half, mesh)
     return Coded(pack_codes(quantised(pool, layout, scales, top, half), bits), scales.astype(jnp.uint8), top)
 
 
@@ -92,13 +97,16 @@ def _code_of(x: jax.Array, step: jax.Array, half: jax.Array | int) -> jax.Array:
     return jnp.clip(jnp.floor(x / jnp.where(step > 0, step, 1.0)), -half, half - 1)
 
 
-def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+def best_scales(
+    pool: jax.Array, layout: Layout, half: jax.Array | int, mesh: MeshConfig = ONE
+) -> tuple[jax.Array, jax.Array]:
     """The scale of each vector that leaves the least squared error.
 
     Args:
       pool: f32[capacity] of the packed table.
       layout: of its M vectors.
       half: half of the number of codes; f32[M] by place in `Layout.order`, or a static number for all.
+      mesh: devices that share the work, as in `encode`.
 
     Returns:
       i32[M] by place, and the limit f32[] that they are counted from.
@@ -112,8 +120,9 @@ def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start, half = _scale_of(2 * largest, top), jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
     # The largest vectors come first, so that a block of vectors has as many columns as its first one.
-    count = min(_VECTORS_AT_ONCE, vectors)
-    blocks, lengths = -(-vectors // count), jnp.diff(layout.starts)
+    count = min(_VECTORS_AT_ONCE, vectors if mesh.devices == 1 else -(-vectors // (_ROUNDS * mesh.devices)))
+    rounds, lengths = -(-vectors // (count * mesh.devices)), jnp.diff(layout.starts)
+    blocks = rounds * mesh.devices
     padded = jnp.concatenate([pool, jnp.zeros(blocks * count)])
     start, half = (
         jnp.pad(x, (0, blocks * count - vectors), constant_values=x.dtype.type(c)) for x, c in ((start, 0), (half, 1))
@@ -138,8 +147,10 @@ def best_scales(pool: jax.Array, layout: Layout, half: jax.Array | int) -> tuple
 
         return jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(count, jnp.inf), own))[1]
 
-    firsts = count * jnp.arange(blocks, dtype=jnp.int32)
-    return jax.lax.map(of_block, firsts).ravel()[:vectors], top
+    # Blocks are dealt out, since the first ones have the most coordinates.
+    firsts = count * (mesh.devices * jnp.arange(rounds, dtype=jnp.int32) + devices.number(mesh))
+    found = devices.everyone(mesh, jax.lax.map(of_block, firsts)[None])
+    return found.swapaxes(0, 1).ravel()[:vectors], top
 
 
 def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
@@ -356,7 +367,7 @@ def _few_bits(bits: int, multiple: int, capacity: int, users: int, items: int, m
     rounding = Rounding(
         bits=bits,
         empty=lambda: Coded(jnp.zeros((groups, bits), jnp.uint8), jnp.zeros(vectors, jnp.uint8), jnp.float32(0)),
-        store=lambda pool, layout: encode(pool, layout, bits),
+        store=lambda pool, layout: encode(pool, layout, bits, MeshConfig(multiple)),
         load=lambda stored, layout: decode(stored, layout, capacity),
         export=export,
         restore=restore,
