@@ -45,18 +45,18 @@ def unordered(text: str) -> tuple[int, list[tuple[str, str]]]:
     computations, exchanges = _computations(text), 0
     known: dict[str, bool] = {}
 
-    def exchanging(name: str) -> bool:
+    def computation_has_some(name: str) -> bool:
         if name not in known:
-            known[name] = any(_exchanges(x) for x in computations.get(name, {}).values())
+            known[name] = any(instruction_has_some(x) for x in computations.get(name, {}).values())
         return known[name]
 
-    def _exchanges(instruction: _Instruction) -> bool:
-        return instruction.kind in KINDS or any(exchanging(name) for name in instruction.called)
+    def instruction_has_some(instruction: _Instruction) -> bool:
+        return instruction.kind in KINDS or any(computation_has_some(name) for name in instruction.called)
 
     pairs = []
     for instructions in computations.values():
         exchanges += sum(x.kind in KINDS for x in instructions.values())
-        of_interest = {name for name, x in instructions.items() if _exchanges(x)}
+        of_interest = {name for name, x in instructions.items() if instruction_has_some(x)}
         read: dict[str, set[str]] = {}
         for name, x in instructions.items():
             read[name] = set().union(*[read.get(operand, set()) for operand in x.operands])

@@ -159,6 +159,34 @@ def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monke
     assert auto.run_auto(_config(), stream, jax.random.key(0), out, run) == composed
 
 
+def test_those_that_had_left_come_back_where_none_that_stayed_fits(finished, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "HELD", 0)
+    names, calls = ["popularity", *"abcdefg"], []
+    drawn = _drawn(names, len(stream), seed=1)
+    lines = {
+        name: [dict(real, **line) for real, line in zip(finished[0], found, strict=True)]
+        for name, found in drawn.items()
+    }
+    before = race.successive_halving({name: found[:2] for name, found in lines.items()}, began=7)
+    stay, left = list(before[1].valid), [name for name in names if name not in before[1].valid]
+    monkeypatch.setattr(auto, "candidates", lambda config: dict.fromkeys(names, config))
+    fits = {name: 2 if name in stay else len(stream) for name in names}
+    monkeypatch.setattr(auto, "feasible", lambda found, stream: auto.Feasible(fits, dict.fromkeys(stay, "too large")))
+
+    def run(name, config, stream, folder, segments):
+        calls.append((name, segments))
+        return lines[name][:segments]
+
+    composed = auto.run_auto(_config(), stream, jax.random.key(0), tmp_path / "auto", run)
+    segments = choices.read_choices(tmp_path / "auto" / choices.CHOICES)["segments"]
+    assert [choice["valid"] for choice in segments[:2]] == [choice.valid for choice in before]
+    asked = [name for name, count in calls if count == 3]
+    assert len(left) == 3 and asked == sorted(left, key=lambda name: -before[0].valid[name])
+    assert set(segments[2]["valid"]) == set(asked)
+    score = {name: race.faded([race.score(line) for line in lines[name]]) for name in segments[2]["valid"]}
+    assert composed[2]["auto_leader"] == max(score, key=lambda name: score[name])
+
+
 def test_a_candidate_that_diverges_leaves_and_the_others_go_on(few, finished, stream, tmp_path):
     """It serves no segment from the one on that it does not come to the end of."""
     config, key, calls = _config(), jax.random.key(0), []

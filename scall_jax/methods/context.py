@@ -258,5 +258,5 @@ def item_bias(config: Config, segment: Segment) -> tuple[jax.Array, jax.Array]:
     chex.assert_rank(segment.popularity, 2)
     if config.bias == "none":
         return jnp.zeros(segment.popularity.shape[1]), jnp.int32(-1)
-    row = best_half_life(segment, config.fit.valid_users, candidates=config.candidates)
+    row = best_half_life(segment, config.fit.valid_users, config.mesh, candidates=config.candidates)
     return jnp.log1p(segment.popularity[row]), row

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax import evaluation
+from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.baseline import Baseline, Exporter
 from scall_jax.recommenders.judge import first_users
+from scall_jax.recommenders.parts import segment_parts
 from scall_jax.recommenders.served import Served
 from scall_jax.streams import POPULARITY, RaggedItems, Segment, sides
 
@@ -21,7 +23,11 @@ _FIRST_DECAYED = POPULARITY.index("segment") + 1
 
 
 def evaluate_item_scores(
-    scores: jax.Array, segment: Segment, relevant: RaggedItems, **options: Unpack[evaluation.RankingOptions]
+    scores: jax.Array,
+    segment: Segment,
+    relevant: RaggedItems,
+    mesh: MeshConfig = ONE,
+    **options: Unpack[evaluation.RankingOptions],
 ) -> evaluation.Metrics:
     """Evaluate one score per item for all users alike.
 
@@ -29,6 +35,7 @@ def evaluate_item_scores(
       scores: f32[V].
       segment: the data.
       relevant: items to be found, by user.
+      mesh: devices that the entries of the segment's graph lie on in parts; static.
       **options: as in `evaluation.RankingOptions`.
 
     Returns:
@@ -36,17 +43,25 @@ def evaluate_item_scores(
     """
     chex.assert_shape(scores, (sides(segment)[1],))
     users = segment.frequency.shape[0] - scores.shape[0]
+    if mesh.devices > 1:
+        nothing = evaluation.VectorsInParts((), (), lambda _, rows: jnp.zeros((rows.shape[0], 1)), 1)
+        known = evaluation.KnownGraph(segment_parts(mesh, segment).graph, users, segment.items)
+        no_columns = jnp.int32(0)
+        return evaluation.evaluate_in_parts(mesh, nothing, scores, relevant, known, used_width=no_columns, **options)
     user_vectors, item_vectors = jnp.zeros((relevant.users.shape[0], 1)), jnp.zeros((scores.shape[0], 1))
     known = evaluation.KnownGraph(segment.graph, users, segment.items)
     return evaluation.evaluate(user_vectors, item_vectors, scores, relevant, known, **options)
 
 
-def best_half_life(segment: Segment, valid_users: int, **options: Unpack[evaluation.RankingOptions]) -> jax.Array:
+def best_half_life(
+    segment: Segment, valid_users: int, mesh: MeshConfig = ONE, **options: Unpack[evaluation.RankingOptions]
+) -> jax.Array:
     """The half-life of the decayed popularity that ranks best on valid.
 
     Args:
       segment: the data.
       valid_users: users of valid that are looked at, at most; static.
+      mesh: as in `evaluate_item_scores`.
       **options: as in `evaluation.RankingOptions`.
 
     Returns:
@@ -55,7 +70,7 @@ def best_half_life(segment: Segment, valid_users: int, **options: Unpack[evaluat
     sampled = first_users(segment.valid, valid_users)
 
     def fitness(scores):
-        return evaluate_item_scores(scores, segment, sampled, **options).fitness()
+        return evaluate_item_scores(scores, segment, sampled, mesh, **options).fitness()
 
     return _FIRST_DECAYED + jnp.argmax(jax.lax.map(fitness, segment.popularity[_FIRST_DECAYED:])).astype(jnp.int32)
 

@@ -29,7 +29,7 @@ from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, place
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
-from scall_jax.run.race import FLOOR, Lines, successive_halving, survivors
+from scall_jax.run.race import FLOOR, LEAST, Lines, standings, successive_halving, survivors
 from scall_jax.run.records import Diverged
 from scall_jax.run.step import Run, make_run
 from scall_jax.streams import Growing, Stream
@@ -207,17 +207,26 @@ def run_auto(
     if run_folder.is_new(folder):
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     folders = {name: candidate_folder(folder, name) for name in found}
-    began, lines, running = len(set(found) - {FLOOR}), {}, list(found)
-    ends = {count for count in fits.values() if 0 < count < len(stream)}
-    for count in sorted({*_stages(began, FLOOR in found, len(stream)), *ends}):
-        for name in running:
+    began, lines, running, chosen = len(set(found) - {FLOOR}), {}, list(found), []
+    ends, ended = {count for count in fits.values() if 0 < count < len(stream)}, set()
+
+    def go_to(names: list[str], count: int) -> None:
+        for name in names:
             try:
                 made = run(name, found[name], stream.first(fits[name]), folders[name], count)
             except Diverged as error:
                 # Its lines end before the segment; the others go on.
+                ended.add(name)
                 reasons[name], made = str(error), run_folder.read_lines(folders[name] / manifest.GROWING)
             # A folder that holds more segments, of a run that was not raced, is read as far.
             lines[name] = made[:count]
+
+    for count in sorted({*_stages(began, FLOOR in found, len(stream)), *ends}):
+        go_to(running, count)
+        if all(len(lines[name]) < count for name in running):
+            # None that was left goes on: the best of those that had left, and that fit, come back.
+            left = [name for name, _ in standings([choice._asdict() for choice in chosen])]
+            go_to([name for name in left if fits[name] >= count and name not in ended][:LEAST], count)
         chosen = successive_halving(lines, began)
         if len(chosen) < count:
             raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))

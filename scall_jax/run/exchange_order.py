@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 _EXCHANGES = frozenset({"all_gather", "pmax", "pmin", "psum"})
 """Primitives of JAX by which `ops.devices` exchanges."""
 _BITS = 64
-"""No number has more bits that are set, which XLA does not know, so that what is compared with it stays."""
+"""The most bits of a number that can be set. XLA does not know it, and so cannot leave a comparison with it out."""
 
 
 def ordered(jaxpr: core.ClosedJaxpr, out_tree: Any) -> Callable[..., Any] | None:
@@ -32,10 +32,9 @@ def ordered(jaxpr: core.ClosedJaxpr, out_tree: Any) -> Callable[..., Any] | None
       out_tree: structure of what it returns.
 
     Returns:
-      The function, from the same arguments to the same bits; None where the traced one exchanges nothing.
-
-    Raises:
-      ValueError: it exchanges within what no order can be given to.
+      The function, from the same arguments to the same bits; None where the traced one exchanges nothing. Traced, it
+      raises ValueError where there are exchanges of a kind, or within something, that no order can be given to.
+      Exchanges that nothing reads are made, too. Errors and profiles name lines of this file.
     """
     if not _exchanges(jaxpr.jaxpr):
         return None
@@ -52,8 +51,19 @@ def _exchanges(jaxpr: core.Jaxpr) -> bool:
 
 
 def _equation_exchanges(equation: core.JaxprEqn) -> bool:
-    if equation.primitive.name in _EXCHANGES:
-        return True
+    return _is_exchange(equation) or _has_exchanges(equation)
+
+
+def _is_exchange(equation: core.JaxprEqn) -> bool:
+    """Whether it names an axis of devices, other than to ask which device this is."""
+    names: list[Any] = []
+    for parameter in ("axes", "axis_name"):
+        given = equation.params.get(parameter, ())
+        names += given if isinstance(given, (tuple, list)) else [given]
+    return equation.primitive.name != "axis_index" and any(isinstance(name, str) for name in names)
+
+
+def _has_exchanges(equation: core.JaxprEqn) -> bool:
     return any(_exchanges(_open(inner)) for inner in core.jaxprs_in_params(equation.params))
 
 
@@ -81,7 +91,7 @@ def _evaluate(jaxpr: core.ClosedJaxpr, came: jax.Array, arguments: Sequence[Any]
     for equation in program.eqns:
         given = [read(variable) for variable in equation.invars]
         name = str(equation.source_info.name_stack)
-        with jax.named_scope(name) if name else contextlib.nullcontext():
+        with equation.ctx.manager, jax.named_scope(name) if name else contextlib.nullcontext():
             if _equation_exchanges(equation):
                 came, found = _in_turn(equation, came, given)
             else:
@@ -97,7 +107,9 @@ def _bind(equation: core.JaxprEqn, given: Sequence[Any]) -> Sequence[Any]:
 
 def _in_turn(equation: core.JaxprEqn, came: jax.Array, given: list[Any]) -> tuple[jax.Array, Sequence[Any]]:
     name = equation.primitive.name
-    if name in _EXCHANGES:
+    if _is_exchange(equation):
+        if name not in _EXCHANGES:
+            raise ValueError(f"devices exchange by {name}, which has no place in an order: use what ops.devices has")
         return _exchange(equation, came, given)
     if name not in _WITHIN:
         raise ValueError(f"a {name} has exchanges between devices within: they need loops, branches or jit around them")
@@ -110,10 +122,16 @@ def _exchange(equation: core.JaxprEqn, came: jax.Array, given: Iterable[Any]) ->
     found = []
     for x in given:
         # A choice keeps all bits, where a sum with 0 would lose the sign of a zero.
-        held = jnp.where(came, x, jnp.zeros_like(x))
-        found += _bind(equation, [held])
+        found += _bind(equation, [jnp.where(came, x, _another(x))])
         came = _has_come(found[-1], came)
     return came, found
+
+
+def _another(x: jax.Array) -> jax.Array:
+    """Values that no compiler takes for those of x, since it would leave out a choice between equals."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.full_like(x, jnp.nan)
+    return ~x
 
 
 def _has_come(x: jax.Array, came: jax.Array) -> jax.Array:
@@ -134,14 +152,23 @@ def _while(parameters: dict[str, Any], came: jax.Array, given: list[Any]) -> tup
         raise ValueError("the condition of a loop exchanges between devices: ops.devices.loop does so in its step")
     of_condition, of_body, start = _split(given, parameters["cond_nconsts"], parameters["body_nconsts"])
 
-    def goes_on(carry: tuple[Any, ...]) -> jax.Array:
-        return core.jaxpr_as_fun(condition)(*of_condition, *carry[1:])[0]
+    def unfinished(values: Sequence[Any]) -> jax.Array:
+        return core.jaxpr_as_fun(condition)(*of_condition, *values)[0]
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        last, found = _evaluate(body, carry[0], [*of_body, *carry[1:]])
-        return last, *found
+        came, *before = carry
+        last, found = _evaluate(body, came, [*of_body, *before])
+        going = unfinished(before) if lanes else None
+        return last, *[x if going is None else _by_lane(going, x, y) for x, y in zip(found, before, strict=True)]
 
-    return jax.lax.while_loop(goes_on, step, (came, *start))
+    # A loop under vmap has a condition for each lane: it goes on while one of them does, and the others keep what they
+    # have.
+    lanes = condition.out_avals[0].ndim
+    return jax.lax.while_loop(lambda carry: unfinished(carry[1:]).any(), step, (came, *start))
+
+
+def _by_lane(going: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(going.reshape(*going.shape, *[1] * (new.ndim - going.ndim)), new, old)
 
 
 def _scan(parameters: dict[str, Any], came: jax.Array, given: list[Any]) -> tuple[Any, ...]:
@@ -181,6 +208,7 @@ def _shard_map(parameters: dict[str, Any], came: jax.Array, given: list[Any]) ->
         mesh=parameters["mesh"],
         in_specs=(PartitionSpec(), *parameters["in_specs"]),
         out_specs=(PartitionSpec(), *parameters["out_specs"]),
+        axis_names=frozenset(parameters["newly_manual_axes"]),
         check_vma=parameters["check_vma"],
     )
     return spread(came, *given)

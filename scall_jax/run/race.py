@@ -133,14 +133,15 @@ def successive_halving(lines: Mapping[str, Lines], began: int, first: int = 0) -
 
     Returns:
       A choice for each segment from `first` on, among those that still run. What a candidate measures after it has left
-      matters to none.
+      matters to none, unless all that are in the race have ended: then those that have the segment come back.
 
     Raises:
-      ValueError: all that are in the race at a segment have ended before it.
+      ValueError: no candidate has a segment.
     """
     choices, running = [], list(lines)
     for t in range(first, max(map(len, lines.values()))):
-        running = [name for name in running if len(lines[name]) > t]
+        finished = [name for name in lines if len(lines[name]) > t]
+        running = [name for name in running if name in finished] or finished
         if not running:
             raise ValueError(f"no candidate of auto that is left runs segment {t}")
         choices.append(follow_the_leader({name: lines[name][: t + 1] for name in running})[-1])

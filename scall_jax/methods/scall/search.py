@@ -185,7 +185,7 @@ class _Rounds:
             observation=observation,
             ratio=state.planner.ratio,
             best=jnp.float32(0),
-            rho=policy.greedy(policy_state, observation)[0],
+            rho=agreed(config.mesh, policy.greedy(policy_state, observation)[0]),
             still=jnp.int32(0),
             still_before=jnp.int32(0),
             reference=reference,
@@ -261,7 +261,7 @@ class _Rounds:
         after = policies.with_ratio(config.observe, probes.observation, ratio)
         before = jnp.broadcast_to(carry.observation, after.shape)
         policy_state = policy.update(carry.policy, key, policies.Transition(before, actions, reward, after))
-        rho = policy.greedy(policy_state, after[-1])[0]
+        rho = agreed(config.mesh, policy.greedy(policy_state, after[-1])[0])
         record = _with_probes(carry.record, carry.round * actions.shape[0], actions, probes, reward)
         best = jnp.maximum(carry.best, ratio.max())
         if self.on_probes is not None:

@@ -254,7 +254,7 @@ def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
     """The pool, or this device's part of it, with every item's vector as the storage will give it back."""
     storage, table, layout, mesh = setting.storage, setting.table, setting.layout, setting.mesh
     capacity, part = table.zeros().size, pool.shape[0]
-    # Coordinates of a vector may lie on several devices, so that each of them rounds the whole table.
+    # Coordinates of a vector may lie on several devices, so that each of them holds the whole table here.
     whole = everyone(mesh, pool)[: capacity + table.width]
     stored = storage.store(table.from_buffer(from_rows(table, whole, layout)), layout)
     rounded = whole_parts(mesh, to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity))
