@@ -36,7 +36,8 @@ from tests.exchanges import unordered
 from tests.helpers import comparable
 from tests.test_evaluation import _case
 
-USERS, ITEMS, ROWS = 1500, 250, 8000  # more users than a block of sums has
+# There are more users than a block of sums has.
+USERS, ITEMS, ROWS = 1500, 250, 8000
 IALS = IalsConfig(sweeps=2, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01)
 
 
@@ -105,7 +106,8 @@ def _rounding(stored):
 
 
 def test_a_run_on_two_devices_has_the_sizes_and_metrics_of_one_and_half_of_the_bytes_on_each(stream):
-    narrow = {"sizes": SizesConfig(maximum=8)}  # one width, which compiles soonest
+    # One width compiles soonest.
+    narrow = {"sizes": SizesConfig(maximum=8)}
     one, two = _Run(stream, "frequency", 1, **narrow), _Run(stream, "frequency", 2, **narrow)
     result, other = one(), two()
     _same(result, other)
@@ -375,7 +377,8 @@ def _with_room(mesh, x):
 def test_products_of_rows_on_eight_devices_have_the_bits_of_one_device():
     mesh, rng = MeshConfig(8), np.random.default_rng(1)
     met = rng.random((300, 41)) < 0.05
-    met[:, 7] = True  # a row longer than a device's part
+    # This row is longer than a device's part.
+    met[:, 7] = True
     met[5] = False
     across = scipy.sparse.csr_matrix(met.astype(np.float32) * rng.random(met.shape, np.float32))
     matrix = scipy.sparse.bmat([[None, across], [across.T, None]], "csr")
@@ -516,5 +519,6 @@ def test_a_half_sweep_reads_no_more_of_the_others_at_once_than_a_batch():
     assert sorted(n for n in summed if n > batch_numbers()) in ([], [4 * (NODES + batch_numbers() // 128)])
     # The bound is no idle one: a batch asks for at least half of it.
     assert max(n for n in summed if n <= batch_numbers()) >= batch_numbers() // 2
-    assert batch_numbers() < 2**22 // 4 and batch_numbers() < NODES * WIDTH // 4  # less than a part of the table
+    # It is less than a part of the table.
+    assert batch_numbers() < 2**22 // 4 and batch_numbers() < NODES * WIDTH // 4
     assert not re.search(r"(all-to-all|reduce-scatter|collective-permute)", text)

@@ -39,10 +39,10 @@ def to_stored(storage: Storage, params: Params, layout: StorageLayout, mesh: Mes
       storage: of the parameters.
       params: from `to_buffer`.
       layout: of the storage.
-      mesh: devices that parameters lie on in parts. To round a vector takes all of it, wherever its coordinates lie, so
-        that each device holds the whole table then.
+      mesh: devices that parameters lie on in parts. To find a vector's scale takes all of it, wherever its coordinates
+        lie, so that each device holds the whole table then.
     """
-    if storage.rounds and mesh.devices > 1:
+    if storage.scaled and mesh.devices > 1:
 
         def on_one(params: Params, layout: StorageLayout) -> Stored:
             return storage.store(from_buffer(storage, everyone(mesh, params)), layout)
@@ -63,14 +63,18 @@ def as_served(
       storage: of the parameters.
       stored: what it stores.
       layout: of the storage.
-      mesh: devices; on several of them what is stored is loaded, and its parts are read.
+      mesh: devices; on several of them what is stored is loaded, codes in few bits on every device.
 
     Returns:
       (storage, parameters): what is stored itself, or what the storage loads of it.
     """
     if storage.served is not None and mesh.devices == 1:
         return storage._replace(table=storage.served), storage.served.to_buffer(stored)
-    return storage, to_buffer(storage, storage.load(stored, layout), mesh)
+    loaded = storage.load(stored, layout)
+    if mesh.devices == 1 or storage.scaled:
+        return storage, to_buffer(storage, loaded, mesh)
+    length = jax.eval_shape(lambda: to_buffer(storage, loaded)).shape[0]
+    return storage, with_length(mesh, loaded, length)
 
 
 def trained_as_served(

@@ -74,7 +74,8 @@ def compiled(
 
 def _check_program(program: jax.stages.Compiled) -> None:
     sizes = program.memory_analysis()
-    if sizes is not None:  # None where the backend does not say.
+    # Not every backend tells.
+    if sizes is not None:
         needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
         check_memory(needed - sizes.alias_size_in_bytes, "a program of this run")
 

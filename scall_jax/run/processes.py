@@ -141,7 +141,8 @@ def told_by_first(function: Callable[[], T]) -> T:
       Its result; in the other processes after a way through JSON.
 
     Raises:
-      ValueError: the function has raised one, or an `OSError`. All processes raise it in the same words.
+      ValueError: the function has raised one, or an `OSError`, which the first process raises as it is. All processes
+        raise in the same words.
     """
     if not several():
         return function()

@@ -107,7 +107,8 @@ class Storage(NamedTuple):
     """(parameters, layout) -> f32[N, width], the embeddings of all nodes, differentiable in the parameters. Called at
     each step of training where there is no table. A node without coordinates has its side's shared vector, or zeros."""
     store: Callable[[Params, StorageLayout], Stored]
-    """(trained parameters, layout) -> what is kept of them. Called once a segment; the place to round or to pack."""
+    """(trained parameters, layout) -> what is kept of them. Called once a segment; the place to round or to pack. Of a
+    storage that is `scaled` and built for several devices it is called by all of them, in `ops.devices.on_devices`."""
     load: Callable[[Stored, StorageLayout], Params]
     """(stored, layout) -> parameters that serve, the inverse of `store` but for what that rounds off."""
     sizes: Callable[[Plan], jax.Array]

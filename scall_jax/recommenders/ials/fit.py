@@ -254,13 +254,21 @@ def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
     """The pool, or this device's part of it, with every item's vector as the storage will give it back."""
     storage, table, layout, mesh = setting.storage, setting.table, setting.layout, setting.mesh
     capacity, part = table.zeros().size, pool.shape[0]
+    if not storage.scaled and mesh.devices > 1:
+        # Each coordinate is rounded by itself.
+        rounded_part = storage.load(storage.store(pool, layout), layout)
+        return jnp.where(_of_user(table, layout, places(mesh, part)), pool, rounded_part)
     # Coordinates of a vector may lie on several devices, so that each of them holds the whole table here.
     whole = everyone(mesh, pool)[: capacity + table.width]
     stored = storage.store(table.from_buffer(from_rows(table, whole, layout)), layout)
     rounded = whole_parts(mesh, to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity))
+    place = places(mesh, part)
+    return jnp.where(_of_user(table, layout, place), pool, dynamic_slice(rounded, (place[0],), (part,)))
+
+
+def _of_user(table: Table, layout: Layout, place: jax.Array) -> jax.Array:
+    """Whether places of a pool by vector are those of a user, or of the users' shared vector."""
     sizes = layout.sizes
     # Rows lie in the order of nodes: users, items, then the two shared vectors.
     items_begin, shared_begin = sizes[: table.users].sum(), sizes[:-2].sum()
-    place = places(mesh, part)
-    of_user = (place < items_begin) | ((place >= shared_begin) & (place < shared_begin + sizes[-2]))
-    return jnp.where(of_user, pool, dynamic_slice(rounded, (place[0],), (part,)))
+    return (place < items_begin) | ((place >= shared_begin) & (place < shared_begin + sizes[-2]))
