@@ -139,7 +139,7 @@ _TWO_AT_ONCE = SearchConfig(probes=4, probes_at_once=2)
         ("uniform", 2, {"recommender": "mf", "fit": _SHORT}),
         ("frequency", 4, {"recommender": "lightgcn", "fit": _SHORT, "bias": "decayed"}),
         pytest.param("scall", 2, {"search": _TWO_AT_ONCE}, marks=pytest.mark.slow),
-        pytest.param("scall-gain", 4, {"table": "packed_int4", "bias": "decayed"}, marks=pytest.mark.slow),
+        pytest.param("scall-gain", 2, {"table": "packed_int4", "bias": "decayed"}, marks=pytest.mark.slow),
         pytest.param(
             "scall-sac", 2, {"recommender": "lightgcn", "fit": _SHORT, "search": _TWO_AT_ONCE}, marks=pytest.mark.slow
         ),

@@ -27,6 +27,8 @@ from scall_jax.run.programs import Programs
 from scall_jax.run.race import Choice, running, successive_halving, survivors
 from scall_jax.streams import Growing
 
+_ANEW = "a run of auto over all rows takes back candidates that had left"
+
 
 def open_method(folder: Path, method: Method | None, hooks: Hooks) -> OpenRun:
     """Open the folder of a run of one method, which is locked.
@@ -99,7 +101,10 @@ class AutoRunner(NamedTuple):
     def run(self, folder: Path, update: Update, new: Growing) -> Ran:
         """As `Runner.run`; a candidate is left out that does not fit into the budget, or come to an end, any longer."""
         place = folder / update.folder
-        fits, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
+        try:
+            fits, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_ANEW}") from error
         staying = [name for name, count in fits.items() if count > update.first]
         runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in staying}
         for name, run in runs.items():
@@ -111,7 +116,7 @@ class AutoRunner(NamedTuple):
         lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
         choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
         if len(choices) < update.end:
-            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
+            raise ValueError("; ".join(["no candidate of auto comes to an end", *reasons.values(), _ANEW]))
         left_out = self.left_out | reasons
         parts = Parts({name: run.folder for name, run in runs.items()}, lines, choices, left_out, self.began)
         names = copy_results(folder, parts, update.first)
