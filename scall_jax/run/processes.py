@@ -16,8 +16,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from scall_jax.ops.backend import by_backend
-
 T = TypeVar("T")
 
 _HEARTBEAT_SECONDS = 20
@@ -68,8 +66,6 @@ ALONE = ProcessesConfig()
 def join(config: ProcessesConfig) -> None:
     """Meet the other processes. It must be called before anything else of JAX is; for a single process it does nothing.
 
-    On CPUs it turns JAX's persistent cache of compiled programs off.
-
     Args:
       config: of this process.
 
@@ -96,10 +92,6 @@ def join(config: ProcessesConfig) -> None:
             f"processes coordinator={config.coordinator!r}: the processes have not met ({reason}): start all of them "
             "within two minutes of each other, with the same coordinator and count and a number each"
         ) from error
-    if several() and by_backend(True, False):
-        # With JAX 0.10.2 one process finds a program in the cache and the other does not. On a CPU the first was then
-        # seen in a gather where the second was in a sum, so that they waited for each other for ever.
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def several() -> bool:
