@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, load, streams
+from scall_jax.analysis import run_report
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, choices, race, records, run_segments
+from scall_jax.run import auto, choices, manifest, race, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -161,30 +164,53 @@ def test_a_run_stops_candidates_that_have_left(finished, stream, tmp_path, monke
 
 def test_those_that_had_left_come_back_where_none_that_stayed_fits(finished, stream, tmp_path, monkeypatch):
     monkeypatch.setattr(race, "HELD", 0)
-    names, calls = ["popularity", *"abcdefg"], []
+    for module in (race, auto):
+        monkeypatch.setattr(module, "LEAST", 2)
+    names, calls, out = ["popularity", *"abcdefg"], [], tmp_path / "auto"
     drawn = _drawn(names, len(stream), seed=1)
     lines = {
         name: [dict(real, **line) for real, line in zip(finished[0], found, strict=True)]
         for name, found in drawn.items()
     }
     before = race.successive_halving({name: found[:2] for name, found in lines.items()}, began=7)
-    stay, left = list(before[1].valid), [name for name in names if name not in before[1].valid]
+    stay = list(before[1].valid)
+    # From the best to the worst, of those that left after the first segment.
+    left = sorted(set(names) - set(stay), key=lambda name: -before[0].valid[name])
     monkeypatch.setattr(auto, "candidates", lambda config: dict.fromkeys(names, config))
     fits = {name: 2 if name in stay else len(stream) for name in names}
     monkeypatch.setattr(auto, "feasible", lambda found, stream: auto.Feasible(fits, dict.fromkeys(stay, "too large")))
+    diverging: list[str] = []
 
     def run(name, config, stream, folder, segments):
         calls.append((name, segments))
+        if name in diverging and segments == 3:
+            folder.mkdir(parents=True)
+            (folder / manifest.GROWING).write_text("".join(json.dumps(line) + "\n" for line in lines[name][:2]))
+            raise records.Diverged("segment 2, step 3: the loss is not finite")
         return lines[name][:segments]
 
-    composed = auto.run_auto(_config(), stream, jax.random.key(0), tmp_path / "auto", run)
-    segments = choices.read_choices(tmp_path / "auto" / choices.CHOICES)["segments"]
+    composed = auto.run_auto(_config(), stream, jax.random.key(0), out, run)
+    segments = choices.read_choices(out / choices.CHOICES)["segments"]
     assert [choice["valid"] for choice in segments[:2]] == [choice.valid for choice in before]
-    asked = [name for name, count in calls if count == 3]
-    assert len(left) == 3 and asked == sorted(left, key=lambda name: -before[0].valid[name])
-    assert set(segments[2]["valid"]) == set(asked)
-    score = {name: race.faded([race.score(line) for line in lines[name]]) for name in segments[2]["valid"]}
+    assert len(left) == 3 and [name for name, count in calls if count == 3] == left[:2] == list(segments[2]["valid"])
+    score = {name: race.faded([race.score(line) for line in lines[name]]) for name in left[:2]}
     assert composed[2]["auto_leader"] == max(score, key=lambda name: score[name])
+    # Reports count what a candidate has run in the race, and not the segment that it missed.
+    assert all(f"| {name} | 2 |" in choices.describe(out) for name in left[:2])
+    # The report of a folder reads what it needs of this one.
+    shown = "".join(run_report._auto(types.SimpleNamespace(folder=out), []))
+    assert all(
+        f"<td>{name}</td><td>2</td>" in re.sub(r"\s*<t[dh][^>]*>", "<td>", shown.replace("</th>", "</td>"))
+        for name in left[:2]
+    )
+    assert auto.run_auto(_config(), stream, jax.random.key(0), out, run) == composed
+    # Where these do not come to an end, the next ones are asked for.
+    diverging += left[:2]
+    composed = auto.run_auto(_config(), stream, jax.random.key(0), tmp_path / "other", run)
+    assert composed[2]["auto_leader"] == left[2]
+    # An update asks for none of them: what it gets must not depend on how rows are batched.
+    ended = {name: found[: 2 if name in stay else 3] for name, found in lines.items()}
+    assert race.successive_halving(ended, began=7) == before
 
 
 def test_a_candidate_that_diverges_leaves_and_the_others_go_on(few, finished, stream, tmp_path):

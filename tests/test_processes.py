@@ -26,6 +26,9 @@ FATAL = "This most likely indicates that another task died"
 """What JAX says where the other process is missed outside a program."""
 
 
+_KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
+
 def _free_port():
     try:
         with socket.socket() as found:
@@ -35,8 +38,11 @@ def _free_port():
         pytest.skip(f"no port can be had on loopback: {error}")
 
 
-def _start(data, out, *more, count=2, of_last=()):
-    """Two processes of one run, each with one device of a CPU; the last one may have flags of its own."""
+def _start(data, out, *more, count=2, of_last=(), caches=None):
+    """Two processes of one run, each with one device of a CPU; the last one may have flags of its own.
+
+    Each may have a folder of its own for compiled programs.
+    """
     shared = [*tiny_arguments(data, out, *SMALL, *more), "--mesh.devices", str(count)]
     shared += ["--processes.coordinator", f"localhost:{_free_port()}", "--processes.count", str(count)]
     flags = os.environ["XLA_FLAGS"].replace("device_count=2", "device_count=1")
@@ -44,7 +50,9 @@ def _start(data, out, *more, count=2, of_last=()):
     return [
         subprocess.Popen(
             [*command, str(number), *(of_last if number == count - 1 else ())],
-            env=os.environ | {"XLA_FLAGS": flags, "NPROC": "8"},
+            env=os.environ
+            | {"XLA_FLAGS": flags, "NPROC": "8"}
+            | ({"JAX_COMPILATION_CACHE_DIR": str(caches[number])} | _KEEP_ALL if caches else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -90,6 +98,20 @@ def test_two_processes_have_the_records_of_one(data, tmp_path, alone):
     assert "| frequency |" in first[0] and "frequency" not in second[0] + second[1]
     summary = json.loads((tmp_path / "two" / "frequency" / "summary.json").read_text())
     assert summary["segments"] == 4 and (tmp_path / "two" / "table.md").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_its_programs_compiled_meets_one_that_does_not(data, tmp_path, alone):
+    """Both begin exchanges in the order of the program, however each of them came by it."""
+    caches = tmp_path / "first", tmp_path / "second"
+    for number in range(2):
+        out = tmp_path / str(number)
+        pair = _start(data, out, caches=caches)
+        ends = [process.communicate(timeout=200) for process in pair]
+        assert [process.returncode for process in pair] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
+        _same(_lines(alone), _lines(out))
+        # JAX has the first process alone keep programs.
+        assert len(list(caches[0].glob("*-cache"))) > 10 and not list(caches[1].glob("*-cache"))
 
 
 @pytest.mark.slow

@@ -121,11 +121,11 @@ def _auto(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     standings = race.standings(segments)
     valid = {name: np.array([x["valid"].get(name, np.nan) for x in segments]) for name, _ in standings}
     rows = []
-    for name, stayed in standings:
+    for name, ran in standings:
         led = sum(x["leader"] == name for x in segments)
-        test = np.mean([x["test"][name] for x in (segments[1:stayed] or segments[:stayed])])
+        test = np.mean([x["test"][name] for x in (ran[1:] or ran)])
         seconds = f"{content['seconds'][name]:.0f}" if name in content["seconds"] else "-"
-        rows.append([name, str(stayed), str(led), f"{valid[name][stayed - 1]:.4f}", f"{test:.4f}", seconds])
+        rows.append([name, str(len(ran)), str(led), f"{ran[-1]['valid'][name]:.4f}", f"{test:.4f}", seconds])
     header = ["candidate", "segments run", "segments led", "valid, fading", "test Recall@20", "seconds"]
     text = "Mean of Recall@20 and NDCG@20 on valid, earlier segments fading: the candidate with the most serves."
     shown = [

@@ -80,7 +80,8 @@ def as_served(
 def trained_as_served(
     storage: Storage, params: Params, stored: Stored, layout: StorageLayout, mesh: MeshConfig = ONE
 ) -> tuple[Storage, Params]:
-    """What ranks of trained parameters: themselves, where what is stored of them is all of them.
+    """What ranks of trained parameters: what is stored of them, or on several devices, where that is all of them,
+    themselves, so that no part is moved.
 
     Args:
       storage: of the parameters.
@@ -92,7 +93,9 @@ def trained_as_served(
     Returns:
       (storage, parameters), as `as_served` does.
     """
-    return as_served(storage, stored, layout, mesh) if storage.rounds else (storage, params)
+    if storage.rounds or mesh.devices == 1:
+        return as_served(storage, stored, layout, mesh)
+    return storage, params
 
 
 def held_by_training(storage: Storage, params: Params, keeps_best: bool = True) -> tuple[Params, ...]:

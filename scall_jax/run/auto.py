@@ -190,7 +190,8 @@ def run_auto(
         lines; None for `run_segments`. The stream ends where the candidate does not fit any longer.
 
     Returns:
-      A line of metrics for each segment: that of its leader, with `auto_leader`, and the seconds of all candidates.
+      A line of metrics for each segment: that of its leader, with `auto_leader`, and the seconds of the candidates that
+      were in the race for it.
 
     Raises:
       ValueError: as `run_segments`; no candidate fits into the budget, or comes to an end; rows have been added to the
@@ -225,13 +226,16 @@ def run_auto(
         go_to(running, count)
         if all(len(lines[name]) < count for name in running):
             # None that was left goes on: the best of those that had left, and that fit, come back.
-            left = [name for name, _ in standings([choice._asdict() for choice in chosen])]
-            go_to([name for name in left if fits[name] >= count and name not in ended][:LEAST], count)
-        chosen = successive_halving(lines, began)
+            ranked = [name for name, _ in standings([choice._asdict() for choice in chosen])]
+            left = [name for name in ranked if fits[name] >= count and name not in ended]
+            while left and all(len(found) < count for found in lines.values()):
+                go_to(left[:LEAST], count)
+                left = left[LEAST:]
+        chosen = successive_halving(lines, began, returning=True)
         if len(chosen) < count:
             raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
         running = [name for name in survivors(chosen[-1].valid, count, began) if fits[name] > count]
-    parts = Parts(folders, lines, successive_halving(lines, began), reasons, began)
+    parts = Parts(folders, lines, chosen, reasons, began)
     if not _is_composed(folder, parts, composed_lines(config, parts)):
         # What was composed before was of other candidates or segments. A first run has composed nothing.
         run_folder.remove_run(folder)

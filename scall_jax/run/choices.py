@@ -189,12 +189,12 @@ def describe(folder: Path) -> str:
         "| candidate | segments | valid, fading | test recall@20 | served had | seconds |\n"
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, stayed in standings(segments):
-        shared = [segment for segment in segments[:stayed] if segment["segment"] in counted]
+    for name, ran in standings(segments):
+        shared = [segment for segment in ran if segment["segment"] in counted]
         pairs = [(segment["test"][name], segment["test"][segment["leader"]]) for segment in shared]
         own, theirs = np.mean(pairs, axis=0) if pairs else (float("nan"), float("nan"))
-        valid, seconds = segments[stayed - 1]["valid"][name], content["seconds"].get(name, float("nan"))
-        text.append(f"| {name} | {stayed} | {valid:.4f} | {_known(own)} | {_known(theirs)} | {_known(seconds, 0)} |")
+        valid, seconds = ran[-1]["valid"][name], content["seconds"].get(name, float("nan"))
+        text.append(f"| {name} | {len(ran)} | {valid:.4f} | {_known(own)} | {_known(theirs)} | {_known(seconds, 0)} |")
     served = [segment["test"][segment["leader"]] for segment in segments if segment["segment"] in counted]
     total, dearest = sum(content["seconds"].values()), max(content["seconds"].values())
     mean = float(np.mean(served)) if served else float("nan")

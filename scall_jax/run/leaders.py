@@ -36,7 +36,8 @@ def composed_lines(config: Config, parts: Parts, first: int = 0) -> Lines:
       first: number of the first segment that is wanted.
 
     Returns:
-      A line for each segment: that of its leader, with `auto_leader`, and the seconds of all candidates.
+      A line for each segment: that of its leader, with `auto_leader`, and the seconds of the candidates that were in
+      the race for it.
     """
     composed: Lines = []
     for choice in parts.choices[first:]:

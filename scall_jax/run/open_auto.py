@@ -24,10 +24,8 @@ from scall_jax.run.loop import NO_HOOKS, Hooks
 from scall_jax.run.manifest import GROWING, Manifest, Update
 from scall_jax.run.open_run import MethodRunner, OpenRun, Ran, read_run
 from scall_jax.run.programs import Programs
-from scall_jax.run.race import Choice, running, successive_halving, survivors
+from scall_jax.run.race import NONE_LEFT, Choice, running, successive_halving, survivors
 from scall_jax.streams import Growing
-
-_ANEW = "a run of auto over all rows takes back candidates that had left"
 
 
 def open_method(folder: Path, method: Method | None, hooks: Hooks) -> OpenRun:
@@ -104,7 +102,7 @@ class AutoRunner(NamedTuple):
         try:
             fits, reasons = feasible({name: run.config for name, run in self.runs.items()}, new.stream)
         except ValueError as error:
-            raise ValueError(f"{error}; {_ANEW}") from error
+            raise ValueError(f"{error}; {NONE_LEFT}") from error
         staying = [name for name, count in fits.items() if count > update.first]
         runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in staying}
         for name, run in runs.items():
@@ -116,7 +114,7 @@ class AutoRunner(NamedTuple):
         lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
         choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
         if len(choices) < update.end:
-            raise ValueError("; ".join(["no candidate of auto comes to an end", *reasons.values(), _ANEW]))
+            raise ValueError("; ".join(["no candidate of auto comes to an end", *reasons.values(), NONE_LEFT]))
         left_out = self.left_out | reasons
         parts = Parts({name: run.folder for name, run in runs.items()}, lines, choices, left_out, self.began)
         names = copy_results(folder, parts, update.first)

@@ -15,6 +15,9 @@ HELD = 2
 FADING = 0.5
 """Weight of what validation parts have shown so far, each time that there is a new one."""
 
+NONE_LEFT = "a run of auto over all rows takes the best of those back that had left"
+"""What is said where none of the candidates that are left goes on."""
+
 Lines = list[dict[str, Any]]
 
 
@@ -122,7 +125,7 @@ def running(content: Mapping[str, Any]) -> list[str]:
     return survivors(segments[-1]["valid"], len(segments), content["began"])
 
 
-def successive_halving(lines: Mapping[str, Lines], began: int, first: int = 0) -> list[Choice]:
+def successive_halving(lines: Mapping[str, Lines], began: int, first: int = 0, returning: bool = False) -> list[Choice]:
     """Choose a candidate for each segment, while those that trail leave.
 
     Args:
@@ -130,36 +133,41 @@ def successive_halving(lines: Mapping[str, Lines], began: int, first: int = 0) -
         stays for. One that has no line of a segment has ended before it.
       began: as in `survivors`.
       first: the first segment that is chosen for.
+      returning: where all that are in the race have ended, those come back that have the segment.
 
     Returns:
-      A choice for each segment from `first` on, among those that still run. What a candidate measures after it has left
-      matters to none, unless all that are in the race have ended: then those that have the segment come back.
-
-    Raises:
-      ValueError: no candidate has a segment.
+      A choice for each segment from `first` on, among those that still run, up to the first one that none of them has.
+      What a candidate measures after it has left matters to none, unless it comes back.
     """
     choices, running = [], list(lines)
     for t in range(first, max(map(len, lines.values()))):
         finished = [name for name in lines if len(lines[name]) > t]
-        running = [name for name in running if name in finished] or finished
+        running = [name for name in running if name in finished] or (finished if returning else [])
         if not running:
-            raise ValueError(f"no candidate of auto that is left runs segment {t}")
+            break
         choices.append(follow_the_leader({name: lines[name][: t + 1] for name in running})[-1])
         running = survivors(choices[-1].valid, t + 1, began)
     return choices
 
 
-def standings(segments: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """Candidates from the best to the worst, and for how many segments each has run.
+def standings(segments: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Candidates from the best to the worst, and what they have run.
 
     Args:
       segments: of `read_choices`.
 
     Returns:
-      Name and number: those that have run the longest first, among them by valid.
+      Name and segments that the candidate was in the race for: those that were in it the latest first, among them by
+      valid.
 
-    >>> standings([{"valid": {"a": 0.1, "b": 0.3, "c": 0.2}}, {"valid": {"b": 0.2, "c": 0.3}}])
+    >>> segments = [{"valid": {"a": 0.1, "b": 0.3, "c": 0.2}}, {"valid": {"b": 0.2, "c": 0.3}}]
+    >>> [(name, len(ran)) for name, ran in standings(segments)]
     [('c', 2), ('b', 2), ('a', 1)]
     """
-    stayed = {name: t + 1 for t, segment in enumerate(segments) for name in segment["valid"]}
-    return sorted(stayed.items(), key=lambda pair: (-pair[1], -segments[pair[1] - 1]["valid"][pair[0]]))
+    ran: dict[str, list[Mapping[str, Any]]] = {}
+    last: dict[str, tuple[int, float]] = {}
+    for t, segment in enumerate(segments):
+        for name, valid in segment["valid"].items():
+            ran.setdefault(name, []).append(segment)
+            last[name] = (t, valid)
+    return sorted(ran.items(), key=lambda pair: last[pair[0]], reverse=True)

@@ -14,7 +14,7 @@ from scall_jax.methods.state import RunState
 from scall_jax.run.auto import feasible, run_as_far
 from scall_jax.run.checkpoint import Snapshot, snapshot
 from scall_jax.run.programs import Programs, Step
-from scall_jax.run.race import faded, score, survivors
+from scall_jax.run.race import NONE_LEFT, faded, score, survivors
 from scall_jax.serving.data import AutoGoingOn, Candidate, GoingOn, ModelBudget, ModelData, Seen, Waiting
 from scall_jax.serving.ids import Ids
 from scall_jax.streams import HALF_LIVES, POPULARITY, Growing, Interactions, Segment, Stream, advance
@@ -142,7 +142,10 @@ def _fitted(programs: Programs, step: Step, new: Growing, origin: dict[str, Any]
 
 def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
     """The fields of the model that leads after new segments, which candidates that run and still fit are run on."""
-    fits, reasons = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
+    try:
+        fits, reasons = feasible({name: one.programs.config for name, one in before.candidates.items()}, new.stream)
+    except ValueError as error:
+        raise ValueError(f"{error}; {NONE_LEFT}") from error
     first, found = len(before.growing.stream), {}
     for name, one in before.candidates.items():
 
@@ -156,7 +159,7 @@ def _led(before: AutoGoingOn, new: Growing) -> dict[str, Any]:
     for t in range(first, len(new.stream)):
         stay = [name for name in stay if len(found[name][2]) > t - first]
         if not stay:
-            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
+            raise ValueError("; ".join(["no candidate of auto comes to an end", *reasons.values(), NONE_LEFT]))
         totals = {name: faded([found[name][2][t - first]], totals[name]) for name in stay}
         leader = max(totals, key=lambda name: totals[name])
         stay = survivors(totals, t + 1, before.began)

@@ -117,6 +117,11 @@ def _affords(rounding: Rounding, users: int, maximum: int, plan, total, known, m
     return total + 8 * saved // rounding.bits
 
 
+def _to_bfloat16(x: jax.Array) -> jax.Array:
+    # Compilers may leave out a conversion there and back, but not what lowers precision.
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16)
+
+
 def _bfloat16(multiple: int, capacity: int, users: int, items: int, maximum: int) -> Storage:
     table = packed(capacity, users, items, maximum, multiple)
 
@@ -132,11 +137,11 @@ def _bfloat16(multiple: int, capacity: int, users: int, items: int, maximum: int
     rounding = Rounding(
         bits=16,
         empty=lambda: jnp.zeros(capacity, jnp.bfloat16),
-        store=lambda pool, layout: pool.astype(jnp.bfloat16),
+        store=lambda pool, layout: _to_bfloat16(pool),
         load=lambda stored, layout: stored.astype(jnp.float32),
         export=export,
         restore=restore,
-        reading=lambda pool, layout: lambda columns: columns.astype(jnp.bfloat16).astype(jnp.float32),
+        reading=lambda pool, layout: lambda columns: _to_bfloat16(columns).astype(jnp.float32),
         to_buffer=table.to_buffer,
         read=lambda buffer, layout, first, count: table.read(buffer, layout, first, count).astype(jnp.float32),
     )
