@@ -522,3 +522,21 @@ def test_a_half_sweep_reads_no_more_of_the_others_at_once_than_a_batch():
     # It is less than a part of the table.
     assert batch_numbers() < 2**22 // 4 and batch_numbers() < NODES * WIDTH // 4
     assert not re.search(r"(all-to-all|reduce-scatter|collective-permute)", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["packed", "packed_bfloat16"])
+def test_a_fit_and_its_ranking_gather_no_more_of_the_others_at_once_than_a_batch(table):
+    """Compiled, not run: of a table of three to six batches, on four devices."""
+    rows = streams.synthetic(jax.random.key(0), users=60_000, items=9_000, interactions=250_000)
+    stream = streams.cut(rows, segments=2, max_segments=1)
+    phases = _Run(stream, "frequency", 4, mean_size=32, table=table, sizes=SizesConfig(maximum=64)).phases
+    buffer = phases.params.size
+    assert buffer > 2.5 * batch_numbers()
+    for name in ("fit", "evaluate"):
+        text = phases.programs[name].as_text()
+        gathered, summed = _numbers(text, "all-gather"), _numbers(text, "all-reduce")
+        assert gathered and max(gathered) <= batch_numbers()
+        # What is asked for is a batch's vectors, a part of the table where its length changes, or numbers by entity.
+        entities = sum(stream.known(stream.bounds[0].train))
+        assert summed and max(summed) <= max(batch_numbers(), buffer // 4, 6 * entities) < buffer / 2
