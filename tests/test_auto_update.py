@@ -254,7 +254,7 @@ def test_where_no_candidate_comes_to_an_end_nothing_is_added(made, rows, tmp_pat
         raise records.Diverged("the loss is not finite")
 
     with update.opened(folder) as run:
-        no_end = r"no candidate of auto comes to an end; .* takes back"
+        no_end = r"no candidate of auto comes to an end; .* takes the best of those back"
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=no_end):
             patch.setattr(open_run, "write_segment", fails)
             run.add(_part(rows, 700, 1000))
