@@ -137,7 +137,7 @@ _TWO_AT_ONCE = SearchConfig(probes=4, probes_at_once=2)
     [
         ("gain", 2, {}),
         ("uniform", 2, {"recommender": "mf", "fit": _SHORT}),
-        ("frequency", 4, {"recommender": "lightgcn", "fit": _SHORT, "bias": "decayed"}),
+        ("frequency", 2, {"recommender": "lightgcn", "fit": _SHORT, "bias": "decayed"}),
         pytest.param("scall", 2, {"search": _TWO_AT_ONCE}, marks=pytest.mark.slow),
         pytest.param("scall-gain", 2, {"table": "packed_int4", "bias": "decayed"}, marks=pytest.mark.slow),
         pytest.param(
