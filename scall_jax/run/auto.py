@@ -29,7 +29,7 @@ from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, place
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
-from scall_jax.run.race import FLOOR, LEAST, Lines, standings, successive_halving, survivors
+from scall_jax.run.race import FLOOR, LEAST, Choice, Lines, standings, successive_halving, survivors
 from scall_jax.run.records import Diverged
 from scall_jax.run.step import Run, make_run
 from scall_jax.streams import Growing, Stream
@@ -208,33 +208,20 @@ def run_auto(
     if run_folder.is_new(folder):
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     folders = {name: candidate_folder(folder, name) for name in found}
-    began, lines, running, chosen = len(set(found) - {FLOOR}), {}, list(found), []
-    ends, ended = {count for count in fits.values() if 0 < count < len(stream)}, set()
 
-    def go_to(names: list[str], count: int) -> None:
-        for name in names:
-            try:
-                made = run(name, found[name], stream.first(fits[name]), folders[name], count)
-            except Diverged as error:
-                # Its lines end before the segment; the others go on.
-                ended.add(name)
-                reasons[name], made = str(error), run_folder.read_lines(folders[name] / manifest.GROWING)
-            # A folder that holds more segments, of a run that was not raced, is read as far.
-            lines[name] = made[:count]
+    def reach(name: str, count: int) -> Lines:
+        try:
+            made = run(name, found[name], stream.first(fits[name]), folders[name], count)
+        except Diverged as error:
+            # Its lines end before the segment; the others go on.
+            reasons[name], made = str(error), run_folder.read_lines(folders[name] / manifest.GROWING)
+        # A folder that holds more segments, of a run that was not raced, is read as far.
+        return made[:count]
 
-    for count in sorted({*_stages(began, FLOOR in found, len(stream)), *ends}):
-        go_to(running, count)
-        if all(len(lines[name]) < count for name in running):
-            # None that was left goes on: the best of those that had left, and that fit, come back.
-            ranked = [name for name, _ in standings([choice._asdict() for choice in chosen])]
-            left = [name for name in ranked if fits[name] >= count and name not in ended]
-            while left and all(len(found) < count for found in lines.values()):
-                go_to(left[:LEAST], count)
-                left = left[LEAST:]
-        chosen = successive_halving(lines, began, returning=True)
-        if len(chosen) < count:
-            raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
-        running = [name for name in survivors(chosen[-1].valid, count, began) if fits[name] > count]
+    began = len(set(found) - {FLOOR})
+    lines, chosen = _race({name: fits[name] for name in found}, began, len(stream), reach)
+    if len(chosen) < len(stream):
+        raise ValueError("no candidate of auto comes to an end: " + "; ".join(reasons.values()))
     parts = Parts(folders, lines, chosen, reasons, began)
     if not _is_composed(folder, parts, composed_lines(config, parts)):
         # What was composed before was of other candidates or segments. A first run has composed nothing.
@@ -242,6 +229,45 @@ def run_auto(
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     with locked(folder), run_folder.named_errors(folder):
         return _compose(config, stream, folder, parts)
+
+
+def _race(
+    fits: Mapping[str, int], began: int, segments: int, reach: Callable[[str, int], Lines]
+) -> tuple[dict[str, Lines], list[Choice]]:
+    """Run candidates for as long as they are in the race.
+
+    Args:
+      fits: by candidate how many of the first segments it fits into; one at least.
+      began: candidates without the floor.
+      segments: of the stream.
+      reach: reach(name, count) returns the lines of a candidate's first segments, as many, or fewer where it does not
+        come to the end of one.
+
+    Returns:
+      Lines by candidate, and a choice for each segment, up to the first one that no candidate has.
+    """
+    lines: dict[str, Lines] = {}
+    choices: list[Choice] = []
+    ended: set[str] = set()
+
+    def go_to(names: list[str], count: int) -> bool:
+        lines.update({name: reach(name, count) for name in names})
+        ended.update(name for name in names if len(lines[name]) < count)
+        return not ended.issuperset(names)
+
+    running = list(fits)
+    for count in sorted({*_stages(began, FLOOR in fits, segments), *fits.values()}):
+        if not go_to(running, count):
+            # None that was left goes on: the best of those that had left, and that fit, come back.
+            ranked = [name for name, _ in standings([choice._asdict() for choice in choices])]
+            left = [name for name in ranked if fits[name] >= count and name not in ended]
+            while left and not go_to(left[:LEAST], count):
+                left = left[LEAST:]
+        choices = successive_halving(lines, began, returning=True)
+        if len(choices) < count:
+            break
+        running = [name for name in survivors(choices[-1].valid, count, began) if fits[name] > count]
+    return lines, choices
 
 
 def run_as_far(run: Callable[[Growing], object], new: Growing, first: int, end: int) -> Diverged | None:
