@@ -76,7 +76,8 @@ def run(flags: AutoChoice) -> None:
             found = auto.candidates(config)
             fits, _ = auto.feasible(found, stream)
             for name in (name for name, count in fits.items() if count == len(stream)):
-                _run_one(flags, cell, stream, found[name], {"mean size": f"{size:g}", "candidate": name})
+                shown = {"setting": cell_file.identity(config, stream, 0)}
+                _run_one(flags, cell, stream, found[name], shown | {"mean size": f"{size:g}", "candidate": name})
 
 
 def _run_one(flags: AutoChoice, cell: AutoChoice, stream: Stream, config: Config, shown: Mapping[str, str]) -> None:
@@ -183,13 +184,13 @@ def tables(frame: pl.DataFrame) -> str:
     columns = ["stream", "bytes an entity", "seeds", "best fixed", "popularity", SAFE, "auto, all kept", "auto"]
     columns += ["all kept to best", "auto to best", f"auto to {SAFE}", "cost, all kept", "cost", "last leaders"]
     lines, ordered = [], frame.sort("stream", pl.col("mean size").cast(float), "seed", maintain_order=True)
-    for key, part in ordered.group_by("stream", "mean size", maintain_order=True):
+    for (_, *key), part in ordered.group_by("setting", "stream", "mean size", maintain_order=True):
         found = _setting(part)
         if found is not None:
             lines.append([str(key[0]), f"{4 * float(str(key[1])):g}", *found])
     first = report.markdown(columns, lines)
     rows = []
-    for key, part in ordered.group_by("stream", "mean size", "candidate", maintain_order=True):
+    for (_, *key), part in ordered.group_by("setting", "stream", "mean size", "candidate", maintain_order=True):
         values = [fixed(lines_of(one)[str(key[2])]) for _, one in part.group_by("seed", maintain_order=True)]
         seconds = np.mean([sum(found) for found in part["seconds"].to_list()])
         compiled = part["seconds_compile"].mean()

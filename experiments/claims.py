@@ -98,10 +98,10 @@ def best_on_valid(frame: pl.DataFrame, tried: Sequence[compare.Cell], names: Seq
 
 def tables(frame: pl.DataFrame) -> str:
     """Markdown of all cells of the file: actions of `fixed` that are not the best on valid are left out."""
-    counts = frame.group_by([*ROW, "method"]).len().filter(pl.col("method").str.starts_with("fixed "))
-    kept = counts.sort("len").group_by(ROW).last().select(*ROW, "method")
-    is_try = pl.col("method").str.starts_with("fixed ")
-    rest, fixed = frame.filter(~is_try), frame.filter(is_try).join(kept, on=[*ROW, "method"], how="semi")
+    is_fixed = pl.col("method").str.starts_with("fixed ")
+    first = frame.filter(is_fixed).filter(pl.col("seed") == pl.col("seed").min().over(ROW))
+    kept = first.sort("valid recall@20").group_by(ROW, maintain_order=True).last().select(*ROW, "method")
+    rest, fixed = frame.filter(~is_fixed), frame.filter(is_fixed).join(kept, on=[*ROW, "method"], how="semi")
     shown = pl.concat([rest, fixed.with_columns(method=pl.lit("fixed on valid"))])
     parts = [
         f"## Beside {base}\n\n{cell_file.comparison(shown, ROW, 'method', base)}" for base in ("uniform", "frequency")

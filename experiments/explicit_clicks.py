@@ -9,7 +9,8 @@ the clicks of each block among all items that its user has not met before it lea
 Recall@20 and NDCG@20 of the blocks after the first segment, with explicit non-clicks and with as many clicks and
 sampled exposures (`--saros.exposures`), a step for each block and for each click. No row is held out. Cost: minutes on
 a core. Expect sampled exposures ahead: what users rate low is still what they chose to see, and tells less of what they
-will choose than items that they were never near.
+will choose than items that they were never near. A part of it is that sampled exposures leave out what a user clicks
+later in the segment, which explicit non-clicks cannot know.
 """
 
 import dataclasses

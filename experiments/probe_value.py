@@ -187,7 +187,14 @@ def train(flags: ProbeValue) -> None:
             key = derive(derive(jax.random.key(seed), Purpose.SEGMENT, t), Purpose.PROBE)
             values = np.asarray(program(key, states[t], segment, own), np.float64)
             shown = {"cell": name, "commit": version, "stream": Path(stream.source).name, "start": flags.start}
-            shown |= {"mean size": size, "segment": t, "way": way.name, "seed": seed, "action": way.action}
+            shown |= {
+                "setting": cell_file.identity(config, stream, 0),
+                "mean size": size,
+                "segment": t,
+                "way": way.name,
+                "seed": seed,
+                "action": way.action,
+            }
             columns = {measure: values[:, k].tolist() for k, measure in enumerate(MEASURES)}
             cell_file.add(flags.results, shown | {"steps": list(flags.lengths)} | columns)
 
@@ -290,11 +297,10 @@ def best_of(probe: np.ndarray, full: np.ndarray, base: int, count: int, draws: i
 
 def tables(frame: pl.DataFrame) -> str:
     """Markdown of all settings of the file that have at least two complete seeds."""
-    parts, settings = [], ["stream", "start", "mean size"]
-    for key, part in frame.group_by(settings, maintain_order=True):
+    parts, settings = [], ["setting", "steps", "stream", "start", "mean size"]
+    for (*_, stream, start, size), part in frame.group_by(settings, maintain_order=True):
         made = trials(part)
         if made.valid.shape[2] >= 2:
-            stream, start, size = key
             head = f"## {stream}, {start} start, mean size {size:g}, {made.valid.shape[2]} seeds"
             parts.append(f"{head}\n\n{_by_length(made)}\n\n{_choices(made)}")
     return "\n\n".join(parts) or "No setting has two complete seeds yet."

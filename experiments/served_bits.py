@@ -24,7 +24,7 @@ from scall_jax import Config, make_run
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
-from scall_jax.methods.context import segment_context
+from scall_jax.methods.context import segment_context, served_bias
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.buffers import as_served
 from scall_jax.recommenders.judge import evaluate_params
@@ -51,7 +51,8 @@ def quality(config: Config, bits: int | None, state: RunState, segment: Segment)
     context = segment_context(config, state, segment)
     layout = context.storage.layout(state.plan)
     storage, params = as_served(context.storage, state.params, layout)
-    bias, _ = context.item_bias()
+    _, row = context.item_bias()
+    bias = served_bias(config, context.recommender(), state, segment, row)
     model = LightGcn(storage, config.fit.layers)
     (test,) = evaluate_params(model, params, layout, segment, [segment.test], bias, bits)
     return jnp.stack([test.recall[0, -1], test.ndcg[0, -1]])

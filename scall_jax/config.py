@@ -319,6 +319,11 @@ class Config:
                 f"fit.served_bits={self.fit.served_bits}: recommender={self.recommender!r} serves from its table: "
                 "choose table=packed_int4 or the like"
             )
+        if self.fit.rounding != "after" and self.recommender not in ("lightgcn", "mf"):
+            raise ValueError(
+                f"fit.rounding={self.fit.rounding!r}: recommender={self.recommender!r} makes no steps within rounding: "
+                "choose lightgcn or mf, or leave it out"
+            )
         if self.recommender == "ials" and self.search.probes is None:
             object.__setattr__(self, "search", dataclasses.replace(self.search, probes=24))
 

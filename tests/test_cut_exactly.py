@@ -23,7 +23,8 @@ def _plain_part(time, start, end, split, align):
         for number in (0, 1):
             while moved[number] > start and time[moved[number] - 1] == time[moved[number]]:
                 moved[number] -= 1
-        if start < moved[0] < moved[1] < end:
+        apart = moved[0] < moved[1] or train == valid
+        if start < moved[0] and moved[1] < end and apart:
             train, valid = moved
     empty = not (start < train <= valid < end) or (split[1] > 0 and train == valid)
     return None if empty else Bounds(start, train, valid, end)

@@ -20,7 +20,7 @@ from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Start, follow
 from scall_jax.run.update import opened
 from scall_jax.run.update_files import read_growing
-from scall_jax.streams.following import GrowingFile
+from scall_jax.streams.following import GrowingFile, StandardInput
 from scall_jax.streams.options import ReadOptions
 from tests import postgresql
 from tests.faults import follow as faults
@@ -156,6 +156,22 @@ def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
         follow(source(path), tmp_path / "nothing", None, ONCE)
 
 
+def test_a_last_row_without_an_end_of_its_line_is_said(tmp_path):
+    begun = streams.cut(streams.read(written(tmp_path / "begun.csv", ROWS[:700])), rows=300)
+    run_segments(START.config, begun, jax.random.key(0), folder=tmp_path / "run")
+    open_ended = written(tmp_path / "open.csv", ROWS[:700])
+    open_ended.write_text(open_ended.read_text().removesuffix("\n"))
+    with pytest.raises(ValueError, match=r"699 whole rows of the 700 in .*end it with a line break"):
+        follow(source(open_ended), tmp_path / "run", None, ONCE)
+    read, write = os.pipe()
+    os.write(write, open_ended.read_bytes())
+    os.close(write)
+    left = len(open_ended.read_bytes().split(b"\n")[-1])
+    with pytest.warns(streams.DataWarning, match=rf"standard input: its last {left} bytes are no whole row"):
+        assert follow(StandardInput(ReadOptions(), descriptor=read), tmp_path / "piped", START, ONCE) == 699
+    os.close(read)
+
+
 @pytest.mark.slow
 def test_segments_by_new_entities_do_not_depend_on_how_rows_come(tmp_path):
     path, start = tmp_path / "events.csv", START._replace(cut={"new_entities": 24})
@@ -200,6 +216,8 @@ def _bytes(start, end):
         (["--cut.rows", "3"], "--cut.rows 3: at least 10"),
         (["--method", "auto", "pep"], "--method auto pep: give one method"),
         (["--resume"], "a folder that is followed goes on"),
+        (["--tensorboard"], "followed by one process"),
+        (["--max-memory", "100"], "followed by one process"),
         (["--source.table", "x"], "--data sqlite:PATH or postgresql://HOST/NAME"),
         (["--source.resend", "all"], "only a pipe is not"),
         (["--method", "pep"], "method pep cannot go on"),

@@ -8,15 +8,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from scall_jax.analysis import comparison, page, pictures, run_report
+from scall_jax import run_segments, streams
+from scall_jax.analysis import comparison, page, pictures, run_report, significance
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
-from tests.helpers import tiny_arguments
+from tests.helpers import small_config, tiny_arguments
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -131,6 +133,28 @@ def test_the_report_is_written_anew_from_the_folder_alone(made, run, tmp_path, c
     with pytest.raises(SystemExit) as stop:
         main(["report", str(folder)])
     assert stop.value.code == 2 and "summary.json is missing" in capsys.readouterr().err
+
+
+def test_what_a_killed_update_has_left_is_no_part_of_a_report_or_a_comparison(made, run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "fixed")
+    manifest.write(folder, manifest.read(folder)._replace(writing="update-0001-0003-0004"))
+    last = len(run.lines) - 1
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(run.lines[-1] | {"segment": last + 1}) + "\n")
+    for kind in ("users", "sizes"):
+        shutil.copyfile(folder / kind / f"segment-{last:04d}.npz", folder / kind / f"segment-{last + 1:04d}.npz")
+    found = comparison.read_run(folder)
+    assert found.lines == run.lines and len(run_report.read_steps(found)) == len(run.lines)
+    assert {segment for segment, _ in significance.by_user(folder)} == set(range(1, last + 1))
+
+
+def test_the_parts_of_segments_are_said_as_they_were_cut(tmp_path):
+    rows = streams.synthetic(jax.random.key(3), users=40, items=30, interactions=900)
+    for split, said in (((0.5, 0.25, 0.25), "first 50%"), ((0.75, 0.0, 0.25), "last 25% (test)")):
+        stream = streams.cut(rows, segments=3, split=split)
+        folder = tmp_path / said
+        run_segments(small_config("popularity-all"), stream, jax.random.key(0), folder=folder)
+        assert said in run_report._parts(folder) and ("optimistic" in run_report._parts(folder)) == (not split[1])
 
 
 def test_what_a_search_did_is_shown(run):

@@ -350,3 +350,18 @@ def test_non_finite_loss_stops_the_fit_and_names_the_step():
         jax.random.key(0), params, table.layout(sizes), segment, jnp.zeros(items)
     )
     assert int(fit_result.bad_step) == 0 and int(fit_result.steps) == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("bigear", {"recommender": "mf"}, "method bigear is trained in a way of its own"),
+        ("s2pnm", {"recommender": "saros"}, "method s2pnm is trained in a way of its own"),
+        ("uniform", {"recommender": "ials", "fit": FitConfig(rounding="within")}, "makes no steps within rounding"),
+        ("uniform", {"recommender": "saros", "fit": FitConfig(rounding="within")}, "makes no steps within rounding"),
+        ("uniform", {"recommender": "mf", "fit": FitConfig(rounding="within")}, "does not round what it is trained in"),
+    ],
+)
+def test_what_a_recommender_would_not_read_is_refused(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_segments(small_config(method, **options), small_stream(), jax.random.key(0))

@@ -302,6 +302,17 @@ def test_sweep_wants_a_key_for_each_budget(stream):
         sweep(_config(), stream, [jax.random.key(0)], [Budget.mean_size(1)] * 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["previous", "current"])
+def test_what_a_segment_leaves_behind_does_not_depend_on_what_follows(stream, on):
+    """The last segment is searched like any other, since rows may come later. Segment 0 is sized by no action."""
+    config, key = _config("scall-gp", {"on": on}), jax.random.key(3)
+    lines, whole = (run_segments(config, some, key) for some in (stream.first(2), stream))
+    assert _comparable(lines) == _comparable(whole)[:2]
+    assert lines[-1]["probes"] == 3 and whole[-1]["probes"] == 3
+    assert not any(whole[0].get("action", ())) and all(any(line["action"]) for line in whole[1:])
+
+
 class _KilledError(Exception):
     pass
 

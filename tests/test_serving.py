@@ -21,8 +21,11 @@ from scall_jax import Budget, evaluation, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.methods.recommender import RECOMMENDERS
 from scall_jax.methods.registry import METHODS
+from scall_jax.recommenders import to_buffer
+from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.ials.fold_in import make_fold_in, solving
 from scall_jax.recommenders.ials.problem import Hyper
+from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.served import Served
 from scall_jax.run import manifest
 from scall_jax.serving import answers
@@ -30,7 +33,7 @@ from scall_jax.serving.build import fallback
 from scall_jax.serving.ids import Ids
 from scall_jax.serving.scoring import scoring_program
 from scall_jax.streams.statistics import popularity
-from scall_jax.tables import SIZED
+from scall_jax.tables import SIZED, STORAGES
 from tests import golden
 from tests.helpers import small_stream
 
@@ -392,6 +395,28 @@ def test_a_fold_in_of_least_squares_solves_the_users_system():
         np.testing.assert_allclose(vector, np.linalg.solve(matrix, right), rtol=1e-4)
 
 
+def test_a_fold_in_of_least_squares_is_beside_the_bias_of_the_fit_and_not_that_of_ranking(stream):
+    (users, items, *_), segment = stream.capacity, stream.segment(2)
+    table = STORAGES["packed"].build(4 * (users + items), users, items, 4)
+    sizes = jnp.concatenate([jnp.full(users + items, 4, jnp.int32), jnp.zeros(2, jnp.int32)])
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=4 * (users + items)), jnp.float32)
+    found = ials_recommender(IalsConfig(1, half_life=1.0, unobserved=0.1, regularisation=0.01), 10, "all", "decayed")
+    chosen = found.init()
+    chosen = chosen._replace(bias=jnp.int32(len(chosen.biases) - 1), ranking=jnp.eye(5)[3])
+    fitted = np.asarray(found.item_bias(chosen, segment)[0], float)
+    ranking = found.ranking_bias(chosen, jnp.asarray(fitted, jnp.float32))
+    served = found.serve(table, to_buffer(table, vectors), table.layout(sizes), segment, ranking, chosen, 4)
+    np.testing.assert_allclose(served.bias, 10 * fitted, rtol=1e-6)
+    assert fitted.max() > 0.01
+    met, known = [3, 7, 1], int(segment.items)
+    all_v = np.asarray(served.items, float)[:known]
+    v, beta = all_v[met], fitted[:known]
+    matrix = v.T @ v + 0.1 * all_v.T @ all_v + 0.01 * (len(met) + 0.1 * known) * np.eye(4)
+    right = v.T @ (1 - beta[met]) - 0.1 * all_v.T @ beta
+    vector = found.fold_in(served, jnp.array(met), 3)
+    np.testing.assert_allclose(vector, np.linalg.solve(matrix, right), rtol=1e-3, atol=1e-5)
+
+
 def test_similar_items_have_the_largest_cosines(model):
     frame = model.similar_items(model.items.ids[[6, 0]], k=4)
     unit = model.vectors("items") / np.linalg.norm(model.vectors("items"), axis=1, keepdims=True)
@@ -428,6 +453,12 @@ def test_ids_are_found_whatever_their_type(model, made):
     unknown = model.recommend([17, "y"], k=1)
     assert unknown["user"].to_list() == ["17", "y"] and set(unknown["source"]) == {"popularity"}
     assert len(model.recommend("ann 0", k=1000)) < len(model.items)
+    item = int(model.items.ids[3])
+    like = model.similar_items([float(item)], k=1)
+    assert like["item"].to_list() == [item] and like.equals(model.similar_items(item, k=1))
+    for other, message in ((f"0{item}", "not among"), (item + 0.5, "give integers or text")):
+        with pytest.raises(ValueError, match=message):
+            model.similar_items([other], k=1)
 
 
 def test_text_beside_numbers_is_an_unknown_id_and_keeps_its_name(model):
@@ -436,6 +467,8 @@ def test_text_beside_numbers_is_an_unknown_id_and_keeps_its_name(model):
     assert frame["user"].to_list() == ["3", "3", "new", "new", "newer", "newer"]
     assert frame["source"].to_list()[::2] == ["known", "folded in", "popularity"]
     assert turned.recommend(["3"], k=2)["user"].to_list() == [3, 3]
+    # Ids in requests are the same as in data if they are written alike.
+    assert turned.recommend(["003", "3"], k=1)["source"].to_list() == ["popularity", "known"]
     assert turned.recommend([3, 4, 10**9], k=1, items_of={3: ["8"]})["source"].to_list() == ["known"] * 2 + [
         "popularity"
     ]

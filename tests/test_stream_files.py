@@ -64,6 +64,24 @@ def test_other_ids_for_the_same_rows_are_refused(stream, made):
     assert len(run_segments(CONFIG, stream, KEY, folder=made)) == 3
 
 
+def test_a_run_that_was_interrupted_goes_on_though_rows_have_come_that_wait(tmp_path):
+    """A row of a new user behind the last whole segment; other ids within it are another run's still."""
+    rows = streams.synthetic(jax.random.key(3), users=40, items=30, interactions=900)
+    users = [f"ann-{code:03d}" for code in rows.user]
+    path = tmp_path / "run"
+
+    def cut(users):
+        count = len(users)
+        items, times = np.resize(rows.item, count), np.append(rows.time, rows.time[-1:])[:count]
+        return streams.cut(streams.from_arrays(users, items, times), rows=400)
+
+    run_segments(CONFIG, cut(users), KEY, folder=path)
+    lines = run_segments(CONFIG, cut([*users, "bob"]), KEY, folder=path)
+    assert len(lines) == 2
+    with pytest.raises(ValueError, match="holds another run"):
+        run_segments(CONFIG, cut([*users[:5], "bob", *users[6:]]), KEY, folder=path)
+
+
 def test_other_times_for_the_same_rows_are_refused(stream, made):
     later = stream.time.copy()
     later[-1] += 1000

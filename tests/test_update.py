@@ -128,6 +128,25 @@ def test_ids_that_turn_out_to_be_text_are_text_from_then_on():
     ]
 
 
+@pytest.mark.parametrize("unit", [10**3, 10**6])
+def test_times_in_another_unit_are_refused_and_do_not_stop_the_clock(rows, unit):
+    """Integers that a cast of dates in microseconds or nanoseconds makes."""
+    grown = streams.growing(streams.cut(_part(rows, 0, 700), rows=SEGMENT))
+    now = 1_700_000_000_000
+    with pytest.raises(ValueError, match=rf"row 0: {unit * now} .*after the year 9999.*integers in milliseconds"):
+        streams.advance(grown, _frame(["u000"], [1], [unit * now]))
+    assert streams.advance(grown, _frame(["u000"], [1], [now])).waiting["time"].to_list() == [now]
+
+
+def test_floats_that_are_whole_numbers_are_the_ids_of_integers():
+    stream = streams.cut(streams.from_arrays([1.0, 2.0] * 20, [5, 6, 7, 8] * 10, np.arange(40)), rows=20)
+    grown = streams.advance(streams.growing(stream), _frame([1, 3] * 10, [5.0, 9.0] * 10, range(40, 60)))
+    assert grown.stream.user_ids.to_list() == [1, 2, 3] and grown.stream.item_ids.to_list() == [5, 6, 7, 8, 9]
+    for wrong in (1.5, float("inf"), 2.0**60):
+        with pytest.raises(ValueError, match=r"row 1, column 'user': .*give integers or text"):
+            streams.from_arrays([1.0, wrong], [5, 6], [0, 1])
+
+
 def test_late_rows_are_refused_with_their_number_or_placed_at_the_clock(rows):
     grown = streams.growing(streams.cut(_part(rows, 0, 700), rows=SEGMENT))
     late = _frame(["new", "u000", "u001"], [1, 1, 4], [grown.clock - 1, grown.clock, 7])
@@ -189,6 +208,39 @@ def test_an_update_that_is_killed_or_fails_leaves_the_folder_as_it_was(place, fo
         with update.opened(path) as run:
             assert run.offset is None and run.add(new, offset=1).waiting == waiting
     _assert_same_run(folder, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("fails", ["delete", "after"])
+def test_rows_count_once_whatever_comes_after_their_commit(fails, folder, rows, tmp_path, monkeypatch):
+    """Files that cannot be deleted, and an interrupt, between the manifest and the end of the call."""
+    plain, real = shutil.copytree(folder, tmp_path / "plain"), open_run.commit
+
+    def committed(*arguments):
+        with monkeypatch.context() as patched:
+            if fails == "delete":
+                patched.setattr(manifest, "delete", refused)
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    def refused(*arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x")
+
+    with update.opened(folder) as run:
+        with monkeypatch.context() as patched:
+            patched.setattr(open_run, "commit", committed)
+            if fails == "delete":
+                assert run.add(_part(rows, 1000, 1100), offset=1).waiting == 50
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run.add(_part(rows, 1000, 1100), offset=1)
+        assert run.offset == 1
+        assert run.add(_part(rows, 1100, 1120), offset=2).waiting == 70
+    with update.opened(plain) as run:
+        for first, end in ((1000, 1100), (1100, 1120)):
+            run.add(_part(rows, first, end), offset=end)
+    _assert_same_run(folder, plain)
+    for path in (folder, plain):
+        assert set(_bytes(path)) - set(manifest.read(path).files) == {manifest.NAME, "lock"}
 
 
 def test_a_full_disk_is_named_and_leaves_the_folder_as_it_was(folder, rows, monkeypatch):

@@ -34,7 +34,7 @@ def write(folder: Path, stream: Stream, command: str, version: str) -> None:
         "notes": list(stream.notes),
         "interactions": len(stream.user),
         "starts": [str(np.datetime64(int(stream.time[b.start]), "ms").astype("M8[m]")) for b in stream.bounds],
-        "ids": _ids(stream, pictures.read_sizes(sorted((folder / "sizes").glob("segment-*.npz")))),
+        "ids": _ids(stream, pictures.read_sizes(manifest.listed(folder, "sizes"))),
     }
     run_folder.write_atomically(folder / NAME, json.dumps(found, indent=1) + "\n")
 

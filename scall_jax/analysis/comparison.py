@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scall_jax.analysis import report, significance
 from scall_jax.methods.registry import BASELINES
 from scall_jax.run import manifest
-from scall_jax.run.folder import SUMMARY, read_identity, read_lines
+from scall_jax.run.folder import SUMMARY, finished_lines, read_identity
 
 
 class FinishedRun(NamedTuple):
@@ -61,11 +61,14 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
       ValueError: the run is not finished, or a file is not what the run wrote; the message names it.
     """
-    manifest.check(folder)
+    found = manifest.check(folder)
     if not (folder / SUMMARY).exists():
-        raise ValueError(f"{folder}: the run is not finished: continue it with scall-jax run --resume")
+        way = "continue it with scall-jax run --resume"
+        if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
+            way = "scall-jax follow leaves it open, and scall-jax update finishes it"
+        raise ValueError(f"{folder}: the run is not finished: {way}")
     summary = manifest.read_json(folder / SUMMARY)
-    return FinishedRun(folder, read_identity(folder / "config.json"), summary, read_lines(folder / "metrics.jsonl"))
+    return FinishedRun(folder, read_identity(folder / "config.json"), summary, finished_lines(folder, found))
 
 
 def by_method(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:

@@ -159,19 +159,23 @@ def histories(steps: Sizes, names: Mapping[str, Mapping[int, str]] | None = None
     """
     figure, axes = new_figure(2, 2, width=4.4, height=3)
     for row, side in zip(axes.reshape(2, 2), ("user", "item"), strict=True):
-        for number, entity in enumerate(movers(steps, side)):
+        moved = movers(steps, side)
+        for number, entity in enumerate(moved):
             label = f"{side} {((names or {}).get(side) or {}).get(entity, entity)}".replace("$", r"\$")
             for axis, name in zip(row, (f"{side}s", f"{side}_frequency"), strict=True):
                 known = [(t, step[name][entity]) for t, step in enumerate(steps) if entity < len(step[name])]
                 axis.plot(*zip(*known, strict=True), label=label, **style(number, 4))
         row[0].set(xlabel="segment", ylabel="embedding size", ylim=(0, None))
         row[1].set(xlabel="segment", ylabel="rows in the segment", yscale="symlog", ylim=(0, None))
-        row[0].legend(fontsize=7)
+        if moved:
+            row[0].legend(fontsize=7)
+        else:
+            row[0].text(0.5, 0.5, f"no {side}'s size has changed", ha="center", transform=row[0].transAxes)
     return figure
 
 
 def movers(steps: Sizes, side: str) -> list[int]:
-    """The entities of the third segment that shrank the most since, two, and that grew the most, two.
+    """The entities of the third segment that shrank the most since, two at most, and that grew the most, two at most.
 
     Args:
       steps: of the segments.
@@ -180,7 +184,7 @@ def movers(steps: Sizes, side: str) -> list[int]:
     start = steps[min(2, len(steps) - 1)][f"{side}s"]
     change = steps[-1][f"{side}s"][: len(start)].astype(np.int64) - start
     order = np.argsort(change, kind="stable")
-    return list(dict.fromkeys([*order[:2].tolist(), *order[::-1][:2].tolist()]))
+    return [x for x in order[:2].tolist() if change[x] < 0] + [x for x in order[::-1][:2].tolist() if change[x] > 0]
 
 
 def rewards(lines: Lines) -> Figure:
@@ -207,7 +211,7 @@ def actions(lines: Lines, names: Sequence[str]) -> Figure:
       names: of the action's numbers; as many as there are.
     """
     figure, axes = new_figure(1, len(names), width=9.2 / max(len(names), 2), height=2.8)
-    taken = [line for line in lines if line.get("action")]
+    taken = [line for line in lines if any(line.get("action", ()))]
     for number, (axis, name) in enumerate(zip(axes, names, strict=True)):
         for line in taken:
             tried = [action[number] for action in line["probe_actions"]]

@@ -11,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import choices, race, records
+from scall_jax.run import choices, manifest, race, records
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -63,12 +63,8 @@ def build(run: FinishedRun) -> str:
     rows = f"{known['interactions']:,} interactions, {known['span']}, " if known else ""
     lead = (
         f"{rows}{len(run.lines)} segments; in the last one {last['users']:,} users and {last['items']:,} items. "
-        "A segment's rows are cut by time: it is trained on the first 70%, models are chosen on the next 10% (valid), "
-        "and its quality is measured on the last 20% (test)."
+        f"A segment's rows are cut by time: {_parts(run.folder)}."
     )
-    if run.identity["config"]["candidates"] != "all":
-        lead = f"{rows}{len(run.lines)} segments. Published protocol: models are chosen on the test part, so that "
-        lead += "figures are optimistic."
     steps, starts = read_steps(run), known.get("starts", ())
     sections = [
         Section("Result", _result(run)),
@@ -81,6 +77,25 @@ def build(run: FinishedRun) -> str:
         Section("How it was made", _made(run, known)),
     ]
     return page.page(title, lead, sections)
+
+
+def _parts(folder: Path) -> str:
+    """What the parts of a segment are for, in words, with the sizes that they have in the stream of a run."""
+    path = folder / manifest.STREAM[0]
+    if not path.exists():
+        return "the first part is trained on, models are chosen on the next one (valid), and the last one is the test"
+    stream = manifest.read_json(path)
+    lengths = np.diff(np.asarray(stream["bounds"], np.int64)).sum(0)
+    train, valid, test = (f"{part:.0%}" for part in lengths / lengths.sum())
+    if stream["select_on_test"] or not lengths[1]:
+        return (
+            f"the first {train} are trained on, and models are chosen on the last {test} (test), on which their "
+            "quality is measured, too, so that figures are optimistic"
+        )
+    return (
+        f"it is trained on the first {train}, models are chosen on the next {valid} (valid), and its quality is "
+        f"measured on the last {test} (test)"
+    )
 
 
 def drawn(found: Sequence[tuple[str, str, str, Callable[[], "Figure"]]], starts: Sequence[str] = ()) -> list[str]:
@@ -158,7 +173,7 @@ def spread(run: FinishedRun, metric: int) -> np.ndarray:
 
 def read_steps(run: FinishedRun) -> pictures.Sizes:
     """Sizes and frequencies of every segment."""
-    return pictures.read_sizes(sorted((run.folder / "sizes").glob("segment-*.npz")))
+    return pictures.read_sizes(manifest.listed(run.folder, "sizes"))
 
 
 def read_users(run: FinishedRun, segment: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +185,11 @@ def read_users(run: FinishedRun, segment: int) -> tuple[np.ndarray, np.ndarray]:
 def by_segment(run: FinishedRun, key: str, users: str = "test_users") -> np.ndarray:
     """A metric of each segment f64[T], NaN where it has no such users."""
     return np.array([line[key] if line[users] else np.nan for line in run.lines])
+
+
+def _with_error(mean: float, error: float) -> str:
+    """A mean and half the width of its interval; a dash for what too few users leave open."""
+    return "-" if np.isnan(mean) else f"{mean:.4f}" if np.isnan(error) else f"{mean:.4f} ± {error:.4f}"
 
 
 def _quality(run: FinishedRun, starts: Sequence[str]) -> list[str]:
@@ -207,7 +227,10 @@ def _quality(run: FinishedRun, starts: Sequence[str]) -> list[str]:
     for line, start, *errors_of in zip(run.lines, starts or ["-"] * len(run.lines), recall, ndcg, strict=True):
         dropped = (line["unknown_test_rows"] + line["seen_test_rows"]) / max(line["test_rows"], 1)
         counts = [f"{line[x]:,}" for x in ("users", "items", "new_users", "new_items", "test_users")]
-        metrics = [f"{line[f'test_{x}@20']:.4f} ± {e:.4f}" for x, e in zip(("recall", "ndcg"), errors_of, strict=True)]
+        metrics = [
+            _with_error(line[f"test_{x}@20"] if line["test_users"] else np.nan, error)
+            for x, error in zip(("recall", "ndcg"), errors_of, strict=True)
+        ]
         rows.append([str(line["segment"]), start.replace("T", " "), *counts, *metrics, f"{dropped:.0%}"])
     return [*drawn(shown, starts), page.folded("Each segment in figures", page.table(header, rows))]
 
@@ -238,7 +261,8 @@ def _sizes(steps: pictures.Sizes, known: Mapping[str, Any]) -> list[str]:
     ids = {side: {int(k): v for k, v in own.items()} for side, own in known.get("ids", {}).items()}
     ranked = "Users and items of the last segment, each from the largest size to the smallest."
     groups = "Entities are ranked by size anew in each segment; equal lines lie on each other."
-    moved = "The two users and items that grew most since segment 2, and the two that shrank most, by their own ids."
+    since = min(2, len(steps) - 1)
+    moved = f"The two users and items that grew most since segment {since}, and the two that shrank most, by their ids."
     shown = [
         ("sizes", "Sizes by rank", ranked, lambda: pictures.sizes_by_rank(last["users"], last["items"])),
         ("users-sizes", "Users' sizes over segments", groups, lambda: pictures.sizes_by_group(steps, "users")),
@@ -248,19 +272,26 @@ def _sizes(steps: pictures.Sizes, known: Mapping[str, Any]) -> list[str]:
     return drawn(shown, known.get("starts", ()))
 
 
+_REFERENCES = {
+    "uniform": "a probe with uniform sizes",
+    "last_fit": "the fit of the segment before at its first evaluation",
+}
+"""What rewards are relative to, by `SearchConfig.reference`."""
+
+
 def _search(run: FinishedRun, starts: Sequence[str]) -> list[str]:
-    taken = [line for line in run.lines if line.get("action")]
-    if not taken:
+    searched = [line for line in run.lines if line.get("action")]
+    if not searched:
         return []
-    length = len(taken[0]["action"])
+    length = len(searched[0]["action"])
     names = action_names(run.identity["config"], length)
     shown = []
     if any(line.get("probe_rewards") for line in run.lines):
-        text = (
-            "A reward of 10 and 0 stand for the ends of the range of fitness, relative to a probe with uniform sizes."
-        )
+        reference = _REFERENCES[run.identity["config"]["search"].get("reference", "uniform")]
+        text = f"A reward of 10 and 0 stand for the ends of the range of fitness, relative to {reference}."
         shown.append(("rewards", "Rewards of the probes", text, lambda: pictures.rewards(run.lines)))
-    if length <= _MOST_NUMBERS:
+    # Methods that search without actions record zeros.
+    if length <= _MOST_NUMBERS and any(any(line["action"]) for line in searched):
         text = "The line is the action that the segment's sizes come from; grey points are the probes'."
         shown.append(("actions", "Actions by segment", text, lambda: pictures.actions(run.lines, names)))
     probes = sum(line.get("probes", 0) for line in run.lines)

@@ -195,7 +195,7 @@ def by_user(folder: Path, metric: int = 0) -> dict[tuple[int, int], float]:
     """
     manifest.check(folder)
     found: dict[tuple[int, int], float] = {}
-    for file in sorted((folder / "users").glob("segment-*.npz")):
+    for file in manifest.listed(folder, "users"):
         segment = int(file.stem.removeprefix("segment-"))
         if segment == 0:
             continue

@@ -70,9 +70,16 @@ def cli(
             if processes.several():
                 processes.leave(error)
             raise
-        way = "lower --sizes.maximum or --fit.batch, or take fewer users and items (--cut.k-core)"
+        way = _less_memory(flags)
         print(f"error: {str(error).splitlines()[0]}: {way}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _less_memory(flags: type) -> str:
+    """What to do where the memory of a device does not suffice, by the flags that a command has."""
+    known = {flag.name for flag in help_page.all_flags(flags)}
+    ways = [f"lower --{name}" for name in ("sizes.maximum", "fit.batch") if name in known]
+    return " or ".join(ways) or "the model is too large for this device: use one with more memory"
 
 
 def _check_names(flags: type, arguments: Sequence[str]) -> None:

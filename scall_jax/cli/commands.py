@@ -32,7 +32,7 @@ from scall_jax.cli.progress import Progress
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
-from scall_jax.run import auto, choices, processes, records, run_segments
+from scall_jax.run import auto, choices, manifest, processes, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _MADE_AT_THE_END = (
@@ -326,7 +326,7 @@ def _plot_run(config: Config, stream: streams.Stream, folder: Path, lines: Lines
     if users.any():
         plots.plot_sizes(folder / "sizes.png", users, items, title)
         plots.plot_memory(folder / "memory.png", lines, title)
-        plots.plot_histories(folder / "histories.png", sorted((folder / "sizes").glob("*.npz")), title)
+        plots.plot_histories(folder / "histories.png", manifest.listed(folder, "sizes"), title)
 
 
 def run_command(

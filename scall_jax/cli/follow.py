@@ -17,6 +17,7 @@ from scall_jax.run import auto, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Progress, Start, follow
 from scall_jax.run.loop import Hooks
+from scall_jax.run.processes import ALONE
 from scall_jax.streams import following
 from scall_jax.streams.following import Source
 from scall_jax.streams.options import ReadOptions
@@ -75,6 +76,8 @@ class Follow(Main):
     """A file of CSV or JSON lines to which rows are appended, - for standard input, or a database (--source.table)."""
     method: tuple[str, ...] = (auto.NAME,)
     """The method: auto, or one that has sizes; flags may follow its name after an @, as for scall-jax run."""
+    report: bool = False
+    """Not used: a folder that goes on has no report; `scall-jax run` and `update` write them."""
     out: Path = Path("runs/live")
     """Folder of the run. It is made by this command, and goes on if it exists; one that scall-jax run made of the first
     rows of the source goes on too."""
@@ -110,6 +113,11 @@ def follow_job(flags: Follow) -> int:
     """
     if flags.resume or flags.overwrite or flags.protocol != "clean":
         raise ValueError("--resume, --overwrite, --protocol: a folder that is followed goes on, by the clean protocol")
+    if flags.tensorboard or flags.processes != ALONE or flags.max_memory is not None:
+        raise ValueError(
+            "--tensorboard, --processes, --max-memory: a source is followed by one process, batch by batch, and "
+            "without a log: leave them out"
+        )
     begun = (flags.out / manifest.NAME).exists()
     start = None if begun else _start(flags)
     pace = Pace(flags.most_rows, flags.poll, flags.until_idle, flags.once, flags.late)

@@ -144,7 +144,7 @@ def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:
     config = run_folder.config_of(
         run_folder.read_identity(folder / run_folder.CONFIG)["config"], folder / run_folder.CONFIG
     )
-    lines = run_folder.read_lines(folder / manifest.GROWING)
+    lines = run_folder.finished_lines(folder, manifest.read(folder))
     finish_run(config, stream, folder, before.label, lines)
     if before.page:
         run_report.write(folder)
@@ -155,7 +155,7 @@ def _print(folder: Path, added: update.Added, seconds: float) -> None:
     done = "no segment is complete" if not segments else f"segments {segments[0]} to {segments[-1]} are finished"
     done = f"segment {segments[0]} is finished" if len(segments) == 1 else done
     print(f"{added.rows:,} new rows: {done}; {added.waiting:,} rows wait for the next one ({seconds:.1f} s)")
-    last = run_folder.read_lines(folder / manifest.GROWING)[-1]
+    last = run_folder.finished_lines(folder, manifest.read(folder))[-1]
     entities = f"{last['users']:,} users and {last['items']:,} items"
     if last["budget_bytes"]:
         print(f"budget: {last['bytes_table']:,} of {last['budget_bytes']:,} bytes of table, {entities}")

@@ -81,7 +81,8 @@ def searching_planner(
     """A planner whose search runs on the segment that `SearchConfig.on` says.
 
     A search on the current segment leaves out the first one, whose sizes are uniform. One on the previous segment's
-    data runs after each segment but the last, which no plan follows.
+    data runs after every segment, the last one too: a stream may go on, and what a segment leaves behind must not
+    depend on whether it does.
 
     Args:
       config: configuration of the run.
@@ -94,20 +95,15 @@ def searching_planner(
       SizePlanner.
     """
 
-    def without_search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
-        return context.state, no_search(config)
-
     def search_before(context: SegmentContext) -> tuple[RunState, SearchRecord]:
-        return jax.lax.cond(context.segment.index > 0, lambda: search(context), lambda: without_search(context))
-
-    def search_after(context: SegmentContext) -> tuple[RunState, SearchRecord]:
-        last = context.state.totals.shape[0] - 1
-        return jax.lax.cond(context.segment.index < last, lambda: search(context), lambda: without_search(context))
+        return jax.lax.cond(
+            context.segment.index > 0, lambda: search(context), lambda: (context.state, no_search(config))
+        )
 
     planner = SizePlanner(init, plan, update=remember_reference, search_holds=search_holds)
     if config.search.on == "current":
         return planner._replace(search_before=search_before)
-    return planner._replace(search_after=search_after)
+    return planner._replace(search_after=search)
 
 
 def remember_reference(context: SegmentContext, outcome: Outcome) -> HasReference:

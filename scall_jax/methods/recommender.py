@@ -74,8 +74,13 @@ def settled(config: Config, storage: str | None = None) -> Config:
       start from random vectors or, unchanged, from those of the segment before.
 
     Raises:
-      ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself.
+      ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself; or one
+        that is trained in a way of its own, with another recommender.
     """
+    if storage in _OF_STORAGE and config.recommender != "lightgcn":
+        raise ValueError(
+            f"recommender={config.recommender!r}: method {config.method} is trained in a way of its own: leave it out"
+        )
     if config.recommender in ("mf", "saros"):
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
     if config.recommender == "lightgcn":

@@ -72,8 +72,13 @@ def make_fit(
       A function as `Fit` describes it.
 
     Raises:
-      ValueError: several devices, and what runs on one.
+      ValueError: several devices, and what runs on one; training within rounding that a storage does not have.
     """
+    if config.rounding != "after" and storage.rounding is None:
+        raise ValueError(
+            f"fit rounding={config.rounding!r}: this storage does not round what it is trained in: choose "
+            "table=packed_int4 or the like, or leave it out"
+        )
     if mesh.devices > 1 and (storage.table is None or step is not None or config.rounding != "after"):
         raise ValueError(f"mesh.devices={mesh.devices}: such a step of training runs on one device")
     take_step = make_step(storage, config) if step is None else step

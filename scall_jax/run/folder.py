@@ -117,7 +117,9 @@ def commit(folder: Path, before: Manifest, names: Iterable[str], kept: Callable[
     """
     written = manifest.entries(folder, names)
     still = {file: entry for file, entry in before.files.items() if kept(file)}
-    obsolete = {file: entry for file, entry in before.files.items() if file not in {*still, *written}}
+    # What an earlier commit could not delete is the run's own still.
+    gone = before.obsolete | before.files
+    obsolete = {file: entry for file, entry in gone.items() if file not in {*still, *written}}
     manifest.write(folder, Manifest(still | written, obsolete, None))
     manifest.delete(folder, obsolete)
 

@@ -7,6 +7,7 @@ segment is run on does not depend on how the rows came, nor on where the process
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from scall_jax.run.update import OpenRun, opened
 from scall_jax.streams.following import Batch, Offset, Source
 from scall_jax.streams.growing import Late, joined, numbered, rows_of, same_rows
 from scall_jax.streams.rule import Rule
+from scall_jax.streams.wording import DataWarning
 
 
 class Start(NamedTuple):
@@ -106,6 +108,7 @@ def follow(
             raise ValueError(f"{folder} holds no run: give `start`, which says what is to be begun there")
         begun = _begin(source, folder, start, pace, hooks)
         if begun is None:
+            _warn_of_a_rest(source, None)
             return 0
     with opened(folder, hooks=hooks) as run:
         if run.offset is None:
@@ -114,17 +117,41 @@ def follow(
         for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
             lines = run.add(batch.rows, offset=batch.offset, late=pace.late).lines
             tell(_progress(run, lines[-1] if lines else None))
+        _warn_of_a_rest(source, run.offset)
         return _progress(run, None).rows
+
+
+def _rest(source: Source, offset: Offset | None) -> str:
+    """What lies behind an offset, in words; empty for nothing."""
+    found = source.behind(offset)
+    return "" if found.startswith("0 ") else found
+
+
+def _warn_of_a_rest(source: Source, offset: Offset | None) -> None:
+    """Say what a source that has ended leaves unread: a last line without an end may be a part of a row."""
+    if source.ended and (rest := _rest(source, offset)):
+        warnings.warn(
+            f"{source.name}: its last {rest} are no whole row, as the line has no end, and are left out: end each row "
+            "with a line break",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _behind_the_run(source: Source, run: OpenRun, pace: Pace) -> Offset:
     """The offset behind the rows of a run that another command made of the beginning of the source.
 
     Raises:
-      ValueError: the source has other rows, or fewer.
+      ValueError: the source has other rows, or fewer, or a last one without an end of its line.
     """
     known = rows_of(run.growing)
     read, at = _first(source, pace, known.height)
+    count = 0 if read is None else read.height
+    if count < known.height and (rest := _rest(source, at)):
+        raise ValueError(
+            f"{source.name} has {count:,} whole rows of the {known.height:,} in {run.folder}, and {rest} behind them "
+            "that are none, as the line has no end: end it with a line break"
+        )
     if read is None or at is None or not same_rows(read, known):
         raise ValueError(
             f"{run.folder} was made by another command, and its {known.height:,} rows are not the first of "

@@ -165,7 +165,7 @@ def sync_folder(path: Path) -> None:
 
 
 def entries(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
-    """Hash files, those of folders one by one.
+    """Hash files, those of folders one by one, and wait until they are on disk, so that a manifest may list them.
 
     Args:
       folder: of a run.
@@ -174,16 +174,19 @@ def entries(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
     Returns:
       An entry for each file.
     """
-    found = {}
+    found, parents = {}, set()
     for name in names:
         path = folder / name
         inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in inside:
-            found[file.relative_to(folder).as_posix()] = _entry(file, None)
+            found[file.relative_to(folder).as_posix()] = _entry(file, None, durable=True)
+        parents |= {file.parent for file in inside}
+    for parent in parents:
+        sync_folder(parent)
     return found
 
 
-def _entry(path: Path, nbytes: int | None) -> Entry:
+def _entry(path: Path, nbytes: int | None, durable: bool = False) -> Entry:
     digest, read_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
         while nbytes is None or read_bytes < nbytes:
@@ -192,6 +195,8 @@ def _entry(path: Path, nbytes: int | None) -> Entry:
                 break
             digest.update(block)
             read_bytes += len(block)
+        if durable:
+            os.fsync(file.fileno())
     return Entry(read_bytes, digest.hexdigest())
 
 
@@ -217,6 +222,16 @@ def check(folder: Path) -> Manifest:
         if longer or _entry(path, entry.nbytes) != entry:
             raise ValueError(f"{path} is not what the run wrote: {_WAY_OUT}")
     return manifest
+
+
+def listed(folder: Path, within: str) -> list[Path]:
+    """Files that count in a folder of a run, such as `sizes`, without those of a segment that is being written.
+
+    Args:
+      folder: of a run.
+      within: name of the folder in it.
+    """
+    return [folder / name for name in sorted(read(folder).files) if name.startswith(f"{within}/")]
 
 
 def settled(folder: Path, read_files: Callable[[], T]) -> T:

@@ -154,17 +154,29 @@ class OpenRun:
             before = manifest.read(self.folder)
             manifest.refuse_links(self.folder, [update.folder])
             manifest.write(self.folder, before._replace(writing=update.name))
+            ran = Ran([], [], self.runner)
             try:
-                ran = self.runner.run(self.folder, update, new) if cut else Ran([], [], self.runner)
+                if cut:
+                    ran = self.runner.run(self.folder, update, new)
                 self._commit(before, update, new, ran, self.offset if offset is None else offset)
-            except BaseException:
-                run_folder.recover(self.folder, manifest.read(self.folder), checkpoints=not _is_auto(before))
-                raise
-            self._growing, self.runner = new, ran.runner
-            self._kept = read_kept(self.folder, manifest.read(self.folder))
+                self._go_on(new, ran)
+            except BaseException as error:
+                found = manifest.read(self.folder)
+                if not any(name.startswith(f"{update.folder}/") for name in found.files):
+                    run_folder.recover(self.folder, found, checkpoints=not _is_auto(before))
+                    raise
+                # The rows count. What they put out of date, and could not be deleted, is deleted at the next opening.
+                self._go_on(new, ran)
+                if not isinstance(error, OSError):
+                    raise
             if cut:
                 self.runner.committed()
             return Added(count, tuple(ran.lines), len(new.waiting))
+
+    def _go_on(self, new: Growing, ran: Ran) -> None:
+        """From rows that count."""
+        self._growing, self.runner = new, ran.runner
+        self._kept = read_kept(self.folder, manifest.read(self.folder))
 
     def _commit(self, before: Manifest, update: Update, new: Growing, ran: Ran, offset: Any) -> None:
         written, counts = write_update(self.folder, update, self._kept, self._growing, new, offset)

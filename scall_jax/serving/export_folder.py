@@ -73,7 +73,7 @@ def write(model: ModelData, path: Path) -> Path:
         row = np.arange(len(ids), dtype=np.uint32)
         pl.DataFrame({"id": ids.ids, "row": row, "size": size}).write_parquet(pending / f"{side}.parquet")
     about = _about(model, arrays, layers)
-    (pending / "README.md").write_text(_card(about), encoding="utf-8")
+    (pending / "README.md").write_text(_card(about, model.users.ids), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(READER), pending / READER)
     about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
     # The reader works out the same hash from what it has parsed.
@@ -197,7 +197,8 @@ def _file(path: Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _card(about: dict[str, Any]) -> str:
+def _card(about: dict[str, Any], users: pl.Series) -> str:
+    """The page of an exported folder; the example asks for a user whose id is of the right type."""
     made, budget = about["made"], about["budget"]
     lines = [
         f"# {made['method']}: {about['users']:,} users, {about['items']:,} items",
@@ -216,7 +217,8 @@ def _card(about: dict[str, Any]) -> str:
             "keeps its own: their bytes are not bound by the budget.",
         ]
     rows = [f"| {purpose} | {nbytes:,} |" for purpose, nbytes in about["bytes"].items() if nbytes]
-    use = ["import reader", "", 'model = reader.load(".")', 'print(reader.recommend(model, "id of a user", k=10))']
+    user = str(users[0]) if users.dtype.is_integer() and len(users) else '"id of a user"'
+    use = ["import reader", "", 'model = reader.load(".")', f"print(reader.recommend(model, {user}, k=10))"]
     return "\n".join(
         [
             *lines,

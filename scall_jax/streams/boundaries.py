@@ -164,6 +164,8 @@ def _aligned(time: np.ndarray, part: Bounds) -> Bounds:
     inside = time[part.start : part.end]
     train = int(np.searchsorted(inside, time[part.train], side="left")) + part.start
     valid = int(np.searchsorted(inside, time[min(part.valid, part.end - 1)], side="left")) + part.start
-    if part.start < train < valid < part.end:
-        return Bounds(part.start, train, valid, part.end)
-    return part
+    if part.train == part.valid:
+        valid = train  # There is no part for validation.
+    elif train == valid:
+        return part
+    return Bounds(part.start, train, valid, part.end) if part.start < train <= valid < part.end else part

@@ -184,7 +184,7 @@ def as_frame(rows: Interactions | pl.DataFrame, source: str) -> pl.DataFrame:
       source: name used in messages.
 
     Raises:
-      ValueError: other columns, or a missing value.
+      ValueError: other columns, a missing value, or what `from_arrays` refuses.
 
     >>> as_frame(pl.DataFrame({"item": [5], "user": ["ann"], "time": [1000]}), "rows").row(0)
     ('ann', 5, 1000)
@@ -212,8 +212,8 @@ def as_frame(rows: Interactions | pl.DataFrame, source: str) -> pl.DataFrame:
 
 
 def _as_id(ids: pl.Series, source: str) -> pl.Series:
-    """A column of integers or text."""
-    if ids.dtype.is_integer() or ids.dtype == pl.String:
+    """A column of integers or text, or of floats that are whole numbers."""
+    if ids.dtype.is_integer() or ids.dtype.is_float() or ids.dtype == pl.String:
         return ids
     if ids.dtype in (pl.Categorical, pl.Enum, pl.Null):
         return ids.cast(pl.String)

@@ -113,6 +113,31 @@ def runs_together(ids: pl.Series) -> pl.Series:
     return (ids.is_finite() & (ids.abs() > limit)).fill_null(False) | ids.is_infinite().fill_null(False)
 
 
+def whole_numbers(ids: pl.Series, source: str) -> pl.Series:
+    """Ids that a program gives as floats, as the integers that they are; others as they are.
+
+    Args:
+      ids: raw ids, [rows], none missing.
+      source: name used in messages.
+
+    Raises:
+      ValueError: a float that is no whole number, or too large to be told from its neighbours.
+
+    >>> whole_numbers(pl.Series([7.0, 12.0]), "rows").to_list()
+    [7, 12]
+    """
+    if not ids.dtype.is_float():
+        return ids
+    other = runs_together(ids) | (ids != ids.round())
+    if other.any():
+        row = other.arg_true()[0]
+        raise ValueError(
+            f"{source}, row {row}, column {ids.name!r}: {ids[row]} is no whole number that floats keep apart: give "
+            "integers or text"
+        )
+    return ids.cast(pl.Int64)
+
+
 def tidy(ids: pl.Series) -> pl.Series:
     """Distinct ids as integers where all of them are whole numbers, else as text.
 

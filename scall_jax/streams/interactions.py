@@ -7,8 +7,8 @@ import chex
 import numpy as np
 import polars as pl
 
-from scall_jax.streams.ids import encode
-from scall_jax.streams.times import shown
+from scall_jax.streams.ids import encode, whole_numbers
+from scall_jax.streams.times import LAST_MILLISECOND, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ def from_arrays(user: Any, item: Any, time_ms: Any, source: str = "arrays") -> I
     """Interactions from equally long columns.
 
     Args:
-      user: raw user ids [rows], integers or strings, as anything that makes a polars Series.
+      user: raw user ids [rows], integers or strings, as anything that makes a polars Series. Floats that are whole
+        numbers are these integers, as in files.
       item: raw item ids [rows].
       time_ms: times [rows] in milliseconds since 1970-01-01 UTC, or datetime64.
       source: name used in messages.
@@ -61,7 +62,8 @@ def from_arrays(user: Any, item: Any, time_ms: Any, source: str = "arrays") -> I
       The rows in the given order.
 
     Raises:
-      ValueError: lengths differ, an id is null or NaN, or a time is missing.
+      ValueError: lengths differ, an id is null, NaN or no whole number, a time is missing, or it is after the year
+        9999, as microseconds and nanoseconds are that are taken for milliseconds.
 
     >>> rows = from_arrays(["ann", "bob", "ann"], [10, 10, 20], [1000, 2000, 3000])
     >>> rows.user.tolist(), rows.item.tolist(), rows.item_ids.to_list()
@@ -72,6 +74,12 @@ def from_arrays(user: Any, item: Any, time_ms: Any, source: str = "arrays") -> I
     time = time if time.dtype.kind in "iufM" else np.asarray(time_ms, np.int64)
     if np.isnat(time).any() if time.dtype.kind == "M" else not np.isfinite(time).all():
         raise ValueError(f"{source}: a time is missing")
+    late = np.flatnonzero(time > LAST_MILLISECOND) if time.dtype.kind != "M" else np.zeros(0, int)
+    if len(late):
+        raise ValueError(
+            f"{source}, row {late[0]}: {time[late[0]]} milliseconds since 1970 is after the year 9999: give dates, or "
+            "integers in milliseconds"
+        )
     time = time.astype("datetime64[ms]" if time.dtype.kind == "M" else np.int64).astype(np.int64)
     for ids in (users, items):
         missing = ids.is_null() | ids.is_nan() if ids.dtype.is_float() else ids.is_null()
@@ -79,6 +87,6 @@ def from_arrays(user: Any, item: Any, time_ms: Any, source: str = "arrays") -> I
             raise ValueError(f"{source}, row {missing.arg_true()[0]}, column {ids.name!r}: the id is missing")
     if not len(users) == len(items) == len(time):
         raise ValueError(f"{source}: {len(users)} users, {len(items)} items, {len(time)} times: lengths must agree")
-    user_codes, user_ids = encode(users)
-    item_codes, item_ids = encode(items)
+    user_codes, user_ids = encode(whole_numbers(users, source))
+    item_codes, item_ids = encode(whole_numbers(items, source))
     return Interactions(user_codes, item_codes, time, user_ids, item_ids, source)

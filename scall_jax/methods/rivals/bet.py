@@ -32,6 +32,7 @@ from scall_jax.methods.planner import OnProbes, SizePlanner, no_action
 from scall_jax.methods.probe import most_probes
 from scall_jax.methods.rivals.entity_features import scaled_frequency
 from scall_jax.methods.rivals.probe_loop import ProbeSearch, ReferenceProbe, Trial, probing_planner, retrained
+from scall_jax.ops.keys import Purpose, derive
 from scall_jax.ops.sums import by_rows
 from scall_jax.streams import Segment, sides
 
@@ -401,7 +402,7 @@ def bet_planner(config: Config, on_probes: OnProbes | None = None) -> SizePlanne
 
     def init(key, storage):
         del storage
-        params = Predictor(config.sizes.maximum, users=0).init(key)
+        params = Predictor(config.sizes.maximum, users=0).init(derive(key, Purpose.POLICY_INIT))
         return BetState(params, optimiser().init(params), jnp.full(3, 0.5), jnp.float32(0))
 
     def sizes_of(context: SegmentContext) -> tuple[jax.Array, jax.Array]:

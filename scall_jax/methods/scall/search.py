@@ -16,7 +16,7 @@ from scall_jax import policies
 from scall_jax.config import ACTIONS, Config
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import SegmentContext
-from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, action_length
+from scall_jax.methods.planner import OnProbes, Planned, SearchRecord, SizePlanner, action_length, no_action
 from scall_jax.methods.probe import (
     Probe,
     Prober,
@@ -91,8 +91,10 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
 
         new_plan = context.spend(own_sizes)
         start_by_action = meaning.start
+        # What is recorded is the action that sizes come from.
+        taken = jnp.where(segment.index > 0, action, no_action(config))
         if start_by_action is None:
-            return Planned(new_plan, action)
+            return Planned(new_plan, taken)
         table_key = context.keys().table
 
         def usual() -> Any:
@@ -103,7 +105,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
             lambda: start_by_action(action, new_plan, usual),
             usual,
         )
-        return Planned(new_plan, action, start)
+        return Planned(new_plan, taken, start)
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         planner_state = context.state.planner

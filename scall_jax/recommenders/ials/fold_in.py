@@ -20,7 +20,7 @@ class ItemModel(NamedTuple):
     vectors: jax.Array
     """f32[V, D], the items' vectors."""
     bias: jax.Array
-    """f32[V], added to the items' scores."""
+    """f32[V], added to the items' scores in the loss of the fit."""
     gram: jax.Array
     """f32[D, D], sum of the outer products of the known items' vectors."""
     biased: jax.Array
@@ -36,7 +36,7 @@ def item_model(vectors: jax.Array, bias: jax.Array, known: jax.Array | int, hype
 
     Args:
       vectors: f32[V, D], the items' vectors, as they are stored.
-      bias: f32[V], added to their scores; zeros without one.
+      bias: f32[V], added to their scores in the loss of the fit; zeros without one.
       known: items that are known, the first ones.
       hyper: of the fit.
 
@@ -103,8 +103,13 @@ def fold_in(
 
 
 class Solving(NamedTuple):
-    """`Served.fold`: what `ItemModel` has beside the items' vectors and bias."""
+    """`Served.fold`: what `ItemModel` has beside the items' vectors.
 
+    The bias is that of the fit. What ranks, `Served.bias`, may be a multiple of it.
+    """
+
+    bias: jax.Array
+    """f32[V]."""
     gram: jax.Array
     """f32[D, D]."""
     biased: jax.Array
@@ -116,9 +121,8 @@ class Solving(NamedTuple):
 
 
 def solving(vectors: jax.Array, bias: jax.Array, known: jax.Array, hyper: Hyper) -> Solving:
-    """Prepare fold-ins of a model that is served; arguments as in `item_model`."""
-    model = item_model(vectors, bias, known, hyper)
-    return Solving(model.gram, model.biased, model.known, model.hyper)
+    """Prepare fold-ins of a model that is served; arguments as in `item_model`, the bias that of the fit."""
+    return Solving(*item_model(vectors, bias, known, hyper)[1:])
 
 
 def make_fold_in(exponent: float) -> FoldIn:
@@ -132,7 +136,7 @@ def make_fold_in(exponent: float) -> FoldIn:
     """
 
     def fold_in_now(served: Served, items: jax.Array, count: jax.Array) -> jax.Array:
-        model = ItemModel(served.items, served.bias, *served.fold)
+        model = ItemModel(served.items, *served.fold)
         return fold_in(model, items, jnp.zeros(items.shape[0]), count, exponent=exponent)
 
     return fold_in_now

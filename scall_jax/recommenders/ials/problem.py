@@ -246,7 +246,7 @@ def make_order(
     number = side * count + width * per_width + jnp.where(by_degree, 1 + second * len(DUAL_DEGREES) + bound, 0)
     number = jnp.where(own, number, 2 * count).astype(jnp.int32)
     ordered = jax.lax.sort((number, -degree, node), num_keys=3)
-    starts = (number[:, None] < jnp.arange(2 * count + 1)[None, :]).sum(0, dtype=jnp.int32)
+    starts = jnp.searchsorted(ordered[0], jnp.arange(2 * count + 1, dtype=jnp.int32)).astype(jnp.int32)
     return Order(ordered[2], starts, common)
 
 

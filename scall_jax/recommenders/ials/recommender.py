@@ -77,5 +77,7 @@ def _serve(
     setting: Setting, storage: Storage, params, layout, segment: Segment, item_bias: jax.Array, remembered, width: int
 ):
     served = serve_propagated(LightGcn(storage, 0), params, layout, segment, item_bias, width)
+    # A user is solved for beside the bias of the fit, as in training, and not beside that of ranking.
+    fitted = _item_bias(remembered, segment)[0] if setting.biases else item_bias
     # Items that are not known have no vector of their own; those of size 0 have their side's.
-    return served._replace(fold=solving(served.items, item_bias, segment.items, hyper_of(setting.among, remembered)))
+    return served._replace(fold=solving(served.items, fitted, segment.items, hyper_of(setting.among, remembered)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, places
 from scall_jax.ops.indexing import dynamic_slice, dynamic_update_slice, take
-from scall_jax.tables.column_blocks import gather_all, over_column_blocks, write
+from scall_jax.tables.column_blocks import gather_all, shared_max, write
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.table import Params, Table
 
@@ -75,12 +75,18 @@ def to_rows(table: Table, buffer: Params, layout: Layout, capacity: int, mesh: M
     if mesh.devices > 1:
         return _moved(mesh, buffer, pool_part(table, capacity, mesh), _in_columns(rows, layout))
 
-    def block(first, count, pool):
-        at, has = _places(rows, first, count)
-        values = gather_all(table, buffer, layout, first, count)
-        return pool.at[jnp.where(has, at, pool.shape[0])].set(values, mode="drop")
+    def one(column, pool):
+        has = column < rows.sizes
+        values = gather_all(table, buffer, layout, column, 1)[:, 0]
+        return pool.at[jnp.where(has, rows.first + column, pool.shape[0])].set(values, mode="drop")
 
-    return over_column_blocks(table, layout, block, jnp.zeros(capacity + table.width), table.widths[-1:])
+    # A column at a time: more of them would be as many arrays as long as there are vectors.
+    return jax.lax.fori_loop(0, _used(layout), one, jnp.zeros(capacity + table.width))
+
+
+def _used(layout: Layout) -> jax.Array:
+    """Columns that some vector has, i32[]."""
+    return shared_max(layout.largest).max()
 
 
 def pool_part(table: Table, capacity: int, mesh: MeshConfig) -> int:
@@ -106,17 +112,11 @@ def from_rows(table: Table, pool: jax.Array, layout: Layout, mesh: MeshConfig = 
     if mesh.devices > 1:
         return _moved(mesh, pool, length, _in_rows(rows, layout))
 
-    def block(first, count, buffer):
-        at, has = _places(rows, first, count)
-        return write(table, buffer, layout, first, pool.at[jnp.where(has, at, 0)].get(mode="promise_in_bounds"))
+    def one(column, buffer):
+        at = jnp.where(column < rows.sizes, rows.first + column, 0)
+        return write(table, buffer, layout, column, take(pool, at)[:, None])
 
-    return over_column_blocks(table, layout, block, table.to_buffer(table.zeros()), table.widths[-1:])
-
-
-def _places(rows: RowLayout, first: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Places i32[N + 2, count] of the columns first, ..., first + count - 1, and whether a vector has them."""
-    column = first + jnp.arange(count, dtype=jnp.int32)
-    return rows.first[:, None] + column[None, :], column[None, :] < rows.sizes[:, None]
+    return jax.lax.fori_loop(0, _used(layout), one, table.to_buffer(table.zeros()))
 
 
 _Source = Callable[[jax.Array], tuple[jax.Array, jax.Array]]

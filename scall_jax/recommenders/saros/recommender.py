@@ -46,6 +46,7 @@ class _Passes(NamedTuple):
     best_fitness: jax.Array  # f32[], on valid
     first_fitness: jax.Array  # f32[], after the first pass
     stale: jax.Array  # i32[], passes since the best
+    fitness: jax.Array  # f32[], after the last pass
     by_user: jax.Array  # f32[Q, 2]
 
 
@@ -123,7 +124,7 @@ def _fit(storage: Storage, config: SarosConfig, options, progress, key, params, 
         state = _one_pass(storage, config, candidates, data, state, met)
         if progress is not None:
             loss = _mean_loss(state.learned)
-            jax.debug.callback(progress, segment.index, state.passes, loss, state.by_user.mean(), ordered=False)
+            jax.debug.callback(progress, segment.index, state.passes, loss, state.fitness, ordered=False)
         return state
 
     def goes_on(state: _Passes) -> jax.Array:
@@ -161,6 +162,7 @@ def _before(config: SarosConfig, params: Params, data: _Data) -> _Passes:
         best_fitness=jnp.float32(-jnp.inf),
         first_fitness=jnp.float32(0),
         stale=jnp.int32(0),
+        fitness=jnp.float32(0),
         by_user=jnp.zeros((data.sampled.users.shape[0], 2)),
     )
 
@@ -190,5 +192,6 @@ def _one_pass(
         best_fitness=jnp.where(better, fitness, state.best_fitness),
         first_fitness=jnp.where(state.passes == 0, fitness, state.first_fitness),
         stale=jnp.where(better, 0, state.stale + 1),
+        fitness=fitness,
         by_user=metrics.by_user[:, :2],
     )

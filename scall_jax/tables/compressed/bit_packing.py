@@ -67,7 +67,7 @@ def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
     """Codes of b bits, eight of them in b bytes.
 
     Args:
-      codes: i32[n], 0 <= code < 2^b.
+      codes: integers of any type, [n], 0 <= code < 2^b.
       bits: b; static.
 
     Returns:
@@ -80,10 +80,10 @@ def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
     """
     chex.assert_rank(codes, 1)
     chex.assert_type(codes, int)
-    groups = jnp.pad(codes, (0, -codes.shape[0] % 8)).reshape(-1, 8)
-    place, number = jnp.arange(8, dtype=jnp.int32), jnp.arange(bits, dtype=jnp.int32)
+    groups = jnp.pad(codes.astype(jnp.uint8), (0, -codes.shape[0] % 8)).reshape(-1, 8)
+    place, number = jnp.arange(8, dtype=jnp.uint8), jnp.arange(bits, dtype=jnp.uint8)
     planes = (groups[:, None, :] >> number[None, :, None]) & 1
-    return (planes << place[None, None, :]).sum(-1).astype(jnp.uint8)
+    return (planes << place[None, None, :]).sum(-1, dtype=jnp.uint8)
 
 
 def unpack_codes(packed: jax.Array) -> jax.Array:

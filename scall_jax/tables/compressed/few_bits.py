@@ -23,7 +23,7 @@ from scall_jax.ops import devices
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
-from scall_jax.tables.compressed.low_precision import Rounding, rank_in_pool, rounded
+from scall_jax.tables.compressed.low_precision import Rounding, rounded
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.sized import in_equal_parts
 from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes, with_room
@@ -79,12 +79,14 @@ def encode(pool: jax.Array, layout: Layout, bits: int, mesh: MeshConfig = ONE) -
     return Coded(pack_codes(quantised(pool, layout, scales, top, half), bits), scales.astype(jnp.uint8), top)
 
 
-def _over_columns(pool: jax.Array, layout: Layout, body, start):
-    """Fold body(carry, column, coordinates f32[M] by place, which vectors have it) over the columns in use."""
+def _over_columns(padded: jax.Array, layout: Layout, body, start):
+    """Fold body(carry, column, coordinates f32[M] by place, which vectors have it) over the columns in use.
+
+    The pool has room for M more coordinates behind its end.
+    """
     vectors = layout.order.shape[0]
     lengths = jnp.diff(layout.starts)
     columns, place = (lengths > 0).sum(), jnp.arange(vectors, dtype=jnp.int32)
-    padded = jnp.concatenate([pool, jnp.zeros(vectors)])
 
     def one(number, carry):
         x = dynamic_slice(padded, (layout.starts[number],), (vectors,))
@@ -111,19 +113,19 @@ def best_scales(
     Returns:
       i32[M] by place, and the limit f32[] that they are counted from.
     """
-    vectors = layout.order.shape[0]
+    vectors, lengths = layout.order.shape[0], jnp.diff(layout.starts)
+    # The largest vectors come first, so that a block of vectors has as many columns as its first one.
+    count = min(_VECTORS_AT_ONCE, vectors if mesh.devices == 1 else -(-vectors // (_ROUNDS * mesh.devices)))
+    rounds = -(-vectors // (count * mesh.devices))
+    blocks = rounds * mesh.devices
+    padded = jnp.concatenate([pool, jnp.zeros(blocks * count)])
     largest = _over_columns(
-        pool, layout, lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
+        padded, layout, lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
     )
     # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
     top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start, half = _scale_of(2 * largest, top), jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
-    # The largest vectors come first, so that a block of vectors has as many columns as its first one.
-    count = min(_VECTORS_AT_ONCE, vectors if mesh.devices == 1 else -(-vectors // (_ROUNDS * mesh.devices)))
-    rounds, lengths = -(-vectors // (count * mesh.devices)), jnp.diff(layout.starts)
-    blocks = rounds * mesh.devices
-    padded = jnp.concatenate([pool, jnp.zeros(blocks * count)])
     start, half = (
         jnp.pad(x, (0, blocks * count - vectors), constant_values=x.dtype.type(c)) for x, c in ((start, 0), (half, 1))
     )
@@ -154,21 +156,22 @@ def best_scales(
 
 
 def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
-    """Codes of a pool, i32[capacity], from 0 on; 0 where no coordinate lies.
+    """Codes of a pool, u8[capacity], from 0 on; 0 where no coordinate lies.
 
     Args:
       pool: f32[capacity] of the packed table.
       layout: of its M vectors.
       scales, top, half: as in `best_scales`.
     """
-    capacity, step = pool.shape[0], limit_of(scales, top) / half
+    (capacity,), vectors, step = pool.shape, layout.order.shape[0], limit_of(scales, top) / half
 
     def write(codes, number, x, has):
         # What is written beyond a column's end is overwritten by the next one, and zero beyond the last.
-        code = jnp.where(has, _code_of(x, step, half) + half, 0).astype(jnp.int32)
+        code = jnp.where(has, _code_of(x, step, half) + half, 0).astype(jnp.uint8)
         return dynamic_update_slice(codes, code, (layout.starts[number],))
 
-    return _over_columns(pool, layout, write, jnp.zeros(capacity + layout.order.shape[0], jnp.int32))[:capacity]
+    padded = jnp.concatenate([pool, jnp.zeros(vectors)])
+    return _over_columns(padded, layout, write, jnp.zeros(capacity + vectors, jnp.uint8))[:capacity]
 
 
 def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
@@ -210,25 +213,20 @@ def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
     """
     chex.assert_type([coded.codes, coded.scales, coded.top], [jnp.uint8, jnp.uint8, jnp.float32])
     chex.assert_equal_shape([coded.scales, layout.order])
-    codes = unpack_codes(coded.codes)[:capacity]
-    return decoded(codes, layout, coded.scales, coded.top, 2 ** (coded.codes.shape[1] - 1))
+    vectors, columns = layout.order.shape[0], (jnp.diff(layout.starts) > 0).sum()
+    buffer = _to_buffer(coded)
+
+    def write(column, pool):
+        # As in `quantised`, what is written beyond a column's end is overwritten or zero.
+        return dynamic_update_slice(pool, read_columns(buffer, layout, column, 1)[0], (layout.starts[column],))
+
+    return jax.lax.fori_loop(0, columns, write, jnp.zeros(capacity + vectors))[:capacity]
 
 
-def decoded(codes: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
-    """The pool that codes stand for, f32[capacity].
-
-    Args:
-      codes: i32[capacity].
-      layout: of the M vectors.
-      scales, top: as in `best_scales`.
-      half: half of the number of codes; f32[capacity] by coordinate, or a static number.
-    """
-    capacity = codes.shape[0]
-    rank = jnp.minimum(rank_in_pool(layout, capacity), scales.shape[0] - 1)
-    step = limit_of(scales, top)[rank] / half
-    used = jnp.arange(capacity) < layout.starts[-1]
-    centred = codes.astype(jnp.float32) - half
-    return jnp.where(used, (centred + 0.5) * step, 0.0)
+def _to_buffer(coded: Coded) -> Coded:
+    """With room for reading past the end."""
+    room = -(-coded.scales.shape[0] // 8) + 1
+    return coded._replace(codes=jnp.pad(coded.codes, ((0, room), (0, 0))))
 
 
 def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> jax.Array:
@@ -372,7 +370,7 @@ def _few_bits(bits: int, multiple: int, capacity: int, users: int, items: int, m
         export=export,
         restore=restore,
         reading=functools.partial(_rounded_columns, bits),
-        to_buffer=lambda stored: stored._replace(codes=jnp.pad(stored.codes, ((0, -(-vectors // 8) + 1), (0, 0)))),
+        to_buffer=_to_buffer,
         read=read_columns,
         scaled=True,
     )

@@ -148,21 +148,6 @@ def _bfloat16(multiple: int, capacity: int, users: int, items: int, maximum: int
     return rounded(capacity, users, items, maximum, rounding, multiple)
 
 
-def rank_in_pool(layout: Layout, capacity: int) -> jax.Array:
-    """Place in `Layout.order` of the vector that each coordinate of the pool belongs to.
-
-    Args:
-      layout: of the vectors.
-      capacity: coordinates of the pool; static.
-
-    Returns:
-      i32[capacity]; without meaning beyond the coordinates in use.
-    """
-    at = jnp.arange(capacity, dtype=jnp.int32)
-    column = jnp.searchsorted(layout.starts, at, side="right") - 1
-    return at - layout.starts[column]
-
-
 def _bfloat16_units(nbytes: int, entities: Sides, maximum: int, metadata: bool) -> int:
     return (nbytes - (size_bytes(maximum) * (sum(entities) + 2) if metadata else 0)) // 2
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scall_jax.tables import size_codes
-from scall_jax.tables.compressed.few_bits import BITS, best_scales, decoded, quantised
-from scall_jax.tables.compressed.low_precision import rank_in_pool
+from scall_jax.tables.compressed.few_bits import BITS, best_scales, limit_of, quantised
 from scall_jax.tables.layout import Layout
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import all_sizes, sized, sizes_in_use
@@ -100,10 +99,16 @@ def _joined(sizes, bits):
     return _FACTOR * sizes + bits
 
 
+def _ranks(layout: BitLayout, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """Place i32[capacity] in `order` of the vector that each coordinate belongs to, and whether it is in use."""
+    at = jnp.arange(capacity, dtype=jnp.int32)
+    column = jnp.searchsorted(layout.starts, at, side="right") - 1
+    return jnp.minimum(at - layout.starts[column], layout.order.shape[0] - 1), at < layout.starts[-1]
+
+
 def _places(layout: BitLayout, capacity: int) -> tuple[jax.Array, jax.Array]:
     """Bits i32[capacity] of each coordinate of the pool, and the place i32[planes, capacity] of each bit, or beyond."""
-    rank = jnp.minimum(rank_in_pool(layout.pool, capacity), layout.order.shape[0] - 1)
-    used = jnp.arange(capacity, dtype=jnp.int32) < layout.starts[-1]
+    rank, used = _ranks(layout, capacity)
     bits = jnp.where(used, layout.bits[layout.order][rank], 0)
     has = bits[None, :] > jnp.asarray(_PLANES, jnp.int32)[:, None]
     place = jnp.cumsum(has.ravel().astype(jnp.int32)).reshape(has.shape) - 1
@@ -127,7 +132,7 @@ def encode(pool: jax.Array, layout: BitLayout, room: int) -> Planes:
     scales, top = best_scales(pool, layout.pool, half)
     codes = quantised(pool, layout.pool, scales, top, half)
     _, place = _places(layout, capacity)
-    bit = (codes[None, :] >> jnp.asarray(_PLANES, jnp.int32)[:, None]) & 1
+    bit = (codes.astype(jnp.int32)[None, :] >> jnp.asarray(_PLANES, jnp.int32)[:, None]) & 1
     flat = jnp.zeros(8 * room, jnp.uint8).at[place].set(bit.astype(jnp.uint8), mode="drop")
     weight = jnp.asarray(1 << np.arange(8), jnp.uint8)
     return Planes((flat.reshape(room, 8) * weight[None, :]).sum(1, dtype=jnp.uint8), scales.astype(jnp.uint8), top)
@@ -150,7 +155,9 @@ def decode(stored: Planes, layout: BitLayout, capacity: int) -> jax.Array:
     planes = flat.at[place].get(mode="fill", fill_value=0).astype(jnp.int32)
     codes = (planes << jnp.asarray(_PLANES, jnp.int32)[:, None]).sum(0, dtype=jnp.int32)
     half = jnp.exp2(jnp.maximum(bits, 1).astype(jnp.float32) - 1)
-    return decoded(codes, layout.pool, stored.scales, stored.top, half)
+    rank, used = _ranks(layout, capacity)
+    step = limit_of(stored.scales, stored.top)[rank] / half
+    return jnp.where(used, (codes.astype(jnp.float32) - half + 0.5) * step, 0.0)
 
 
 def own_bits(room: int, users: int, items: int, maximum: int) -> Storage:
