@@ -28,13 +28,36 @@ from scall_jax.run import folder as run_folder
 from scall_jax.run import records
 from scall_jax.streams import Stream
 
+DEFAULTS = 1
+"""Which defaults `Config` has: raised when one of them changes, so that cells made by the old one are made anew."""
+
 
 def identity(config: Config, stream: Stream, seed: int) -> str:
-    """What a cell is known by: a hash of all that its result follows from, but the version of the code."""
+    """What a cell is known by: a hash of all that its result follows from, but the version of the code.
+
+    Of the configuration what differs from the defaults enters, so that a new option leaves finished cells as they are.
+    """
     of_config = dataclasses.asdict(config)
     del of_config["mesh"]
-    text = json.dumps([of_config, stream.fingerprint, seed], sort_keys=True)
+    differing = _differing(of_config, dataclasses.asdict(Config()))
+    text = json.dumps([DEFAULTS, differing, stream.fingerprint, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Entries of nested dictionaries that are not those of others.
+
+    >>> _differing({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 2, "d": 4}})
+    {'b': {'d': 3}}
+    """
+    found = {}
+    for name, value in values.items():
+        before = defaults.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            value, before = _differing(value, before), {}
+        if value != before:
+            found[name] = value
+    return found
 
 
 def commit() -> str:

@@ -1,8 +1,10 @@
 """The experiments at tiny size: what they run and what they write."""
 
+import dataclasses
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from experiments import (
     auto_choice,
     bases,
     budget_cut,
+    cell_file,
     claims,
     explicit_clicks,
     official_ml1m,
@@ -31,11 +34,11 @@ from experiments import (
     serving_speed,
     sweep_budgets,
 )
-from scall_jax import tables
+from scall_jax import Config, SizesConfig, tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
 from scall_jax.run import folder as run_folder
-from tests.helpers import tiny_arguments
+from tests.helpers import small_stream, tiny_arguments
 
 SHORT = ["--search.probes", "1", "--search.probe-steps", "4", "--seeds", "0", "--mean-sizes", "3"]
 
@@ -340,3 +343,32 @@ def test_a_report_without_cells_says_so(module, tmp_path, capsys):
 
 def _reports(flags):
     return "report" in getattr(flags, "__dataclass_fields__", {})
+
+
+def test_names_of_finished_cells_are_those_of_the_defaults_that_they_were_made_by():
+    """A new option is entered in `defaults.json`; where a default changes, `cell_file.DEFAULTS` is raised, too."""
+    kept = json.loads((Path(__file__).parent / "defaults.json").read_text())
+    now = json.loads(json.dumps(dataclasses.asdict(Config())))
+    assert {"DEFAULTS": cell_file.DEFAULTS, "config": now} == kept
+
+
+def test_a_name_of_a_cell_stays_where_an_option_is_new_and_changes_with_every_value(monkeypatch):
+    stream, config = small_stream(), Config("frequency", sizes=SizesConfig(power=0.75))
+    name = cell_file.identity(config, stream, 0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Longer(Config):
+        novel: int = 3
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cell_file, "Config", Longer)
+        for novel, same in ((3, True), (4, False)):
+            longer = Longer("frequency", sizes=SizesConfig(power=0.75), novel=novel)
+            assert (cell_file.identity(longer, stream, 0) == name) == same
+    others = [
+        cell_file.identity(config, stream, 1),
+        cell_file.identity(config, stream.first(2), 0),
+        cell_file.identity(dataclasses.replace(config, method="uniform"), stream, 0),
+        cell_file.identity(dataclasses.replace(config, sizes=SizesConfig()), stream, 0),
+    ]
+    assert len({name, *others}) == 5
