@@ -310,7 +310,8 @@ def comparison(frame: pl.DataFrame, row: Sequence[str], arm: str, base: str) -> 
     for key in sorted(groups, key=lambda key: tuple(map(str, key[:-1]))):
         part, found = groups[key], compared.get(key)
         means = [report.mean_and_spread(part[name].to_list()) for name in ("recall@20", "ndcg@20", "valid recall@20")]
-        means += ["-" if part[name].mean() is None else f"{np.mean(part[name].to_numpy()):.3f}" for name in sizes]
+        # Cells of an earlier version may lack them.
+        means += ["-" if part[name].mean() is None else f"{part[name].mean():.3f}" for name in sizes]
         seconds = [f"{part[name].mean():.0f}" for name in ("seconds fit", "seconds search")]
         tested = ["-", "-", "-"]
         if found is not None:
