@@ -160,6 +160,13 @@ def _sized_40(gains, rule, total, users_total, minimum, exists, order):
 _jitted = jax.jit(sizes_by_gains, static_argnums=(4, 7))
 
 
+def test_a_smallest_size_beyond_the_wide_fit_is_refused():
+    gains = Gains(jnp.ones((4, 3)), jnp.ones(4), jnp.float32(0.5))
+    rule, exists, order = GainRule(0.2, 0.5, 0.0), jnp.ones(4, bool), jnp.arange(4, dtype=jnp.int32)
+    with pytest.raises(ValueError, match=r"minimum=4: the wide fit .* has 3 coordinates: raise gains.wide"):
+        sizes_by_gains(gains, rule, jnp.int32(8), None, (4, 8), exists, order, 2)
+
+
 def test_shuffled_gains_are_those_of_another_entity_of_the_same_side():
     rng, users, nodes = np.random.default_rng(0), 40, 70
     active = np.r_[np.arange(40) < 33, np.arange(30) < 21]

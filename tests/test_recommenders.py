@@ -357,6 +357,7 @@ def test_non_finite_loss_stops_the_fit_and_names_the_step():
     [
         ("bigear", {"recommender": "mf"}, "method bigear is trained in a way of its own"),
         ("s2pnm", {"recommender": "saros"}, "method s2pnm is trained in a way of its own"),
+        ("s2pnm", {"fit": FitConfig(served_bits=4)}, "method s2pnm is trained in a way of its own"),
         ("uniform", {"recommender": "ials", "fit": FitConfig(rounding="within")}, "makes no steps within rounding"),
         ("uniform", {"recommender": "saros", "fit": FitConfig(rounding="within")}, "makes no steps within rounding"),
         ("uniform", {"recommender": "mf", "fit": FitConfig(rounding="within")}, "does not round what it is trained in"),

@@ -77,10 +77,11 @@ def settled(config: Config, storage: str | None = None) -> Config:
       ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself; or one
         that is trained in a way of its own, with another recommender.
     """
-    if storage in _OF_STORAGE and config.recommender != "lightgcn":
-        raise ValueError(
-            f"recommender={config.recommender!r}: method {config.method} is trained in a way of its own: leave it out"
-        )
+    if storage in _OF_STORAGE:
+        unread = [f"recommender={config.recommender!r}"] if config.recommender != "lightgcn" else []
+        unread += [f"fit.served_bits={config.fit.served_bits}"] if config.fit.served_bits is not None else []
+        if unread:
+            raise ValueError(f"{unread[0]}: method {config.method} is trained in a way of its own: leave it out")
     if config.recommender in ("mf", "saros"):
         return dataclasses.replace(config, fit=dataclasses.replace(config.fit, layers=0))
     if config.recommender == "lightgcn":

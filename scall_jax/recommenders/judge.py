@@ -62,7 +62,9 @@ def evaluate_params(
     # All parts share one propagation.
     final, _ = embed(model, params, layout, with_chunks(segment.graph), rows)
     if served_bits is not None:
-        final = round_rows(final, storage.used(layout), served_bits)
+        # A table says in whole blocks what is used, and a padded 0 would be given back as another number.
+        width = storage.used(layout) if storage.table is None else layout.largest.max()
+        final = round_rows(final, width, served_bits)
     *queries, of_items = jnp.split(final, np.cumsum([part.users.shape[0] for part in parts]))
     known, used = evaluation.KnownGraph(segment.graph, users, segment.items), storage.used(layout)
     return [

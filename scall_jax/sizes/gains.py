@@ -174,12 +174,20 @@ def sizes_by_gains(
 
     Returns:
       i32[N], adding up to min(total, entities x maximum).
+
+    Raises:
+      ValueError: gains of fewer coordinates than the smallest size.
     """
     nodes, most = gains.by_coordinate.shape
     chex.assert_shape([active_mask, order], (nodes,))
-    worth = jnp.where(active_mask[:, None], worth_of_sizes(gains, rule, users), 0.0)
     minimum, maximum = bounds
-    least, largest = min(minimum, most), min(maximum, most)
+    if most < minimum:
+        raise ValueError(
+            f"sizes minimum={minimum}: the wide fit that gains are read off has {most} coordinates: raise gains.wide, "
+            "or lower the smallest size"
+        )
+    worth = jnp.where(active_mask[:, None], worth_of_sizes(gains, rule, users), 0.0)
+    least, largest = minimum, min(maximum, most)
     candidates = tuple(range(least, largest + 1))
     worth = worth[:, least : largest + 1]
 
