@@ -75,7 +75,7 @@ def test_the_command_line_refuses_before_anything_is_compiled(data, tmp_path, ca
     ("options", "message"),
     [
         ({"recommender": "saros"}, "recommender saros runs on one device: choose ials or lightgcn or mf,"),
-        ({"fit": FitConfig(rounding="within")}, "fit.rounding within runs on one device"),
+        ({"fit": FitConfig(rounding="within"), "recommender": "mf"}, "fit.rounding within runs on one device"),
         ({"recommender": "lightgcn", "fit": FitConfig(served_bits=4)}, "fit.served_bits=4 is for one device"),
         ({"table": "masked"}, "table masked runs on one device: choose packed or packed_bfloat16 or "),
         ({"table": "packed_bits"}, "table packed_bits runs on one device"),
