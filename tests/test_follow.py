@@ -216,6 +216,7 @@ def _bytes(start, end):
         (["--cut.rows", "3"], "--cut.rows 3: at least 10"),
         (["--method", "auto", "pep"], "--method auto pep: give one method"),
         (["--resume"], "a folder that is followed goes on"),
+        (["--report"], "followed by one process"),
         (["--tensorboard"], "followed by one process"),
         (["--max-memory", "100"], "followed by one process"),
         (["--source.table", "x"], "--data sqlite:PATH or postgresql://HOST/NAME"),

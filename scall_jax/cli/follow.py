@@ -77,7 +77,7 @@ class Follow(Main):
     method: tuple[str, ...] = (auto.NAME,)
     """The method: auto, or one that has sizes; flags may follow its name after an @, as for scall-jax run."""
     report: bool = False
-    """Not used: a folder that goes on has no report; `scall-jax run` and `update` write them."""
+    """Refused here: `scall-jax report` writes one once `scall-jax update` has finished the run."""
     out: Path = Path("runs/live")
     """Folder of the run. It is made by this command, and goes on if it exists; one that scall-jax run made of the first
     rows of the source goes on too."""
@@ -113,10 +113,10 @@ def follow_job(flags: Follow) -> int:
     """
     if flags.resume or flags.overwrite or flags.protocol != "clean":
         raise ValueError("--resume, --overwrite, --protocol: a folder that is followed goes on, by the clean protocol")
-    if flags.tensorboard or flags.processes != ALONE or flags.max_memory is not None:
+    if flags.report or flags.tensorboard or flags.processes != ALONE or flags.max_memory is not None:
         raise ValueError(
-            "--tensorboard, --processes, --max-memory: a source is followed by one process, batch by batch, and "
-            "without a log: leave them out"
+            "--report, --tensorboard, --processes, --max-memory: a source is followed by one process, batch by batch, "
+            "without a report or a log: leave them out"
         )
     begun = (flags.out / manifest.NAME).exists()
     start = None if begun else _start(flags)

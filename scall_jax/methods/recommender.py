@@ -75,7 +75,7 @@ def settled(config: Config, storage: str | None = None) -> Config:
 
     Raises:
       ValueError: a storage in which vectors share parameters, with a recommender that solves for each by itself; or one
-        that is trained in a way of its own, with another recommender.
+        that is trained in a way of its own, with another recommender or with final vectors in few bits.
     """
     if storage in _OF_STORAGE:
         unread = [f"recommender={config.recommender!r}"] if config.recommender != "lightgcn" else []

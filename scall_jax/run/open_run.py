@@ -174,7 +174,7 @@ class OpenRun:
             return Added(count, tuple(ran.lines), len(new.waiting))
 
     def _go_on(self, new: Growing, ran: Ran) -> None:
-        """From rows that count."""
+        """Take up the stream, the runner and the files as they are once new rows count."""
         self._growing, self.runner = new, ran.runner
         self._kept = read_kept(self.folder, manifest.read(self.folder))
 

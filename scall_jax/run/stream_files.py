@@ -45,7 +45,8 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
     names = [manifest.STREAM[0], *frames]
     if all(name in found.files for name in names):
         # Rows that wait for the end of a segment may be more by now, and their ids are the last ones.
-        for side, known in zip(_SIDES, stream.known(stream.bounds[-1].end), strict=True):
+        end = stream.bounds[-1].end if stream.waits else len(stream.user)
+        for side, known in zip(_SIDES, stream.known(end), strict=True):
             there, here = pl.read_parquet(folder / f"{side}.parquet")["id"], frames[f"{side}.parquet"]["id"]
             if not _same_ids(there.head(known), here.head(known)):
                 raise ValueError(f"{folder} holds another run (the ids of {side} differ): choose another folder")
