@@ -114,7 +114,7 @@ def _refused(frame: pl.DataFrame) -> pl.Series:
 _SHOWN = ("data", "method", "biases", "mean_sizes", "seeds", "replays", "fit.steps")
 """Flags that have columns of their own."""
 
-_CHOICES = ("by_width", "width", "few", "few_seeds", "floors", "shares", "shapes", "rotations", "widths")
+_CHOICES = ("by_width", "width", "few", "few_seeds", "only", "floors", "shares", "shapes", "rotations", "widths")
 """Flags that say which cells there are."""
 
 _OUTSIDE = ("resume", "overwrite", "out", "results", "report", "tensorboard", "compilation_cache", "max_memory", "mesh")
@@ -165,24 +165,31 @@ def by_seed(flags: compare.Compare, settings: Sequence[tuple[float, str]], shown
 
 
 def publish(
-    path: Path, frame: pl.DataFrame, row: Sequence[str], base: str, title: str, below: Sequence[str] = ()
+    path: Path,
+    frame: pl.DataFrame,
+    row: Sequence[str],
+    base: str,
+    title: str,
+    below: Sequence[str] = (),
+    arm: str = "method",
 ) -> str:
-    """Print finished cells as a table, each method beside a base, and write it beside their file.
+    """Print finished cells as a table, each arm beside a base, and write it beside their file.
 
     Args:
       path: of the file.
       frame: rows of `read`.
       row: columns that tell settings apart; the mean size is among them.
-      base: the method that the others are tested against.
+      base: the arm that the others are tested against.
       title: what stands above the table, in Markdown.
       below: what stands below it.
+      arm: column of what is compared within a setting.
 
     Returns:
       The text of the table and of what is below it.
     """
     # Methods without a budget have no mean size.
     shown = frame.sort(pl.col("mean size").cast(float, strict=False), maintain_order=True)
-    text = "\n\n".join([comparison(shown, row, "method", base), note(frame), *below])
+    text = "\n\n".join([comparison(shown, row, arm, base), note(frame), *below])
     run_folder.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
     print(f"\n{text}")
     return text

@@ -157,20 +157,23 @@ def test_bases_are_compared_at_the_same_bytes_and_the_same_width(data, tmp_path,
 
 @pytest.mark.slow
 def test_ablations_change_what_they_say(data, tmp_path, capsys):
-    arguments = tiny_arguments(data, tmp_path / "policy", *SHORT, "--only", "map linear")
-    cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=arguments)
-    (row,) = json.loads((tmp_path / "policy" / "rows.json").read_text())
-    config = json.loads((tmp_path / "policy" / "map-linear" / "mean3-seed0" / "config.json").read_text())["config"]
-    assert row["variant"] == "map linear" and config["method"] == "scall" and config["search"]["map"] == "linear"
+    def rows_of(experiment, flags, name, *more):
+        path = tmp_path / f"{name}.parquet"
+        arguments = tiny_arguments(data, tmp_path / name, *SHORT, "--results", str(path), *more)
+        cli(flags, experiment.main, arguments=arguments)
+        return pl.read_parquet(path)
+
+    (row,) = rows_of(ablate_policy, ablate_policy.AblatePolicy, "policy", "--only", "map linear").rows(named=True)
+    assert (row["variant"], row["mean size"], row["seed"]) == ("map linear", "3", 0)
     changed = {name: x.search for name, x in ablate_policy.variants(ablate_policy.AblatePolicy()).items()}
     assert changed["concentration 10"].concentration == 10 and changed["ours"].concentration is None
+    assert changed["map linear"].map == "linear"
     assert (changed["probes previous fresh"].on, changed["probes previous fresh"].start) == ("previous", "fresh")
-    arguments = tiny_arguments(data, tmp_path / "state", *SHORT, "--only", "no parts")
-    cli(ablate_state.AblateState, ablate_state.main, arguments=arguments)
-    (row,) = json.loads((tmp_path / "state" / "rows.json").read_text())
-    config = json.loads((tmp_path / "state" / "no-parts,-one-group" / "mean3-seed0" / "config.json").read_text())
-    assert row["variant"] == "no parts, one group" and config["config"]["method"] == "scall-sac"
-    assert config["config"]["observe"]["groups"] == 1 and not config["config"]["observe"]["embedding"]
+    states = "state as published", "no parts, one group"
+    found = rows_of(ablate_state, ablate_state.AblateState, "state", "--only", *states)
+    assert found["variant"].to_list() == list(states) and found["cell"].n_unique() == 2
+    assert "R@20 less that of state as published" in capsys.readouterr().out
+    assert "no parts, one group" in (tmp_path / "state.md").read_text()
     with pytest.raises(SystemExit):
         more = tiny_arguments(data, tmp_path, "--only", "magic")
         cli(ablate_policy.AblatePolicy, ablate_policy.main, arguments=more)
