@@ -93,7 +93,7 @@ def test_training_holds_the_most_of_fit_choice_and_search(stream, monkeypatch, f
     state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
     recommender = types.SimpleNamespace(
         held_by_training=lambda storage, params: np.zeros(fit, np.uint8),
-        held_by_choice=None if choice is None else lambda segment: np.zeros(choice, np.uint8),
+        held_by_choice=None if choice is None else lambda segment, mean: np.zeros(choice, np.uint8),
         choose=len if chooses else None,
     )
     monkeypatch.setattr(embedding_phases, "recommender_of", lambda config: recommender)

@@ -90,21 +90,28 @@ def test_a_fit_is_that_of_float64_one_entity_at_a_time(kind, biased):
     assert float(found.residual) < 1e-4
 
 
-def test_a_fit_stops_when_the_loss_settles():
+@pytest.mark.parametrize("regularisation", [LAMBDA, 150 * LAMBDA])
+def test_a_fit_stops_when_what_it_explains_settles(regularisation):
+    """The loss itself is next to a constant where regularisation leaves vectors next to zero, from the start on."""
     stream = small_ials_stream()
     users, items = stream.capacity.users, stream.capacity.items
     storage = sized(packed(8 * (users + items), users, items, 8), users, 8)
     layout = storage.layout(jnp.array([8] * (users + items) + [0, 0]))
     start = storage.table.to_buffer(storage.fresh(jax.random.key(1), layout, 0.1))
-    hyper = Hyper(*map(jnp.float32, (0, A0, LAMBDA, 0)))
+    hyper = Hyper(*map(jnp.float32, (0, A0, regularisation, 0)))
     fit = jax.jit(functools.partial(solve, storage, Sweeps(40, 0.01)))
     found = fit(start, layout, small_ials_segment(), jnp.zeros(items), hyper)
     faded = fit(start, layout, small_ials_segment(), jnp.zeros(items), hyper._replace(fading=jnp.float32(250)))
     assert float(faded.residual) < 1e-4, "weights that float32 hardly tells from 0 are no failure"
     sweeps, losses = int(found.sweeps), np.asarray(found.losses)
-    falls = 1 - losses[3 : 2 * sweeps : 2] / losses[1 : 2 * sweeps - 2 : 2]
+    # Without a half-life every pair has weight 1, and so has its term where all vectors are 0.
+    explained = int(small_ials_segment().graph.indptr[users]) - losses[1 : 2 * sweeps : 2]
+    rises = np.diff(explained) / explained[1:]
     assert sweeps < 40
-    assert falls[-1] < 0.01 <= falls[:-1].min()
+    assert rises[-1] < 0.01 <= rises[:-1].min()
+    if regularisation > LAMBDA:
+        assert losses[3] > 0.99 * losses[1], "the loss itself seems to settle at once"
+        assert explained[-1] > 2 * explained[1]
 
 
 @pytest.mark.parametrize(
@@ -354,6 +361,21 @@ def test_choices_are_those_of_the_valid_parts_so_far():
     clear = ordered[-1] - ordered[-2] > 0.05 * ordered[-1]
     assert clear.any()
     assert (fitness.argmax(0)[clear] == np.array(picked)[clear]).all()
+
+
+@pytest.mark.slow
+def test_choices_are_made_by_fits_as_wide_as_the_run():
+    """A fit of few coordinates prefers another regularisation than one of many."""
+
+    def chosen(mean, width=None):
+        ials = IalsConfig(sweeps=2, choice_sweeps=2, choice_width=width)
+        lines, _ = _run(ials=ials, budget=Budget.mean_size(mean), sizes=SizesConfig(maximum=64))
+        names = ("ials_half_life", "ials_unobserved", "ials_regularisation", "test_recall@20")
+        return [[line[name] for name in names] for line in lines]
+
+    assert chosen(21) == chosen(21, width=24) != chosen(21, width=8)
+    assert chosen(60) == chosen(60, width=32)
+    assert chosen(2) == chosen(2, width=8)
 
 
 @pytest.mark.slow

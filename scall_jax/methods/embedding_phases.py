@@ -190,7 +190,8 @@ def _choose(config: Config, state: RunState, segment: Segment) -> RunState:
     choose = recommender_of(config).choose
     assert choose is not None
     key = derive(derive(state.key, Purpose.SEGMENT, segment.index), Purpose.CHOICE)
-    return state._replace(recommender=choose(key, state.recommender, segment))
+    mean = segment_context(config, state, segment).mean_coordinates()
+    return state._replace(recommender=choose(key, state.recommender, segment, mean))
 
 
 def _prepare(config: Config, planner: SizePlanner, state: RunState, segment: Segment) -> Prepared:
@@ -256,7 +257,8 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
     def training_bytes(state: RunState, segment: Segment, params: Any) -> int:
         held = [nbytes(recommender.held_by_training(storage, params))]
         if recommender.held_by_choice is not None and recommender.choose is not None:
-            held.append(nbytes(state.params) + nbytes(recommender.held_by_choice(segment)))
+            mean = segment_context(config, state, segment).mean_coordinates()
+            held.append(nbytes(state.params) + nbytes(recommender.held_by_choice(segment, mean)))
         if planner.search_holds is not None:
             found = jax.eval_shape(with_context(config, planner.search_holds), state, segment)
             held.append(nbytes(state.params) + nbytes(found))

@@ -35,8 +35,7 @@ def gain_bits_planner(config: Config, on_probes: OnProbes | None = None) -> Size
       SizePlanner whose plan is a `BitPlan`.
     """
     del on_probes
-    # Four bits a coordinate are two coordinates a byte.
-    return planner_from(WideFits(config, coordinates_of_unit=2), plan_from)
+    return planner_from(WideFits(config), plan_from)
 
 
 def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:

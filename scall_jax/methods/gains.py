@@ -37,8 +37,6 @@ class WideFits:
 
     config: Config
     """Configuration of the run."""
-    coordinates_of_unit: int = 1
-    """Coordinates that a budget unit of the storage is about worth."""
 
     @property
     def solved_for(self) -> bool:
@@ -60,7 +58,8 @@ class WideFits:
         choose = None if self.solved_for else self._source().choose
         if choose is None:
             return remembered
-        return choose(derive(context.wide_fit_key(), Purpose.CHOICE), remembered, context.segment)
+        key = derive(context.wide_fit_key(), Purpose.CHOICE)
+        return choose(key, remembered, context.segment, context.mean_coordinates())
 
     def fit(self, context: SegmentContext, remembered: Any) -> WideFit:
         """The wide fit of a segment."""
@@ -73,9 +72,7 @@ class WideFits:
 
     def width(self, context: SegmentContext) -> int:
         """Coordinates of the fit; static."""
-        config = self.config
-        coordinates = self.coordinates_of_unit * context.state.capacity.budget_units
-        return config.gains.width(coordinates, sum(sides(context.segment)), config.sizes.maximum)
+        return self.config.gains.width(context.mean_coordinates(), self.config.sizes.maximum)
 
     def holds(self, context: SegmentContext, remembered: Any) -> Any:
         """Arrays that are held at once while sizes are worked out: the fit, its table among them."""

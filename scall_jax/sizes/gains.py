@@ -67,18 +67,17 @@ class GainsConfig:
         if self.start not in STARTS:
             raise ValueError(f"unknown gains start {self.start!r}: choose one of {', '.join(STARTS)}")
 
-    def width(self, budget_units: int, entities: int, maximum: int) -> int:
+    def width(self, mean: float, maximum: int) -> int:
         """Coordinates of the wide fit.
 
         Args:
-          budget_units: coordinates of the largest segment.
-          entities: of the whole stream.
+          mean: coordinates that an entity has on average.
           maximum: the largest size.
 
-        >>> GainsConfig().width(60_000, 10_000, 128), GainsConfig().width(10_000, 10_000, 128)
+        >>> GainsConfig().width(6.0, 128), GainsConfig().width(1.0, 128)
         (24, 16)
         """
-        wanted = -(-int(self.wide * budget_units / max(entities, 1)) // 8) * 8
+        wanted = -(-int(self.wide * mean) // 8) * 8
         return min(max(wanted, 16), maximum)
 
 

@@ -171,6 +171,8 @@ class StorageFactory(NamedTuple):
     traced function, as often as needed, so that it must be cheap."""
     configure: Callable[[Any], "StorageFactory"] | None = None
     """(the run's Config) -> the factory with the options that the config has for it. None: it has none."""
+    coordinates_of_unit: int = 1
+    """Coordinates that a budget unit is about worth."""
 
 
 def charged(exported: Exported) -> dict[str, int]:

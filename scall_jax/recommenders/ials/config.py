@@ -26,7 +26,8 @@ class IalsConfig:
     sweeps: int = 8
     """Solves of all users and all items, at most."""
     tolerance: float = 1e-3
-    """Stop when a sweep lowers the loss by less than this part of it."""
+    """Stop when a sweep lowers the loss by less than this part of what the fit explains, which is the loss with all
+    vectors at 0 less that with its own."""
     half_life: float | None = None
     """Age at which an interaction counts half, in lengths of the segment; inf for no fading. None chooses on valid."""
     users_half_life: float | None = None
@@ -54,16 +55,30 @@ class IalsConfig:
     narrowest: int = 16
     """Narrowest width that systems are padded to, the next ones being twice as wide each. As each width is compiled by
     itself, a run whose sizes are all alike compiles sooner by one that holds them all."""
-    choice_width: int = 8
-    """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen."""
+    choice_width: int | None = None
+    """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen, since what is best depends on them.
+    None follows the run: about as many as an entity has on average, from 8 to 32."""
     choice_sweeps: int = 4
     """Sweeps of these fits."""
     probe_sweeps: int = 4
     """Sweeps of a probe, which is a whole fit."""
 
+    def width_of_choice(self, mean: float) -> int:
+        """Coordinates of the fits that choices are made by.
+
+        Args:
+          mean: coordinates that an entity of the run has on average.
+
+        >>> [IalsConfig().width_of_choice(mean) for mean in (4.0, 15.2, 100.0)]
+        [8, 16, 32]
+        """
+        if self.choice_width is not None:
+            return self.choice_width
+        return min(max(8 * math.ceil(mean / 8), 8), 32)
+
     def __post_init__(self) -> None:
         for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps", "cg_steps", "block", "narrowest"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"ials {name}={getattr(self, name)}: must be at least 1")
         if self.solver not in SOLVERS:
             raise ValueError(f"ials solver={self.solver!r}: choose one of {', '.join(SOLVERS)}")

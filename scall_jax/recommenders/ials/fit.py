@@ -43,7 +43,7 @@ class Sweeps(NamedTuple):
     most: int
     """Sweeps, at most."""
     tolerance: float
-    """A sweep that lowers the loss by less than this part of it is the last."""
+    """A sweep that lowers the loss by less than this part of what the fit explains is the last."""
     inexact_from: float = math.inf
     """Padded width (`width_classes`) from which systems are solved to an approximation; inf for none."""
     inexact_steps: int = 3
@@ -219,7 +219,9 @@ def _next(setting: _Setting, state: _State) -> _State:
     problem = jax.lax.cond(state.last, setting.served, lambda: setting.problem)
     state = _half(setting._replace(problem=problem), state)
     before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
-    settled = (state.half > 3) & ~(before - after > setting.sweeps.tolerance * jnp.abs(after))
+    # Nearly all of a loss may be a constant, beside which the progress of a fit would seem to be none from the start.
+    explained = setting.problem.constant - after
+    settled = (state.half > 3) & ~(before - after > setting.sweeps.tolerance * explained)
     whole_sweep = state.half % 2 == 0
     return state._replace(
         last=whole_sweep & (settled | (state.half == 2 * setting.sweeps.most)),

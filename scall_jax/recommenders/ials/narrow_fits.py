@@ -42,6 +42,7 @@ def choose(
     key: jax.Array,
     chosen: Chosen,
     segment: Segment,
+    mean: float,
 ) -> Chosen:
     """Follow the leader: narrow fits with each candidate, judged on all validation parts so far.
 
@@ -54,12 +55,13 @@ def choose(
       key: typed PRNG key.
       chosen: what is remembered.
       segment: the data.
+      mean: coordinates that an entity of the run has on average, which the width follows; static.
 
     Returns:
-      Chosen. The users' half-life is not chosen here, but by fits of the run's own width: at a narrow width one would
+      Chosen. The users' half-life is not chosen here, but by fits of the run's own sizes: at a narrow width one would
       lead that is not the best at a wide one.
     """
-    narrow = _narrow(config, judging, mesh, key, segment)
+    narrow = _narrow(config, config.width_of_choice(mean), judging, mesh, key, segment)
     chosen = _choose_weights(narrow, among, chosen)
     if not biases:
         return chosen
@@ -99,9 +101,10 @@ def _choose_weights(narrow: _Narrow, among: Grid, chosen: Chosen) -> Chosen:
     return chosen
 
 
-def _narrow(config: IalsConfig, judging: Judging, mesh: MeshConfig, key: jax.Array, segment: Segment) -> _Narrow:
+def _narrow(
+    config: IalsConfig, width: int, judging: Judging, mesh: MeshConfig, key: jax.Array, segment: Segment
+) -> _Narrow:
     users, items = sides(segment)
-    width = config.choice_width
     storage = sized(packed(width * (users + items), users, items, width, mesh.devices), users, width)
     sizes = jnp.concatenate([jnp.where(active_mask(segment), width, 0), jnp.zeros(2, jnp.int32)])
     layout = storage.layout(sizes)

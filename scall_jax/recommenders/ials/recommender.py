@@ -49,8 +49,8 @@ def ials_recommender(
         serves_by=lambda known, graph_bytes, width: {},
         init=lambda: choice.nothing_chosen(among, biases),
         choose=functools.partial(narrow_fits.choose, config, among, biases, setting.judging, mesh) if chooses else None,
-        held_by_choice=lambda segment: jax.ShapeDtypeStruct(
-            (config.choice_width * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
+        held_by_choice=lambda segment, mean: jax.ShapeDtypeStruct(
+            (config.width_of_choice(mean) * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
         ),
         item_bias=_item_bias if biases else None,
         ranking_bias=choice.ranking_bias,

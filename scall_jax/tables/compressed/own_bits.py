@@ -256,5 +256,7 @@ PACKED_BITS = StorageFactory(
     budget_units=_units,
     capacity=_capacity,
     build=own_bits,
+    # A unit is a byte, and most coordinates have about four bits.
+    coordinates_of_unit=2,
 )
 """Bits of its own for each vector, 1 byte a vector, and 4 bytes."""
