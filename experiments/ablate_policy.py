@@ -88,8 +88,8 @@ def cells(flags: AblatePolicy, found: Mapping[str, AblatePolicy]) -> list[compar
         raise ValueError(f"--only {' '.join(flags.only)}: no variant starts so")
     result = []
     for seed, size, (name, variant) in itertools.product(flags.seeds, flags.mean_sizes, found.items()):
-        out = flags.out / f"{Path(flags.data).stem}-{name.replace(' ', '-')}-mean{size:g}-seed{seed}"
-        cell = dataclasses.replace(compare.cell_flags(variant, out, variant.ours, size, seed), bias=flags.biases[0])
+        cell = compare.cell_flags(variant, flags.out, variant.ours, size, seed)
+        cell = dataclasses.replace(cell, bias=flags.biases[0])
         result.append(compare.Cell({"bias": flags.biases[0], "mean size": f"{size:g}", "variant": name}, cell))
     return result
 

@@ -187,8 +187,7 @@ def _all_cells(flags: Arena) -> Iterator[compare.Cell]:
         else:
             for part in flags.replays:
                 cut = dataclasses.replace(cell.cut, replay=part)
-                out = cell.out.with_name(f"replay{part:g}-{cell.out.name}")
-                changed = dataclasses.replace(cell, cut=cut, charge="replay", out=out)
+                changed = dataclasses.replace(cell, cut=cut, charge="replay")
                 yield compare.Cell(shown | {"replay": f"{part:g}"}, changed)
 
 

@@ -71,7 +71,7 @@ def run(flags: AutoChoice) -> None:
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     for seed in flags.seeds:
         for size in flags.mean_sizes:
-            cell = compare.cell_flags(flags, flags.out / "run", "uniform", size, seed)
+            cell = compare.cell_flags(flags, flags.out, "uniform", size, seed)
             (config,), _ = compare.refuse(flags, [compare.Cell({}, cell)])
             found = auto.candidates(config)
             fits, _ = auto.feasible(found, stream)
@@ -85,13 +85,14 @@ def _run_one(flags: AutoChoice, cell: AutoChoice, stream: Stream, config: Config
     frame, name = cell_file.read(flags.results), cell_file.identity(config, stream, cell.seed)
     if not frame.is_empty() and name in frame["cell"]:
         return
-    _, lines = commands.run_method(cell, config, stream, cell.out)
+    folder = flags.out / name
+    _, lines = commands.run_method(cell, config, stream, folder)
     row = {"cell": name, "commit": cell_file.commit(), "stream": Path(stream.source).name, "seed": cell.seed, **shown}
     row |= {key: [line[key] for line in lines] for key in _KEPT}
     row |= {"seconds": [sum(line[key] for key in _SECONDS) for line in lines]}
     row |= {"seconds_compile": sum(line["seconds_compile"] for line in lines)}
     cell_file.add(flags.results, row)
-    run_folder.remove_run(cell.out)
+    run_folder.remove_run(folder)
 
 
 def lines_of(frame: pl.DataFrame) -> Lines:

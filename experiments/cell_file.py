@@ -170,8 +170,7 @@ def by_seed(flags: compare.Compare, settings: Sequence[tuple[float, str]], shown
     found = []
     for seed in flags.seeds:
         for size, method in settings:
-            out = flags.out / f"{Path(flags.data).stem}-mean{size:g}-seed{seed}-{len(found)}"
-            cell = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0])
+            cell = dataclasses.replace(compare.cell_flags(flags, flags.out, method, size, seed), bias=flags.biases[0])
             columns = {"bias": flags.biases[0], "mean size": f"{size:g}", "method": method}
             found.append(compare.Cell(shown | columns, cell))
     return found
@@ -258,11 +257,13 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
         name = identity(config, stream, cell.seed)
         if not frame.is_empty() and name in frame.filter(~_refused(frame))["cell"]:
             continue
-        summary, lines = commands.run_method(cell, config, stream, cell.out)
+        # A run that was stopped is found again by its name, whatever runs are asked for then.
+        folder = flags.out / name
+        summary, lines = commands.run_method(cell, config, stream, folder)
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
         row |= {"flags": shared_flags(flags)}
-        add(path, row | shown | results(cell.out, summary, lines))
-        run_folder.remove_run(cell.out)
+        add(path, row | shown | results(folder, summary, lines))
+        run_folder.remove_run(folder)
     return read(path)
 
 

@@ -59,8 +59,8 @@ class Claims(compare.Compare):
 
 def cell(flags: Claims, method: str, size: float, seed: int, sizes: SizesConfig, label: str) -> compare.Cell:
     """One run, shown under a label."""
-    out = flags.out / f"{Path(flags.data).stem}-{label.replace(' ', '-')}-mean{size:g}-seed{seed}"
-    run = dataclasses.replace(compare.cell_flags(flags, out, method, size, seed), bias=flags.biases[0], sizes=sizes)
+    run = compare.cell_flags(flags, flags.out, method, size, seed)
+    run = dataclasses.replace(run, bias=flags.biases[0], sizes=sizes)
     shown = {"most steps": str(flags.fit.steps), "bias": flags.biases[0], "mean size": f"{size:g}", "method": label}
     return compare.Cell(shown, run)
 

@@ -55,8 +55,7 @@ def cells(flags: Rotation) -> list[compare.Cell]:
     found = []
     choices = itertools.product(flags.seeds, flags.mean_sizes, flags.method, flags.rotations)
     for seed, size, method, rotation in choices:
-        out = flags.out / f"{Path(flags.data).stem}-{method}-{rotation}-mean{size:g}-seed{seed}"
-        cell = compare.cell_flags(flags, out, method, size, seed)
+        cell = compare.cell_flags(flags, flags.out, method, size, seed)
         warm_start = dataclasses.replace(cell.warm_start, rotation=rotation)
         cell = dataclasses.replace(cell, bias=flags.biases[0], warm_start=warm_start)
         shown = {"most steps": str(flags.fit.steps), "method": method, "mean size": f"{size:g}", "rotation": rotation}

@@ -348,6 +348,21 @@ def _reports(flags):
     return "report" in getattr(flags, "__dataclass_fields__", {})
 
 
+def test_a_stopped_cell_goes_on_in_its_own_folder_whichever_cells_are_run_then(data, tmp_path, monkeypatch):
+    folders = []
+
+    def stopped(cell, config, stream, folder):
+        folders.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cell_file.commands, "run_method", stopped)
+    for method in ("uniform", "frequency", "uniform"):
+        arguments = tiny_arguments(data, tmp_path, "--mean-sizes", "3", "--results", str(tmp_path / "cells.parquet"))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            cli(prices.Prices, prices.main, arguments=[*arguments, "--method", method])
+    assert folders[0] == folders[2] != folders[1]
+
+
 def test_names_of_finished_cells_are_those_of_the_defaults_that_they_were_made_by():
     """A new option is entered in `defaults.json`; where a default changes, one of these numbers is raised, too."""
     kept = json.loads((Path(__file__).parent / "defaults.json").read_text())

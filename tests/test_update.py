@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from scall_jax import METHODS, load, run_segments, streams
+from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.methods.registry import method_of
 from scall_jax.run import checkpoint, compilation, manifest, open_run, update
@@ -370,11 +370,19 @@ def test_pieces_of_ease_have_the_metrics_of_one_run_and_its_weights_but_for_roun
         small_config("uniform", recommender="ials", table="packed_int4"),
         small_config("uniform", bias="decayed", recommender="mf"),
         small_config("gain", recommender="ials", table="packed_int4", bias="decayed"),
+        # Few bytes for an entity once there are many: widths of fits must not follow the room for entities to come.
+        small_config(
+            "gain",
+            recommender="ials",
+            table="packed_int4",
+            budget=Budget.megabytes(0.002),
+            sizes=SizesConfig(maximum=64),
+        ),
         small_config("gain", recommender="mf"),
         small_config("scall-gp", recommender="mf", search=golden._SEARCH, policy=golden._POLICY),
         small_config("scall-sac", recommender="mf", search=golden._SEARCH, policy=golden._POLICY),
     ],
-    ids=["lightgcn", "ials", "mf", "gain-ials", "gain-mf", "scall-gp", "scall-sac"],
+    ids=["lightgcn", "ials", "mf", "gain-ials", "gain-ials-bytes", "gain-mf", "scall-gp", "scall-sac"],
 )
 def test_twenty_pieces_end_in_the_model_of_one_run(config, rows, tmp_path):
     whole, pieces = _made(config, rows, ROWS, tmp_path / "whole"), _made(config, rows, 1000, tmp_path / "pieces")

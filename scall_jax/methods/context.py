@@ -75,11 +75,6 @@ class SegmentContext:
         shared = shared_vector_sizes(total, entities, sizes.minimum, sizes.maximum)
         return total - shared.sum(), shared
 
-    def mean_coordinates(self) -> float:
-        """Coordinates that an entity has on average once the stream is whole; static."""
-        coordinates = tables.storage_factory(self.config).coordinates_of_unit * self.state.capacity.budget_units
-        return coordinates / max(sum(sides(self.segment)), 1)
-
     def affords(self, plan: Any) -> jax.Array:
         """Budget units that the segment's bytes pay for with sizes like a plan's, i32[]; never less than the total.
 

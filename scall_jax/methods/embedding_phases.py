@@ -167,11 +167,11 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     capacity = factory.capacity(spent, entities, config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
+    mean = factory.coordinates_of_unit * totals[0] / sum(stream.known(stream.bounds[0].train))
+    static = StorageCapacity(capacity, mean)
     totals = jnp.asarray(_padded(totals, stream))
     remembered = recommender_of(config).init()
-    return RunState(
-        key, storage.empty(), storage.plan(), known, totals, planner_state, remembered, StorageCapacity(capacity)
-    )
+    return RunState(key, storage.empty(), storage.plan(), known, totals, planner_state, remembered, static)
 
 
 def _padded(totals: list[int], stream: Stream) -> np.ndarray:
@@ -190,7 +190,7 @@ def _choose(config: Config, state: RunState, segment: Segment) -> RunState:
     choose = recommender_of(config).choose
     assert choose is not None
     key = derive(derive(state.key, Purpose.SEGMENT, segment.index), Purpose.CHOICE)
-    mean = segment_context(config, state, segment).mean_coordinates()
+    mean = state.capacity.mean_coordinates
     return state._replace(recommender=choose(key, state.recommender, segment, mean))
 
 
@@ -257,8 +257,8 @@ def _bookkeeping(config: Config, planner: SizePlanner, unlimited: bool, state: R
     def training_bytes(state: RunState, segment: Segment, params: Any) -> int:
         held = [nbytes(recommender.held_by_training(storage, params))]
         if recommender.held_by_choice is not None and recommender.choose is not None:
-            mean = segment_context(config, state, segment).mean_coordinates()
-            held.append(nbytes(state.params) + nbytes(recommender.held_by_choice(segment, mean)))
+            by_choice = recommender.held_by_choice(segment, state.capacity.mean_coordinates)
+            held.append(nbytes(state.params) + nbytes(by_choice))
         if planner.search_holds is not None:
             found = jax.eval_shape(with_context(config, planner.search_holds), state, segment)
             held.append(nbytes(state.params) + nbytes(found))

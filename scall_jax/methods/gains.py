@@ -59,7 +59,7 @@ class WideFits:
         if choose is None:
             return remembered
         key = derive(context.wide_fit_key(), Purpose.CHOICE)
-        return choose(key, remembered, context.segment, context.mean_coordinates())
+        return choose(key, remembered, context.segment, context.state.capacity.mean_coordinates)
 
     def fit(self, context: SegmentContext, remembered: Any) -> WideFit:
         """The wide fit of a segment."""
@@ -72,7 +72,7 @@ class WideFits:
 
     def width(self, context: SegmentContext) -> int:
         """Coordinates of the fit; static."""
-        return self.config.gains.width(context.mean_coordinates(), self.config.sizes.maximum)
+        return self.config.gains.width(context.state.capacity.mean_coordinates, self.config.sizes.maximum)
 
     def holds(self, context: SegmentContext, remembered: Any) -> Any:
         """Arrays that are held at once while sizes are worked out: the fit, its table among them."""

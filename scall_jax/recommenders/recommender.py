@@ -115,11 +115,11 @@ class Recommender(NamedTuple):
     init: Callable[[], Any] = tuple
     """What is remembered before the first segment."""
     choose: Callable[[jax.Array, Any, Segment, float], Any] | None = None
-    """(typed PRNG key, what is remembered, segment, coordinates that an entity has on average) -> what is remembered.
-    Runs before anything else on a segment; it may use the validation part. None chooses nothing."""
+    """(typed PRNG key, what is remembered, segment, coordinates that an entity of the first segment has on average) ->
+    what is remembered. Runs before anything else on a segment; it may use the validation part. None chooses nothing."""
     held_by_choice: Callable[[Segment, float], Any] | None = None
-    """(segment, coordinates that an entity has on average) -> a pytree of what `choose` holds from step to step. Only
-    shapes and dtypes matter."""
+    """(segment, the same number of coordinates) -> a pytree of what `choose` holds from step to step. Only shapes and
+    dtypes matter."""
     item_bias: Callable[[Any, Segment], tuple[jax.Array, jax.Array]] | None = None
     """(what is remembered, segment) -> bias of the items' scores, f32[V], and the row of `Segment.popularity` that it
     comes from, i32[], -1 if none. None: as `Config.bias` says."""

@@ -71,7 +71,7 @@ class GainsConfig:
         """Coordinates of the wide fit.
 
         Args:
-          mean: coordinates that an entity has on average.
+          mean: coordinates that an entity of the first segment has on average.
           maximum: the largest size.
 
         >>> GainsConfig().width(6.0, 128), GainsConfig().width(1.0, 128)

@@ -55,7 +55,7 @@ def choose(
       key: typed PRNG key.
       chosen: what is remembered.
       segment: the data.
-      mean: coordinates that an entity of the run has on average, which the width follows; static.
+      mean: coordinates that an entity of the first segment has on average, which the width follows; static.
 
     Returns:
       Chosen. The users' half-life is not chosen here, but by fits of the run's own sizes: at a narrow width one would
