@@ -149,6 +149,9 @@ class Storage(NamedTuple):
     coordinates needs no scale, and sizes that are few need few bits. None: always the second argument."""
     scaled: bool = False
     """Each vector with coordinates has a scale that the budget pays for."""
+    round_rows: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    """(vectors f32[R, D], sizes i32[R], the largest absolute coordinate f32[] of the whole table) -> the vectors as
+    `load` gives back what `store` keeps of them. None where it is no matter of one vector by itself."""
     served: Table | None = None
     """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
     what is stored, and it is never trained. None: ranking reads what `load` gives."""

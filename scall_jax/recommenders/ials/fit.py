@@ -9,8 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, everyone, on_devices, places, whole_parts
-from scall_jax.ops.indexing import dynamic_slice
+from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, most, on_devices, places
 from scall_jax.recommenders.ials.batches import make_side
 from scall_jax.recommenders.ials.config import SOLVERS, IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
@@ -26,7 +25,7 @@ from scall_jax.recommenders.ials.problem import (
     served_problem,
     width_classes,
 )
-from scall_jax.recommenders.ials.rows import RowLayout, from_rows, row_layout, to_rows
+from scall_jax.recommenders.ials.rows import RowLayout, changed, from_rows, row_layout, to_rows
 from scall_jax.recommenders.parts import params_parts, segment_parts, segment_specs
 from scall_jax.streams import Segment, sides
 from scall_jax.tables.layout import Layout
@@ -255,17 +254,21 @@ def _half(setting: _Setting, state: _State) -> _State:
 def _items_as_stored(setting: _Setting, pool: jax.Array) -> jax.Array:
     """The pool, or this device's part of it, with every item's vector as the storage will give it back."""
     storage, table, layout, mesh = setting.storage, setting.table, setting.layout, setting.mesh
-    capacity, part = table.zeros().size, pool.shape[0]
-    if not storage.scaled and mesh.devices > 1:
+    if mesh.devices > 1 and storage.round_rows is not None:
+        largest = most(mesh, jnp.abs(pool).max())
+        vector = jnp.arange(layout.sizes.shape[0], dtype=jnp.int32)
+        of_items = (vector >= table.users) & (vector != layout.sizes.shape[0] - 2)
+        round_rows = storage.round_rows
+        return changed(mesh, pool, setting.rows, of_items, lambda x, sizes: round_rows(x, sizes, largest), table.width)
+    if mesh.devices > 1:
         # Each coordinate is rounded by itself.
-        rounded_part = storage.load(storage.store(pool, layout), layout)
-        return jnp.where(_of_user(table, layout, places(mesh, part)), pool, rounded_part)
-    # Coordinates of a vector may lie on several devices, so that each of them holds the whole table here.
-    whole = everyone(mesh, pool)[: capacity + table.width]
-    stored = storage.store(table.from_buffer(from_rows(table, whole, layout)), layout)
-    rounded = whole_parts(mesh, to_rows(table, table.to_buffer(storage.load(stored, layout)), layout, capacity))
-    place = places(mesh, part)
-    return jnp.where(_of_user(table, layout, place), pool, dynamic_slice(rounded, (place[0],), (part,)))
+        stored = storage.store(pool, layout)
+    else:
+        stored = storage.store(table.from_buffer(from_rows(table, pool, layout)), layout)
+    rounded = storage.load(stored, layout)
+    if mesh.devices == 1:
+        rounded = to_rows(table, table.to_buffer(rounded), layout, table.zeros().size)
+    return jnp.where(_of_user(table, layout, places(mesh, pool.shape[0])), pool, rounded)
 
 
 def _of_user(table: Table, layout: Layout, place: jax.Array) -> jax.Array:

@@ -119,6 +119,11 @@ def from_rows(table: Table, pool: jax.Array, layout: Layout, mesh: MeshConfig = 
     return jax.lax.fori_loop(0, _used(layout), one, table.to_buffer(table.zeros()))
 
 
+_VECTORS_AT_ONCE = 8192
+"""Vectors that are changed together: their coordinates stay in the caches."""
+
+Change = Callable[[jax.Array, jax.Array], jax.Array]
+"""From vectors f32[B, width] and their sizes i32[B] to vectors."""
 _Source = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Places i32[n] of coordinates in one array -> their places in the other one, and whether there are such ones."""
 
@@ -203,6 +208,43 @@ def own_windows(mesh: MeshConfig, pool: jax.Array, first: jax.Array, sizes: jax.
     column = jnp.arange(width, dtype=jnp.int32).reshape(*[1] * first.ndim, width)
     has = column < sizes[..., None]
     return jnp.where(has, part_of(mesh, pool, jnp.where(has, first[..., None] + column, 0)), 0.0)
+
+
+def changed(
+    mesh: MeshConfig, pool: jax.Array, rows: RowLayout, which: jax.Array, change: Change, width: int
+) -> jax.Array:
+    """Change vectors one by one. On several devices each reads the ends of the parts beside its own, and no more.
+
+    Args:
+      mesh: static.
+      pool: f32[...] of `to_rows`, or this device's part of it.
+      rows: where vectors lie.
+      which: bool[N + 2], vectors to change.
+      change: from vectors f32[B, width] and their sizes i32[B] to vectors.
+      width: the largest size; static.
+
+    Returns:
+      The pool, or this device's part of it.
+    """
+    begin, sizes = number(mesh) * pool.shape[0], jnp.where(which, rows.sizes, 0)
+    vectors, count = sizes.shape[0], min(_VECTORS_AT_ONCE, sizes.shape[0])
+    # A vector may begin before this part and end after it.
+    beside = jnp.arange(width, dtype=jnp.int32)
+    around = begin + jnp.concatenate([beside - width, beside + pool.shape[0]])
+    left, right = jnp.split(ask(mesh, around, functools.partial(part_of, mesh, pool)), 2)
+    extended = jnp.concatenate([left, pool, right])
+    first_own = jnp.searchsorted(rows.first + rows.sizes, begin, side="right").astype(jnp.int32)
+    end_own = jnp.searchsorted(rows.first, begin + pool.shape[0], side="left").astype(jnp.int32)
+
+    def block(index: jax.Array, pool: jax.Array) -> jax.Array:
+        vector = first_own + index * count + jnp.arange(count, dtype=jnp.int32)
+        own, vector = vector < end_own, jnp.minimum(vector, vectors - 1)
+        first, size = take(rows.first, vector), jnp.where(own, take(sizes, vector), 0)
+        found = windows(extended, jnp.where(own, first - begin + width, 0), size, width)
+        return write_windows(pool, first, size, change(found, size), mesh)
+
+    # Devices have different numbers of blocks: nothing is exchanged in them.
+    return jax.lax.fori_loop(0, -(-(end_own - first_own) // count), block, pool)
 
 
 def write_windows(

@@ -123,8 +123,7 @@ def best_scales(
     largest = _over_columns(
         padded, layout, lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
     )
-    # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
-    top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
+    top = _top_of(largest.max())
     # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
     start, half = _scale_of(2 * largest, top), jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
     start, half = (
@@ -173,6 +172,12 @@ def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array
 
     padded = jnp.concatenate([pool, jnp.zeros(vectors)])
     return _over_columns(padded, layout, write, jnp.zeros(capacity + vectors, jnp.uint8))[:capacity]
+
+
+def _top_of(largest: jax.Array) -> jax.Array:
+    """The limit f32[] that scales are counted from, by the largest absolute coordinate."""
+    # A power of two, so that the grid's limits are the same for any pool: coding a second time changes nothing.
+    return jnp.exp2(jnp.ceil(jnp.log2(2 * largest)))
 
 
 def _scale_of(limit: jax.Array, top: jax.Array) -> jax.Array:
@@ -259,13 +264,14 @@ def read_columns(coded: Coded, layout: Layout, first: ArrayLike, count: int) -> 
     return jnp.where(place[None, :] < jnp.diff(starts)[:, None], values, 0.0)
 
 
-def round_rows(vectors: jax.Array, width: jax.Array | int, bits: int) -> jax.Array:
-    """Vectors of one width as codes and scales would give them back, those of `encode`.
+def round_rows(vectors: jax.Array, sizes: jax.Array | int, bits: int, largest: jax.Array | None = None) -> jax.Array:
+    """Vectors as codes and scales would give them back: those of `encode`, bit for bit.
 
     Args:
       vectors: f32[R, D].
-      width: i32[], coordinates of each; zeros are beyond it, and stay.
+      sizes: i32[R], or one number for all, coordinates of each; zeros are beyond them, and stay.
       bits: b; static.
+      largest: f32[], the largest absolute coordinate of the whole table; None for that of these vectors.
 
     Returns:
       f32[R, D].
@@ -275,24 +281,31 @@ def round_rows(vectors: jax.Array, width: jax.Array | int, bits: int) -> jax.Arr
     """
     chex.assert_rank(vectors, 2)
     chex.assert_type(vectors, jnp.float32)
-    half, has = 2 ** (bits - 1), jnp.arange(vectors.shape[1])[None, :] < width
-    largest = jnp.where(has, jnp.abs(vectors), 0.0).max(1)
-    top = jnp.exp2(jnp.ceil(jnp.log2(2 * largest.max())))
-    start = _scale_of(2 * largest, top)
+    (rows, width), half = vectors.shape, 2 ** (bits - 1)
+    sizes = jnp.broadcast_to(jnp.asarray(sizes, jnp.int32), (rows,))
+    has = jnp.arange(width)[None, :] < sizes[:, None]
+    own_largest = jnp.where(has, jnp.abs(vectors), 0.0).max(1)
+    top = _top_of(own_largest.max() if largest is None else largest)
+    start, columns = _scale_of(2 * own_largest, top), jnp.where(has, vectors, 0.0).T
 
-    def given_back(scales: jax.Array) -> jax.Array:
-        step = (limit_of(scales, top) / half)[:, None]
-        code = jnp.clip(jnp.floor(vectors / jnp.where(step > 0, step, 1.0)), -half, half - 1)
-        return jnp.where(has, (code + 0.5) * step, 0.0)
+    def given_back(x: jax.Array, step: jax.Array) -> jax.Array:
+        return (_code_of(x, step, half) + 0.5) * step
 
     def try_next(number, best):
         scales = jnp.where(start > 0, jnp.maximum(start - number, 1), 0)
-        wrong = ((vectors - given_back(scales)) ** 2).sum(1)
+        step = limit_of(scales, top) / half
+
+        # Errors are added up in the order of `best_scales`, since near ties are decided by last bits.
+        def add(column, wrong):
+            off = (columns[column] - given_back(columns[column], step)) ** 2
+            return wrong + jnp.where(column < sizes, off, 0.0)
+
+        wrong = jax.lax.fori_loop(0, width, add, jnp.zeros(rows))
         better = wrong < best[0]
         return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
 
-    found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(vectors.shape[0], jnp.inf), start))[1]
-    return given_back(found)
+    found = jax.lax.fori_loop(0, _TRIED, try_next, (jnp.full(rows, jnp.inf), start))[1]
+    return jnp.where(has, given_back(vectors, (limit_of(found, top) / half)[:, None]), 0.0)
 
 
 def rows_bytes(bits: int, rows: int, width: int) -> int:
@@ -373,7 +386,7 @@ def _few_bits(bits: int, multiple: int, capacity: int, users: int, items: int, m
         reading=functools.partial(_rounded_columns, bits),
         to_buffer=_to_buffer,
         read=read_columns,
-        scaled=True,
+        round_rows=functools.partial(round_rows, bits=bits),
     )
     return rounded(capacity, users, items, maximum, rounding, multiple)
 

@@ -45,8 +45,8 @@ class Rounding(NamedTuple):
     """(Pool, layout) -> columns f32[count, M], by place, as they would be stored with the scales of this pool."""
     to_buffer: Callable[[Stored], Stored]  # stored, with room for reading past its end
     read: Callable[[Stored, Layout, ArrayLike, int], jax.Array]  # such a buffer, as `Table.read`
-    scaled: bool = False
-    """As `Storage.scaled`; one byte each."""
+    round_rows: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    """As `Storage.round_rows`; a scale takes one byte."""
 
 
 def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding, multiple: int = 1) -> Storage:
@@ -102,14 +102,15 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         bits=lambda plan: rounding.bits,
         rounding=rounding_table,
         affords=functools.partial(_affords, rounding, users, maximum),
-        scaled=rounding.scaled,
+        scaled=rounding.round_rows is not None,
+        round_rows=rounding.round_rows,
         served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
 
 
 def _affords(rounding: Rounding, users: int, maximum: int, plan, total, known, metadata):
     saved = saved_bytes(users, maximum, plan, known) if metadata else jnp.int32(0)
-    if rounding.scaled:
+    if rounding.round_rows is not None:
         # Where coordinates are fewer than vectors, a scale for each of them has been paid for.
         saved = saved + jnp.minimum(known.sum() + 2, total) - (plan > 0).sum(dtype=jnp.int32)
         # Coordinates come in groups of 8, of as many bytes as one has bits.
