@@ -3,7 +3,7 @@
     python -m experiments.ablate_policy --data yelp2019_a.parquet --cut.segments 4 --only ours concentration
 
 A row per variant, each one change away from `--ours`. Each cell is a row of --results as soon as it is finished, and is
-not run again. Writes, beside the file, a table of all of its cells with tests against `ours`, and prints it. Cost: 22
+not run again. Writes, beside the file, a table of all of its cells with tests against `ours`, and prints it. Cost: 21
 variants of a searched run a seed, of some two minutes each on one core. Expect differences near the spread over seeds:
 the optimum is flat.
 """

@@ -76,7 +76,9 @@ def run(flags: AutoChoice) -> None:
             found = auto.candidates(config)
             fits, _ = auto.feasible(found, stream)
             for name in (name for name, count in fits.items() if count == len(stream)):
-                shown = {"setting": cell_file.identity(config, stream, 0)}
+                # Whatever changes a candidate is another setting.
+                setting = dataclasses.replace(config, method="auto")
+                shown = {"setting": cell_file.identity(setting, stream, 0)}
                 _run_one(flags, cell, stream, found[name], shown | {"mean size": f"{size:g}", "candidate": name})
 
 

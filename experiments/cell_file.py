@@ -30,8 +30,8 @@ from scall_jax.streams import Stream
 
 DEFAULTS = 1
 """Which defaults `Config` has: raised when one of them changes, so that cells made by the old one are made anew."""
-LEAST_SQUARES = 2
-"""The same of the cells with a fit by least squares, and raised when these fits come to other results, too."""
+LEAST_SQUARES = 1
+"""Raised when fits by least squares come to other results, so that the cells with such fits are made anew."""
 
 
 def identity(config: Config, stream: Stream, seed: int) -> str:
@@ -42,8 +42,9 @@ def identity(config: Config, stream: Stream, seed: int) -> str:
     of_config = dataclasses.asdict(config)
     del of_config["mesh"]
     differing = _differing(of_config, dataclasses.asdict(Config()))
-    defaults = LEAST_SQUARES if fits_by_least_squares(config) else DEFAULTS
-    text = json.dumps([defaults, differing, stream.fingerprint, seed], sort_keys=True)
+    # Either number is only ever raised.
+    version = DEFAULTS + (LEAST_SQUARES if fits_by_least_squares(config) else 0)
+    text = json.dumps([version, differing, stream.fingerprint, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -101,8 +102,14 @@ def finished(path: Path) -> pl.DataFrame:
     return frame
 
 
-def add(path: Path, row: dict[str, Any]) -> None:
-    """Add a cell. A reader finds the file either without it or with it, and several processes may add at a time."""
+def add(path: Path, row: dict[str, Any], settings: Sequence[str] = ()) -> None:
+    """Add a cell. A reader finds the file either without it or with it, and several processes may add at a time.
+
+    Args:
+      path: of the file.
+      row: of the cell.
+      settings: columns that tell cells apart. A row that is equal in all of them is of an earlier version, and dropped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = pl.DataFrame([row], schema_overrides={"by_user": pl.List(pl.Float32)})
     temporary = path.with_name(path.name + ".tmp")
@@ -113,6 +120,8 @@ def add(path: Path, row: dict[str, Any]) -> None:
         if "cell" in row and not before.is_empty():
             # What could not be run once may be run now.
             before = before.filter((pl.col("cell") != row["cell"]) | ~_refused(before))
+        if settings and set(settings) <= set(before.columns):
+            before = before.filter(~pl.all_horizontal(pl.col(x).eq_missing(pl.lit(row[x])) for x in settings))
         pl.concat([before, new], how="diagonal_relaxed").write_parquet(temporary, compression="zstd")
         os.replace(temporary, path)
 
@@ -262,7 +271,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
         summary, lines = commands.run_method(cell, config, stream, folder)
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
         row |= {"flags": shared_flags(flags)}
-        add(path, row | shown | results(folder, summary, lines))
+        add(path, row | shown | results(folder, summary, lines), settings=("stream", "seed", "flags", *shown))
         run_folder.remove_run(folder)
     return read(path)
 

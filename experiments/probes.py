@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
+from scall_jax import SEARCHED
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli, command
 from scall_jax.run import folder as run_folder
@@ -73,7 +74,15 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
     runs = searches = 0
     for path in sorted(out.rglob("summary.json")):
         manifest.check(path.parent)
-        budget = json.dumps(json.loads((path.parent / "config.json").read_text())["config"].get("budget"))
+        config = json.loads((path.parent / "config.json").read_text())["config"]
+        # Other methods probe, too: their numbers are no shapes, and other references no uniform probe.
+        search = config["search"]
+        if config["method"] not in set(SEARCHED) - {"scall-gain"} or (search["actions"], search["reference"]) != (
+            "shapes",
+            "uniform",
+        ):
+            continue
+        budget = json.dumps(config.get("budget"))
         runs += 1
         for line in run_folder.read_lines(path.parent / "metrics.jsonl"):
             # Without valid users fitness is minus the loss, and a ratio of losses is no gain.
@@ -216,7 +225,8 @@ def part_effects(part: np.ndarray, gain: np.ndarray, search: np.ndarray, parts: 
 
     Returns:
       f64[parts], the constants by least squares, which average 0 over all probes, and f64[parts], their standard errors
-      where searches are independent (the sandwich of Liang and Zeger, 1986).
+      where searches are independent (the sandwich of Liang and Zeger, 1986, with their number over one less); nan for a
+      single search, which says nothing of how searches differ.
 
     >>> effects, _ = part_effects(np.array([0, 1, 0, 1]), np.array([1.0, 3.0, 9.0, 11.0]), np.array([0, 0, 1, 1]), 2)
     >>> effects.round(6).tolist()
@@ -229,9 +239,12 @@ def part_effects(part: np.ndarray, gain: np.ndarray, search: np.ndarray, parts: 
     linear = to_average_zero @ np.linalg.pinv(design.T @ design) @ design.T  # gains to constants
     effects = linear @ gain
     influence = linear * (gain - design @ effects)
-    by_search = np.zeros((len(np.unique(search)), parts))
+    count = len(np.unique(search))
+    by_search = np.zeros((count, parts))
     np.add.at(by_search, np.unique(search, return_inverse=True)[1], influence.T)
-    return effects, np.sqrt((by_search**2).sum(0))
+    # Residuals are fitted to the same searches, so that few of them seem to differ less than they do.
+    more = count / (count - 1) if count > 1 else np.nan
+    return effects, np.sqrt(more * (by_search**2).sum(0))
 
 
 def main(flags: Probes) -> str:

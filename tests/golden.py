@@ -85,7 +85,9 @@ def lines(name: str, data: streams.Stream) -> list[dict]:
 if __name__ == "__main__":
     data, kept = stream(), json.loads(PATH.read_text())
     if sys.argv[1:2] == ["--write"]:
+        if not sys.argv[2:]:
+            raise SystemExit("--write: name the cases to write anew")
         kept |= {name: lines(name, data) for name in sys.argv[2:]}
-        PATH.write_text(json.dumps({name: kept[name] for name in CASES}, indent=1) + "\n")
+        PATH.write_text(json.dumps({name: kept[name] for name in CASES if name in kept}, indent=1) + "\n")
     else:
         print([name for name in CASES if lines(name, data) != kept[name]])

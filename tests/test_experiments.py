@@ -348,6 +348,13 @@ def _reports(flags):
     return "report" in getattr(flags, "__dataclass_fields__", {})
 
 
+def test_a_cell_that_is_made_anew_takes_the_place_of_that_of_an_earlier_version(tmp_path):
+    path, settings = tmp_path / "cells.parquet", ("stream", "seed")
+    for cell, seed in (("a", 0), ("b", 1), ("c", 0)):
+        cell_file.add(path, {"cell": cell, "stream": "s", "seed": seed, "by_user": []}, settings)
+    assert cell_file.read(path)["cell"].to_list() == ["b", "c"]
+
+
 def test_a_stopped_cell_goes_on_in_its_own_folder_whichever_cells_are_run_then(data, tmp_path, monkeypatch):
     folders = []
 

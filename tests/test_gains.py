@@ -71,9 +71,12 @@ def test_a_gain_is_the_drop_of_the_loss_when_a_coordinate_is_added():
             solution = np.linalg.lstsq(rows[:, :size], wanted, rcond=None)[0]
             least.append(((rows[:, :size] @ solution - wanted) ** 2).sum())
         np.testing.assert_allclose(fit.gains[node], -np.diff(least), rtol=1e-3, atol=1e-4 * least[0])
-        np.testing.assert_allclose(fit.weight[node], w.sum(), rtol=1e-5)
+        np.testing.assert_allclose(fit.at_zero[node], least[0], rtol=1e-4)
     unknown = np.setdiff1d(np.arange(nodes), np.concatenate(known))
-    assert (np.asarray(fit.gains)[unknown] == 0).all()
+    assert (np.asarray(fit.gains)[unknown] == 0).all() and (np.asarray(fit.at_zero)[unknown] == 0).all()
+    left = 1 - np.asarray(fit.gains, np.float64)[:users].sum() / np.asarray(fit.at_zero, np.float64)[:users].sum()
+    np.testing.assert_allclose(fit.residual, left, rtol=1e-4)
+    assert 0 < float(fit.residual) < 1
 
 
 def test_the_leading_coordinates_hold_the_most_of_the_predictions():

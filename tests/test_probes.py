@@ -99,11 +99,16 @@ def test_a_part_without_probes_has_a_dash():
     share = np.array([0.1, 0.3, 0.9, 1.0])
     gain, search = np.array([0.0, 0.2, 1.0, 1.4]), np.array([3, 3, 7, 7])
     assert probes.by_share(share, gain, search, 2)[0].startswith("+0.0 ±")
-    assert probes.by_share(share[:2], gain[:2], search[:2], 2) == ["+0.0 ± 0.0", "-"]
+    assert probes.by_share(share[:2], gain[:2], search[:2], 2) == ["+0.0 ± nan", "-"]
 
 
 def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
-    for name, rows in (("a", [(1, 0.2), (2, 0.2), (3, 0.0), (4, -0.7)]), ("b", [(2, 0.4)])):
+    for name, rows in (
+        ("a", [(1, 0.2), (2, 0.2), (3, 0.0), (4, -0.7)]),
+        ("b", [(2, 0.4)]),
+        ("other", [(2, 0.4)]),
+        ("prices", [(2, 0.4)]),
+    ):
         lines = [
             {
                 "segment": segment,
@@ -117,7 +122,11 @@ def test_reads_the_searches_of_finished_runs(tmp_path, capsys):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "config.json").write_text(json.dumps({"config": {"budget": {"size": 4.0, "mb": None, "steps": []}}}))
+        search = {"actions": "shapes", "reference": "uniform"}
+        config = {"method": "scall", "search": search, "budget": {"size": 4.0, "mb": None, "steps": []}}
+        # Other methods probe, too, and prices are no shapes.
+        config |= {"other": {"method": "ducb"}, "prices": {"search": search | {"actions": "prices"}}}.get(name, {})
+        (folder / "config.json").write_text(json.dumps({"config": config}))
         (folder / "summary.json").write_text("{}")
         list_files(folder)
     (found,) = probes.read(tmp_path, first=2).values()

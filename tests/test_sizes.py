@@ -300,6 +300,11 @@ def _draws(family, shape, n, rng):
     return stats.truncexpon.rvs(shape, scale=1 / shape, size=size, random_state=rng)
 
 
+def test_a_power_law_below_the_range_of_its_closed_form_is_refused():
+    with pytest.raises(ValueError, match=r"shape=0.02 of family 'powerlaw': must be at least 0.1"):
+        sizes.expected_shares("powerlaw", 0.02, n=10)
+
+
 @pytest.mark.parametrize(
     ("family", "shape", "tolerance"),
     [

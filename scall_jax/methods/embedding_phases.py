@@ -167,11 +167,19 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     capacity = factory.capacity(spent, entities, config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
-    mean = factory.coordinates_of_unit * totals[0] / sum(stream.known(stream.bounds[0].train))
-    static = StorageCapacity(capacity, mean)
+    static = StorageCapacity(capacity, _mean_coordinates(config, stream, totals[0]))
     totals = jnp.asarray(_padded(totals, stream))
     remembered = recommender_of(config).init()
     return RunState(key, storage.empty(), storage.plan(), known, totals, planner_state, remembered, static)
+
+
+def _mean_coordinates(config: Config, stream: Stream, units: int) -> float:
+    """`StorageCapacity.mean_coordinates`, by the units of the first segment."""
+    entities, budget = sum(stream.known(stream.bounds[0].train)), config.budget
+    # A schedule may name more bytes for later segments, whose fits are as wide.
+    first, *later = [budget.parameters(t, entities) for t in range(max(len(budget.steps), 1))]
+    coordinates = tables.storage_factory(config).coordinates_of_unit * units * max([first, *later]) / max(first, 1)
+    return min(coordinates / entities, config.sizes.maximum)
 
 
 def _padded(totals: list[int], stream: Stream) -> np.ndarray:

@@ -52,7 +52,7 @@ def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:
     options = config.gains
     net = fit.gains - options.noise * fit.residual
     worth = worth_in_bits(Coordinates(net, fit.vectors, fit.curvature), _KINDS)
-    weight = jnp.where(fit.weight > 0, fit.weight, 1.0) ** options.exponent
+    weight = jnp.where(fit.at_zero > 0, fit.at_zero, 1.0) ** options.exponent
     worth, order = worth / weight[:, None, None], entities_order(config.sizes, segment)
     exists, total = context.active_mask(), context.budget_total()
 

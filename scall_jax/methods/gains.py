@@ -97,7 +97,7 @@ def sizes_from(
     """
     config, segment = context.config.sizes, context.segment
     bounds, (users, _) = (config.minimum, config.maximum), sides(segment)
-    gains = Gains(fit.gains, fit.weight, fit.residual)
+    gains = Gains(fit.gains, fit.at_zero, fit.residual)
     if context.config.gains.shuffle:
         gains = shuffled(derive(context.wide_fit_key(), Purpose.GAINS_SHUFFLE), gains, context.active_mask(), users)
     users_total = None

@@ -18,8 +18,9 @@ class StorageCapacity:
     """What `StorageFactory.capacity` says: the largest number of budget units that any segment of the run may spend, or
     the number of columns where all rows have one width."""
     mean_coordinates: float = 0.0
-    """Coordinates that an entity of the first segment has on average, which widths of a run's own fits follow: a stream
-    that grows keeps its first segment, so that the fits of its segments stay as they are."""
+    """Coordinates that an entity of the first segment has on average, by the largest budget of a schedule, which widths
+    of a run's own fits follow: a stream that grows keeps its first segment, so that the fits of its segments stay as
+    they are."""
 
 
 class RunState(NamedTuple):

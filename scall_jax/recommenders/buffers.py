@@ -7,7 +7,7 @@ from scall_jax.ops.devices import (
     ONE,
     WHOLE,
     MeshConfig,
-    everyone,
+    number,
     on_devices,
     with_length,
     worked_out_whole,
@@ -39,19 +39,16 @@ def to_stored(storage: Storage, params: Params, layout: StorageLayout, mesh: Mes
       storage: of the parameters.
       params: from `to_buffer`.
       layout: of the storage.
-      mesh: devices that parameters lie on in parts. To find a vector's scale takes all of it, wherever its coordinates
-        lie, so that each device holds the whole table then.
+      mesh: devices that parameters lie on in parts.
     """
-    if storage.scaled and mesh.devices > 1:
-
-        def on_one(params: Params, layout: StorageLayout) -> Stored:
-            return storage.store(from_buffer(storage, everyone(mesh, params)), layout)
-
-        return on_devices(mesh, on_one, (params, layout), (IN_PARTS, WHOLE), WHOLE)
     if mesh.devices == 1:
         return storage.store(from_buffer(storage, params), layout)
     length = jax.eval_shape(lambda: from_buffer(storage, params)).shape[0]
-    return storage.store(with_length(mesh, params, length), layout)
+    params = with_length(mesh, params, length)
+    if storage.scaled:
+        # Coordinates of a vector lie on several devices, which ask each other for them.
+        return on_devices(mesh, storage.store, (params, layout), (IN_PARTS, WHOLE), WHOLE)
+    return storage.store(params, layout)
 
 
 def as_served(
@@ -63,18 +60,26 @@ def as_served(
       storage: of the parameters.
       stored: what it stores.
       layout: of the storage.
-      mesh: devices; on several of them what is stored is loaded, codes in few bits on every device.
+      mesh: devices; on several of them what is stored is loaded in parts, and codes in few bits are on every device.
 
     Returns:
       (storage, parameters): what is stored itself, or what the storage loads of it.
     """
     if storage.served is not None and mesh.devices == 1:
         return storage._replace(table=storage.served), storage.served.to_buffer(stored)
-    loaded = storage.load(stored, layout)
-    if mesh.devices == 1 or storage.scaled:
-        return storage, to_buffer(storage, loaded, mesh)
-    length = jax.eval_shape(lambda: to_buffer(storage, loaded)).shape[0]
-    return storage, with_length(mesh, loaded, length)
+    if mesh.devices == 1:
+        return storage, to_buffer(storage, storage.load(stored, layout))
+    table, load_part = storage.table, storage.load_part
+    assert table is not None, "runs on several devices have a packed table"
+    length = jax.eval_shape(lambda: table.to_buffer(table.zeros())).shape[0]
+    if load_part is None:
+        return storage, with_length(mesh, storage.load(stored, layout), length)
+    part = length // mesh.devices
+
+    def on_one(stored: Stored, layout: StorageLayout) -> Params:
+        return load_part(stored, layout, number(mesh) * part, part)
+
+    return storage, on_devices(mesh, on_one, (stored, layout), WHOLE, IN_PARTS)
 
 
 def trained_as_served(

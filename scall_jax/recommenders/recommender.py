@@ -53,8 +53,9 @@ class WideFit(NamedTuple):
     """f32[N, D], zeros for nodes that do not exist."""
     gains: jax.Array
     """f32[N, D], what each coordinate lowers the node's own loss by, given those before it."""
-    weight: jax.Array
-    """f32[N], sum of the weights of the node's interactions."""
+    at_zero: jax.Array
+    """f32[N], the node's own loss where its vector is 0: without an item bias the sum of the weights of its
+    interactions."""
     spectrum: jax.Array
     """f32[D], singular values of the predictions U V', descending."""
     residual: jax.Array

@@ -78,7 +78,8 @@ def sweep(config: Config, stream: Stream, keys: Sequence[jax.Array], budgets: Se
       config: of all runs; its budget is ignored.
       stream: of all runs.
       keys, budgets: of the L runs, L of both. Budgets are data of the program: each run's parameters are stored in a
-        buffer for the largest budget.
+        buffer for the largest budget, and the fits by which it chooses parameters or sizes are as wide as the largest
+        one's, so that with these a run may choose otherwise than by itself.
 
     Returns:
       ScanResult; runs are numbered in the order of `keys`.
@@ -114,6 +115,7 @@ def sweep_program(config: Config, stream: Stream, keys: Sequence[jax.Array], bud
         make_run(dataclasses.replace(config, budget=budget)).init(key, stream)
         for key, budget in zip(keys, budgets, strict=True)
     ]
+    # Widths of the runs' own fits are shapes, too.
     largest = max(states, key=lambda state: state.capacity.budget_units)
     states = [state._replace(params=largest.params, capacity=largest.capacity) for state in states]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -100,7 +100,9 @@ class Gains(NamedTuple):
     by_coordinate: jax.Array
     """f32[N, D], what each coordinate lowers the entity's loss by, given those before it."""
     weight: jax.Array
-    """f32[N], sum of the weights of an entity's interactions."""
+    """f32[N], an entity's loss where its vector is 0: without an item bias the sum of its interactions' weights. With
+    one, an entity whose interactions have faded still has coordinates that make up for the bias of items it never met,
+    and divided by the weights of its interactions alone these would be worth the most of all."""
     residual: jax.Array
     """f32[], loss that is left for a unit of weight."""
 

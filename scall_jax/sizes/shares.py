@@ -25,6 +25,7 @@ MOST_POWER = 64.0
 """Largest power of `power_shares`."""
 
 _SHIFT = 8  # factors of the Gamma ratio taken exactly before its asymptotic expansion
+_LEAST_POWERLAW = 0.1  # shape of a power law, from which on the closed form holds
 _HEADROOM = 4  # powers of two above the share of the largest size, beyond which shares need not be told apart
 
 
@@ -152,16 +153,21 @@ def _check(family: str, shape: chex.Numeric, n: chex.Numeric, capacity: int | No
         least = 1.0 if family == "pareto" else 0.0
         if not np.all(np.isfinite(shape)) or np.any(np.asarray(shape) <= least):
             raise ValueError(f"shape={shape} of family {family!r}: must be finite and greater than {least:g}")
+        if family == "powerlaw" and np.any(np.asarray(shape) < _LEAST_POWERLAW):
+            raise ValueError(
+                f"shape={shape} of family 'powerlaw': must be at least {_LEAST_POWERLAW:g}, where the first "
+                "few entities have nearly everything"
+            )
     return capacity
 
 
 def _gamma_ratio(z: jax.Array, s: jax.Array, z_max: jax.Array) -> jax.Array:
-    """Γ(z+s)/Γ(z) relative to its value at `z_max`, for z >= 1 and -1 < s <= 10, in float32.
+    """Γ(z+s)/Γ(z) relative to its value at `z_max`, for z >= 1 and -1 < s <= 10, to 5e-6 in float32.
 
     Γ(z+s)/Γ(z) = Π_{i<m} (z+i)/(z+s+i) · Γ(z+m+s)/Γ(z+m), and with w = z + m + (s-1)/2 the last ratio is
     w^s Σ_k C(s, 2k) B_2k^(1+s)((1+s)/2) w^-2k (Fields 1966, after Tricomi and Erdélyi 1951), B the generalised
-    Bernoulli polynomials; the error of four terms is below the precision of float32. Working relative to z_max keeps
-    the exponent small.
+    Bernoulli polynomials; four terms are within 5e-6 where s is 10 and z is 1, and below the precision of float32 else.
+    Working relative to z_max keeps the exponent small.
     """
     c2 = -s * (s * s - 1) / 24
     c4 = s * (s - 1) * (s - 2) * (s - 3) * (s + 1) * (5 * s + 7) / 5760

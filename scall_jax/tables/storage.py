@@ -108,7 +108,8 @@ class Storage(NamedTuple):
     each step of training where there is no table. A node without coordinates has its side's shared vector, or zeros."""
     store: Callable[[Params, StorageLayout], Stored]
     """(trained parameters, layout) -> what is kept of them. Called once a segment; the place to round or to pack. Of a
-    storage that is `scaled` and built for several devices it is called by all of them, in `ops.devices.on_devices`."""
+    storage that is `scaled` and built for several devices it is called by all of them, in `ops.devices.on_devices`,
+    each with its part of the parameters."""
     load: Callable[[Stored, StorageLayout], Params]
     """(stored, layout) -> parameters that serve, the inverse of `store` but for what that rounds off."""
     sizes: Callable[[Plan], jax.Array]
@@ -152,6 +153,9 @@ class Storage(NamedTuple):
     round_rows: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
     """(vectors f32[R, D], sizes i32[R], the largest absolute coordinate f32[] of the whole table) -> the vectors as
     `load` gives back what `store` keeps of them. None where it is no matter of one vector by itself."""
+    load_part: Callable[[Stored, StorageLayout, Any, int], jax.Array] | None = None
+    """(what is stored, layout, first place i32[], number of places) -> what `load` gives there, f32; zeros beyond its
+    end. None where several devices cannot share what is `scaled`."""
     served: Table | None = None
     """Reads columns of what is stored as it is, so that ranking does not load it as a whole; its buffers are made of
     what is stored, and it is never trained. None: ranking reads what `load` gives."""

@@ -1,4 +1,4 @@
-"""A whole fit by implicit alternating least squares: sweeps until the loss settles, then users given stored items."""
+"""A whole fit by implicit alternating least squares: sweeps until what it explains settles, then users given items."""
 
 import functools
 import math

@@ -127,13 +127,14 @@ def wide_fit(
         part = jnp.zeros(pool_part(table, room, mesh))
         part = write_windows(part, rows.first[:-2], rows.sizes[:-2], vectors, mesh)
         found = coordinate_gains(problem, rows, order, part, users, width, mesh)
-        return *found, *_weights(problem, users, mesh)
+        return *found, _at_zero(problem, users, segment.users, mesh)
 
     given = segment_parts(mesh, segment), item_bias, hyper, rows, vectors
     specs = segment_specs(segment), WHOLE, WHOLE, WHOLE, WHOLE
-    gains, curvature, weight, squares = on_devices(mesh, worth, given, specs, WHOLE)
-    residual = jnp.clip(1 - padded_sum(gains[:users].sum(1)) / jnp.where(squares > 0, squares, 1.0), 0.0, 1.0)
-    return WideFit(vectors, gains, weight, spectrum, residual, curvature)
+    gains, curvature, at_zero = on_devices(mesh, worth, given, specs, WHOLE)
+    whole = padded_sum(at_zero[:users])
+    residual = jnp.clip(1 - padded_sum(gains[:users].sum(1)) / jnp.where(whole > 0, whole, 1.0), 0.0, 1.0)
+    return WideFit(vectors, gains, at_zero, spectrum, residual, curvature)
 
 
 def balanced(vectors: jax.Array, users: int) -> tuple[jax.Array, jax.Array]:
@@ -217,17 +218,20 @@ def coordinate_gains(
     return together(mesh, found)
 
 
-def _weights(problem: Problem, users: int, mesh: MeshConfig) -> tuple[jax.Array, jax.Array]:
-    """Sum of the weights f32[N] by node, and the users' sum f32[] of weighted squared targets."""
+def _at_zero(problem: Problem, users: int, known_users: jax.Array, mesh: MeshConfig) -> jax.Array:
+    """What each node's own loss is where its vector is 0, f32[N].
+
+    Without an item bias it is the sum of the weights of its interactions. With one, the zeros of pairs that were not
+    met count, too, which do not fade.
+    """
     nodes, entry = problem.active.shape[0], places(mesh, problem.neighbours.shape[0])
     owner = jnp.minimum(jnp.searchsorted(problem.indptr[1:], entry, side="right"), nodes - 1)
-
-    def add(sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        by_node, squares = sums
-        return by_node.at[owner].add(problem.roots**2), squares.at[owner].add(problem.targets**2)
-
-    by_node, squares = in_turn(mesh, add, (jnp.zeros(nodes), jnp.zeros(nodes)))
-    return by_node, padded_sum(squares[:users])
+    met = in_turn(mesh, lambda sums: sums.at[owner].add(problem.targets**2), jnp.zeros(nodes))
+    # Entries of an item have the bias of their users, which is none.
+    met = met * (1 - problem.bias) ** 2
+    of_user = problem.unobserved * padded_sum(problem.bias[users:] ** 2)
+    of_item = problem.unobserved * known_users.astype(jnp.float32) * problem.bias**2
+    return jnp.where(problem.active, met + jnp.where(jnp.arange(nodes) < users, of_user, of_item), 0.0)
 
 
 def truncated(storage: Storage, vectors: jax.Array, layout: StorageLayout, mesh: MeshConfig = ONE) -> Params:

@@ -50,7 +50,9 @@ def ials_recommender(
         init=lambda: choice.nothing_chosen(among, biases),
         choose=functools.partial(narrow_fits.choose, config, among, biases, setting.judging, mesh) if chooses else None,
         held_by_choice=lambda segment, mean: jax.ShapeDtypeStruct(
-            (config.width_of_choice(mean) * segment.frequency.shape[-1] + 2 * batch_numbers(),), jnp.float32
+            # All fits begin with the same vectors, which are kept beside those of the fit.
+            (2 * config.width_of_choice(mean) * segment.frequency.shape[-1] + 2 * batch_numbers(),),
+            jnp.float32,
         ),
         item_bias=_item_bias if biases else None,
         ranking_bias=choice.ranking_bias,

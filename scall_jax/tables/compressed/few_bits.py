@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from scall_jax.ops import devices
 from scall_jax.ops.devices import ONE, MeshConfig
-from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem
+from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem, take
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rounded
 from scall_jax.tables.layout import Layout
@@ -41,7 +41,9 @@ _TOP_BYTES = 4
 _VECTORS_AT_ONCE = 8192
 """Vectors whose limits are tried together: their coordinates stay in the caches."""
 _ROUNDS = 4
-"""Blocks of vectors that a device of several has, or about as many, so that what they have to try is about equal."""
+"""Blocks of vectors that a device of several has at least, so that what they have to try is about equal."""
+_AT_ONCE = 2**16
+"""Coordinates that a device asks the others for at once."""
 
 
 class Coded(NamedTuple):
@@ -59,13 +61,13 @@ def encode(pool: jax.Array, layout: Layout, bits: int, mesh: MeshConfig = ONE) -
     """Codes and scales of a pool.
 
     Args:
-      pool: f32[capacity] of the packed table.
+      pool: f32[capacity] of the packed table, or this device's part of it.
       layout: of its M vectors.
       bits: b; static.
-      mesh: devices that share the work, each with the whole pool, in a function that `devices.on_devices` calls.
+      mesh: devices that have a part of the pool each and share the work, in a function that `devices.on_devices` calls.
 
     Returns:
-      Coded.
+      Coded, whole on every device.
 
     >>> from scall_jax.tables.packed import packed
     >>> layout = packed(4, users=1, items=1, maximum=2).layout(jnp.array([2, 2, 0, 0]))
@@ -77,7 +79,11 @@ def encode(pool: jax.Array, layout: Layout, bits: int, mesh: MeshConfig = ONE) -
     chex.assert_type(pool, jnp.float32)
     half = 2 ** (bits - 1)
     scales, top = best_scales(pool, layout, half, mesh)
-    return Coded(pack_codes(quantised(pool, layout, scales, top, half), bits), scales.astype(jnp.uint8), top)
+    if mesh.devices == 1:
+        codes = pack_codes(quantised(pool, layout, scales, top, half), bits)
+    else:
+        codes = _codes_of_parts(pool, layout, scales, top, bits, mesh)
+    return Coded(codes, scales.astype(jnp.uint8), top)
 
 
 def _over_columns(padded: jax.Array, layout: Layout, body, start):
@@ -106,7 +112,7 @@ def best_scales(
     """The scale of each vector that leaves the least squared error.
 
     Args:
-      pool: f32[capacity] of the packed table.
+      pool: f32[capacity] of the packed table, or this device's part of it.
       layout: of its M vectors.
       half: half of the number of codes; f32[M] by place in `Layout.order`, or a static number for all.
       mesh: devices that share the work, as in `encode`.
@@ -115,35 +121,35 @@ def best_scales(
       i32[M] by place, and the limit f32[] that they are counted from.
     """
     vectors, lengths = layout.order.shape[0], jnp.diff(layout.starts)
+    in_use = devices.places(mesh, pool.shape[0]) < layout.starts[-1]
+    top = _top_of(devices.most(mesh, jnp.where(in_use, jnp.abs(pool), 0.0).max()))
     # The largest vectors come first, so that a block of vectors has as many columns as its first one.
-    count = min(_VECTORS_AT_ONCE, vectors if mesh.devices == 1 else -(-vectors // (_ROUNDS * mesh.devices)))
+    count = _block_size(vectors, lengths.shape[0], mesh)
     rounds = -(-vectors // (count * mesh.devices))
-    blocks = rounds * mesh.devices
-    padded = jnp.concatenate([pool, jnp.zeros(blocks * count)])
-    largest = _over_columns(
-        padded, layout, lambda most, _, x, has: jnp.maximum(most, jnp.where(has, jnp.abs(x), 0.0)), jnp.zeros(vectors)
-    )
-    top = _top_of(largest.max())
-    # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
-    start, half = _scale_of(2 * largest, top), jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
-    start, half = (
-        jnp.pad(x, (0, blocks * count - vectors), constant_values=x.dtype.type(c)) for x, c in ((start, 0), (half, 1))
-    )
+    half = jnp.broadcast_to(jnp.asarray(half, jnp.float32), (vectors,))
+    half = jnp.pad(half, (0, rounds * mesh.devices * count - vectors), constant_values=np.float32(1))
+    columns_of = _reader(pool, layout, count, rounds, mesh)
 
     def of_block(first: jax.Array) -> jax.Array:
-        own, codes = (dynamic_slice(x, (first,), (count,)) for x in (start, half))
-        place = first + jnp.arange(count, dtype=jnp.int32)
+        place, codes = first + jnp.arange(count, dtype=jnp.int32), dynamic_slice(half, (first,), (count,))
+        column_of, columns = columns_of(first), (lengths > first).sum()
+
+        def larger(column, most):
+            return jnp.maximum(most, jnp.where(place < lengths[column], jnp.abs(column_of(column)), 0.0))
+
+        # One bit may need twice the largest coordinate: a vector of equal ones is half the limit.
+        own = _scale_of(2 * jax.lax.fori_loop(0, columns, larger, jnp.zeros(count)), top)
 
         def try_next(number, best):
             scales = jnp.where(own > 0, jnp.maximum(own - number, 1), 0)
             step = limit_of(scales, top) / codes
 
             def add(column, wrong):
-                x = dynamic_slice(padded, (layout.starts[column] + first,), (count,))
+                x = column_of(column)
                 off = (x - (_code_of(x, step, codes) + 0.5) * step) ** 2
                 return wrong + jnp.where(place < lengths[column], off, 0.0)
 
-            wrong = jax.lax.fori_loop(0, (lengths > first).sum(), add, jnp.zeros(count))
+            wrong = jax.lax.fori_loop(0, columns, add, jnp.zeros(count))
             better = wrong < best[0]
             return jnp.where(better, wrong, best[0]), jnp.where(better, scales, best[1])
 
@@ -153,6 +159,31 @@ def best_scales(
     firsts = count * (mesh.devices * jnp.arange(rounds, dtype=jnp.int32) + devices.number(mesh))
     found = devices.everyone(mesh, jax.lax.map(of_block, firsts)[None])
     return found.swapaxes(0, 1).ravel()[:vectors], top
+
+
+def _block_size(vectors: int, columns: int, mesh: MeshConfig) -> int:
+    """Vectors whose scales are sought together; on several devices their coordinates are asked for."""
+    if mesh.devices == 1:
+        return min(_VECTORS_AT_ONCE, vectors)
+    return min(max(_AT_ONCE // columns, 1), -(-vectors // (_ROUNDS * mesh.devices)))
+
+
+def _reader(pool: jax.Array, layout: Layout, count: int, rounds: int, mesh: MeshConfig):
+    """first -> column -> its coordinates f32[count] of the vectors at places first, first + 1, ..."""
+    starts = layout.starts[:-1]
+    if mesh.devices == 1:
+        padded = jnp.concatenate([pool, jnp.zeros(rounds * count)])
+        return lambda first: lambda column: dynamic_slice(padded, (starts[column] + first,), (count,))
+    within = jnp.arange(count, dtype=jnp.int32)
+
+    def asked(first: jax.Array):
+        def answer(first: jax.Array) -> jax.Array:
+            return devices.part_of(mesh, pool, starts[:, None] + first + within[None, :])
+
+        block = devices.ask(mesh, first, answer)
+        return lambda column: block[column]
+
+    return asked
 
 
 def quantised(pool: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, half: jax.Array | int) -> jax.Array:
@@ -227,6 +258,66 @@ def decode(coded: Coded, layout: Layout, capacity: int) -> jax.Array:
         return dynamic_update_slice(pool, read_columns(buffer, layout, column, 1)[0], (layout.starts[column],))
 
     return jax.lax.fori_loop(0, columns, write, jnp.zeros(capacity + vectors))[:capacity]
+
+
+def decode_part(coded: Coded, layout: Layout, begin: jax.Array | int, length: int) -> jax.Array:
+    """Some places of the pool that codes and scales stand for, of which nothing else is decoded.
+
+    Args:
+      coded: of `encode`.
+      layout: of the M vectors.
+      begin: i32[], the first place.
+      length: places; static.
+
+    Returns:
+      f32[length], 0 where no coordinate lies.
+    """
+    bits, half = coded.codes.shape[1], 2 ** (coded.codes.shape[1] - 1)
+    count = min(_AT_ONCE, length)
+
+    def block(index: jax.Array, part: jax.Array) -> jax.Array:
+        # A last block that would end beyond the part is moved back.
+        first = jnp.minimum(index * count, length - count)
+        at = begin + first + jnp.arange(count, dtype=jnp.int32)
+        exists, rank = _vectors_at(layout, at)
+        planes = take(coded.codes, jnp.where(exists, div(at, 8), 0)).astype(jnp.int32)
+        bit = (planes >> rem(at, 8)[:, None]) & 1
+        code = (bit << jnp.arange(bits, dtype=jnp.int32)[None, :]).sum(1, dtype=jnp.int32)
+        values = (code.astype(jnp.float32) - half + 0.5) * (limit_of(take(coded.scales, rank), coded.top) / half)
+        return dynamic_update_slice(part, jnp.where(exists, values, 0.0), (first,))
+
+    return jax.lax.fori_loop(0, -(-length // count), block, jnp.zeros(length))
+
+
+def _vectors_at(layout: Layout, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether coordinates lie at places i32[n] of the pool, and the place of each one's vector in `Layout.order`."""
+    exists = at < layout.starts[-1]
+    column = jnp.searchsorted(layout.starts, jnp.where(exists, at, 0), side="right").astype(jnp.int32) - 1
+    return exists, jnp.where(exists, at - take(layout.starts, column), 0)
+
+
+def _codes_of_parts(part: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, bits: int, mesh: MeshConfig):
+    """Codes u8[groups, b] of a pool of which each device has a part, whole on every device."""
+    half, groups = 2 ** (bits - 1), -(-mesh.devices * part.shape[0] // 8)
+    own_groups = -(-groups // mesh.devices)
+    count = min(_AT_ONCE // 8, own_groups)
+    begin = devices.number(mesh) * own_groups
+
+    def block(index: jax.Array, packed: jax.Array) -> jax.Array:
+        # A last block that would end beyond the part is moved back.
+        first = jnp.minimum(index * count, own_groups - count)
+        at = 8 * (begin + first) + jnp.arange(8 * count, dtype=jnp.int32)
+
+        def answer(first: jax.Array) -> jax.Array:
+            return devices.part_of(mesh, part, first + jnp.arange(8 * count, dtype=jnp.int32))
+
+        x, (exists, rank) = devices.ask(mesh, at[0], answer), _vectors_at(layout, at)
+        code = _code_of(x, limit_of(take(scales, rank), top) / half, half) + half
+        code = jnp.where(exists, code, 0.0).astype(jnp.uint8)
+        return dynamic_update_slice(packed, pack_codes(code, bits), (first, 0))
+
+    own = jax.lax.fori_loop(0, -(-own_groups // count), block, jnp.zeros((own_groups, bits), jnp.uint8))
+    return devices.everyone(mesh, own)[:groups]
 
 
 def _to_buffer(coded: Coded) -> Coded:
@@ -386,7 +477,8 @@ def _few_bits(bits: int, multiple: int, capacity: int, users: int, items: int, m
         reading=functools.partial(_rounded_columns, bits),
         to_buffer=_to_buffer,
         read=read_columns,
-        round_rows=functools.partial(round_rows, bits=bits),
+        load_part=decode_part,
+        round_rows=lambda vectors, sizes, largest: round_rows(vectors, sizes, bits, largest),
     )
     return rounded(capacity, users, items, maximum, rounding, multiple)
 

@@ -6,7 +6,7 @@ serving, the pool is rounded; evaluation on test reads the rounded one.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class Rounding(NamedTuple):
     read: Callable[[Stored, Layout, ArrayLike, int], jax.Array]  # such a buffer, as `Table.read`
     round_rows: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
     """As `Storage.round_rows`; a scale takes one byte."""
+    load_part: Callable[[Stored, Layout, Any, int], jax.Array] | None = None
 
 
 def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding, multiple: int = 1) -> Storage:
@@ -104,6 +105,7 @@ def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Round
         affords=functools.partial(_affords, rounding, users, maximum),
         scaled=rounding.round_rows is not None,
         round_rows=rounding.round_rows,
+        load_part=rounding.load_part,
         served=table._replace(to_buffer=rounding.to_buffer, read=rounding.read),
     )
 
