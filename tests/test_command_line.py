@@ -13,6 +13,7 @@ import pytest
 from scall_jax import streams
 from scall_jax.cli import compilation_cache, head, list_methods
 from scall_jax.cli.commands import run_command
+from scall_jax.cli.flags import Main, check_auto
 from scall_jax.cli.main import COMMANDS, main
 from scall_jax.methods.registry import METHODS
 from scall_jax.sizes.budget import Budget
@@ -37,6 +38,33 @@ def test_an_unknown_name_gets_the_nearest(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["--recommender", "ials"], "recommender ials"),
+        (["--method", "auto", "--table", "packed_int4"], "table packed_int4"),
+        (["--method", "auto@charge=stored"], "charge stored"),
+        (["--method", "uniform", "auto", "--bias", "none"], "bias none"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "follow"])
+def test_auto_refuses_what_it_would_not_heed(tmp_path, capsys, command, flags, value):
+    (tmp_path / "rows.csv").write_text("user,item,timestamp\n1,2,3\n")
+    if command == "follow":
+        flags = [flag for flag in flags if flag != "uniform"] + ["--cut.rows", "10", "--once"]
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--data", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out"), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"--{value}: method auto chooses" in error
+    assert f"uniform@{value.replace(' ', '=')}" in error and not (tmp_path / "out").exists()
+
+
+def test_auto_takes_what_it_heeds():
+    for flags in (Main(), Main(charge="serving"), Main(protocol="published")):
+        check_auto(flags, "auto@ials.sweeps=3")
+    check_auto(Main(recommender="ials"), "uniform")
 
 
 def test_every_method_and_every_command_has_a_line(capsys):

@@ -36,6 +36,9 @@ from scall_jax.tables import (
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
 
+_CHOSEN_BY_AUTO = ("recommender", "table", "bias", "charge")
+"""Flags that the candidates of auto have values of their own for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BudgetFlags:
@@ -429,6 +432,29 @@ def by_data(flags: F) -> F:
     if flags.data in streams.EMBEDDED or flags.method != type(flags)().method:
         return flags
     return dataclasses.replace(flags, method=(auto.NAME,))
+
+
+def check_auto(flags: Main, spelled: str) -> None:
+    """Check that no flag asks for what the method auto chooses by itself.
+
+    Args:
+      flags: as given on the command line; what `by_protocol` puts in is not asked for.
+      spelled: a method, with flags of its own as `for_method` reads them.
+
+    Raises:
+      ValueError: the method is auto, and a flag that it would not heed differs from its default.
+    """
+    flags, method = for_method(flags, spelled)
+    if method != auto.NAME:
+        return
+    for name in _CHOSEN_BY_AUTO:
+        value = getattr(flags, name)
+        # Its budget pays for all that serving needs, so that asking for this is heeded.
+        if value != getattr(type(flags)(), name) and (name, value) != ("charge", "serving"):
+            raise ValueError(
+                f"--{name} {value}: method auto chooses recommender, table and bias, and charges for all that serving "
+                f"needs: name another --method, such as uniform, or give the flag to one alone: uniform@{name}={value}"
+            )
 
 
 def expand(names: tuple[str, ...]) -> list[str]:
