@@ -204,6 +204,9 @@ def test_the_choices_of_auto_are_shown(run, tmp_path):
         "<tr><td>b</td><td>3</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text
         and "c: too large" in text
     )
+    config = run.identity["config"] | {"method": "auto"}
+    text = run_report.build(run._replace(folder=folder, identity=run.identity | {"config": config}))
+    assert text.count("of each candidate") == 3 and re.search(r"charge</t[dh]><td>serving", text)
     # Candidates lie within the folder of their run, and are no runs of their own.
     shutil.copytree(run.folder, folder / "candidates" / "a")
     assert comparison.find_runs([tmp_path]) == [folder]
