@@ -13,7 +13,7 @@ import pytest
 from scall_jax import streams
 from scall_jax.cli import compilation_cache, head, list_methods
 from scall_jax.cli.commands import run_command
-from scall_jax.cli.flags import Main, check_auto
+from scall_jax.cli.flags import Main, check_auto, for_method
 from scall_jax.cli.main import COMMANDS, main
 from scall_jax.methods.registry import METHODS
 from scall_jax.sizes.budget import Budget
@@ -59,6 +59,13 @@ def test_auto_refuses_what_it_would_not_heed(tmp_path, capsys, command, flags, v
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"--{value}: method auto chooses" in error
     assert f"uniform@{value.replace(' ', '=')}" in error and not (tmp_path / "out").exists()
+
+
+def test_a_flag_of_several_values_has_one_after_an_at():
+    assert for_method(Main(), "uniform@budget.schedule=8")[0].budget.budget() == Budget.schedule([Budget.mean_size(8)])
+    assert for_method(Main(), "scall-sac@policy.widths=64")[0].policy.widths == (64,)
+    with pytest.raises(ValueError, match=r"policy\.widths=x: a value of type int$"):
+        for_method(Main(), "scall-sac@policy.widths=x")
 
 
 def test_auto_takes_what_it_heeds():

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -504,7 +504,10 @@ def _replaced(flags: Any, path: list[str], text: str, where: str) -> Any:
         value = _replaced(getattr(flags, field), path[1:], text, where)
     else:
         allowed = get_type_hints(type(flags))[field]
-        value = _spelled(text, get_args(allowed) or (allowed,), where)
+        value = _spelled(text, [kind for kind in get_args(allowed) if kind is not ...] or (allowed,), where)
+        if get_origin(allowed) is tuple:
+            # Commas separate flags here, so that there is one value.
+            value = (value,)
     changed: Any = flags
     return dataclasses.replace(changed, **{field: value})
 
