@@ -13,7 +13,7 @@ import pytest
 from scall_jax import streams
 from scall_jax.cli import compilation_cache, head, list_methods
 from scall_jax.cli.commands import run_command
-from scall_jax.cli.flags import Main, check_auto, for_method
+from scall_jax.cli.flags import GROUPS, Main, check_auto, for_method
 from scall_jax.cli.main import COMMANDS, main
 from scall_jax.methods.registry import METHODS
 from scall_jax.sizes.budget import Budget
@@ -29,6 +29,9 @@ from scall_jax.sizes.budget import Budget
         (["run", "--qqqq"], "unknown flag --qqqq: --help-all shows all flags"),
         (["run", "--method", "frequncy"], "unknown method 'frequncy': did you mean frequency?"),
         (["run", "--method", "uniform@tabel=packed"], "--tabel is no flag: did you mean table?"),
+        (["run", "--method", "atuo"], "unknown method 'atuo': did you mean auto?"),
+        (["methods", "atuo"], "unknown method 'atuo': did you mean auto?"),
+        (["methods", "popularty"], "unknown method 'popularty': did you mean popularity?"),
         (["methods", "scal"], "unknown method 'scal': did you mean scall?"),
         (["compare"], "name at least one run"),
         (["report", "nowhere"], "nowhere: no run is in this folder"),
@@ -75,10 +78,13 @@ def test_auto_takes_what_it_heeds():
 
 
 def test_every_method_and_every_command_has_a_line(capsys):
-    assert set(list_methods.TEXTS) == set(METHODS)
+    assert set(list_methods.TEXTS) == {*METHODS, "auto"}
     main(["methods"])
     lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert sorted(lines) == sorted(METHODS)
+    assert sorted(lines) == sorted([*METHODS, "auto"])
+    main(["methods", "auto", "popularity"])
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert lines == ["auto", *GROUPS["popularity"]]
     main(["-h"])
     text = capsys.readouterr().out
     assert all(f"  {name} {command.usage}" in text and command.text in text for name, command in COMMANDS.items())

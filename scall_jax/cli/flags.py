@@ -555,7 +555,7 @@ def make_config(flags: Main, method: str) -> Config:
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in (*METHODS, auto.NAME):
-        raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, *GROUPS])}")
+        raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, auto.NAME, *GROUPS])}")
     return Config(
         method=method,
         budget=flags.budget.budget(),
