@@ -1,6 +1,7 @@
 """report.html: one file without anything from elsewhere, with every picture, whose figures are counted another way."""
 
 import collections
+import dataclasses
 import html.parser
 import json
 import re
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 
 from scall_jax import run_segments, streams
-from scall_jax.analysis import comparison, page, pictures, run_report, significance
+from scall_jax.analysis import about, comparison, page, pictures, run_report, significance
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
+from scall_jax.run.stream_files import read_stream
 from tests.helpers import small_config, tiny_arguments
 
 VOID = {"meta", "link", "br", "img"}
@@ -146,6 +148,17 @@ def test_what_a_killed_update_has_left_is_no_part_of_a_report_or_a_comparison(ma
     found = comparison.read_run(folder)
     assert found.lines == run.lines and len(run_report.read_steps(found)) == len(run.lines)
     assert {segment for segment, _ in significance.by_user(folder)} == set(range(1, last + 1))
+
+
+def test_notes_and_flags_show_no_folder_of_anybody(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    source = "/home/ann/my data/x.csv"
+    notes = (f"{source}: fields are separated by ';'", "rows far apart")
+    stream = dataclasses.replace(read_stream(folder, manifest.read(folder)), source=source, notes=notes)
+    about.write(folder, stream, "scall-jax run --data=/home/ann/x.csv", "0")
+    text = run_report.build(run._replace(folder=folder))
+    assert "/home" not in text and "my data" not in text and "--data=x.csv" in text
+    assert "x.csv: fields are separated by" in text and "rows far apart" in text
 
 
 def test_the_parts_of_segments_are_said_as_they_were_cut(tmp_path):
