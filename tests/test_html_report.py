@@ -265,6 +265,22 @@ def test_runs_are_compared_over_seeds_on_the_terminal_and_as_a_page(made, tmp_pa
     assert "--against fixd: did you mean fixed?" in capsys.readouterr().err
 
 
+def test_paths_without_a_run_are_left_out_beside_others(tmp_path, capsys):
+    run, page, sweep = tmp_path / "run", tmp_path / "page.html", tmp_path / "sweep"
+    for folder in (run, sweep):
+        folder.mkdir()
+    for path in (run / "manifest.json", run / "config.json", page, sweep / "sweep.json"):
+        path.write_text("{}")
+    assert comparison.find_runs([page, run, sweep, tmp_path]) == [run]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{x}: left out, no run is in it or below it" for x in (page, sweep)
+    ]
+    with pytest.raises(ValueError, match=r"page\.html: no run is in this folder"):
+        comparison.find_runs([page, sweep])
+    with pytest.raises(ValueError, match="nowhere: no run is in this folder"):
+        comparison.find_runs([run, tmp_path / "nowhere"])
+
+
 def test_runs_that_differ_in_a_setting_are_told_apart_and_other_users_are_said(run):
     other = run._replace(identity=run.identity | {"config": run.identity["config"] | {"bias": "decayed"}})
     # Another seed draws another replay, by which the fingerprint of its stream is another one.
