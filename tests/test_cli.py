@@ -391,6 +391,7 @@ def test_the_short_help_has_text_and_default_for_each_flag_and_the_names_to_choo
     assert "Constant size of the table in 10^6 bytes, instead of a mean size. (default: none)" in words
     for names in (METHODS, FORMATS, FAMILIES, run_flags.GROUPS):
         assert all(name in words for name in names)
+    assert "a choice among methods on valid: auto " in words
 
 
 def test_the_help_of_a_comparison_shows_its_own_flags_with_its_own_defaults(capsys):

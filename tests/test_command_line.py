@@ -13,6 +13,7 @@ import pytest
 from scall_jax import streams
 from scall_jax.cli import compilation_cache, head, list_methods
 from scall_jax.cli.commands import run_command
+from scall_jax.cli.flags import GROUPS, Main, check_auto, for_method
 from scall_jax.cli.main import COMMANDS, main
 from scall_jax.methods.registry import METHODS
 from scall_jax.sizes.budget import Budget
@@ -28,6 +29,9 @@ from scall_jax.sizes.budget import Budget
         (["run", "--qqqq"], "unknown flag --qqqq: --help-all shows all flags"),
         (["run", "--method", "frequncy"], "unknown method 'frequncy': did you mean frequency?"),
         (["run", "--method", "uniform@tabel=packed"], "--tabel is no flag: did you mean table?"),
+        (["run", "--method", "atuo"], "unknown method 'atuo': did you mean auto?"),
+        (["methods", "atuo"], "unknown method 'atuo': did you mean auto?"),
+        (["methods", "popularty"], "unknown method 'popularty': did you mean popularity?"),
         (["methods", "scal"], "unknown method 'scal': did you mean scall?"),
         (["compare"], "name at least one run"),
         (["report", "nowhere"], "nowhere: no run is in this folder"),
@@ -39,11 +43,48 @@ def test_an_unknown_name_gets_the_nearest(capsys, arguments, message):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["--recommender", "ials"], "recommender ials"),
+        (["--method", "auto", "--table", "packed_int4"], "table packed_int4"),
+        (["--method", "auto@charge=stored"], "charge stored"),
+        (["--method", "uniform", "auto", "--bias", "none"], "bias none"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "follow"])
+def test_auto_refuses_what_it_would_not_heed(tmp_path, capsys, command, flags, value):
+    (tmp_path / "rows.csv").write_text("user,item,timestamp\n1,2,3\n")
+    if command == "follow":
+        flags = [flag for flag in flags if flag != "uniform"] + ["--cut.rows", "10", "--once"]
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--data", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out"), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"--{value}: method auto chooses" in error
+    assert f"uniform@{value.replace(' ', '=')}" in error and not (tmp_path / "out").exists()
+
+
+def test_a_flag_of_several_values_has_one_after_an_at():
+    assert for_method(Main(), "uniform@budget.schedule=8")[0].budget.budget() == Budget.schedule([Budget.mean_size(8)])
+    assert for_method(Main(), "scall-sac@policy.widths=64")[0].policy.widths == (64,)
+    with pytest.raises(ValueError, match=r"policy\.widths=x: a value of type int$"):
+        for_method(Main(), "scall-sac@policy.widths=x")
+
+
+def test_auto_takes_what_it_heeds():
+    for flags in (Main(), Main(charge="serving"), Main(protocol="published")):
+        check_auto(flags, "auto@ials.sweeps=3")
+    check_auto(Main(recommender="ials"), "uniform")
+
+
 def test_every_method_and_every_command_has_a_line(capsys):
-    assert set(list_methods.TEXTS) == set(METHODS)
+    assert set(list_methods.TEXTS) == {*METHODS, "auto"}
     main(["methods"])
     lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert sorted(lines) == sorted(METHODS)
+    assert sorted(lines) == sorted([*METHODS, "auto"])
+    main(["methods", "auto", "popularity"])
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert lines == ["auto", *GROUPS["popularity"]]
     main(["-h"])
     text = capsys.readouterr().out
     assert all(f"  {name} {command.usage}" in text and command.text in text for name, command in COMMANDS.items())

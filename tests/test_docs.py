@@ -117,6 +117,15 @@ def test_flags_and_files_that_a_page_names_exist(page):
     assert all(stem.with_suffix(".py").exists() or (stem / "__main__.py").exists() for stem in stems)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_of_a_page_run_as_they_stand(page):
+    """They write beside the main job, whose folder is full, and sweep a file that is cut to its length."""
+    text = page.read_text().replace("\\\n", " ")
+    assert not re.search(r"scall-jax run[^`\n]*--out runs/demo\b", text)
+    sweeps = re.findall(r"experiments\.sweep_budgets[^`\n]*--data[^`\n]*", text)
+    assert [command for command in sweeps if "--cut." not in command] == []
+
+
 def test_links_of_the_readme_lead_to_files():
     links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
     assert links and all((ROOT / link).exists() for link in links)

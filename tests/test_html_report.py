@@ -1,6 +1,7 @@
 """report.html: one file without anything from elsewhere, with every picture, whose figures are counted another way."""
 
 import collections
+import dataclasses
 import html.parser
 import json
 import re
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 
 from scall_jax import run_segments, streams
-from scall_jax.analysis import comparison, page, pictures, run_report, significance
+from scall_jax.analysis import about, comparison, page, pictures, run_report, significance
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
+from scall_jax.run.stream_files import read_stream
 from tests.helpers import small_config, tiny_arguments
 
 VOID = {"meta", "link", "br", "img"}
@@ -148,6 +150,17 @@ def test_what_a_killed_update_has_left_is_no_part_of_a_report_or_a_comparison(ma
     assert {segment for segment, _ in significance.by_user(folder)} == set(range(1, last + 1))
 
 
+def test_notes_and_flags_show_no_folder_of_anybody(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    source = "/home/ann/my data/x.csv"
+    notes = (f"{source}: fields are separated by ';'", "rows far apart")
+    stream = dataclasses.replace(read_stream(folder, manifest.read(folder)), source=source, notes=notes)
+    about.write(folder, stream, "scall-jax run --data=/home/ann/x.csv", "0")
+    text = run_report.build(run._replace(folder=folder))
+    assert "/home" not in text and "my data" not in text and "--data=x.csv" in text
+    assert "x.csv: fields are separated by" in text and "rows far apart" in text
+
+
 def test_the_parts_of_segments_are_said_as_they_were_cut(tmp_path):
     rows = streams.synthetic(jax.random.key(3), users=40, items=30, interactions=900)
     for split, said in (((0.5, 0.25, 0.25), "first 50%"), ((0.75, 0.0, 0.25), "last 25% (test)")):
@@ -204,6 +217,9 @@ def test_the_choices_of_auto_are_shown(run, tmp_path):
         "<tr><td>b</td><td>3</td><td>3</td><td>2.2000</td><td>0.4000</td><td>2</td></tr>" in text
         and "c: too large" in text
     )
+    config = run.identity["config"] | {"method": "auto"}
+    text = run_report.build(run._replace(folder=folder, identity=run.identity | {"config": config}))
+    assert text.count("of each candidate") == 3 and re.search(r"charge</t[dh]><td>serving", text)
     # Candidates lie within the folder of their run, and are no runs of their own.
     shutil.copytree(run.folder, folder / "candidates" / "a")
     assert comparison.find_runs([tmp_path]) == [folder]
@@ -247,6 +263,22 @@ def test_runs_are_compared_over_seeds_on_the_terminal_and_as_a_page(made, tmp_pa
     with pytest.raises(SystemExit):
         main(["compare", str(made), "--against", "fixd"])
     assert "--against fixd: did you mean fixed?" in capsys.readouterr().err
+
+
+def test_paths_without_a_run_are_left_out_beside_others(tmp_path, capsys):
+    run, page, sweep = tmp_path / "run", tmp_path / "page.html", tmp_path / "sweep"
+    for folder in (run, sweep):
+        folder.mkdir()
+    for path in (run / "manifest.json", run / "config.json", page, sweep / "sweep.json"):
+        path.write_text("{}")
+    assert comparison.find_runs([page, run, sweep, tmp_path]) == [run]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{x}: left out, no run is in it or below it" for x in (page, sweep)
+    ]
+    with pytest.raises(ValueError, match=r"page\.html: no run is in this folder"):
+        comparison.find_runs([page, sweep])
+    with pytest.raises(ValueError, match="nowhere: no run is in this folder"):
+        comparison.find_runs([run, tmp_path / "nowhere"])
 
 
 def test_runs_that_differ_in_a_setting_are_told_apart_and_other_users_are_said(run):

@@ -116,6 +116,14 @@ def test_bytes_that_a_storage_leaves_are_said(stream):
     assert not any("MB" in x for x in report.warnings(run_segments(enough, stream, jax.random.key(0)), enough))
 
 
+def test_auto_has_spent_what_serving_takes():
+    line = {"segment": 1, "users": 9, "items": 9, "test_users": 200, "budget_bytes": 1000, "bytes_table": 100}
+    lines = [line | {"segment": t, "bytes_serving": 990} for t in range(2)]
+    assert report.warnings(lines, Config("auto")) == []
+    (said,) = report.warnings([x | {"bytes_serving": 500} for x in lines], Config("auto"))
+    assert said == "every segment: bytes are left: 0.0005 of 0.001 MB used"
+
+
 def test_means_that_few_users_decide_are_said():
     rows = streams.synthetic(jax.random.key(7), users=400, items=80, interactions=8000)
     lines, config = popularity(streams.cut(rows, segments=4))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from safetensors import SafetensorError, numpy
 
 import scall_jax
 from scall_jax import Budget, evaluation, run_segments, streams
@@ -304,6 +305,28 @@ def test_an_export_overwrites_nothing(model, tmp_path):
     users = pl.read_parquet(model.export(tmp_path / "deep" / "out") / "users.parquet")
     assert users.equals(pl.DataFrame({"id": model.users.ids, "row": users["row"], "size": users["size"]}))
     assert users["size"].to_list() == model.sizes().filter(pl.col("side") == "users")["size"].to_list()
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "model.safetensors"])
+def test_an_export_to_a_full_disk_is_refused_by_name(model, tmp_path, monkeypatch, name):
+    def full(*arguments):
+        raise (pl.exceptions.ComputeError if name == "users.parquet" else SafetensorError)("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((pl.DataFrame, "write_parquet") if name == "users.parquet" else (numpy, "save_file")), full)
+        with pytest.raises(ValueError, match=rf"{name} cannot be written \(No space.*nothing was exported"):
+            model.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists() and model.export(tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")
+def test_recommendations_that_cannot_be_written_end_in_one_line(made, tmp_path, capsys):
+    out = tmp_path / "out.parquet"
+    out.symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="2"):
+        main(["recommend", str(made("method-frequency")[0]), "--k", "3", "--out", str(out)])
+    error = capsys.readouterr().err
+    assert "No space left" in error and str(out) in error
 
 
 def test_scores_are_inner_products_and_seen_items_are_left_out(model, stream):

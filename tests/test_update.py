@@ -210,6 +210,23 @@ def test_an_update_that_is_killed_or_fails_leaves_the_folder_as_it_was(place, fo
     _assert_same_run(folder, tmp_path / "killed")
 
 
+def test_a_full_disk_adds_nothing_and_says_so(folder, rows, monkeypatch):
+    before = _bytes(folder)
+
+    def full(*arguments):
+        raise pl.exceptions.ComputeError("underlying IO error:\n No space left on device")
+
+    with update.opened(folder) as run:
+        with monkeypatch.context() as patched:
+            patched.setattr(pl.DataFrame, "write_parquet", full)
+            with pytest.raises(
+                ValueError, match=r"waiting\.parquet cannot be written \(.*No space.*: nothing was added"
+            ):
+                run.add(_part(rows, 1000, 1020))
+        assert _bytes(folder) == before
+        assert run.add(_part(rows, 1000, 1020)).waiting == 320
+
+
 @pytest.mark.parametrize("fails", ["delete", "after"])
 def test_rows_count_once_whatever_comes_after_their_commit(fails, folder, rows, tmp_path, monkeypatch):
     """Files that cannot be deleted, and an interrupt, between the manifest and the end of the call."""

@@ -31,7 +31,7 @@ def write(folder: Path, stream: Stream, command: str, version: str) -> None:
         "command": without_folders(command),
         "versions": {"scall_jax": version, "jax": jax.__version__, "python": platform.python_version()},
         "span": stream.span,
-        "notes": list(stream.notes),
+        "notes": [_without_folder_of(stream.source, note) for note in stream.notes],
         "interactions": len(stream.user),
         "starts": [str(np.datetime64(int(stream.time[b.start]), "ms").astype("M8[m]")) for b in stream.bounds],
         "ids": _ids(stream, pictures.read_sizes(manifest.listed(folder, "sizes"))),
@@ -44,8 +44,21 @@ def without_folders(command: str) -> str:
 
     >>> without_folders("scall-jax run --data /home/ann/clicks.csv --out runs/clicks")
     'scall-jax run --data clicks.csv --out runs/clicks'
+    >>> without_folders("scall-jax run --data=/home/ann/clicks.csv")
+    'scall-jax run --data=clicks.csv'
     """
-    return shlex.join(Path(x).name if x.startswith(("/", "~")) else x for x in shlex.split(command))
+    return shlex.join(map(_without_folder, shlex.split(command)))
+
+
+def _without_folder(word: str) -> str:
+    """A word of a command; a flag may have its value behind an equals sign."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return flag + equals + (Path(value).name if value.startswith(("/", "~")) else value)
+
+
+def _without_folder_of(source: str, note: str) -> str:
+    """What is said of a stream, which begins with the path that it was read from."""
+    return _without_folder(source) + note.removeprefix(source) if note.startswith(source) else note
 
 
 def _ids(stream: Stream, steps: pictures.Sizes) -> dict[str, dict[str, str]]:

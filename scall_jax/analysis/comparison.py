@@ -25,24 +25,27 @@ class FinishedRun(NamedTuple):
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Folders of runs below some folders.
+    """Folders of runs below some folders; a line is printed for each path that has none where others have one.
 
     Args:
-      paths: folders of runs, or folders that have such somewhere below them.
+      paths: folders of runs, or folders that have such somewhere below them. What a shell finds for `runs/*` may hold
+        pages and folders of other programs too.
 
     Returns:
       Each folder of a run once, in the order of `paths`, those below one path by name. Runs within a run are left out.
 
     Raises:
-      ValueError: a path that has no run.
+      ValueError: a path that does not exist, or none that has a run.
     """
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = _runs_below(path)
-        if not inside:
-            raise ValueError(f"{path}: no run is in this folder or below it: name the --out of a run")
-        found |= dict.fromkeys(inside)
-    return list(found)
+    inside = {path: _runs_below(path) for path in paths}
+    empty = [path for path, runs in inside.items() if not runs]
+    # A name that nothing has is mistyped.
+    wrong = [path for path in empty if len(empty) == len(inside) or not path.exists()]
+    if wrong:
+        raise ValueError(f"{wrong[0]}: no run is in this folder or below it: name the --out of a run")
+    for path in empty:
+        print(f"{path}: left out, no run is in it or below it")
+    return list(dict.fromkeys(run for runs in inside.values() for run in runs))
 
 
 def _runs_below(path: Path) -> list[Path]:

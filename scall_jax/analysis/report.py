@@ -9,7 +9,7 @@ import numpy as np
 from scall_jax.config import Config
 from scall_jax.evaluation.ranking import CUTOFFS
 from scall_jax.methods.registry import EMBEDDING_METHODS
-from scall_jax.run import records
+from scall_jax.run import auto, records
 
 Lines = list[dict[str, Any]]
 """Lines of `metrics.jsonl` of one run, one per segment."""
@@ -188,7 +188,9 @@ def _unspent(lines: Lines, config: Config) -> list[str]:
     """Sentences on segments that spend less than 95% of their budget; by the last of them."""
     full = [line for line in lines if 0 < _at_maximum(line, config) < line["budget_parameters"]]
     other = [line for line in lines if line["budget_bytes"] and line not in full]
-    paid = functools.partial(records.paid_bytes, charge=config.charge)
+    # Candidates of auto are charged for serving, whatever the configuration of their run says.
+    charge = "serving" if config.method == auto.NAME else config.charge
+    paid = functools.partial(records.paid_bytes, charge=charge)
     other = [line for line in other if paid(line) < 0.95 * line["budget_bytes"]]
     found = []
     for unspent, reason in ((full, f"all sizes are at the maximum {config.sizes.maximum}"), (other, "bytes are left")):

@@ -11,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import choices, manifest, race, records
+from scall_jax.run import auto, choices, manifest, race, records
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -368,6 +368,9 @@ def _made(run: FinishedRun, known: Mapping[str, Any]) -> list[str]:
     facts |= {"peak memory of the process": f"{1e-6 * run.summary['peak_rss_bytes']:,.0f} MB"}
     facts |= {"fingerprint of the stream": str(run.identity["stream"]["fingerprint"])}
     settings = {name: str(value) for name, value in flat(run.identity["config"]).items()}
+    if settings["method"] == auto.NAME:
+        # Each candidate's folder has its own; those of the run decide nothing.
+        settings |= dict.fromkeys(("recommender", "table", "bias"), "of each candidate") | {"charge": "serving"}
     return [
         *([page.code(known["command"])] if known else []),
         *([page.bullets(known["notes"])] if known.get("notes") else []),

@@ -22,6 +22,7 @@ from scall_jax.cli.flags import (
     Main,
     by_data,
     by_protocol,
+    check_auto,
     check_run,
     check_stream,
     expand,
@@ -95,7 +96,10 @@ def run_job(flags: Main) -> list[dict[str, Any]]:
 
 
 def _run_job(flags: Main) -> list[dict[str, Any]]:
-    flags = by_data(by_protocol(flags))
+    flags = by_data(flags)
+    for method in expand(flags.method):
+        check_auto(flags, method)
+    flags = by_protocol(flags)
     methods = expand(flags.method)
     if not methods:
         raise ValueError("--method: name at least one")

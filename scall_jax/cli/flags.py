@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -35,6 +35,9 @@ from scall_jax.tables import (
 
 GROUPS = {"popularity": tuple(m for m in METHODS if m.startswith("popularity-"))}
 """Names that stand for several methods."""
+
+_CHOSEN_BY_AUTO = ("recommender", "table", "bias", "charge")
+"""Flags that the candidates of auto have values of their own for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,6 +434,29 @@ def by_data(flags: F) -> F:
     return dataclasses.replace(flags, method=(auto.NAME,))
 
 
+def check_auto(flags: Main, spelled: str) -> None:
+    """Check that no flag asks for what the method auto chooses by itself.
+
+    Args:
+      flags: as given on the command line; what `by_protocol` puts in is not asked for.
+      spelled: a method, with flags of its own as `for_method` reads them.
+
+    Raises:
+      ValueError: the method is auto, and a flag that it would not heed differs from its default.
+    """
+    flags, method = for_method(flags, spelled)
+    if method != auto.NAME:
+        return
+    for name in _CHOSEN_BY_AUTO:
+        value = getattr(flags, name)
+        # Its budget pays for all that serving needs, so that asking for this is heeded.
+        if value != getattr(type(flags)(), name) and (name, value) != ("charge", "serving"):
+            raise ValueError(
+                f"--{name} {value}: method auto chooses recommender, table and bias, and charges for all that serving "
+                f"needs: name another --method, such as uniform, or give the flag to one alone: uniform@{name}={value}"
+            )
+
+
 def expand(names: tuple[str, ...]) -> list[str]:
     """Spell out groups of methods.
 
@@ -478,7 +504,10 @@ def _replaced(flags: Any, path: list[str], text: str, where: str) -> Any:
         value = _replaced(getattr(flags, field), path[1:], text, where)
     else:
         allowed = get_type_hints(type(flags))[field]
-        value = _spelled(text, get_args(allowed) or (allowed,), where)
+        value = _spelled(text, [kind for kind in get_args(allowed) if kind is not ...] or (allowed,), where)
+        if get_origin(allowed) is tuple:
+            # Commas separate flags here, so that there is one value.
+            value = (value,)
     changed: Any = flags
     return dataclasses.replace(changed, **{field: value})
 
@@ -526,7 +555,7 @@ def make_config(flags: Main, method: str) -> Config:
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")
     if method not in (*METHODS, auto.NAME):
-        raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, *GROUPS])}")
+        raise ValueError(f"unknown method {method!r}: {advice(method, [*METHODS, auto.NAME, *GROUPS])}")
     return Config(
         method=method,
         budget=flags.budget.budget(),

@@ -11,7 +11,7 @@ import jax
 
 from scall_jax.cli.cli import cli
 from scall_jax.cli.compilation_cache import persistent_cache
-from scall_jax.cli.flags import FLAGS, Main, expand, make_config
+from scall_jax.cli.flags import FLAGS, Main, check_auto, expand, make_config
 from scall_jax.cli.stopping import stop_on_signals
 from scall_jax.run import auto, manifest
 from scall_jax.run import folder as run_folder
@@ -155,6 +155,7 @@ def _start(flags: Follow) -> Start:
     for name, least in (("rows", 10), ("new_entities", 4)):
         if cut.get(name, least) < least:
             raise ValueError(f"--cut.{name.replace('_', '-')} {cut[name]}: at least {least}")
+    check_auto(flags, methods[0])
     return Start(make_config(flags, methods[0]), cut, flags.seed)
 
 

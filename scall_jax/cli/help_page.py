@@ -15,6 +15,7 @@ from typing import Any
 
 from scall_jax.cli.flags import GROUPS
 from scall_jax.methods.registry import BASELINES, METHODS, PROBED
+from scall_jax.run import auto
 from scall_jax.sizes import FAMILIES
 from scall_jax.streams import EMBEDDED, FORMATS
 from scall_jax.tables import SIZED
@@ -91,6 +92,7 @@ def choices() -> dict[str, tuple[str, ...]]:
         "methods (--method) within the budget": chosen,
         "methods that make probes first, which takes longer": PROBED,
         "methods outside the budget": outside,
+        "a choice among methods on valid": (auto.NAME,),
         "groups of methods": tuple(GROUPS),
         "tables (--table)": tuple(SIZED),
         "families of sizes (--sizes.family, --search.family)": tuple(FAMILIES),

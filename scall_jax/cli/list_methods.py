@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from scall_jax.cli.cli import Positional, cli
+from scall_jax.cli.flags import GROUPS, expand
 from scall_jax.cli.nearest import advice
 from scall_jax.methods.registry import BASELINES, METHODS, PROBED
+from scall_jax.run import auto
 
 TEXTS = {
     "uniform": "the same size for all",
@@ -48,6 +50,7 @@ TEXTS = {
     "popularity-all": "items by their count so far",
     "popularity-segment": "items by their count in the segment",
     "popularity-decayed": "items by a count that decays",
+    auto.NAME: "several of these side by side within one budget; the one that leads on valid serves",
     "ease": "EASE, item to item weights in closed form (WWW 2019)",
 }
 """Each method in one line; the sources in full are in docs/methods.md."""
@@ -58,23 +61,25 @@ class Methods:
     """Flags of the list of methods."""
 
     names: Positional[tuple[str, ...]] = ()
-    """Methods to show; all of them by default."""
+    """Methods to show, or groups of them; all of them by default."""
 
 
 def listing(names: Sequence[str] = ()) -> str:
     """The methods with a line each, in groups by what they cost.
 
     Args:
-      names: methods to show; all where there are none.
+      names: methods to show, or groups of them; all where there are none.
 
     Raises:
       ValueError: an unknown name.
     """
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}: {advice(name, METHODS)}")
+        if name not in TEXTS and name not in GROUPS:
+            raise ValueError(f"unknown method {name!r}: {advice(name, [*TEXTS, *GROUPS])}")
+    names = expand(tuple(names))
     outside = {*BASELINES, "full"}
     groups = {
+        "a choice on valid, and the default for a file of one's own:": [auto.NAME],
         "within the budget, without probes:": [x for x in METHODS if x not in outside and x not in PROBED],
         "within the budget, with probes (short trainings before a segment's own):": list(PROBED),
         "outside the budget:": [x for x in METHODS if x in outside],

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from scall_jax.cli.cli import Positional, cli
+from scall_jax.run.parquet import as_system_errors
 from scall_jax.serving import load
 
 RECOMMEND = """
@@ -72,6 +73,7 @@ def recommend_job(flags: Recommend) -> pl.DataFrame:
 
     Raises:
       ValueError: a folder that holds no model, a request that no model answers, or a file of another kind.
+      OSError: the file cannot be written.
     """
     if flags.out is not None and flags.out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {flags.out}: give a name that ends with .csv or .parquet")
@@ -82,10 +84,12 @@ def recommend_job(flags: Recommend) -> pl.DataFrame:
     frame = model.recommend(list(flags.users) or None, flags.k, exclude_seen=not flags.seen, items_of=given)
     if flags.out is None:
         frame.write_csv(sys.stdout)
-    elif flags.out.suffix == ".csv":
-        frame.write_csv(flags.out)
-    else:
-        frame.write_parquet(flags.out)
+        return frame
+    with as_system_errors(flags.out):
+        if flags.out.suffix == ".csv":
+            frame.write_csv(flags.out)
+        else:
+            frame.write_parquet(flags.out)
     return frame
 
 

@@ -11,14 +11,13 @@ bias, or the counts behind popularity.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from scall_jax.run import manifest
+from scall_jax.run import manifest, parquet
 from scall_jax.run.manifest import Manifest
 from scall_jax.streams import Bounds, Rule, Stream
 
@@ -40,6 +39,7 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
     Raises:
       ValueError: the folder has other ids or times for the same rows, or a file of another's where one of these
         belongs.
+      OSError: a file cannot be written.
     """
     frames = _frames(stream)
     names = [manifest.STREAM[0], *frames]
@@ -75,19 +75,8 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
     }
     manifest.write_durably(folder / manifest.STREAM[0], json.dumps(about) + "\n")
     for name, frame in frames.items():
-        _write_durably(folder / name, frame)
+        parquet.write_durably(folder / name, frame)
     manifest.write(folder, found._replace(files=found.files | manifest.entries(folder, names)))
-
-
-def _write_durably(path: Path, frame: pl.DataFrame) -> None:
-    with path.open("wb") as file:
-        try:
-            frame.write_parquet(file)
-        except pl.exceptions.PolarsError as error:  # The system's error, a full disk for example, is in its text.
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} cannot be written ({reason}): {manifest.FINISHED_IS_KEPT}") from error
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _frames(stream: Stream) -> dict[str, pl.DataFrame]:

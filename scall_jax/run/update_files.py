@@ -14,14 +14,13 @@ Only the last update's state.json counts. Rows that wait are written anew when a
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from scall_jax.run import manifest
+from scall_jax.run import manifest, parquet
 from scall_jax.run.manifest import Manifest, Update
 from scall_jax.run.stream_files import read_stream
 from scall_jax.streams import Bounds, Capacity, Growing, Stream, growing
@@ -180,8 +179,5 @@ def _new_rows(old: Stream, new: Stream) -> pl.DataFrame:
 
 
 def _write(folder: Path, name: str, frame: pl.DataFrame) -> str:
-    with (folder / name).open("wb") as file:
-        frame.write_parquet(file)
-        file.flush()
-        os.fsync(file.fileno())
+    parquet.write_durably(folder / name, frame)
     return name

@@ -28,6 +28,8 @@ import numpy as np
 import polars as pl
 
 from scall_jax.methods.recommender import settled
+from scall_jax.run.folder import named_errors
+from scall_jax.run.parquet import as_system_errors, write_durably
 from scall_jax.serving.data import ModelData
 from scall_jax.tables import size_codes
 from scall_jax.tables.storage import Exported
@@ -61,17 +63,25 @@ def write(model: ModelData, path: Path) -> Path:
     """Write a folder; see `Model.export`."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is there already: choose another folder, or remove it")
+    with named_errors(path, "nothing was exported; export again once it can be written, or choose another folder"):
+        _write(model, path)
+    return path
+
+
+def _write(model: ModelData, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays, layers = _arrays(model)
     pending = path.with_name(f".{path.name}.pending")
     shutil.rmtree(pending, ignore_errors=True)
     pending.mkdir(parents=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, pending / "model.safetensors")
+    with as_system_errors(pending / "model.safetensors", SafetensorError):
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, pending / "model.safetensors")
     for side, ids in (("users", model.users), ("items", model.items)):
         size = model.table.filter(pl.col("side") == side)["size"].cast(pl.UInt32)
         row = np.arange(len(ids), dtype=np.uint32)
-        pl.DataFrame({"id": ids.ids, "row": row, "size": size}).write_parquet(pending / f"{side}.parquet")
+        write_durably(pending / f"{side}.parquet", pl.DataFrame({"id": ids.ids, "row": row, "size": size}))
     about = _about(model, arrays, layers)
     (pending / "README.md").write_text(_card(about, model.users.ids), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(READER), pending / READER)
@@ -82,7 +92,6 @@ def write(model: ModelData, path: Path) -> Path:
     # What is there is a whole model, or nothing.
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(pending, path)
-    return path
 
 
 def _arrays(model: ModelData) -> tuple[Arrays, int]:

@@ -150,7 +150,7 @@ class Model(ModelData):
           The path.
 
         Raises:
-          ValueError: the folder has files.
+          ValueError: the folder has files, or cannot be written.
         """
         return export_folder.write(self, Path(path))
 

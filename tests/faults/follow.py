@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_START = ["--recommender", "mf", "--fit.steps", "10", "--fit.eval-every", "10"]
+_START = ["--fit.steps", "10", "--fit.eval-every", "10"]
 _START += ["--fit.batch", "64", "--sizes.maximum", "4", "--budget.mean-size", "2", "--seed", "3"]
 FLAGS = [*_START, "--poll", "0.05", "--most-rows", "150"]
 """A model that is trained in a moment, and commits that are smaller than a segment."""
-METHODS = ("uniform", "auto")
+METHODS = {"uniform": "uniform@recommender=mf", "auto": "auto"}
+"""Methods as the command gets them: auto chooses its recommender by itself."""
 _FIRST = 4  # kills in the first segment after which it is let pass
 _TICK = 0.002  # seconds between two looks at the follower
 _PATIENCE = 20.0  # seconds without a write after which it is taken to wait for rows
@@ -288,7 +289,7 @@ def run(source: str, method: str, kills: int, rows: int, segment: int, seed: int
     given, out, whole = rows_of_test(rows, seed), folder / "live", folder / "whole"
     (folder / "quiet").mkdir()
     with FEEDS[source](folder, given) as feed, fed_file(folder / "quiet", given) as other:
-        own = [*FLAGS, "--method", method, "--cut.rows", str(segment)]
+        own = [*FLAGS, "--method", METHODS[method], "--cut.rows", str(segment)]
         # It also fills the cache of compiled programs.
         quiet(other, [*other.flags, *own, "--out", str(whole)], whole)
         arguments, wait = [*feed.flags, *own], 8.0
