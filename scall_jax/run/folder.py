@@ -283,8 +283,11 @@ def recover(folder: Path, found: Manifest, checkpoints: bool = True) -> list[dic
             f"{growing} has {len(lines)} segments and the checkpoint is {', '.join(sorted(stored)) or 'missing'}: "
             "make the run anew in another folder"
         )
-    if found.writing is not None or found.obsolete:
-        manifest.write(folder, found._replace(writing=None, obsolete={}))
+    # Files that may be moved away, and have been, are taken off the list, so that the folder can be copied by it.
+    gone = {name for name in found.files if manifest.is_derived(name) and not (folder / name).exists()}
+    kept = {name: entry for name, entry in found.files.items() if name not in gone}
+    if found.writing is not None or found.obsolete or len(kept) < len(manifest.read(folder).files):
+        manifest.write(folder, Manifest(kept, {}, None))
     return lines
 
 
