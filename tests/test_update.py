@@ -11,6 +11,7 @@ import pytest
 
 from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
 from scall_jax.cli.main import main
+from scall_jax.cli.update_command import unknown_rows
 from scall_jax.methods.registry import method_of
 from scall_jax.run import checkpoint, compilation, manifest, open_run, update
 from scall_jax.run import folder as run_folder
@@ -345,6 +346,25 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["updat"])
     assert "did you mean update?" in capsys.readouterr().err
+
+
+def test_the_command_finds_new_rows_behind_those_of_the_run_that_are_earlier_than_its_last(folder, rows):
+    with update.opened(folder) as run:
+        given = _part(rows, 0, 1010)
+        given.time[1004] = given.time[990]
+        assert given.time[990] > run.growing.clock and given.time[990] < given.time[999]
+        # The rows of the run may stand in the order of their file, whichever that is.
+        order = np.concatenate([np.arange(1000)[::-1], np.arange(1000, 1010)])
+        for file in (given, given.take(order)):
+            new, known = unknown_rows(file, run.growing, "rows.csv")
+            assert known == 1000 and new["time"].to_list() == sorted(given.time[1000:].tolist())
+        # A file with the newest rows in front is put in order first.
+        new, known = unknown_rows(_part(rows, 0, 1010).take(np.arange(1010)[::-1]), run.growing, "rows.csv")
+        assert known == 1000 and len(new) == 10
+        given.time[5] += 1
+        with pytest.raises(ValueError, match=r"rows\.csv begins like the run"):
+            unknown_rows(given, run.growing, "rows.csv")
+        assert run.add(new).rows == 10
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def _print(folder: Path, added: update.Added, seconds: float) -> None:
 def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple[pl.DataFrame, int]:
     """The rows of a file that a run does not have.
 
-    A file whose first row in time is that of the run begins with all rows of the run.
+    A file begins with all rows of the run, in any order, where its first row in time is that of the run.
 
     Args:
       rows: of the file.
@@ -180,13 +180,16 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
       ValueError: the file begins like the run, and then differs from it.
     """
     given = as_frame(rows, source)
-    given = given[np.argsort(given["time"].to_numpy(), kind="stable")]
     known = _texts(rows_of(run))
+    count = len(known)
+    # New rows behind those of the run may be earlier than the last ones of these, as long as those wait.
+    if same_rows(given[:count], known):
+        return _by_time(given[count:]), count
+    given = _by_time(given)
     first = _texts(given[:1])
     # Rows of equal time may stand in another order.
     if not known.filter(pl.col("time") == known["time"][0]).join(first, on=known.columns).height:
         return given, 0
-    count = len(known)
     if not same_rows(given[:count], known):
         found = _texts(given[:count])
         shorter = min(len(found), count)
@@ -198,6 +201,10 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
             "of the run with new rows behind, or new rows alone"
         )
     return given[count:], count
+
+
+def _by_time(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows[np.argsort(rows["time"].to_numpy(), kind="stable")]
 
 
 def _texts(rows: pl.DataFrame) -> pl.DataFrame:
