@@ -102,6 +102,7 @@ def test_a_second_process_is_refused_before_anything_is_deleted(few, finished, s
 
     auto.run_auto(config, stream, key, out, run)
     assert refused and all(refused)
+    assert all(path.is_dir() for path in (out / choices.CANDIDATES).iterdir())
     # What holds a part of a finished run, such as an update or a report, keeps all of it.
     before = files()
     for part in (out, *choices.candidate_folders(out).values()):

@@ -36,6 +36,7 @@ from scall_jax.run.choices import (
     remove_held_candidates,
 )
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
+from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
 from scall_jax.run.race import FLOOR, LEAST, Choice, Lines, standings, successive_halving, survivors
@@ -216,7 +217,11 @@ def run_auto(
     )
     # Each candidate locks its own folder while it runs; this lock keeps the others from being removed meanwhile.
     with locked(folder / CANDIDATES):
-        return _run_candidates(config, stream, key, folder, Feasible(fits, reasons), found, run)
+        try:
+            return _run_candidates(config, stream, key, folder, Feasible(fits, reasons), found, run)
+        finally:
+            # Afterwards the folder has candidates alone, all of which can be compared by `candidates/*`.
+            (folder / CANDIDATES / LOCK).unlink(missing_ok=True)
 
 
 def _run_candidates(
