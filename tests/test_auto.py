@@ -14,7 +14,7 @@ from scall_jax import Budget, Config, load, streams
 from scall_jax.analysis import run_report
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, choices, manifest, race, records, run_segments
+from scall_jax.run import auto, choices, lock, manifest, race, records, run_segments
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -79,6 +79,52 @@ def test_a_run_serves_by_whoever_leads_on_valid(few, finished, stream, tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
     auto.remove(copy)
     assert not [path for path in copy.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_second_process_is_refused_before_anything_is_deleted(few, finished, stream, tmp_path):
+    config, key, out = _config(), jax.random.key(0), tmp_path / "auto"
+    refused, last = [], list(few)[-1]
+
+    def files():
+        return {path for path in out.rglob("*") if path.is_file() and path.name != "lock"}
+
+    def run(name, candidate, stream, folder, segments):
+        lines = run_segments(candidate, stream, key, folder=folder, segments=segments)
+        # While the last candidate is run, no process holds the folder of the first one.
+        if name == last:
+            before = files()
+            with pytest.raises(ValueError, match="candidates is being written by process"):
+                auto.remove(out)
+            with pytest.raises(ValueError, match="candidates is being written by process"):
+                auto.run_auto(config, stream, key, out)
+            refused.append(files() == before)
+        return lines
+
+    auto.run_auto(config, stream, key, out, run)
+    assert refused and all(refused)
+    assert all(path.is_dir() for path in (out / choices.CANDIDATES).iterdir())
+    # What holds a part of a finished run, such as an update or a report, keeps all of it.
+    before = files()
+    for part in (out, *choices.candidate_folders(out).values()):
+        with lock.locked(part), pytest.raises(ValueError, match=f"{part.name} is being written by process"):
+            auto.remove(out)
+    assert files() == before and load(out).recommend(k=5).equals(load(finished[1]).recommend(k=5))
+    auto.remove(out)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_leader_without_its_files_is_refused(few, finished, stream, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "auto")
+    run_folder.remove_run(out)
+    name = choices.read_choices(finished[1] / choices.CHOICES)["segments"][1]["leader"]
+    path = choices.candidate_folder(out, name) / "sizes" / "segment-0001.npz"
+    path.unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{path} is missing")):
+        auto.run_auto(_config(), stream, jax.random.key(0), out, lambda name, *rest: _lines_of(out, name))
+
+
+def _lines_of(folder, name):
+    return run_folder.read_lines(choices.candidate_folder(folder, name) / manifest.GROWING)
 
 
 def test_the_test_part_chooses_nothing():

@@ -1,6 +1,8 @@
 import dataclasses
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import scall_jax
 from experiments import arena, cell_file, claims, compare, strata, sweep_budgets
 from experiments.benchmark import __main__ as benchmark
+from scall_jax.analysis import about, events, run_report
 from scall_jax.cli import commands, help_page, progress
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
@@ -20,6 +23,7 @@ from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.methods.registry import METHODS
 from scall_jax.run import folder as run_folder
+from scall_jax.run import manifest
 from scall_jax.sizes import FAMILIES
 from scall_jax.streams import FORMATS
 from tests.helpers import comparable, tiny_arguments
@@ -152,6 +156,49 @@ def test_a_finished_folder_is_not_overwritten_unasked(data, tmp_path, capsys):
         assert summary.read_text() == before
     run_command(arguments=[*arguments, "--resume"])
     run_command(arguments=[*arguments, "--overwrite"])
+
+
+def test_what_follows_from_the_rest_may_be_moved_away(data, tmp_path, capsys):
+    assert {about.NAME, run_report.NAME, events.NAME} < set(manifest.DERIVED)
+    lines = data.read_text().splitlines(keepends=True)
+    ordered = sorted(lines[1:], key=lambda line: int(line.split(",")[2]))
+    early, late = tmp_path / "early.csv", tmp_path / "late.csv"
+    early.write_text("".join([lines[0], *ordered[:3000]]))
+    late.write_text("".join([lines[0], *ordered[3000:]]))
+    log = ["--tensorboard"] if importlib.util.find_spec("tensorboardX") else []
+    arguments = tiny_arguments(early, tmp_path, "--method", "popularity-decayed", "--report", *log)
+    run_command(arguments=arguments)
+    folder = tmp_path / "popularity-decayed"
+    expected = scall_jax.load(folder).recommend(k=5)
+
+    def without():
+        for name in manifest.DERIVED:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return folder
+
+    assert any(manifest.is_derived(name) for name in manifest.check(folder).files)
+    page = folder / run_report.NAME
+    page.write_text("changed")
+    with pytest.raises(ValueError, match=r"report\.html is not what the run wrote: restore or delete the file"):
+        scall_jax.load(folder)
+    assert scall_jax.load(without()).recommend(k=5).equals(expected)
+    scall_jax.load(folder).export(tmp_path / "exported")
+    main(["report", str(folder)])
+    assert page.exists() and page.name in manifest.check(folder).files
+    without()
+    run_command(arguments=[*arguments, "--resume"])
+    listed = manifest.read(folder).files
+    assert page.name in listed and all((folder / name).exists() for name in listed)
+    without()
+    main(["update", str(folder), "--data", str(late), "--no-compilation-cache"])
+    assert "finished; " in capsys.readouterr().out
+    listed = manifest.read(folder).files
+    assert all((folder / name).exists() for name in listed) and scall_jax.load(folder).segment > 3
+    # Without data nothing goes on.
+    (folder / run_folder.SUMMARY).unlink()
+    with pytest.raises(ValueError, match=r"summary\.json is missing"):
+        scall_jax.load(folder)
 
 
 HEAD = "user,item,timestamp\n1,2,3\n"

@@ -1,6 +1,7 @@
 """Rows that come after a run: in pieces they lead to what one run over all of them leads to, once, or not at all."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -11,8 +12,9 @@ import pytest
 
 from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
 from scall_jax.cli.main import main
+from scall_jax.cli.update_command import unknown_rows
 from scall_jax.methods.registry import method_of
-from scall_jax.run import checkpoint, compilation, manifest, open_run, update
+from scall_jax.run import checkpoint, compilation, manifest, open_run, stream_files, update
 from scall_jax.run import folder as run_folder
 from tests import golden
 from tests.helpers import comparable, small_config
@@ -362,6 +364,60 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["updat"])
     assert "did you mean update?" in capsys.readouterr().err
+
+
+def test_the_command_finds_new_rows_behind_those_of_the_run_that_are_earlier_than_its_last(folder, rows):
+    with update.opened(folder) as run:
+        given = _part(rows, 0, 1010)
+        given.time[1004] = given.time[990]
+        assert given.time[990] > run.growing.clock and given.time[990] < given.time[999]
+        # The rows of the run may stand in the order of their file, whichever that is.
+        order = np.concatenate([np.arange(1000)[::-1], np.arange(1000, 1010)])
+        for file in (given, given.take(order)):
+            new, known = unknown_rows(file, run.growing, "rows.csv")
+            assert known == 1000 and new["time"].to_list() == sorted(given.time[1000:].tolist())
+        # A file with the newest rows in front is put in order first.
+        new, known = unknown_rows(_part(rows, 0, 1010).take(np.arange(1010)[::-1]), run.growing, "rows.csv")
+        assert known == 1000 and len(new) == 10
+        given.time[5] += 1
+        with pytest.raises(ValueError, match=r"rows\.csv begins like the run"):
+            unknown_rows(given, run.growing, "rows.csv")
+        assert run.add(new).rows == 10
+
+
+def test_the_command_reads_as_the_file_of_the_run_was_read(rows, tmp_path, capsys):
+    def written(start, end):
+        part, path = _part(rows, start, end), tmp_path / f"rows-{start}.csv"
+        ratings = np.where(np.arange(start, end) % 10 == 0, 1, 5)
+        uid, sku = part.user_ids.gather(part.user), part.item_ids.gather(part.item)
+        pl.DataFrame({"uid": uid, "sku": sku, "timestamp": part.time, "rating": ratings}).write_csv(path)
+        return path
+
+    options = {"user": "uid", "item": "sku", "min_rating": 3, "missing": ("-",)}
+    stream = streams.cut(streams.read(written(0, 1000), **options), rows=SEGMENT)
+    folder = tmp_path / "run"
+    run_segments(small_config("popularity-decayed"), stream, KEY, folder=folder)
+    assert stream_files.read_options(folder) == stream.read_options
+    command = ["update", str(folder), "--no-compilation-cache", "--data"]
+    main([*command, str(written(1000, 1050))])
+    out = capsys.readouterr().out
+    assert "--columns.min-rating 3, --columns.missing '-'; --no-inherit-columns does not" in out
+    assert "45 new rows" in out
+    # Flags say otherwise, of one option or of all.
+    main([*command, str(written(1050, 1100)), "--columns.min-rating", "0"])
+    assert "50 new rows" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command, str(written(1100, 1150)), "--no-inherit-columns"])
+    assert "no column" in capsys.readouterr().err
+    # A folder of an earlier version has none of it.
+    content = manifest.read_json(folder / "stream.json")
+    del content["read_options"]
+    (folder / "stream.json").write_text(json.dumps(content))
+    found = manifest.read(folder)
+    manifest.write(folder, found._replace(files=found.files | manifest.entries(folder, ["stream.json"])))
+    assert stream_files.read_options(folder) is None
+    main([*command, str(written(1150, 1200)), "--columns.user", "uid", "--columns.item", "sku"])
+    assert "50 new rows" in capsys.readouterr().out
 
 
 @pytest.mark.slow

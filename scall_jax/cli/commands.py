@@ -36,13 +36,7 @@ from scall_jax.methods.registry import PROBED
 from scall_jax.run import auto, choices, manifest, processes, records, run_segments
 from scall_jax.run import folder as run_folder
 
-_MADE_AT_THE_END = (
-    run_folder.SUMMARY,
-    about.NAME,
-    *("quality.png", "sizes.png", "memory.png", "histories.png"),
-    run_report.NAME,
-    events.NAME,
-)
+_MADE_AT_THE_END = (run_folder.SUMMARY, *manifest.DERIVED)
 """Files of a run's folder that follow from what its segments left."""
 
 

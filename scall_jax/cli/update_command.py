@@ -16,11 +16,12 @@ from scall_jax.cli.commands import finish_run
 from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import Columns
 from scall_jax.cli.stopping import stop_on_signals
-from scall_jax.run import choices, manifest, update
+from scall_jax.run import choices, manifest, stream_files, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.loop import Hooks
 from scall_jax.streams import Growing
 from scall_jax.streams.growing import as_frame, rows_of, same_rows
+from scall_jax.streams.options import OF_ROWS
 from scall_jax.streams.wording import spelled_as_flags
 
 UPDATE = """
@@ -45,6 +46,9 @@ class Update:
     """What becomes of rows earlier than the last row of a segment: an error, or they are placed at its time."""
     columns: Columns = Columns()
     """How the file is read."""
+    inherit_columns: bool = True
+    """Where these flags do not say otherwise, the file has the columns, units and missing values of the run's file, and
+    the same rows count."""
     max_memory: float | None = None
     """Megabytes (10^6 bytes) that reading the file may take; default: half of what the machine has."""
     compilation_cache: bool = True
@@ -111,9 +115,28 @@ _STOPPED = {
 
 
 def _read(flags: Update) -> streams.Interactions:
-    options: dict[str, Any] = dataclasses.asdict(flags.columns) | {"max_memory": flags.max_memory}
+    inherited = _inherited(flags) if flags.inherit_columns else {}
+    if inherited:
+        said = ", ".join(f"{_FLAGS[name]} {_shown(value)}" for name, value in inherited.items())
+        print(f"read as the file of the run, with {said}; --no-inherit-columns does not")
+    options: dict[str, Any] = dataclasses.asdict(flags.columns) | inherited | {"max_memory": flags.max_memory}
     parts = options.pop("parts")
     return streams.read([flags.data, *parts] if parts else flags.data, **options)
+
+
+def _inherited(flags: Update) -> dict[str, Any]:
+    """Options by which the run's file was read, and about which the flags say nothing."""
+    kept, default = stream_files.read_options(flags.run), Columns()
+    found = {} if kept is None else {name: value for name, value in kept.chosen.items() if name in OF_ROWS}
+    given = {name for name in OF_ROWS if getattr(flags.columns, name) != getattr(default, name)}
+    if given & {"time_unit", "time_format"}:
+        # One of them excludes the other.
+        given |= {"time_unit", "time_format"}
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(repr, value)) if isinstance(value, list) else str(value)
 
 
 class _Made(NamedTuple):
@@ -166,7 +189,7 @@ def _print(folder: Path, added: update.Added, seconds: float) -> None:
 def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple[pl.DataFrame, int]:
     """The rows of a file that a run does not have.
 
-    A file whose first row in time is that of the run begins with all rows of the run.
+    A file begins with all rows of the run, in any order, where its first row in time is that of the run.
 
     Args:
       rows: of the file.
@@ -180,13 +203,16 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
       ValueError: the file begins like the run, and then differs from it.
     """
     given = as_frame(rows, source)
-    given = given[np.argsort(given["time"].to_numpy(), kind="stable")]
     known = _texts(rows_of(run))
+    count = len(known)
+    # New rows behind those of the run may be earlier than the last ones of these, as long as those wait.
+    if same_rows(given[:count], known):
+        return _by_time(given[count:]), count
+    given = _by_time(given)
     first = _texts(given[:1])
     # Rows of equal time may stand in another order.
     if not known.filter(pl.col("time") == known["time"][0]).join(first, on=known.columns).height:
         return given, 0
-    count = len(known)
     if not same_rows(given[:count], known):
         found = _texts(given[:count])
         shorter = min(len(found), count)
@@ -198,6 +224,10 @@ def unknown_rows(rows: streams.Interactions, run: Growing, source: str) -> tuple
             "of the run with new rows behind, or new rows alone"
         )
     return given[count:], count
+
+
+def _by_time(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows[np.argsort(rows["time"].to_numpy(), kind="stable")]
 
 
 def _texts(rows: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ each other, so that every one of them is a run with a folder of its own, and the
 metrics.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -25,8 +26,17 @@ from scall_jax.methods.embedding_phases import budget_totals
 from scall_jax.methods.registry import BASELINES
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest
-from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, remove_candidates
+from scall_jax.run.choices import (
+    CANDIDATES,
+    CHOICES,
+    candidate_folder,
+    choices_path,
+    held_candidates,
+    places,
+    remove_held_candidates,
+)
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
+from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.lock import locked
 from scall_jax.run.loop import run_segments
 from scall_jax.run.race import FLOOR, LEAST, Choice, Lines, standings, successive_halving, survivors
@@ -205,6 +215,26 @@ def run_auto(
     run = run or (
         lambda name, config, stream, part, count: run_segments(config, stream, key, folder=part, segments=count)
     )
+    # Each candidate locks its own folder while it runs; this lock keeps the others from being removed meanwhile.
+    with locked(folder / CANDIDATES):
+        try:
+            return _run_candidates(config, stream, key, folder, Feasible(fits, reasons), found, run)
+        finally:
+            # Afterwards the folder has candidates alone, all of which can be compared by `candidates/*`.
+            (folder / CANDIDATES / LOCK).unlink(missing_ok=True)
+
+
+def _run_candidates(
+    config: Config,
+    stream: Stream,
+    key: jax.Array,
+    folder: Path,
+    fitting: Feasible,
+    found: Mapping[str, Config],
+    run: Callable[[str, Config, Stream, Path, int], Lines],
+) -> Lines:
+    """Run candidates and write what their leader served; this process has locked the folder of the candidates."""
+    fits, reasons = fitting
     if run_folder.is_new(folder):
         run_folder.start(folder, run_folder.identity_of(config, stream, key))
     folders = {name: candidate_folder(folder, name) for name in found}
@@ -340,7 +370,18 @@ def remove(folder: Path) -> None:
 
     Args:
       folder: of the run.
+
+    Raises:
+      ValueError: as `folder.remove_run`, of the run or of any candidate, or another process races candidates in it;
+        nothing has been deleted then.
     """
-    for place in places(folder):
-        remove_candidates(place)
-    run_folder.remove_run(folder)
+    with contextlib.ExitStack() as held:
+        # All of it is held before anything is deleted: the folder that another process writes to may be the last one.
+        begun = run_folder.holds_something(folder)
+        if begun:
+            held.enter_context(run_folder.held(folder))
+        found = [(place, held.enter_context(held_candidates(place))) for place in places(folder)]
+        for place, parts in found:
+            remove_held_candidates(place, parts)
+        if begun:
+            run_folder.remove_held(folder)

@@ -5,7 +5,7 @@ run's folder at first, and after an update that has completed segments in the fo
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from scall_jax.run import folder as run_folder
 from scall_jax.run import manifest, records
+from scall_jax.run.lock import NAME as LOCK
+from scall_jax.run.lock import locked
 from scall_jax.run.manifest import Manifest
 from scall_jax.run.race import standings
 
@@ -56,10 +58,43 @@ def remove_candidates(place: Path) -> None:
       place: folder in which the folder `CANDIDATES` is.
 
     Raises:
-      ValueError: as `folder.remove_run`.
+      ValueError: as `folder.remove_run`, of any of them; nothing has been deleted then.
     """
-    for part in sorted((place / CANDIDATES).iterdir()):
-        run_folder.remove_run(part)
+    with held_candidates(place) as parts:
+        remove_held_candidates(place, parts)
+
+
+@contextlib.contextmanager
+def held_candidates(place: Path) -> Iterator[list[Path]]:
+    """Keep other processes from candidates that are to be removed: from each of them, and from racing them.
+
+    Args:
+      place: folder in which the folder `CANDIDATES` is.
+
+    Yields:
+      Folders of the candidates in which there is something.
+
+    Raises:
+      ValueError: as `folder.held`, of any of them, or another process races them.
+    """
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(place / CANDIDATES))
+        parts = [part for part in sorted((place / CANDIDATES).iterdir()) if run_folder.holds_something(part)]
+        for part in parts:
+            held.enter_context(run_folder.held(part))
+        yield parts
+
+
+def remove_held_candidates(place: Path, parts: Sequence[Path]) -> None:
+    """As `remove_candidates`.
+
+    Args:
+      place: folder in which the folder `CANDIDATES` is.
+      parts: `held_candidates`.
+    """
+    for part in parts:
+        run_folder.remove_held(part)
+    (place / CANDIDATES / LOCK).unlink(missing_ok=True)
     for path in (*sorted((place / CANDIDATES).iterdir()), place / CANDIDATES, place):
         # Something else in a folder keeps it.
         with contextlib.suppress(OSError):

@@ -283,8 +283,11 @@ def recover(folder: Path, found: Manifest, checkpoints: bool = True) -> list[dic
             f"{growing} has {len(lines)} segments and the checkpoint is {', '.join(sorted(stored)) or 'missing'}: "
             "make the run anew in another folder"
         )
-    if found.writing is not None or found.obsolete:
-        manifest.write(folder, found._replace(writing=None, obsolete={}))
+    # Files that may be moved away, and have been, are taken off the list, so that the folder can be copied by it.
+    gone = {name for name in found.files if manifest.is_derived(name) and not (folder / name).exists()}
+    kept = {name: entry for name, entry in found.files.items() if name not in gone}
+    if found.writing is not None or found.obsolete or len(kept) < len(manifest.read(folder).files):
+        manifest.write(folder, Manifest(kept, {}, None))
     return lines
 
 
@@ -548,14 +551,44 @@ def remove_run(folder: Path) -> None:
       ValueError: the folder has no manifest of this version, or a link leads out of it, or another process writes to
         it; nothing has been deleted then.
     """
-    if not (folder / CONFIG).exists() and not (folder / manifest.NAME).exists():
-        return
+    if holds_something(folder):
+        with held(folder):
+            remove_held(folder)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder has a config or a manifest, of a run or of what is left of one.
+
+    Args:
+      folder: which need not exist.
+    """
+    return (folder / CONFIG).exists() or (folder / manifest.NAME).exists()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run folder that is to be removed.
+
+    Args:
+      folder: of a run.
+
+    Raises:
+      ValueError: the folder has no manifest of this version, or a link leads out of it, or another process writes to
+        it.
+    """
     with locked(folder):
         found = manifest.read(folder)
-        if found.writing is not None:
-            manifest.delete_left_over(folder, found.writing)
-        names = [name for name in (*found.files, *found.obsolete) if name != CONFIG]
-        manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
-        # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
-        manifest.delete(folder, [f"{CONFIG}.tmp", f"{manifest.NAME}.tmp", CONFIG, manifest.NAME])
+        manifest.refuse_links(folder, [*found.files, *found.obsolete])
+        yield
+
+
+def remove_held(folder: Path) -> None:
+    """As `remove_run`, of a folder that is `held`."""
+    found = manifest.read(folder)
+    if found.writing is not None:
+        manifest.delete_left_over(folder, found.writing)
+    names = [name for name in (*found.files, *found.obsolete) if name != CONFIG]
+    manifest.delete(folder, [*names, *([GROWING] if found.writing not in (None, manifest.STREAM_NAME) else [])])
+    # The config goes last: as long as it is there, an interrupted removal is recognised as a run's folder.
+    manifest.delete(folder, [f"{CONFIG}.tmp", f"{manifest.NAME}.tmp", CONFIG, manifest.NAME])
     (folder / LOCK).unlink(missing_ok=True)

@@ -62,16 +62,27 @@ def copy_results(folder: Path, parts: Parts, first: int = 0) -> list[str]:
 
     Returns:
       Paths of the files in the folder, which do not count yet.
+
+    Raises:
+      ValueError: the folder of a leader's run lacks one of these files.
     """
     names = []
     for choice in parts.choices[first:]:
         for kind in ("sizes", "users"):
             name = f"{kind}/segment-{choice.segment:04d}.npz"
             manifest.refuse_links(folder, [name])
-            if (parts.folders[choice.leader] / name).exists():
-                (folder / kind).mkdir(exist_ok=True)
-                shutil.copyfile(parts.folders[choice.leader] / name, folder / name)
-                names.append(name)
+            source = parts.folders[choice.leader] / name
+            if not source.is_file():
+                # A function of the caller may run a candidate without a folder, which then has nothing to copy.
+                if not (parts.folders[choice.leader] / manifest.NAME).exists():
+                    continue
+                raise ValueError(
+                    f"{source} is missing, of the candidate that leads segment {choice.segment}: restore the file, or "
+                    "make the run anew in another folder"
+                )
+            (folder / kind).mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
+            names.append(name)
     return names
 
 

@@ -21,6 +21,12 @@ FORMAT = 1
 STREAM = ("stream.json", "users.parquet", "items.parquet", "interactions.parquet", "replay.parquet")
 """Files of the stream, written once; `stream_files` says what they hold. The last one is not there in every run."""
 
+DERIVED = (
+    *("quality.png", "sizes.png", "memory.png", "histories.png"),
+    *("about.json", "report.html", "tensorboard"),
+)
+"""Files and folders of a run that follow from its data: nothing is computed from them, and they may be moved away."""
+
 STREAM_NAME = "stream"
 """What `Manifest.writing` says while these are being written."""
 
@@ -207,21 +213,38 @@ def check(folder: Path) -> Manifest:
       folder: of a run.
 
     Returns:
-      The manifest.
+      The manifest, without what is derived (`DERIVED`) and has been moved away.
 
     Raises:
-      ValueError: a file is missing, is a link, or has other bytes than the run wrote; the message names it.
+      ValueError: another file is missing, or a file is a link or has other bytes than the run wrote; the message names
+        it.
     """
     manifest = read(folder)
     refuse_links(folder, manifest.files)
+    present = {}
     for name, entry in manifest.files.items():
-        path = folder / name
+        path, derived = folder / name, is_derived(name)
+        if derived and not path.exists():
+            continue
         if not path.is_file():
             raise ValueError(f"{path} is missing: {_WAY_OUT}")
         longer = path.stat().st_size > entry.nbytes and name != GROWING
         if longer or _entry(path, entry.nbytes) != entry:
-            raise ValueError(f"{path} is not what the run wrote: {_WAY_OUT}")
-    return manifest
+            raise ValueError(f"{path} is not what the run wrote: {_DERIVED_WAY_OUT if derived else _WAY_OUT}")
+        present[name] = entry
+    return manifest._replace(files=present)
+
+
+def is_derived(name: str) -> bool:
+    """Whether a file of a run may be missing, since it follows from the others.
+
+    Args:
+      name: its path in the folder.
+
+    >>> is_derived("report.html"), is_derived("tensorboard/events.1"), is_derived("sizes/report.html")
+    (True, True, False)
+    """
+    return Path(name).parts[0] in DERIVED
 
 
 def listed(folder: Path, within: str) -> list[Path]:
@@ -259,7 +282,7 @@ def settled(folder: Path, read_files: Callable[[], T]) -> T:
             if read(folder).files == found.files:
                 raise
             continue
-        if all((folder / name).exists() for name in found.files):
+        if all((folder / name).exists() for name in found.files if not is_derived(name)):
             return result
     raise ValueError(f"{folder} is written faster than it can be read: try again")
 
@@ -270,6 +293,7 @@ GROWING = "metrics.jsonl"
 """The one file that is appended to; bytes beyond the listed ones are of a segment that was not finished."""
 
 _WAY_OUT = "restore the file, or make the run anew in another folder"
+_DERIVED_WAY_OUT = "restore or delete the file, which nothing else needs"
 
 FINISHED_IS_KEPT = "finished segments are kept, and --resume goes on from there once the folder can be written"
 """What an error of writing ends with."""

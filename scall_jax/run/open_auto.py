@@ -148,14 +148,20 @@ def copy_run(source: Path, target: Path) -> None:
     with locked(source):
         found = manifest.read(source)
         manifest.refuse_links(source, found.files)
-        for name, entry in found.files.items():
+        # What may be moved away may have been since the folder was opened.
+        present = {
+            name: entry
+            for name, entry in found.files.items()
+            if not manifest.is_derived(name) or (source / name).exists()
+        }
+        for name, entry in present.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             if name == GROWING:
                 # The one file that is appended to must not be one with the other folder's.
                 _write(target / name, (source / name).read_bytes()[: entry.nbytes])
             else:
                 _link(source / name, target / name)
-        manifest.write(target, Manifest(found.files, {}, None))
+        manifest.write(target, Manifest(present, {}, None))
 
 
 def _link(source: Path, target: Path) -> None:

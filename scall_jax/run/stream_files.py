@@ -20,6 +20,7 @@ import polars as pl
 from scall_jax.run import manifest, parquet
 from scall_jax.run.manifest import Manifest
 from scall_jax.streams import Bounds, Rule, Stream
+from scall_jax.streams.options import ReadOptions
 
 FORMAT = 1
 """Version of these files; others are refused."""
@@ -72,6 +73,7 @@ def keep_stream(folder: Path, found: Manifest, stream: Stream) -> None:
         "notes": list(stream.notes),
         "rule": None if stream.rule is None else stream.rule._asdict(),
         "waits": stream.waits,
+        "read_options": None if stream.read_options is None else stream.read_options.chosen,
     }
     manifest.write_durably(folder / manifest.STREAM[0], json.dumps(about) + "\n")
     for name, frame in frames.items():
@@ -142,7 +144,32 @@ def read_stream(folder: Path, found: Manifest) -> Stream:
         notes=tuple(about["notes"]),
         rule=_rule(about),
         waits=about.get("waits", False),
+        read_options=_read_options(about),
     )
+
+
+def read_options(folder: Path) -> ReadOptions | None:
+    """What was said about the file that a run was made of.
+
+    Args:
+      folder: of a run, which need not be one.
+
+    Returns:
+      Options; None where the run was not made of a file, or by a version that did not keep them.
+
+    Raises:
+      ValueError: the file of the folder that has them is damaged.
+    """
+    path = folder / manifest.STREAM[0]
+    return _read_options(manifest.read_json(path)) if path.is_file() else None
+
+
+def _read_options(about: dict[str, Any]) -> ReadOptions | None:
+    """How the file was read; earlier versions did not keep it."""
+    found = about.get("read_options")
+    if found is None:
+        return None
+    return ReadOptions(**found | ({"missing": tuple(found["missing"])} if "missing" in found else {}))
 
 
 def _rule(about: dict[str, Any]) -> Rule | None:

@@ -148,4 +148,5 @@ def _in_order(interactions: Interactions, shuffle_ties: bool, seed: int, select_
         seed=seed,
         source=ordered.source,
         notes=ordered.notes,
+        read_options=ordered.read_options,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax.streams.ids import encode, whole_numbers
+from scall_jax.streams.options import ReadOptions
 from scall_jax.streams.times import LAST_MILLISECOND, shown
 
 
@@ -29,6 +30,8 @@ class Interactions:
     """Name used in messages."""
     notes: tuple[str, ...] = ()
     """What reading a file took for granted, such as columns without a header, in words."""
+    read_options: ReadOptions | None = None
+    """What the caller said about the file; None for rows that were not read from one."""
 
     def __len__(self) -> int:
         return len(self.user)

@@ -3,11 +3,18 @@
 import codecs
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from scall_jax.streams.formats import FORMATS
 from scall_jax.streams.ids import MISSING
 from scall_jax.streams.times import TIME_UNITS
 from scall_jax.streams.wording import option
+
+OF_ROWS = (
+    *("user", "item", "timestamp", "rating", "min_rating"),
+    *("time_unit", "time_format", "missing", "skip_incomplete"),
+)
+"""Options that say which rows of a file count and what they mean; the others say in which form it has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,18 @@ class ReadOptions:
         if self.min_rating is not None and not abs(self.min_rating) < float("inf"):
             raise ValueError(f"{option('min_rating')}: {self.min_rating} is no rating")
         _check_encoding(self.encoding)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that are not the default, as JSON holds them.
+
+        >>> ReadOptions(min_rating=3, missing=("-",)).chosen
+        {'min_rating': 3, 'missing': ['-']}
+        """
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found |= {"missing": list(self.missing)}
+        default = {field.name: field.default for field in dataclasses.fields(self)} | {"missing": list(MISSING)}
+        return {name: value for name, value in found.items() if value != default[name]}
 
     @property
     def requested(self) -> dict[str, str | None]:

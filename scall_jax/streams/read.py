@@ -5,6 +5,7 @@ Recognised by content: MovieLens `ratings.dat` (`user::item::rating::timestamp`,
 text, JSON-lines or Parquet file with named columns. All text formats may be compressed.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _read_parts(files: list[Path], options: ReadOptions, account: Account, sourc
             progress.finish_file(file.stat().st_size)
             notes |= dict.fromkeys(f"{source}: {note}" for note in table.notes)
         progress.finish()
-        return gather.finish(tuple(notes))
+        return dataclasses.replace(gather.finish(tuple(notes)), read_options=options)
 
 
 def _columns(table: Table, options: ReadOptions, file: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import polars as pl
 
 from scall_jax.streams import statistics
 from scall_jax.streams.numpy_ops import counts, distinct, sorted_rows
+from scall_jax.streams.options import ReadOptions
 from scall_jax.streams.random_choices import Choice, generator
 from scall_jax.streams.rule import Rule
 from scall_jax.streams.segments import (
@@ -93,6 +94,8 @@ class Stream:
     """Name used in messages."""
     notes: tuple[str, ...] = ()
     """What reading the file took for granted, in words."""
+    read_options: ReadOptions | None = None
+    """What the caller said about the file, so that later ones can be read alike; None if nobody knows."""
     rule: Rule | None = None
     """How it was cut, so that it can be cut further; None if nobody knows."""
     waits: bool = False
