@@ -58,8 +58,9 @@ class IalsConfig:
     choice_width: int | None = None
     """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen, since what is best depends on them.
     None follows the run: about as many as an entity of the first segment has on average, from 8 to 32."""
-    choice_sweeps: int = 4
-    """Sweeps of these fits."""
+    choice_sweeps: int = 8
+    """Sweeps of these fits, at most. Parameters by which vectors shrink to nothing may rank well after few sweeps, so
+    that these fits go as far as those that they choose for."""
     probe_sweeps: int = 4
     """Sweeps of a probe, which is a whole fit."""
 
