@@ -17,18 +17,20 @@ from scall_jax.evaluation import top
 from scall_jax.ops import devices
 from scall_jax.ops.devices import IN_PARTS, WHOLE, MeshConfig, on_devices
 from scall_jax.ops.sums import BLOCK, padded_product, padded_sum
+from scall_jax.recommenders.buffers import as_served, to_stored
 from scall_jax.recommenders.graph import own_rows, propagate
 from scall_jax.recommenders.ials.batches import batch_numbers, make_side
 from scall_jax.recommenders.ials.config import IalsConfig
 from scall_jax.recommenders.ials.gradients import Steps
 from scall_jax.recommenders.ials.half_sweep import Approximation, Solved, half_sweep
 from scall_jax.recommenders.ials.problem import Problem, make_order
-from scall_jax.recommenders.ials.rows import RowLayout
+from scall_jax.recommenders.ials.rows import RowLayout, changed, pool_part, row_layout, to_rows
 from scall_jax.recommenders.lightgcn import rows_from
 from scall_jax.run import compilation, make_run, placement
 from scall_jax.run.exchange_order import ordered
 from scall_jax.run.phases import CompiledPhases
 from scall_jax.streams import Graph
+from scall_jax.tables.compressed import few_bits
 from scall_jax.tables.compressed.few_bits import Coded
 from scall_jax.tables.packed import packed
 from scall_jax.tables.packed_parts import packed_part
@@ -224,6 +226,53 @@ def test_exchanges_that_no_order_can_be_given_to_are_refused():
     special.defjvp(lambda primals, tangents: (special(*primals), tangents[0]))
     with pytest.raises(ValueError, match="custom_jvp_call has exchanges"):
         jax.eval_shape(traced(special), values)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("at_once", [2**16, 64])
+def test_few_bits_are_coded_and_decoded_in_parts_as_the_whole_is(count, at_once, monkeypatch):
+    monkeypatch.setattr(few_bits, "_AT_ONCE", at_once)
+    rng, users, items, width = np.random.default_rng(0), 37, 61, 12
+    own = np.where(rng.random(users + items + 2) < 0.3, 0, rng.integers(0, width + 1, users + items + 2))
+    capacity = -(-(int(own.sum()) + 5) // 8) * 8
+    values = np.zeros(capacity, np.float32)
+    values[: own.sum()] = rng.standard_normal(own.sum()) * rng.choice([0.01, 1, 5], own.sum())
+    mesh, shape = MeshConfig(count), (capacity, users, items, width)
+    for bits in (1, 4):
+        one, several = (few_bits._few_bits(bits, devices, *shape) for devices in (1, count))
+        layout = one.layout(jnp.asarray(own, jnp.int32))
+        params = (x.table.to_buffer(jnp.asarray(values)) for x in (one, several))
+        expected = jax.jit(functools.partial(to_stored, one))(next(params), layout)
+        found = jax.jit(functools.partial(to_stored, several, mesh=mesh))(next(params), layout)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        served = jax.jit(lambda stored, layout, x=several: as_served(x, stored, layout, mesh)[1])(found, layout)
+        assert _nbytes_by_device(served) == [served.nbytes // count] * count
+        np.testing.assert_array_equal(served[:capacity], one.load(expected, layout))
+        assert not np.asarray(served[capacity:]).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_vectors_are_rounded_in_parts_as_codes_give_them_back(count):
+    rng, users, items, width = np.random.default_rng(0), 37, 61, 12
+    own = np.where(rng.random(users + items + 2) < 0.3, 0, rng.integers(0, width + 1, users + items + 2))
+    table, mesh = packed(int(own.sum()) + 5, users, items, width), MeshConfig(count)
+    layout, capacity = table.layout(jnp.asarray(own, jnp.int32)), table.zeros().size
+    pool = table.zeros().at[: own.sum()].set(jnp.asarray(rng.standard_normal(own.sum()), jnp.float32))
+    before = to_rows(table, table.to_buffer(pool), layout, capacity)
+    back = few_bits.decode(few_bits.encode(pool, layout, 3), layout, capacity)
+    expected = to_rows(table, table.to_buffer(back), layout, capacity)
+    rows, length = row_layout(layout, users), count * pool_part(table, capacity, mesh)
+    which = jnp.arange(users + items + 2) >= users
+
+    def on_one(part):
+        largest = devices.most(mesh, jnp.abs(part).max())
+        return changed(mesh, part, rows, which, lambda x, sizes: few_bits.round_rows(x, sizes, 3, largest), width)
+
+    found = jax.jit(lambda x: on_devices(mesh, on_one, (x,), (IN_PARTS,), IN_PARTS))(
+        jnp.pad(before, (0, length - before.size))
+    )
+    of_users = jnp.arange(before.size) < int(own[:users].sum())
+    np.testing.assert_array_equal(found[: before.size], jnp.where(of_users, before, expected))
 
 
 def test_parts_get_another_length():
