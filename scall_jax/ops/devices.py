@@ -45,8 +45,9 @@ class MeshConfig:
     devices: int = 1
     """Devices that a run is spread over, of this process or of all that share the run: training vectors, interactions,
     products, solves and the ranking are in as many parts; sizes, and what else is a number for each entity, are whole
-    on every device, and so are the table while it is prepared or read by a search, and codes in few bits. More than 1 needs recommender ials, lightgcn or mf, a packed table, and a method that chooses sizes by
-    rule or by SCALL's search."""
+    on every device, and so are the table while it is prepared or read by a search, and codes in few bits. More than 1
+    needs recommender ials, lightgcn or mf, a packed table, and a method that chooses sizes by rule or by SCALL's
+    search."""
 
     def __post_init__(self) -> None:
         if self.devices < 1:
