@@ -57,7 +57,7 @@ class IalsConfig:
     itself, a run whose sizes are all alike compiles sooner by one that holds them all."""
     choice_width: int | None = None
     """Coordinates of the fits by which half-life, alpha_0 and lambda are chosen, since what is best depends on them.
-    None follows the run: about as many as an entity of the first segment has on average, from 8 to 32."""
+    None follows the run: about as many as an entity of the first segment has on average, 8 or 16."""
     choice_sweeps: int = 8
     """Sweeps of these fits, at most. Parameters by which vectors shrink to nothing may rank well after few sweeps, so
     that these fits go as far as those that they choose for."""
@@ -71,11 +71,12 @@ class IalsConfig:
           mean: coordinates that an entity of the first segment has on average.
 
         >>> [IalsConfig().width_of_choice(mean) for mean in (4.0, 15.2, 100.0)]
-        [8, 16, 32]
+        [8, 16, 16]
         """
         if self.choice_width is not None:
             return self.choice_width
-        return min(max(8 * round(mean / 8), 8), 32)
+        # More of them would take most of a run's time.
+        return min(max(8 * round(mean / 8), 8), 16)
 
     def __post_init__(self) -> None:
         for name in ("sweeps", "choice_width", "choice_sweeps", "probe_sweeps", "cg_steps", "block", "narrowest"):
