@@ -48,6 +48,7 @@ class Rounding(NamedTuple):
     round_rows: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
     """As `Storage.round_rows`; a scale takes one byte."""
     load_part: Callable[[Stored, Layout, Any, int], jax.Array] | None = None
+    """As `Storage.load_part`."""
 
 
 def rounded(capacity: int, users: int, items: int, maximum: int, rounding: Rounding, multiple: int = 1) -> Storage:
