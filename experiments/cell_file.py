@@ -30,7 +30,7 @@ from scall_jax.streams import Stream
 
 DEFAULTS = 1
 """Which defaults `Config` has: raised when one of them changes, so that cells made by the old one are made anew."""
-LEAST_SQUARES = 2
+LEAST_SQUARES = 3
 """Raised when fits by least squares come to other results, so that the cells with such fits are made anew."""
 
 

@@ -114,6 +114,30 @@ def test_a_fit_stops_when_what_it_explains_settles(regularisation):
         assert explained[-1] > 2 * explained[1]
 
 
+def test_vectors_that_vanish_keep_the_direction_of_float64():
+    """Under so strong a regularisation zero vectors are best, and what a fit explains is far below a loss's rounding."""
+    stream, sweeps = small_ials_stream(), 8
+    users, items = stream.capacity.users, stream.capacity.items
+    sizes = np.array([2] * (users + items) + [0, 0])
+    storage = sized(packed(2 * (users + items), users, items, 2), users, 2)
+    layout = storage.layout(jnp.asarray(sizes))
+    params = storage.fresh(jax.random.key(1), layout, 0.1)
+    hyper = Hyper(*map(jnp.float32, (0, A0, 1000 * LAMBDA, 0)))
+    fit = jax.jit(functools.partial(solve, storage, Sweeps(sweeps, 1e-3)))
+    found = fit(storage.table.to_buffer(params), layout, small_ials_segment(), jnp.zeros(items), hyper)
+
+    reference = Reference(storage.vectors(params, layout), sizes, np.zeros(items), fading=0)
+    reference.regularisation *= 1000
+    for half in range(2 * sweeps + 1):
+        reference.half_sweep(half % 2)
+    vectors = np.asarray(storage.vectors(storage.table.from_buffer(found.params), layout))
+    known = np.concatenate(reference.known)
+    scale = np.abs(reference.vectors[known]).max()
+    assert scale < 1e-4, "they vanish"
+    assert int(found.sweeps) == sweeps
+    assert np.abs(vectors[known] - reference.vectors[known]).max() < 1e-3 * scale
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -100,6 +100,7 @@ class _Setting(NamedTuple):
 class _State(NamedTuple):
     pool: jax.Array  # f32[P + width], or this device's part
     losses: jax.Array  # f32[2 sweeps + 1]
+    explained: jax.Array  # f32[2 sweeps + 1], the loss of zero vectors less these
     penalty: jax.Array  # f32[2], of each side's latest solution; nan before the first
     half: jax.Array  # i32[], half sweeps made
     last: jax.Array  # bool[], the next half sweep is the last
@@ -176,6 +177,7 @@ def _solve(
     start = _State(
         pool=to_rows(table, params, layout, table.zeros().size, mesh),
         losses=jnp.full(2 * sweeps.most + 1, jnp.nan),
+        explained=jnp.full(2 * sweeps.most + 1, jnp.nan),
         penalty=jnp.full(2, jnp.nan),
         half=jnp.int32(0),
         last=users_only,
@@ -217,10 +219,10 @@ def _next(setting: _Setting, state: _State) -> _State:
         state = state._replace(pool=jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool))
     problem = jax.lax.cond(state.last, setting.served, lambda: setting.problem)
     state = _half(setting._replace(problem=problem), state)
-    before, after = (state.losses[jnp.maximum(state.half - n, 0)] for n in (3, 1))
-    # Nearly all of a loss may be a constant, beside which the progress of a fit would seem to be none from the start.
-    explained = setting.problem.constant - after
-    settled = (state.half > 3) & ~(before - after > setting.sweeps.tolerance * explained)
+    # Nearly all of a loss may be a constant, beside which the progress of a fit would seem to be none from the start,
+    # and be lost in rounding. Vectors that only shrink explain less than nothing, and go on to do so.
+    before, after = (state.explained[jnp.maximum(state.half - n, 0)] for n in (3, 1))
+    settled = (state.half > 3) & ~(after - before > setting.sweeps.tolerance * after)
     whole_sweep = state.half % 2 == 0
     return state._replace(
         last=whole_sweep & (settled | (state.half == 2 * setting.sweeps.most)),
@@ -238,13 +240,14 @@ def _half(setting: _Setting, state: _State) -> _State:
     side = make_side(setting.problem, setting.rows, setting.order, setting.table.users, number, setting.mesh)
     approximation = Approximation(sweeps.inexact_from, steps, sweeps.block)
     solved = half_sweep(side, state.pool, setting.widths, approximation)
-    loss = setting.problem.constant - solved.gain + state.penalty[1 - number]
+    explained = solved.gain - state.penalty[1 - number]
     residual = jnp.maximum(state.residual, solved.residual)
     if setting.widths[-1] >= sweeps.inexact_from:
         residual = solved.residual
     return state._replace(
         pool=solved.pool,
-        losses=state.losses.at[state.half].set(loss),
+        losses=state.losses.at[state.half].set(setting.problem.constant - explained),
+        explained=state.explained.at[state.half].set(explained),
         penalty=state.penalty.at[number].set(solved.penalty),
         half=state.half + 1,
         residual=residual,
