@@ -3,11 +3,11 @@
     python -m experiments.scale_memory --devices 1 8 --entities 1e6
 
 The programs of a segment of `experiments.scale` are compiled for one device and for several that a CPU is made to be,
-and nothing is run. A row of --results for each recommender, number of devices and phase says, for the busiest phase and
-the others, what the device has beside it (the segment and the state), what the phase is given, what it makes, and what
-it needs beside that. `experiments.scale_model` reads off two numbers of devices what is whole on every device.
-Cost: two minutes on two cores and 4 GB of memory. Expect 700 to 900 bytes an entity on one device, of which half or more
-is whole on each of eight.
+and nothing is run. A row of --results for each recommender, number of devices and phase says what a device has of the
+segment, what the phase is given (of the segment, too), what it makes, and what it needs beside these.
+`experiments.scale_model` reads off two numbers of devices what is whole on every device. Cost: two minutes on two cores
+and 4 GB of memory. Expect a fit to need some 300 bytes an entity beside what it is given on one device, and a third
+of that or more on each of eight.
 """
 
 import dataclasses
@@ -28,6 +28,9 @@ from scall_jax.analysis import report
 from scall_jax.cli.cli import cli
 from scall_jax.run import placement
 from scall_jax.run.phases import CompiledPhases
+
+_BATCH = 1024
+"""Triples of a step: few, so that what does not grow with the entities is little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def held(recommender: str, devices: int, entities: int) -> list[dict[str, Any]]:
     Returns:
       A row for each phase.
     """
-    config, stream = scale._config(scale.Scale(), recommender, devices), scale._stream_of(entities)
+    config, stream = scale._config(scale.Scale(batch=_BATCH), recommender, devices), scale._stream_of(entities)
     run = make_run(config)
     state = jax.eval_shape(lambda key: run.init(key, stream), jax.random.key(0))
     segment = placement.segment_shapes(config.mesh, stream.segment(0))

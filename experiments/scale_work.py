@@ -1,8 +1,8 @@
 """What a segment of `experiments.scale` takes, counted from the algorithm: products, bytes, exchanges, rounds of loops.
 
 Nothing here is measured. Each function says in its comments what is read, written, multiplied and exchanged, for the
-streams of `experiments.scale`: three rows for each entity, ten in eleven of which are users, at 2 bytes an entity, which
-are 2 coordinates in four bits. Vectors are padded to `WIDTH` columns wherever they are worked on. Bytes are those of
+streams of `experiments.scale`: three rows for each entity, ten in eleven of which are users, at 2 bytes an entity, that
+is 2 coordinates in four bits. Vectors are padded to `WIDTH` columns wherever they are worked on. Bytes are those of
 arrays that a step reads or writes, each once for each step, as if no step were compiled into the next.
 """
 
@@ -113,10 +113,12 @@ class Job:
 
     @property
     def users(self) -> int:
+        """Ten in eleven entities."""
         return 10 * self.entities // 11
 
     @property
     def items(self) -> int:
+        """The others."""
         return self.entities - self.users
 
     @property
@@ -177,14 +179,17 @@ class _Ask(NamedTuple):
     """Types of numbers in an answer, each of which is a sum of its own."""
 
 
-def _asked(devices: int, asks: float, answer: float, request: float, made_of: _Ask = _Ask()) -> Work:
+_PLAIN = _Ask()
+
+
+def _asked(devices: int, asks: float, answer: float, request: float, made_of: _Ask = _PLAIN) -> Work:
     """Questions of this device to all, of so many bytes of answers and requests in all.
 
     Every device answers all devices' requests, one device's after another: an answer is written, and summed over the
     devices whoever asked. So what a device sums and moves does not fall with the number of devices.
     """
     if devices == 1:
-        return Work(rounds=asks)
+        return Work()
     return Work(
         moved=2 * devices * answer,
         summed=devices * answer,
@@ -245,7 +250,10 @@ def _read_neighbours(job: Job, asks: float, neighbours: float) -> Work:
     """Entries, and vectors of their neighbours: of so many places for a neighbour on this device."""
     read = neighbours * (_ENTRY + _VECTOR)
     # Which entries, then which vectors; nodes, roots with targets, and vectors are three sums.
-    return Work(moved=read).plus(_asked(job.devices, asks, read, 8 * neighbours, _Ask(requests=2, kinds=3)))
+    rounds = asks if job.devices == 1 else 0
+    return Work(moved=read, rounds=rounds).plus(
+        _asked(job.devices, asks, read, 8 * neighbours, _Ask(requests=2, kinds=3))
+    )
 
 
 def _written(job: Job, batches: float, entities: float, divided: int) -> Work:
@@ -370,3 +378,22 @@ def phases(job: Job) -> Mapping[str, Work]:
         "fit": _by_least_squares(job) if job.recommender == "ials" else _by_steps(job),
         "evaluate": evaluate,
     }
+
+
+def of_the_longest_batch(job: Job) -> float:
+    """Part of the chunks of an items' half sweep that the batch with the most popular item waits for alone.
+
+    >>> of_the_longest_batch(Job("ials", 10**5)) > 0.5
+    True
+    """
+    items = _sides(job)[1]
+    firsts = np.arange(0, max(items.count - items.few(), 1), job.at_once.entities, dtype=np.float64)
+    chunks = np.ceil(items.degree(firsts) / _CHUNK)
+    return float(chunks[0] / chunks.sum())
+
+
+def of_places_without_a_user(job: Job) -> float:
+    """Part of the exchanges of a ranking that strikes out items for places at the end of the list of users."""
+    users = ranked_users(job)
+    without, listed = (_ranked(job, users, each).exchanges for each in (False, True))
+    return 1 - without / listed if listed else 0.0
