@@ -63,7 +63,7 @@ METHODS = (
     "mixed_precision",
     "pep",
     f"uniform@{_ALS}",
-    f"frequency@{_ALS}",
+    f"frequency@{_ALS},sizes.ranking=total",
     f"waterfill@{_ALS}",
     f"gain@{_ALS}",
     "scall",

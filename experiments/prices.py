@@ -5,13 +5,14 @@
     python -m experiments.prices --data movietweetings --cut.segments 8
     python -m experiments.prices --data amazon_beauty.parquet --cut.segments 4 --cut.shuffle-ties
 
-All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity; half-life and
-weights are chosen by each run. Uniform, frequency, waterfill and gain need no probe, and a control gives entities the
-gains of others; scall (shapes) and scall-gain (prices) make 24 whole fits a segment, by a Gaussian process, at random
-and by SAC. Each cell is a row of --results as soon as it is finished, and is not run again. Writes, beside the file, a
-table of all of its cells with tests against one size for all, and prints it. Cost: 40 cells a seed and stream, of 10
-seconds (formulas) to 4 minutes (searches) each on one core. Expect gains ahead at 2 bytes on
-online-retail and on Yelp, and no difference on MovieTweetings.
+All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity, with which
+sizes are paid for, too; half-life and weights are chosen by each run. Uniform, frequency (of all interactions so far),
+waterfill and gain need no probe. Two controls: one size for all that starts, as gains do, from the leading coordinates
+of a wide fit, and gains given to other entities. scall (shapes) and scall-gain (prices) make 24 whole fits a segment,
+by a Gaussian process, at random and by SAC. Each cell is a row of --results as soon as it is finished, and is not run
+again. Writes, beside the file, a table of all of its cells with tests against one size for all, and prints it. Cost: 44
+cells a seed and stream, of 20 seconds (formulas) to 4 minutes (searches) each on one core. Expect gains ahead at 2
+bytes on online-retail and on Yelp, and no difference on MovieTweetings.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ _BASE = "recommender=ials,table=packed_int4,sizes.minimum=0"
 
 METHODS = (
     f"uniform@{_BASE}",
-    f"frequency@{_BASE}",
+    f"gain@{_BASE},gains.mixture=1",
+    f"frequency@{_BASE},sizes.ranking=total",
     f"waterfill@{_BASE}",
     f"gain@{_BASE}",
     f"gain@{_BASE},gains.shuffle=true",
@@ -51,6 +53,8 @@ class Prices(compare.Compare):
     """Budgets, in float32 parameters per entity."""
     seeds: tuple[int, ...] = tuple(range(8))
     """Seeds of the runs; a run for each."""
+    charge: str = "stored"
+    """What the budget pays for: table, stored, replay or serving, as in `experiments.run`."""
     report: bool = False
     """Write the table of what is in the file, and run nothing."""
     results: Path = Path("experiments/results/prices.parquet")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scall_jax.ops.bisection import first_false
+from scall_jax.ops.bisection import HALVINGS, first_false, halfway
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 15, 16, 17, 255, 256, 257, 5000])
@@ -28,3 +28,16 @@ def test_places_are_those_of_numpy(backend, most):
 
     np.testing.assert_array_equal(jax.jit(places)(wanted[0]), expected[0])
     np.testing.assert_array_equal(jax.jit(jax.vmap(places))(wanted), expected)
+
+
+@pytest.mark.parametrize("wanted", [-3e38, -1.5, -1e-40, 0.0, 1e-42, 3e-30, 0.1, 7e20])
+def test_halving_ends_at_neighbouring_numbers_wherever_they_are(wanted):
+    low, high, wanted = np.float32(-3.2e38), np.float32(3.2e38), np.float32(wanted)
+    middle = jax.jit(halfway)
+    for _ in range(HALVINGS):
+        between = np.asarray(middle(low, high))
+        assert low.view(np.int32) == between.view(np.int32) or (low <= between <= high)
+        low, high = (between, high) if between <= wanted else (low, between)
+    # Compared as bits, since a processor may take numbers below 1e-38 for 0.
+    assert low.view(np.int32) == wanted.view(np.int32) or np.nextafter(low, high) >= wanted
+    assert np.nextafter(low, np.float32(np.inf)) >= high

@@ -257,3 +257,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method, tmp_path):
     config = _config(method, "lightgcn")
     whole = run_segments(config, _stream(), jax.random.key(0), folder=tmp_path / "whole")
     assert comparable(whole) == continued(config, _stream(), jax.random.key(0), tmp_path)
+
+
+@pytest.mark.parametrize("faded", [2.0**-40, 2.0**-80, 2.0**-120, 2.0**-140])
+def test_an_entity_whose_interactions_have_faded_does_not_blur_the_price_of_the_others(faded):
+    """A noise makes its worth as negative as its weight is small: sizes are those of a milder fading."""
+    rng, count, width = np.random.default_rng(0), 400, 16
+    weight = rng.exponential(10, count) + 0.5
+    gains = -np.sort(-rng.exponential(size=(count, width)), axis=1) * (weight / 60)[:, None]
+    exists, order = jnp.ones(count, bool), jnp.asarray(rng.permutation(count).astype(np.int32))
+
+    def sizes(factor: float) -> np.ndarray:
+        of_each = np.where(np.arange(count) < 5, factor, 1.0)
+        found = Gains(*(jnp.asarray(x, jnp.float32) for x in (gains * of_each[:, None], weight * of_each, 0.5)))
+        return np.asarray(
+            _jitted(found, GainRule(0.1, 1.0, 0.0), jnp.int32(1600), None, (1, width), exists, order, 250)
+        )
+
+    np.testing.assert_array_equal(sizes(faded), sizes(2.0**-20))
+    assert len(np.unique(sizes(faded))) > 8

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_a_fit_stops_when_what_it_explains_settles(regularisation):
 
 
 def test_vectors_that_vanish_keep_the_direction_of_float64():
-    """Under so strong a regularisation zero vectors are best, and what a fit explains is far below a loss's rounding."""
+    """Under so strong a regularisation zero vectors are best, and what a fit explains is lost in a loss's rounding."""
     stream, sweeps = small_ials_stream(), 8
     users, items = stream.capacity.users, stream.capacity.items
     sizes = np.array([2] * (users + items) + [0, 0])
@@ -136,6 +137,28 @@ def test_vectors_that_vanish_keep_the_direction_of_float64():
     assert scale < 1e-4, "they vanish"
     assert int(found.sweeps) == sweeps
     assert np.abs(vectors[known] - reference.vectors[known]).max() < 1e-3 * scale
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4])
+def test_what_a_half_sweep_explains_is_that_of_float64_however_little_it_is(scale):
+    """Users with few interactions are solved for among these, where s of t - s is nearly t."""
+    stream, segment, width = small_ials_stream(), small_ials_segment(), 32
+    users, nodes = stream.capacity.users, stream.capacity.nodes
+    sizes, bias = np.array([width] * nodes + [0, 0], np.int32), np.zeros(stream.capacity.items)
+    hyper = Hyper(*map(jnp.float32, (2.0, A0, LAMBDA, 2.0)))
+    rows = row_layout(make_layout(jnp.asarray(sizes), users, width), users)
+    problem = make_problem(segment, jnp.asarray(bias, jnp.float32), hyper, PLAIN)
+    order = make_order(problem, jnp.asarray(sizes[:-2]), users, (width,), math.inf)
+    vectors = np.random.default_rng(3).normal(size=(nodes, width)) * 0.3 * scale
+    pool = write_windows(
+        jnp.zeros(int(sizes.sum()) + width), rows.first[:-2], rows.sizes[:-2], jnp.asarray(vectors, jnp.float32)
+    )
+    exact = Approximation(math.inf, Steps(jnp.int32(0), jnp.float32(0)), 0)
+    half = jax.jit(lambda pool: half_sweep(make_side(problem, rows, order, users, jnp.int32(0)), pool, (width,), exact))
+    reference = Reference(vectors, sizes, bias, fading=2.0)
+    systems = [reference.system(node, width) for node in reference.known[0]]
+    wanted = sum(right @ np.linalg.solve(matrix, right) for matrix, right in systems)
+    assert float(half(pool).gain) == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(

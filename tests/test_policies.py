@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from scall_jax.policies import POLICIES, ObserveConfig, PolicyConfig, Side, Transition, length, observe, replay_buffer
 from scall_jax.policies import discounted_regression as discounted
+from scall_jax.policies.gp import _posterior
 from scall_jax.policies.networks import Actor, GaussianActor, TwinCritic, flat, squash
 from scall_jax.policies.observation import gini, pooled
 
@@ -377,3 +378,19 @@ def test_arrays_of_other_shapes_or_dtypes_are_refused_while_tracing(name):
             jax.eval_shape(policy.update, state, key, bad)
     with pytest.raises(AssertionError):
         jax.eval_shape(policy.act, state, key, jnp.ones(5))
+
+
+def test_gp_learns_nothing_from_rewards_that_are_all_equal():
+    """Their mean is off by its rounding, which must not count as a surprise."""
+    config = PolicyConfig()
+    policy, rng = POLICIES["gp"](config, OBSERVATION.shape[0], 3), np.random.default_rng(0)
+    actions, elsewhere = rng.random((12, 1, 3)), jnp.asarray(rng.random((50, 3)), jnp.float32)
+
+    def found(reward: float) -> np.ndarray:
+        state = policy.start_segment(policy.init(jax.random.key(0)))
+        for action in actions:
+            new = [jnp.asarray(x, jnp.float32) for x in (OBSERVATION[None], action, [reward], OBSERVATION[None])]
+            state = policy.update(state, jax.random.key(0), Transition(*new))
+        return np.asarray(_posterior(config, state, elsewhere)[0])
+
+    np.testing.assert_allclose(found(5.1234), found(0.0), atol=0.03)

@@ -154,6 +154,15 @@ def test_without_any_variance_a_difference_is_certain_and_freedom_is_that_of_the
     assert (found.low, found.high) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 7), (6, 7), (2, 3), (5, 9)])
+def test_one_result_that_is_repeated_is_no_difference(ours, theirs):
+    """Its means over 3 and over 7 seeds differ by rounding, which is no evidence."""
+    for seed in range(20):
+        row = np.random.default_rng(seed).random((1, 500)) * 0.1
+        found = significance.compare_means(row.repeat(ours, 0), row.repeat(theirs, 0))
+        assert found.p_value == 1 and found.p_equal < 1e-9
+
+
 def test_two_users_are_enough_and_one_is_not_in_any_data_set():
     assert np.isfinite(significance.compare_means(*np.random.default_rng(6).normal(size=(2, 3, 2))).p_value)
     with pytest.raises(ValueError, match="1 users"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scall_jax import sizes, streams
 from scall_jax.config import SizesConfig
 from scall_jax.methods import allocators
+from scall_jax.sizes import shares
 from scall_jax.sizes.allocate_host import allocate_host
 
 
@@ -217,13 +218,15 @@ def _by_power(counts, power, total, minimum, maximum):
         middle = (low + high) / 2
         low, high = (middle, high) if sizes_at(middle).sum() <= total else (low, middle)
     result = sizes_at(low)
-    # What the next step would give too many, and, if every count is served, entities without one: in order.
-    for room in (sizes_at(high) - result, maximum - result):
-        left = total - result.sum()
-        for at in np.flatnonzero(room > 0):
-            given = min(left, room[at])
-            result[at] += given
-            left -= given
+    # What the next step would give too many, in order, and, if every count is served, entities without one: equally.
+    room, left = sizes_at(high) - result, total - result.sum()
+    for at in np.flatnonzero(room > 0):
+        given = min(left, room[at])
+        result[at] += given
+        left -= given
+    without = np.flatnonzero(result < maximum)
+    if left and len(without):
+        result[without] += left // len(without) + (np.arange(len(without)) < left % len(without))
     return result
 
 
@@ -239,6 +242,7 @@ _POWER_CAPACITY = 400
     bounds=st.sampled_from([(0, 64), (1, 64), (2, 64), (1, 128), (0, 1)]),
     seed=st.integers(0, 3),
 )
+@example(power=0.0, largest=1, kind="zeros", n=6, mean=33.0, bounds=(0, 64), seed=0)
 @example(power=15.0, largest=424, kind="zipf", n=300, mean=8.0, bounds=(1, 128), seed=0)
 @example(power=30.0, largest=30, kind="flat", n=300, mean=8.0, bounds=(1, 128), seed=0)
 @example(power=64.0, largest=10**6, kind="spread", n=400, mean=60.0, bounds=(0, 64), seed=0)
@@ -328,6 +332,16 @@ def test_expected_shares_match_sorted_draws(family, shape, tolerance):
     assert np.abs(shares - drawn).sum() < tolerance
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert (np.diff(shares) <= 0).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.99, 1.01, 20.0, 100.0])
+def test_largest_shares_of_a_truncated_exponential_are_those_of_float64_at_any_number(rate):
+    for n in (1e3, 1e7, 1e9):
+        rank = np.arange(1.0, 6)
+        upper = (rank - 0.5) / n
+        exact = -np.log(upper + (1 - upper) * np.exp(-rate)) / rate
+        ours = shares._truncexp(jnp.float32(rate), jnp.asarray(rank, jnp.float32), jnp.float32(n))
+        np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize("counts", [(1, 17, 10**4), pytest.param((2, 10**6), marks=pytest.mark.slow)])

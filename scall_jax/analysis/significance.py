@@ -27,6 +27,8 @@ little, and where the two methods' spreads differ several times, 3 seeds reject 
 MARGIN = 0.02
 """Differences that count as none: this part of the other method's mean."""
 
+_ROUNDING = 64 * np.finfo(np.float64).eps
+"""Part of a mean within which another mean may be the same, added up otherwise."""
 
 READING = (
     "The difference is between means over users, a user's value being its mean over the segments after the first in "
@@ -134,10 +136,14 @@ def compare_means(ours: np.ndarray, theirs: np.ndarray, margin: float = MARGIN) 
 def _p_above(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """One-sided p-value f64[...] that the mean of `values` is not above that of `others`."""
     error, freedom = _standard_error(values, others)
-    difference = values.mean((-2, -1)) - others.mean((-2, -1))
+    means = values.mean((-2, -1)), others.mean((-2, -1))
+    difference = means[0] - means[1]
+    # Means of the same numbers, added up another number of times, differ by rounding alone.
+    rounding = _ROUNDING * np.maximum(np.abs(means[0]), np.abs(means[1]))
+    difference = np.where(np.abs(difference) > rounding, difference, 0.0)
     # Without any variance every difference is certain.
     certain = np.where(difference > 0, 0.0, 1.0)
-    return np.where(error > 0, stats.t.sf(difference / np.where(error > 0, error, 1.0), freedom), certain)
+    return np.where(error > rounding, stats.t.sf(difference / np.where(error > 0, error, 1.0), freedom), certain)
 
 
 def _standard_error(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -119,7 +119,9 @@ def frequency(config: SizesConfig) -> Allocator:
     return lambda key, segment, total: by_power(config, segment, total, config.power)
 
 
-def by_power(config: SizesConfig, segment: Segment, total: jax.Array, power: chex.Numeric) -> jax.Array:
+def by_power(
+    config: SizesConfig, segment: Segment, total: jax.Array, power: chex.Numeric, count: jax.Array | None = None
+) -> jax.Array:
     """Sizes proportional to a power of the frequency, users and items out of one pool.
 
     Args:
@@ -127,13 +129,14 @@ def by_power(config: SizesConfig, segment: Segment, total: jax.Array, power: che
       segment: data of the segment.
       total: i32[], coordinates to give out.
       power: 0 to `sizes.MOST_POWER`; it may be traced.
+      count: i32[N], what counts as frequency; None for that of the config.
 
     Returns:
       i32[N], own sizes by node.
     """
-    order = entities_order(config, segment)
-    count, bounds = ranking_frequency(config, segment)[order], (config.minimum, config.maximum)
-    shares = sizes.power_shares(count, power, total, bounds, segment.users + segment.items)
+    count, bounds = ranking_frequency(config, segment) if count is None else count, (config.minimum, config.maximum)
+    order = sizes.order_by(count, segment.recency, segment.total, active_mask(segment))
+    shares = sizes.power_shares(count[order], power, total, bounds, segment.users + segment.items)
     return _joint(config, segment, shares, order, total)
 
 

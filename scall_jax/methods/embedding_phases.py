@@ -71,7 +71,8 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
       One number per segment.
 
     Raises:
-      ValueError: more than 2^31 - 1 budget units, or less than one; the message has the bytes of what else is paid for.
+      ValueError: more than some 2^31 budget units, or less than one; the message has the bytes of what else is paid
+        for.
 
     >>> from scall_jax import Budget, streams
     >>> rows = streams.synthetic(jax.random.key(0), users=6, items=4, interactions=60)
@@ -90,14 +91,20 @@ def budget_totals(config: Config, stream: Stream, unlimited: bool = False) -> li
         total = factory.budget_units(left, entities, config.sizes.maximum, metadata)
         if unlimited:
             total = sum(entities) * config.sizes.maximum
-        if not 1 <= total <= DEVICE_LIMIT:
+        most = _most_units(stream)
+        if not 1 <= total <= most:
             raise ValueError(
-                f"budget ({config.budget}) at segment {t}: {total} budget units must lie between 1 and {DEVICE_LIMIT}"
+                f"budget ({config.budget}) at segment {t}: {total} budget units must lie between 1 and {most}"
                 + "".join(f"; {name} takes {part} of {nbytes} bytes: {_WAYS_OUT[name]}" for name, part in beside)
                 + ("; sizes are paid for too: raise it, or charge=table" if metadata else "")
             )
         totals.append(total)
     return totals
+
+
+def _most_units(stream: Stream) -> int:
+    """Budget units that a table may have: places within it, and of a column of all nodes behind it, are 32 bits."""
+    return DEVICE_LIMIT - stream.capacity.nodes - 2
 
 
 _WAYS_OUT = {
@@ -163,7 +170,7 @@ def _init(config: Config, planner: SizePlanner, unlimited: bool, key: jax.Array,
     if stream.reserved is not None:
         # What a stream that grows may spend before its capacities do not suffice.
         entities.append((stream.capacity.users, stream.capacity.items))
-        spent = [*totals, _units_of(config, len(stream) - 1, entities[-1])]
+        spent = [*totals, _units_of(config, stream, len(stream) - 1, entities[-1])]
     capacity = factory.capacity(spent, entities, config.sizes.maximum)
     storage = factory.build(capacity, stream.capacity.users, stream.capacity.items, config.sizes.maximum)
     planner_state = planner.init(key, storage)
@@ -187,11 +194,11 @@ def _padded(totals: list[int], stream: Stream) -> np.ndarray:
     return pad(np.array(totals, np.int32), stream.most_segments)
 
 
-def _units_of(config: Config, segment: int, entities: tuple[int, int]) -> int:
+def _units_of(config: Config, stream: Stream, segment: int, entities: tuple[int, int]) -> int:
     """Budget units that so many users and items may have at a segment, if nothing beside the table is paid for."""
     nbytes = 4 * config.budget.parameters(segment, sum(entities))
     units = tables.storage_factory(config).budget_units(nbytes, entities, config.sizes.maximum, False)
-    return min(max(units, 1), DEVICE_LIMIT)
+    return min(max(units, 1), _most_units(stream))
 
 
 def _choose(config: Config, state: RunState, segment: Segment) -> RunState:

@@ -14,6 +14,7 @@ from scall_jax.methods.planner import OnProbes, SizePlanner
 from scall_jax.recommenders.recommender import WideFit
 from scall_jax.sizes.bit_gains import Coordinates, sizes_and_bits, worth_in_bits
 from scall_jax.sizes.checks import SUM_LIMIT
+from scall_jax.sizes.gains import LEAST_WEIGHT
 from scall_jax.tables.compressed.few_bits import BITS
 from scall_jax.tables.compressed.own_bits import SCALE_BITS, BitPlan, metadata_bytes, spent_bytes
 
@@ -52,7 +53,7 @@ def plan_from(context: SegmentContext, fit: WideFit) -> BitPlan:
     options = config.gains
     net = fit.gains - options.noise * fit.residual
     worth = worth_in_bits(Coordinates(net, fit.vectors, fit.curvature), _KINDS)
-    weight = jnp.where(fit.at_zero > 0, fit.at_zero, 1.0) ** options.exponent
+    weight = jnp.where(fit.at_zero > 0, jnp.maximum(fit.at_zero, LEAST_WEIGHT), 1.0) ** options.exponent
     worth, order = worth / weight[:, None, None], entities_order(config.sizes, segment)
     exists, total = context.active_mask(), context.budget_total()
 

@@ -24,7 +24,7 @@ from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.ials.gains import truncated
 from scall_jax.recommenders.ials.recommender import ials_recommender
 from scall_jax.recommenders.recommender import WideFit
-from scall_jax.sizes.gains import GainRule, Gains, shuffled, sizes_by_gains, spectral_exponent
+from scall_jax.sizes.gains import LEAST_WEIGHT, GainRule, Gains, shuffled, sizes_by_gains, spectral_exponent
 from scall_jax.streams import sides
 
 _LEAST_RANK = 4
@@ -138,7 +138,8 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
 
     Coordinate l of an entity with frequency p is worth p s_l^2. With s_l falling as l^-beta, all that are worth more
     than a price are l <= (p / price)^(1 / (2 beta)), so that sizes are proportional to p^(1 / (2 beta)), at one price
-    for users and items. Beta is fitted to the singular values of the wide fit's predictions, up to the mean size.
+    for users and items. Beta is fitted to the singular values of the wide fit's predictions, up to the mean size, and p
+    is what that fit weighs an entity by: its loss at zero vectors, to which all of its interactions add their weights.
 
     Args:
       config: configuration of the run.
@@ -154,11 +155,17 @@ def waterfill_planner(config: Config, on_probes: OnProbes | None = None) -> Size
         mean_size = total // jnp.maximum(segment.users + segment.items, 1)
         beta = spectral_exponent(fit.spectrum, jnp.maximum(mean_size, _LEAST_RANK))
         power = jnp.minimum(1 / (2 * jnp.maximum(beta, 1e-3)), sizes.MOST_POWER)
-        return by_power(config.sizes, segment, total, power)
+        return by_power(config.sizes, segment, total, power, _as_counts(fit.at_zero))
 
     return planner_from(
         WideFits(config), lambda context, fit: context.spend(lambda total: own_sizes(context, fit, total))
     )
+
+
+def _as_counts(weight: jax.Array) -> jax.Array:
+    """Weights f32[N] >= 0 as whole numbers i32[N] in the same proportions, 0 for 0 alone."""
+    relative = weight / jnp.maximum(weight.max(), LEAST_WEIGHT)
+    return jnp.where(weight > 0, jnp.maximum(jnp.round(relative * 2.0**30), 1.0), 0.0).astype(jnp.int32)
 
 
 def planner_from(wide_fits: WideFits, plan_of: Callable[[SegmentContext, WideFit], Any]) -> SizePlanner:

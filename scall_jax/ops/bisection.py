@@ -1,4 +1,4 @@
-"""Search of many ordered ranges at once."""
+"""Search of many ordered ranges at once, and of an interval of floating-point numbers."""
 
 from collections.abc import Callable
 
@@ -72,3 +72,35 @@ def _narrowing(ndim: int, before: _Predicate, parts: int) -> Callable[[_Ranges],
         return low, jnp.minimum(high, low + step - 1)
 
     return narrowed
+
+
+HALVINGS = 32
+"""Steps by `halfway` that narrow any interval down to neighbouring float32 numbers."""
+
+
+def halfway(low: jax.Array, high: jax.Array) -> jax.Array:
+    """The number that has as many float32 numbers between itself and `low` as between itself and `high`.
+
+    To halve by it takes as many steps to a price of 1e-9 as to one of 1e9, wherever the interval began; the mean of the
+    ends would come no nearer than the interval's own length in 2^-n.
+
+    Args:
+      low, high: f32[], not nan, low <= high.
+
+    Returns:
+      f32[], `low` itself where the two are neighbours.
+
+    >>> import jax.numpy as jnp
+    >>> float(halfway(jnp.float32(2.0**-20), jnp.float32(2.0**20))), float(halfway(jnp.float32(-1.0), jnp.float32(1.0)))
+    (1.0, -1.401298464324817e-45)
+    """
+    chex.assert_type([low, high], jnp.float32)
+    low, high = (_in_order(jax.lax.bitcast_convert_type(end, jnp.int32)) for end in (low, high))
+    # Their sum may not fit.
+    middle = (low & high) + ((low ^ high) >> 1)
+    return jax.lax.bitcast_convert_type(_in_order(middle), jnp.float32)
+
+
+def _in_order(bits: jax.Array) -> jax.Array:
+    """Bit patterns of float32 numbers as integers in the numbers' order, and back."""
+    return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))

@@ -109,7 +109,10 @@ def _posterior(config: PolicyConfig, state: GpState, at):
         return jnp.where(known, values - mean, 0.0)
 
     reward = centred(state.reward)
-    spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)) + 1e-6
+    spread = jnp.sqrt((reward**2).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32))
+    # Rewards that are all equal differ from their mean by its rounding, of which nothing is to be learned.
+    rounding = 1e-5 * jnp.abs(jnp.where(known, state.reward, 0.0)).max()
+    spread = jnp.maximum(spread, rounding) + 1e-6
     age = (state.begun - state.segment).astype(jnp.float32)
     noise = jnp.where(known, config.noise_variance / config.discount**age, 1e6)
     factor = jnp.linalg.cholesky(_kernel(config, state.action, state.action) + jnp.diag(noise))

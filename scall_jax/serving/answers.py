@@ -232,7 +232,10 @@ def similar_items(model: ModelData, items: Any, k: int) -> pl.DataFrame:
     vectors = np.asarray(model.served.items)
     if not vectors.any():
         raise ValueError(f"method {model.config.method} has no vectors of items: choose one with embeddings, or ease")
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    # Squares of small coordinates, as vectors of items that were last met long ago have, would be 0 in float32.
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    scaled = vectors / np.where(largest > 0, largest, 1.0)
+    unit = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1.0)
     own = _Pairs(np.arange(len(rows) + 1), rows)
     cosines = Served(jnp.zeros((0, unit.shape[1])), jnp.asarray(unit), jnp.zeros(len(unit)))
     found = _ranked(cosines, unit[rows], own, k)

@@ -13,13 +13,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.bisection import HALVINGS, halfway
 from scall_jax.sizes.checks import require_sum
 
 ROUNDING = {1: 0.3634, 2: 0.1188, 3: 0.03744, 4: 0.01154, 8: 0.0000877}
 """Mean squared error of the best uniform quantiser of a normal variable of variance 1 with 2^b codes (for 1 to 4 bits
 Max, 1960, table II; for 8 the minimum over its step, .0308)."""
-
-_HALVINGS = 48
 
 
 class Coordinates(NamedTuple):
@@ -116,12 +115,12 @@ def sizes_and_bits(
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # at the price `high` what is wanted fits
-        middle = low + (high - low) / 2
+        middle = halfway(low, high)
         fits = cost_of(wanted(middle)).sum() <= total
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     highest = 1.0 + jnp.where(active_mask[:, None, None], jnp.abs(worth), 0.0).max()
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(0), highest))
+    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (jnp.float32(0), highest))
     chosen, more = wanted(high), wanted(low)
     # Compiled apart from the loop, the same numbers may be rounded otherwise: what no longer fits goes to nobody.
     chosen = jnp.where(first_that_fit(cost_of(chosen), total, order), chosen, -1)

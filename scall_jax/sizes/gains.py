@@ -22,6 +22,8 @@ from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.price import by_price
 from scall_jax.sizes.sides import assign
 
+LEAST_WEIGHT = 1e-30
+"""The least that gains are divided by, so that quotients are numbers."""
 STARTS = ("rotated", "random")
 """What a fit may start from whose sizes come from gains."""
 
@@ -145,7 +147,8 @@ def worth_of_sizes(gains: Gains, rule: GainRule, users: int) -> jax.Array:
     chex.assert_rank([gains.by_coordinate, gains.weight, gains.residual], [2, 1, 0])
     chex.assert_equal_shape_prefix([gains.by_coordinate, gains.weight], 1)
     net = jnp.cumsum(gains.by_coordinate - rule.noise * gains.residual, axis=1)
-    weight = jnp.where(gains.weight > 0, gains.weight, 1.0)
+    # What has faded to next to nothing is worth much less than nothing with a noise to take off, but not infinitely.
+    weight = jnp.where(gains.weight > 0, jnp.maximum(gains.weight, LEAST_WEIGHT), 1.0)
     of_users = jnp.arange(weight.shape[0]) < users
     side = 2 * jnp.where(of_users, rule.users, 1 - jnp.asarray(rule.users, jnp.float32))
     return jnp.pad(net * (side / weight**rule.exponent)[:, None], ((0, 0), (1, 0)))

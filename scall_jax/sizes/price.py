@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scall_jax.ops.bisection import HALVINGS, halfway
 from scall_jax.sizes.allocate import allocate
 from scall_jax.sizes.checks import require_sum
 from scall_jax.sizes.sides import assign
-
-_HALVINGS = 48  # enough to narrow any interval down to neighbouring float32 numbers
 
 
 def by_price(
@@ -68,14 +67,14 @@ def by_price(
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket  # at the price `high` the sizes fit
-        middle = low + (high - low) / 2
+        middle = halfway(low, high)
         fits = sizes_at(middle).sum() <= target
         return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
     # Beyond this price, of either sign, every entity takes the smallest or the largest candidate.
     gap = np.diff(candidates).min() if len(candidates) > 1 else 1
     most = 1.0 + 3 * jnp.abs(jnp.where(active_mask[:, None], worth, 0.0)).max() / float(gap)
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (-most, most))
+    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (-most, most))
     fitting = sizes_at(high)
     # In float32 the worth of two candidates may be level, so that a few want less at the lower price: they stay.
     room = jnp.maximum(sizes_at(low), fitting)[order] - fitting[order]

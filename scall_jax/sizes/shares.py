@@ -213,7 +213,9 @@ def _truncnorm(sd: jax.Array, rank: jax.Array, n: jax.Array) -> jax.Array:
 
 def _truncexp(rate: jax.Array, rank: jax.Array, n: jax.Array) -> jax.Array:
     upper = _upper_tail(rank, n)
-    return -jnp.log1p((1 - upper) * jnp.expm1(-rate)) / rate
+    left = (1 - upper) * jnp.exp(-rate)
+    # At a large rate log1p would be of -1 + upper, and upper may be far below float32's spacing at 1.
+    return -jnp.where(rate > 1, jnp.log(upper + left), jnp.log1p((1 - upper) * jnp.expm1(-rate))) / rate
 
 
 def _lognormal(sigma: jax.Array, rank: jax.Array, n: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from scall_jax.tables.column_blocks import shared_max
 from scall_jax.tables.layout import Layout, block_widths, make_layout, padded_width
 from scall_jax.tables.table import Table, own_and_shared
 
+_INT32_MAX = 2**31 - 1
 _CHUNK = 8192
 """Parameters that a CPU changes at once: a chunk of all buffers stays in its cache."""
 _BLOCKS = 8
@@ -136,9 +137,11 @@ def _change_at_once(buffers, starts, columns, rule):
     (room,) = jax.tree.leaves(buffers)[0].shape
     place = jnp.arange(columns.shape[1], dtype=jnp.int32)
     # Coordinates that a vector does not have get places of their own past the buffer's end, so that all places are
-    # distinct and the scatter drops them.
-    nowhere = room + jnp.arange(columns.size, dtype=jnp.int32).reshape(columns.shape)
-    at = jnp.where(place[None, :] < jnp.diff(starts)[:, None], starts[:-1, None] + place[None, :], nowhere)
+    # distinct and the scatter drops them. Beside a large table these places are too many for int32.
+    kind = jnp.int32 if room + columns.size <= _INT32_MAX else jnp.uint32
+    nowhere = kind(room) + jnp.arange(columns.size, dtype=kind).reshape(columns.shape)
+    inside = (starts[:-1, None] + place[None, :]).astype(kind)
+    at = jnp.where(place[None, :] < jnp.diff(starts)[:, None], inside, nowhere)
     old = jax.tree.map(lambda b: b.at[at].get(mode="fill", fill_value=0.0, unique_indices=True), buffers)
     return jax.tree.map(lambda b, n: b.at[at].set(n, mode="drop", unique_indices=True), buffers, rule(old, columns))
 

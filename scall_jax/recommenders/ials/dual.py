@@ -76,6 +76,7 @@ def dual(side: Side, turned: Turned, degree: int, batch: Entities) -> Outcome:
     right = found.targets - times(vectors, constant)
     solution = solve(kernel, right)
     y = jnp.einsum("bmi,bm->bi", vectors, solution, precision=EXACT) + constant
-    gain = (found.targets * (found.targets - solution)).sum(1) + (constant * y).sum(1)
+    # t - s, where s is nearly t, would be lost in rounding.
+    gain = (found.targets * times(vectors, y)).sum(1) + (constant * y).sum(1)
     x = jnp.matmul(scale * y, turned.axes.T, precision=EXACT)
     return Outcome(x, gain, *errors(kernel, solution, right))

@@ -186,6 +186,11 @@ def side_slices(users: int) -> tuple[slice, slice]:
     return slice(0, users), slice(users, None)
 
 
+def _entries(num_active: jax.Array, width: int) -> jax.Array:
+    """Coordinates of so many vectors, at least of one, as f32, which int32 need not hold."""
+    return jnp.maximum(num_active, 1).astype(jnp.float32) * width
+
+
 def by_node(of_side: jax.Array, users: int, items: int) -> jax.Array:
     """Repeat what belongs to a side for each of its nodes.
 
@@ -232,8 +237,8 @@ class Quantiser:
         self._check(params, num_active, bits)
         positive = jnp.maximum(jnp.abs(params["steps"]), _LEAST_STEP)
         step = jnp.concatenate([positive[s][bits[part] - 1] for s, part in enumerate(side_slices(self.users))])
-        entries = by_node(jnp.maximum(num_active, 1)[:, None] * self.width, self.users, self.items)[:, 0]
-        scale = 1 / jnp.sqrt(jnp.exp2(bits.astype(jnp.float32) - 1) * entries.astype(jnp.float32))
+        entries = by_node(_entries(num_active, self.width)[:, None], self.users, self.items)[:, 0]
+        scale = 1 / jnp.sqrt(jnp.exp2(bits.astype(jnp.float32) - 1) * entries)
         return step, by_node(params["offsets"], self.users, self.items), scale
 
     def vectors(self, params: dict[str, jax.Array], bits: jax.Array, num_active: jax.Array) -> jax.Array:
@@ -253,8 +258,7 @@ class Quantiser:
         widths = jnp.arange(1, MOST_BITS + 1, dtype=jnp.int32)
         found = []
         for s, part in enumerate(side_slices(self.users)):
-            entries = (jnp.maximum(num_active[s], 1) * self.width).astype(jnp.float32)
-            scales = 1 / jnp.sqrt(jnp.exp2(widths.astype(jnp.float32) - 1) * entries)
+            scales = 1 / jnp.sqrt(jnp.exp2(widths.astype(jnp.float32) - 1) * _entries(num_active[s], self.width))
             steps = jnp.maximum(jnp.abs(params["steps"][s]), _LEAST_STEP)
             found.append(mixture(params["vectors"][part], steps, params["offsets"][s], shares[part, 1:], scales))
         return jnp.concatenate(found)
