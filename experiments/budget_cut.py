@@ -15,8 +15,7 @@ from scall_jax.analysis import plots, report
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.streams import Stream
 
 
@@ -53,7 +52,7 @@ def main(flags: BudgetCut) -> dict[str, list[dict[str, Any]]]:
     title = f"{stream.source}: mean size {flags.size:g}, cut {flags.cut_size:g}"
     plots.plot_quality(flags.out / "cut.png", found, title)
     text = _table(found, {"before": range(1, cut.start), "during": cut, "after": range(cut.stop, len(stream))})
-    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n")
+    text_files.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n")
     print(f"\n{text}")
     return found
 

@@ -24,8 +24,7 @@ from scall_jax import Config
 from scall_jax.analysis import report, significance
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, removal, text_files
 from scall_jax.streams import Stream
 
 DEFAULTS = 1
@@ -211,7 +210,7 @@ def publish(
     # Methods without a budget have no mean size.
     shown = frame.sort(pl.col("mean size").cast(float, strict=False), maintain_order=True)
     text = "\n\n".join([comparison(shown, row, arm, base), note(frame), *below])
-    run_folder.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
+    text_files.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
     print(f"\n{text}")
     return text
 
@@ -272,7 +271,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
         row |= {"flags": shared_flags(flags)}
         add(path, row | shown | results(folder, summary, lines), settings=("stream", "seed", "flags", *shown))
-        run_folder.remove_run(folder)
+        removal.remove_run(folder)
     return read(path)
 
 

@@ -22,8 +22,7 @@ from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.streams import Stream
 
 ANY_SIZE = 8.0
@@ -192,8 +191,8 @@ def run_cells(
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
         note += "\n\n" + below(folders)
     title = f"{stream.source}: {len(stream)} segments"
-    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n\n{note}\n")
-    run_folder.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
+    text_files.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n\n{note}\n")
+    text_files.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows
 

@@ -30,7 +30,7 @@ from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.saros import learning
 from scall_jax.recommenders.saros.blocks import NOBODY, Blocks, explicit_blocks, thresholds, with_exposures
 from scall_jax.recommenders.saros.config import UPDATES, SarosConfig
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import Segment
 
 

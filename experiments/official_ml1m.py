@@ -27,8 +27,7 @@ from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.streams.stream import Bounds, Stream
 
 OFFICIAL = {
@@ -172,7 +171,7 @@ def main(flags: Official) -> str:
     cost_header = ["seconds, mean over seeds", "fit", "search", "compilation, first seed", "compilation, others"]
     parts = [report.markdown(header, rows), note, report.markdown([*cost_header, "peak MB"], costs)]
     text = "\n\n".join([*parts, "Peak MB: largest resident memory of the process up to the end of these runs."])
-    run_folder.write_atomically(flags.out / "table.md", f"`{command()}`\n\n{text}\n")
+    text_files.write_atomically(flags.out / "table.md", f"`{command()}`\n\n{text}\n")
     print(f"\n{text}")
     return text
 

@@ -47,7 +47,7 @@ from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.make_step import make_step, optimiser
 from scall_jax.recommenders.train_step import TrainState, empty_opt_state
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 
 MEASURES = ("valid fitness", "valid recall@20", "test recall@20", "test ndcg@20")
 """What is measured after each length."""

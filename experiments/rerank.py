@@ -27,7 +27,7 @@ from scall_jax.evaluation import KnownGraph
 from scall_jax.evaluation.top import best_items
 from scall_jax.recommenders.reciprocal import NOISE, Lists, nearest, rerank
 from scall_jax.recommenders.served import Served
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import RaggedItems, Segment
 
 DEPTH = 20

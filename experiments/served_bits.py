@@ -29,7 +29,7 @@ from scall_jax.methods.state import RunState
 from scall_jax.recommenders.buffers import as_served
 from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import Segment
 from scall_jax.tables.compressed.few_bits import rows_bytes
 

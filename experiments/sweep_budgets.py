@@ -27,8 +27,7 @@ from scall_jax.analysis import plots, report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.run.scan import ScanProgram, check_sweep, scan_program, sweep_program
 from scall_jax.run.step import Record
 from scall_jax.streams import Stream
@@ -82,14 +81,14 @@ def main(flags: Sweep) -> list[dict[str, Any]]:
         rows.append(swept.row)
         frames.append(swept.frame.with_columns(pl.lit(method).alias("method")))
         print(f"{method}: {json.dumps(swept.row)}")
-        run_folder.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
+        text_files.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     pl.concat(frames, how="diagonal_relaxed").write_parquet(flags.out / "sweep.parquet")
     title = f"{stream.source}, last segment's memory"
     plots.plot_lines(
         flags.out / "sweep.png", series, title, f"budget (10^6 bytes, {flags.charge})", "test Recall@20", levels
     )
     head = f"# {stream.source}: {len(stream)} segments, mapped over budgets and seeds\n\n`{command()}`"
-    run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{to_markdown(rows)}\n")
+    text_files.write_atomically(flags.out / "table.md", f"{head}\n\n{to_markdown(rows)}\n")
     return rows
 
 
