@@ -32,6 +32,7 @@ import numpy as np
 from experiments import cell_file
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import protocol, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.evaluation import user_strata as strata
@@ -245,8 +246,8 @@ def _add(path: Path, flags: Als, stream: Stream, width: int, seed: int) -> None:
 
 def main(flags: Als, factorise: Factorise = by_implicit) -> str:
     """Run all widths and seeds; the table."""
-    flags = run_flags.by_protocol(flags)
-    stream = run_flags.load_stream(flags)
+    flags = protocol.by_protocol(flags)
+    stream = stream_flags.load_stream(flags)
     rows = []
     for width in flags.widths:
         runs = [run_width(flags, stream, width, s, flags.out / f"width{width}-seed{s}", factorise) for s in flags.seeds]

@@ -22,8 +22,7 @@ import polars as pl
 from experiments import compare
 from scall_jax import Config
 from scall_jax.analysis import report, significance
-from scall_jax.cli import commands
-from scall_jax.cli import flags as run_flags
+from scall_jax.cli import commands, method_flags, stream_flags
 from scall_jax.run import records, removal, text_files
 from scall_jax.streams import Stream
 
@@ -224,11 +223,11 @@ def keep_refused(path: Path, flags: compare.Compare, found: Sequence[compare.Cel
       found: the cells.
     """
     cuts = dict.fromkeys(cell.cut for _, cell in found)
-    streams = {cut: run_flags.load_stream(dataclasses.replace(flags, cut=cut)) for cut in cuts}
+    streams = {cut: stream_flags.load_stream(dataclasses.replace(flags, cut=cut)) for cut in cuts}
     version = commit()
     for shown, cell in found:
         stream = streams[cell.cut]
-        name = identity(run_flags.make_config(cell, *cell.method), stream, cell.seed)
+        name = identity(method_flags.make_config(cell, *cell.method), stream, cell.seed)
         known = read(path)
         if known.is_empty() or name not in known["cell"]:
             what = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}

@@ -23,6 +23,7 @@ import numpy as np
 from scall_jax import Config, make_run
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.context import segment_context, served_bias
 from scall_jax.methods.state import RunState
@@ -60,9 +61,9 @@ def quality(config: Config, bits: int | None, state: RunState, segment: Segment)
 
 def main(flags: ServedBits) -> list[list[str]]:
     """Train, rank in all numbers of bits, and print the table; its lines."""
-    (method,), stream = flags.method, run_flags.load_stream(flags)
-    config = run_flags.make_config(flags, method)
-    run_flags.check_run(config, stream)
+    (method,), stream = flags.method, stream_flags.load_stream(flags)
+    config = method_flags.make_config(flags, method)
+    method_flags.check_run(config, stream)
     if config.recommender != "lightgcn" or not config.fit.layers:
         raise ValueError("experiments.served_bits ranks by vectors that propagation makes: leave out --recommender")
     run = make_run(config)

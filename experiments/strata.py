@@ -26,6 +26,7 @@ import polars as pl
 
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import protocol, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.evaluation.user_strata import StrataConfig
@@ -175,9 +176,9 @@ def write(out: Path, groups: Mapping[str, Sequence[Path]], stream: Stream, confi
 
 def main(flags: Strata) -> str:
     """Write and print the tables of the finished runs in the folder; the text."""
-    flags = run_flags.by_protocol(flags)
+    flags = protocol.by_protocol(flags)
     groups = finished(flags.out)
-    text = write(flags.out, groups, run_flags.load_stream(flags), flags.strata)
+    text = write(flags.out, groups, stream_flags.load_stream(flags), flags.strata)
     print(text)
     return text
 

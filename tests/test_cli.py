@@ -16,7 +16,7 @@ import scall_jax
 from experiments import arena, cell_file, claims, compare, strata, sweep_budgets
 from experiments.benchmark import __main__ as benchmark
 from scall_jax.analysis import about, events, run_report
-from scall_jax.cli import commands, help_page, progress
+from scall_jax.cli import commands, help_page, method_flags, progress
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
@@ -436,7 +436,7 @@ def test_the_short_help_has_text_and_default_for_each_flag_and_the_names_to_choo
     assert "usage: scall-jax run [flags]" in words
     assert "--sizes.maximum N " in words and "(default: 128)" in words and "--resume Continue" in words
     assert "Constant size of the table in 10^6 bytes, instead of a mean size. (default: none)" in words
-    for names in (METHODS, FORMATS, FAMILIES, run_flags.GROUPS):
+    for names in (METHODS, FORMATS, FAMILIES, method_flags.GROUPS):
         assert all(name in words for name in names)
     assert "a choice among methods on valid: auto " in words
 

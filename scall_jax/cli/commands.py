@@ -17,20 +17,12 @@ from scall_jax.analysis import about, comparison, comparison_report, events, fig
 from scall_jax.cli import head
 from scall_jax.cli.cli import cli, command
 from scall_jax.cli.compilation_cache import persistent_cache
-from scall_jax.cli.flags import (
-    PUBLISHED_DIFFERS,
-    Main,
-    by_data,
-    by_protocol,
-    check_auto,
-    check_run,
-    check_stream,
-    expand,
-    load_stream,
-    make_config,
-)
+from scall_jax.cli.flags import Main
+from scall_jax.cli.method_flags import by_data, check_auto, check_run, expand, make_config
 from scall_jax.cli.progress import Progress
+from scall_jax.cli.protocol import PUBLISHED_DIFFERS, by_protocol
 from scall_jax.cli.stopping import stop_on_signals
+from scall_jax.cli.stream_flags import check_stream, load_stream
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
 from scall_jax.run import auto, choices, manifest, processes, records, removal, run_segments, text_files

@@ -119,7 +119,8 @@ def flags_target(data: bytes) -> None:
     import io
 
     from scall_jax.cli.cli import cli
-    from scall_jax.cli.flags import Main, make_config
+    from scall_jax.cli.flags import Main
+    from scall_jax.cli.method_flags import make_config
 
     words = [word for word in data.decode("utf-8", "replace").replace("\0", "").split("\n") if word]
     silent = io.StringIO()
@@ -264,7 +265,7 @@ INSTRUMENTED = {
     "reader": _STREAMS,
     "rows": _STREAMS,
     "config": ("scall_jax.run.config_file", "scall_jax.config"),
-    "flags": ("scall_jax.cli.flags", "scall_jax.cli.cli"),
+    "flags": ("scall_jax.cli.flags", "scall_jax.cli.method_flags", "scall_jax.cli.cli"),
     "model": ("scall_jax.serving.reader",),
 }
 """Modules whose branches guide the search."""
