@@ -5,9 +5,11 @@
 
 On implicit alternating least squares in four bits, where a whole fit takes seconds, so that a probe is one. In each
 segment but the first, and for each seed, entities are sized in many ways: --actions Sobol actions of SCALL's shapes, as
-many of prices, one size for all, frequency^.5, water-filling and gains. All ways share the seed's random numbers, the
-vectors that fits start from, and the half-life and weights that its run with one size for all has chosen so far; the
-users' half-life each fit chooses with its own valid part beside those before. Each is measured on valid and on test.
+many of prices, one size for all, frequency^.5, water-filling and gains. All ways share the seed's random numbers, and
+the half-life and weights that its run with one size for all has chosen so far; the users' half-life each fit chooses
+with its own valid part beside those before. Fits start from random vectors, but those of gains, of water-filling and of
+half of the prices from the leading coordinates of the wide fit; one size for all from there is among the prices, and
+the table has what gains and water-filling add to it. Each fit is measured on valid and on test.
 
 Prints, for shapes, prices and all ways together: the reliability of a fit on valid (the part of its variance, within a
 seed, that the way to size explains), the rank correlation of one seed's valid with the mean test Recall@20 of the
@@ -45,7 +47,7 @@ from scall_jax.methods.gains import WideFits, sizes_from
 from scall_jax.methods.phases import Prepared
 from scall_jax.methods.recommender import settled
 from scall_jax.methods.scall.actions import sizes_by_action
-from scall_jax.methods.scall.prices import NUMBERS, rule_of
+from scall_jax.methods.scall.prices import NUMBERS, UNIFORM_FROM, rule_of
 from scall_jax.methods.state import RunState
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.buffers import to_buffer
@@ -54,6 +56,8 @@ from scall_jax.streams import Segment
 
 RULES = ("uniform", "frequency", "waterfill", "gain")
 """Methods beside the actions; the first one is what gains are relative to."""
+_FROM_LEADING = ("waterfill", "gain")
+"""Those whose fits start from the leading coordinates of the wide fit; the others start from random vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,13 +256,31 @@ def _by_space(names: list[str], valid: np.ndarray, test: np.ndarray) -> str:
 
 def _by_rule(names: list[str], test: np.ndarray) -> str:
     base, rows = names.index("uniform"), []
-    for rule in RULES:
+    leading = _one_size_from_leading_coordinates(names)
+    shown = {rule: names.index(rule) for rule in RULES}
+    if leading is not None:
+        shown["one size for all, from leading coordinates"] = leading
+
+    def over(way: int, other: int) -> str:
         # Over the mean of all seeds, as for the ways that are chosen: a mean of ratios to one noisy run is too large.
-        gains = 100 * (test[:, names.index(rule)] / test[:, base].mean(1, keepdims=True) - 1).mean(0)
-        recall = test[:, names.index(rule)].mean(0)
-        spread = f"{recall.mean():.4f} ± {recall.std(ddof=1):.4f}"
-        rows.append([rule, spread, f"{gains.mean():+.1f} ({gains.min():+.1f} to {gains.max():+.1f})"])
-    return report.markdown(["rule", "test Recall@20", "over one size for all %, over seeds"], rows)
+        gains = 100 * (test[:, way] / test[:, other].mean(1, keepdims=True) - 1).mean(0)
+        return f"{gains.mean():+.1f} ({gains.min():+.1f} to {gains.max():+.1f})"
+
+    for rule, way in shown.items():
+        recall = test[:, way].mean(0)
+        same_start = leading if rule in _FROM_LEADING else base
+        from_there = "-" if same_start is None else over(way, same_start)
+        rows.append([rule, f"{recall.mean():.4f} ± {recall.std(ddof=1):.4f}", over(way, base), from_there])
+    columns = ["rule", "test Recall@20", "over one size for all %, over seeds", "over that from the same start %"]
+    return report.markdown(columns, rows)
+
+
+def _one_size_from_leading_coordinates(names: list[str]) -> int | None:
+    """Number of a price that is one size for all, in fits that start as those of gains do; None if none is."""
+    prices = ways(sum(name.startswith("price") for name in names)).prices
+    mixture, start = (prices[:, NUMBERS.index(name)] for name in ("mixture", "start"))
+    found = np.flatnonzero((mixture >= UNIFORM_FROM) & (start > 0.5))
+    return names.index(f"price-{found[0]}") if len(found) else None
 
 
 def main(flags: ActionValue) -> str:

@@ -84,7 +84,7 @@ LEGEND = {
     "evict_count": "LightGCN, eviction by count",
     "bigear": "BiGeaR",
 }
-"""Methods in the pictures, on each base the best and rivals of other kinds, and what they are called there."""
+"""Methods in the pictures, of each base and of other kinds, and what they are called there."""
 
 
 @dataclasses.dataclass(frozen=True)

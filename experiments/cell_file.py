@@ -134,7 +134,19 @@ def _refused(frame: pl.DataFrame) -> pl.Series:
 _SHOWN = ("data", "method", "biases", "mean_sizes", "seeds", "replays", "fit.steps")
 """Flags that have columns of their own."""
 
-_CHOICES = ("by_width", "width", "few", "few_seeds", "only", "floors", "shares", "shapes", "rotations", "widths")
+_CHOICES = (
+    "by_width",
+    "width",
+    "few",
+    "few_seeds",
+    "only",
+    "floors",
+    "shares",
+    "shapes",
+    "rotations",
+    "widths",
+    "trying_seed",
+)
 """Flags that say which cells there are."""
 
 _OUTSIDE = ("resume", "overwrite", "out", "results", "report", "tensorboard", "compilation_cache", "max_memory", "mesh")

@@ -7,10 +7,11 @@
 
 All on implicit alternating least squares in four bits a coordinate, at 2, 4, 8 and 16 bytes an entity, with which
 sizes are paid for, too; half-life and weights are chosen by each run. Uniform, frequency (of all interactions so far),
-waterfill and gain need no probe. Two controls: one size for all that starts, as gains do, from the leading coordinates
-of a wide fit, and gains given to other entities. scall (shapes) and scall-gain (prices) make 24 whole fits a segment,
+waterfill and gain need no probe. Three controls: one size for all that starts, as gains do, from the leading
+coordinates of a wide fit; gains that start from random vectors, as one size for all does; and gains given to other
+entities. scall (shapes) and scall-gain (prices) make 24 whole fits a segment,
 by a Gaussian process, at random and by SAC. Each cell is a row of --results as soon as it is finished, and is not run
-again. Writes, beside the file, a table of all of its cells with tests against one size for all, and prints it. Cost: 44
+again. Writes, beside the file, a table of all of its cells with tests against one size for all, and prints it. Cost: 48
 cells a seed and stream, of 20 seconds (formulas) to 4 minutes (searches) each on one core. Expect gains ahead at 2
 bytes on online-retail and on Yelp, and no difference on MovieTweetings.
 """
@@ -33,6 +34,7 @@ METHODS = (
     f"frequency@{_BASE},sizes.ranking=total",
     f"waterfill@{_BASE}",
     f"gain@{_BASE}",
+    f"gain@{_BASE},gains.start=random",
     f"gain@{_BASE},gains.shuffle=true",
     f"scall-gain@{_BASE}",
     f"scall-random@{_BASE},search.actions=prices",

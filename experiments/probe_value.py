@@ -21,6 +21,7 @@ how many columns the largest size has. Expect longer trainings to rank the ways 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,24 +279,26 @@ def cross_fitted(chosen_by: np.ndarray, scored_by: np.ndarray, base: int, static
     return np.array(found)
 
 
-def best_of(probe: np.ndarray, full: np.ndarray, base: int, count: int, draws: int = 2000) -> float:
-    """Mean relative gain of the best of `count` random ways by one probe each.
+def best_of(probe: np.ndarray, full: np.ndarray, base: int, count: int) -> float:
+    """Expected relative gain of the best of `count` random ways, without the base, by one probe each.
 
     Args:
       probe, full: f64[T, W, S], probes and what counts.
-      base: number of the way that gains are relative to.
-      count: ways that are probed.
-      draws: choices to average over.
+      base: number of the way that gains are relative to; it is not among those that are probed.
+      count: distinct ways that are probed, at most W - 1.
+
+    Returns:
+      Mean over segments, seeds and all sets of so many ways; what counts is the mean over the other seeds.
     """
-    rng = np.random.default_rng(0)
-    segments, count_ways, seeds = probe.shape
+    segments, number, seeds = probe.shape
+    tried = [way for way in range(number) if way != base]
+    # The best of the set is the k-th best of all if none of the k better ones is in it.
+    chances = [math.comb(len(tried) - 1 - k, count - 1) / math.comb(len(tried), count) for k in range(len(tried))]
     gains = []
-    for _ in range(draws):
-        tried = rng.permutation(count_ways)[:count]
-        t, seed = rng.integers(segments), rng.integers(seeds)
-        best = tried[probe[t, tried, seed].argmax()]
+    for t, seed in itertools.product(range(segments), range(seeds)):
         others = np.delete(full[t], seed, axis=1).mean(1)
-        gains.append(others[best] / others[base] - 1)
+        best_first = np.array(tried)[np.argsort(-probe[t, tried, seed], kind="stable")]
+        gains.append(chances @ (others[best_first] / others[base] - 1))
     return float(np.mean(gains))
 
 

@@ -38,9 +38,10 @@ def _frame(names, valid, test):
 def test_the_table_says_what_was_put_in():
     """Prices are worth up to 10% and valid sees it; shapes lose 5%, and valid takes noise for their order."""
     rng, seeds = np.random.default_rng(0), 8
-    names = [*(f"shape-{i}" for i in range(8)), *(f"price-{i}" for i in range(8)), *action_value.RULES]
+    names = [*(f"shape-{i}" for i in range(16)), *(f"price-{i}" for i in range(16)), *action_value.RULES]
     worth = np.ones(len(names))
-    worth[:8], worth[8:16] = 0.95, np.linspace(0.9, 1.1, 8)
+    worth[:16], worth[16:32] = 0.95, np.linspace(0.9, 1.1, 16)
+    worth[names.index("price-8")] = 1.02
     worth[names.index("gain")] = 1.04
     test = 0.1 * worth[None, :, None] * (1 + 0.003 * rng.normal(size=(3, len(names), seeds)))
     seen = np.where([name.startswith("shape") for name in names], 0.95, worth)
@@ -57,6 +58,9 @@ def test_the_table_says_what_was_put_in():
     # Uniform is among the ways, and is what a choice among worse shapes comes to.
     assert float(rows["shape"][2].split()[0]) == pytest.approx(0, abs=0.3)
     assert float(rows["gain"][1].split()[0]) == pytest.approx(4, abs=0.3)
+    # The eighth of these prices is one size for all, from the start of gains: 2% of the 4 are the start's.
+    assert float(rows["gain"][2].split()[0]) == pytest.approx(100 * (1.04 / 1.02 - 1), abs=0.3)
+    assert rows["frequency"][2] == rows["frequency"][1]
     assert float(rows["price"][0]) > 0.9
     # One seed that lacks a segment does not count.
     _, fewer, _ = action_value._arrays(frame.filter((pl.col("seed") != 3) | (pl.col("segment") != 2)))
@@ -78,7 +82,7 @@ def test_the_rule_of_one_size_is_measured_as_its_run_is():
         np.testing.assert_allclose(values[1:], [line["valid_recall@20"], line["test_recall@20"]], rtol=1e-6)
 
 
-def test_ways_differ_in_sizes_alone():
+def test_ways_differ_in_sizes_and_where_they_say_so_in_where_fits_start():
     """A price that weighs no gains is the rule of one size, and shapes start from vectors of the same spread."""
     stream = small_stream()
     ials = IalsConfig(sweeps=1, half_life=1.0, users_half_life=1.0, unobserved=0.1, regularisation=0.01)
@@ -89,6 +93,9 @@ def test_ways_differ_in_sizes_alone():
         segment = jax.tree.map(jax.numpy.asarray, stream.segment(t))
         plan_of = functions.plans(functions.choose(state, segment), segment)
         plan, start = plan_of("uniform", None)
+        leading = plan_of("price-8", action_value.ways(16).prices[8])
+        np.testing.assert_array_equal(plan, leading[0])
+        assert (np.asarray(start) != np.asarray(leading[1])).any()
         priced, priced_start = plan_of("price-0", np.array([0.5, 0.5, 0.5, 1.0, 0.0], np.float32))
         shaped, shaped_start = plan_of("shape-0", np.full(3, 0.5, np.float32))
         np.testing.assert_array_equal(plan, priced)

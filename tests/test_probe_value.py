@@ -1,6 +1,7 @@
 """The experiment on what there is to find: its figures on made-up trainings whose answer is known, and one training."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,20 @@ def test_one_way_for_all_segments_gains_less_where_segments_differ():
 
 def test_more_probes_find_more():
     values, effects = _trainings(4, 16, 8, 0.01, 1e-6, seed_noise=0.0)
-    gains = [probe_value.best_of(values, values, 0, count) for count in (1, 4, 16)]
+    gains = [probe_value.best_of(values, values, 0, count) for count in (1, 4, 15)]
     assert gains[0] < gains[1] < gains[2]
     truth = ((effects.max((1, 2)) - effects[:, 0, 0]) / (0.2 + effects[:, 0, 0])).mean()
     assert gains[2] == pytest.approx(truth, rel=0.05)
+
+
+def test_the_best_of_some_is_the_mean_over_all_sets_of_so_many_without_the_base():
+    values, _ = _trainings(2, 6, 3, 0.01, 0.01)
+    probe, base, wanted = values + np.random.default_rng(0).normal(0, 0.01, values.shape), 2, []
+    for t, seed, tried in itertools.product(range(2), range(3), itertools.combinations((0, 1, 3, 4, 5), 3)):
+        others = np.delete(values[t], seed, axis=1).mean(1)
+        best = max(tried, key=lambda way, t=t, seed=seed: probe[t, way, seed])
+        wanted.append(others[best] / others[base] - 1)
+    assert probe_value.best_of(probe, values, base, 3) == pytest.approx(np.mean(wanted))
 
 
 @pytest.mark.slow

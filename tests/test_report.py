@@ -12,6 +12,7 @@ from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli import method_flags, protocol
 from scall_jax.cli.commands import run_command
+from scall_jax.config import SearchConfig
 from scall_jax.run import records
 from tests.helpers import small_config, small_stream, tiny_arguments
 
@@ -176,3 +177,8 @@ def test_what_is_published_is_set():
     assert config.policy.xavier and config.policy.distinct and config.policy.widths == (512, 512)
     assert config.search.most_ratio is None and config.search.settled_rounds == 4
     assert config.candidates == "segment" and flags.cut.published
+    assert (config.search.low, config.search.high, config.search.family) == (0.7, 1.2, "powerlaw")
+    # Rewards and sizes of the publication's other data.
+    amazon = SearchConfig(low=0.9, high=1.1, family="pareto")
+    search = protocol.by_protocol(run_flags.Main(protocol="published", search=amazon)).search
+    assert (search.low, search.high, search.family, search.map) == (0.9, 1.1, "pareto", "linear")

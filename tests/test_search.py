@@ -353,3 +353,10 @@ def test_killed_and_resumed_is_never_killed(stream, tmp_path, method, on, where)
 def test_bad_search_parameters(change):
     with pytest.raises(ValueError, match=str(next(iter(change)))):
         SearchConfig(**change)
+
+
+def test_more_probes_than_the_gaussian_process_remembers_are_refused(stream):
+    search = SearchConfig(probes=100, probe_steps=2)
+    with pytest.raises(ValueError, match=r"search probes=100: policy gp remembers 96 probes; lower it"):
+        make_run(small_config("scall", search=search))
+    make_run(small_config("scall-random", search=search))

@@ -20,6 +20,9 @@ PUBLISHED_DIFFERS = (
     "replayed rows are drawn uniformly, there by a reservoir from a sample 1.1 times as large",
     "test pairs that were met in training are left out, there they count as missed",
     "the policy keeps 2,048 transitions, there 10,000",
+    "of equal frequencies the entity that came last is first, there that of the larger number",
+    "rewards lie between --search.low and --search.high and sizes are of --search.family, by default as published for "
+    "Yelp",
 )
 """In what a run by the published protocol differs from the official code of SCALL (commit 15d6eb8)."""
 
@@ -43,6 +46,8 @@ def by_protocol(flags: F) -> F:
     if flags.protocol == "clean":
         return flags
     search = {"probes": flags.search.planned_probes, "probe_steps": flags.search.probe_steps}
+    # The publication has other values of these for other data.
+    search |= {name: getattr(flags.search, name) for name in ("low", "high", "family")}
     return dataclasses.replace(
         flags,
         cut=dataclasses.replace(flags.cut, published=True),

@@ -15,7 +15,8 @@ import numpy as np
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.policies.policy import Policy, PolicyConfig, Transition, checked
 
-_PROBES = 96  # in the model
+PROBES = 96
+"""Probes that the model remembers, of all segments; more of one segment are refused."""
 _SAMPLED = 512  # actions that a draw of the posterior is made at
 _JITTER = 1e-4
 
@@ -53,9 +54,9 @@ def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Polic
     def init(key):
         del key
         return GpState(
-            action=jnp.full((_PROBES, actions), 0.5),
-            reward=jnp.zeros(_PROBES),
-            segment=jnp.full(_PROBES, -1, jnp.int32),
+            action=jnp.full((PROBES, actions), 0.5),
+            reward=jnp.zeros(PROBES),
+            segment=jnp.full(PROBES, -1, jnp.int32),
             inserted=jnp.int32(0),
             begun=jnp.int32(0),
         )
@@ -75,7 +76,7 @@ def gp(config: PolicyConfig, observation_length: int, actions: int = 3) -> Polic
     def update(state, key, new: Transition):
         del key
         count = new.reward.shape[0]
-        at = (state.inserted + jnp.arange(count, dtype=jnp.int32)) % _PROBES
+        at = (state.inserted + jnp.arange(count, dtype=jnp.int32)) % PROBES
         return state._replace(
             action=state.action.at[at].set(new.action),
             reward=state.reward.at[at].set(new.reward),

@@ -32,7 +32,7 @@ NUMBERS = ("users", "noise", "exponent", "mixture", "start")
 MOST_NOISE = 0.5
 """Noise of an action whose number is 1."""
 
-_UNIFORM = 0.9
+UNIFORM_FROM = 0.9
 """Mixtures from here on are one size for all: policies rarely return a number next to 1."""
 
 
@@ -50,7 +50,7 @@ def rule_of(action: jax.Array) -> GainRule:
     """
     chex.assert_shape(action, (len(NUMBERS),))
     users, noise, exponent, mixture, _ = action
-    return GainRule(MOST_NOISE * noise**2, exponent, jnp.minimum(mixture / _UNIFORM, 1.0), users)
+    return GainRule(MOST_NOISE * noise**2, exponent, jnp.minimum(mixture / UNIFORM_FROM, 1.0), users)
 
 
 def prices(config: Config) -> ActionSpace:

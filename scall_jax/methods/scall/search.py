@@ -36,6 +36,7 @@ from scall_jax.methods.scall.prices import prices
 from scall_jax.methods.state import RunState
 from scall_jax.ops.devices import agreed
 from scall_jax.ops.keys import Purpose, derive, derive_many
+from scall_jax.policies.gp import PROBES as GP_PROBES
 from scall_jax.recommenders.buffers import to_buffer
 
 
@@ -62,7 +63,16 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
 
     Returns:
       SizePlanner whose state is a `SearchState`.
+
+    Raises:
+      ValueError: more probes of a segment than the policy remembers.
     """
+    probes = most_rounds(config.search) * config.search.probes_at_once
+    if name == "gp" and probes > GP_PROBES:
+        raise ValueError(
+            f"search probes={probes}: policy gp remembers {GP_PROBES} probes; lower it, or take another policy, such as "
+            "method scall-sac"
+        )
     length = action_length(config.search)
     space = _SPACES[config.search.actions](config)
 
