@@ -70,8 +70,8 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
     probes = most_rounds(config.search) * config.search.probes_at_once
     if name == "gp" and probes > GP_PROBES:
         raise ValueError(
-            f"search probes={probes}: policy gp remembers {GP_PROBES} probes; lower it, or take another policy, such as "
-            "method scall-sac"
+            f"search probes={probes}: policy gp remembers {GP_PROBES} probes; lower it, or take another policy, "
+            "such as method scall-sac"
         )
     length = action_length(config.search)
     space = _SPACES[config.search.actions](config)
