@@ -6,6 +6,7 @@ from sklearn.metrics import ndcg_score
 
 from scall_jax import evaluation
 from scall_jax.evaluation import top
+from scall_jax.streams import Graph
 from scall_jax.streams.segments import GraphCapacity, make_graph, make_ragged_items
 
 
@@ -130,6 +131,13 @@ def test_vectors_that_do_not_fit_are_refused_while_tracing():
             jax.eval_shape(lambda u, i: evaluation.evaluate(u, i, bias, rows, _known(graph)), *vectors)
     with pytest.raises(ValueError, match="30 columns"):
         evaluation.top_k(jnp.zeros((2, 30)))
+
+
+def test_rows_that_count_for_nobody_are_not_masked():
+    graph = Graph(jnp.array([0, 2, 3, 3, 3]), jnp.array([2, 3, 3]), jnp.ones(3))
+    known, user = evaluation.KnownGraph(graph, 2, jnp.int32(2)), jnp.array([1, 0, 0])
+    masked = evaluation.mask_seen_items(jnp.ones((3, 2)), known, user, 0.0, counted=jnp.array([True, True, False]))
+    assert masked.tolist() == [[1, 0], [0, 0], [1, 1]]
 
 
 def test_no_users_gives_zeros():

@@ -130,8 +130,9 @@ def _best_of_own_users(
         def rank_users(block: jax.Array, best: _Best) -> _Best:
             first = block * plan.users
             made = score(dynamic_slice(of_users, (first, 0), (plan.users, vectors.width)), used_width)
-            of_block = dynamic_slice(user, (first,), (plan.users,))
-            made = top.mask_seen_items(made, known, of_block, -jnp.inf, first_item=first_item, mesh=mesh)
+            of_block, there = (dynamic_slice(x, (first,), (plan.users,)) for x in (user, row < count))
+            # Behind the last user the list has user 0, whose items would be asked for once for each of these places.
+            made = top.mask_seen_items(made, known, of_block, -jnp.inf, counted=there, first_item=first_item, mesh=mesh)
             values, at = top.top_k(made, DEPTH)
             before = tuple(dynamic_slice(x, (first, 0), (plan.users, DEPTH)) for x in best)
             merged = _merged((before[0], before[1]), (values, at + first_item))

@@ -106,6 +106,7 @@ def mask_seen_items(
     user: jax.Array,
     value: float,
     *,
+    counted: jax.Array | None = None,
     first_item: jax.Array | int = 0,
     mesh: MeshConfig = ONE,
 ) -> jax.Array:
@@ -116,6 +117,7 @@ def mask_seen_items(
       known: interactions of all users; on several devices this one's part of the graph's entries.
       user: i32[B], users of the rows; they may repeat.
       value: put in place of the scores.
+      counted: bool[B], rows to mask, None for all; the others, whose users stand for nobody, stay as they are.
       first_item: the item of the first column.
       mesh: devices that have a part of the entries each, and rows of their own; static.
 
@@ -134,6 +136,7 @@ def mask_seen_items(
     graph, users = jax.tree.map(jnp.asarray, known.graph), known.users
     start = take(graph.indptr, user)
     degree = take(graph.indptr, user + 1) - start
+    degree = degree if counted is None else jnp.where(counted, degree, 0)
     ends = jnp.cumsum(degree)
     begins = ends - degree
     edges, last = min(at_once().edges, graph.indices.shape[0] * mesh.devices), most(mesh, ends[-1])
