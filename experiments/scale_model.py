@@ -29,7 +29,6 @@ from experiments.scale_work import (
     COORDINATES,
     Job,
     Work,
-    of_places_without_a_user,
     of_the_longest_batch,
     phases,
 )
@@ -370,14 +369,10 @@ def _predicted(host: Machine, flags: ScaleModel) -> list[str]:
 
 def _waits(flags: ScaleModel) -> str:
     """What the waiting is made of."""
-    jobs = [Job("ials", int(flags.entities), devices, at_once=ACCELERATOR) for devices in flags.devices]
-    longest = f"{of_the_longest_batch(jobs[0]):.0%}"
-    places = ", ".join(f"{of_places_without_a_user(job):.0%}" for job in jobs)
-    devices = ", ".join(str(job.devices) for job in jobs)
+    job = Job("ials", int(flags.entities), flags.devices[0], at_once=ACCELERATOR)
     return (
-        f"Of the chunks of an items' half sweep, which follow each other, {longest} are those of one batch, that of\n"
-        f"the most popular item. Of the exchanges of a ranking on {devices} devices, {places} are for items of\n"
-        "places without a user, which count as the first user."
+        f"Of the chunks of an items' half sweep, which follow each other, {of_the_longest_batch(job):.0%} are those of "
+        "one batch, that\nof the most popular item."
     )
 
 

@@ -277,11 +277,10 @@ def _coded(job: Job) -> Work:
     own = Work(moved=job.entities / job.devices * _TRIED * (4 * COORDINATES + 8))
     if job.devices == 1:
         return own
-    asks = math.ceil(job.entities / (4096 * job.devices)) + math.ceil(
-        COORDINATES * job.entities / (2**16 * job.devices)
-    )
-    answer = 2 * 4 * COORDINATES * job.entities / job.devices
-    return own.plus(_asked(job.devices, asks, answer, 4 * asks)).plus(Work(gathered=COORDINATES * job.entities))
+    # Limits are tried on blocks of all columns that a vector may have, and codes are of those that it has.
+    of_limits = math.ceil(job.entities / (2**16 // WIDTH * job.devices))
+    asks = of_limits + math.ceil(COORDINATES * job.entities / (2**16 * job.devices))
+    return own.plus(_asked(job.devices, asks, 4 * 2**16 * asks, 4 * asks)).plus(Work(gathered=COORDINATES * job.entities))
 
 
 def _by_least_squares(job: Job) -> Work:
@@ -315,10 +314,10 @@ def _by_steps(job: Job) -> Work:
     return Work().plus(step, job.steps).plus(_coded(job)).plus(_ranked(job, min(_VALID_USERS, ranked_users(job))))
 
 
-def _ranked(job: Job, users: int, listed: bool = False) -> Work:
-    """All items ranked for so many users; `listed` in lists with places for as many as there are rows."""
+def _ranked(job: Job, users: int) -> Work:
+    """All items ranked for so many users."""
     items = -(-max(job.items, 640) // 32) * 32
-    return _ranked_on_one(job, users, items) if job.devices == 1 else _ranked_in_parts(job, users, items, listed)
+    return _ranked_on_one(job, users, items) if job.devices == 1 else _ranked_in_parts(job, users, items)
 
 
 def _ranked_on_one(job: Job, users: int, items: int) -> Work:
@@ -331,7 +330,7 @@ def _ranked_on_one(job: Job, users: int, items: int) -> Work:
     return Work(2 * scores * limits.columns, moved, rounds=blocks * (1 + math.ceil(_MET * at_once / limits.edges)))
 
 
-def _ranked_in_parts(job: Job, users: int, items: int, listed: bool) -> Work:
+def _ranked_in_parts(job: Job, users: int, items: int) -> Work:
     """Each device ranks its own users, by a block of items after another."""
     d, limits = job.devices, job.at_once
     own = -(-users // d)
@@ -343,11 +342,8 @@ def _ranked_in_parts(job: Job, users: int, items: int, listed: bool) -> Work:
     # Items' vectors are summed once; users' are asked for.
     found = Work(2 * scores * limits.columns, moved, of_items * block * _VECTOR, 80 * users, exchanges=of_items)
     found = found.plus(_asked(d, blocks, blocks * at_once * _VECTOR, 4 * blocks * at_once))
-    # What users have met is asked for so many entries at once, however few are wanted. Places without a user, which
-    # the last device has, count as the first user, who has the most interactions.
-    places = min(d * blocks * at_once - users, blocks * at_once) if listed else 0
-    first_user = float(_sides(job)[0].degree(np.zeros(1))[0])
-    struck = (math.ceil(_MET * at_once / limits.edges) * blocks + places * first_user // limits.edges) * of_items
+    # What users have met is asked for so many entries at once, however few are wanted.
+    struck = math.ceil(_MET * at_once / limits.edges) * blocks * of_items
     found = found.plus(_asked(d, struck, 4.0 * limits.edges * struck, 4.0 * limits.edges * struck))
     return found.plus(Work(exchanges=struck + blocks * of_items))
 
@@ -371,7 +367,7 @@ def phases(job: Job) -> Mapping[str, Work]:
     """
     rows = 3 * job.entities
     # Valid and test are ranked, by the table in four bits.
-    evaluate = _coded(job).plus(_ranked(job, ranked_users(job), listed=True), 2)
+    evaluate = _coded(job).plus(_ranked(job, ranked_users(job)), 2)
     return {
         "host": Work(sorted=rows * math.log2(rows)),
         "prepare": _prepared(job),
@@ -390,10 +386,3 @@ def of_the_longest_batch(job: Job) -> float:
     firsts = np.arange(0, max(items.count - items.few(), 1), job.at_once.entities, dtype=np.float64)
     chunks = np.ceil(items.degree(firsts) / _CHUNK)
     return float(chunks[0] / chunks.sum())
-
-
-def of_places_without_a_user(job: Job) -> float:
-    """Part of the exchanges of a ranking that strikes out items for places at the end of the list of users."""
-    users = ranked_users(job)
-    without, listed = (_ranked(job, users, each).exchanges for each in (False, True))
-    return 1 - without / listed if listed else 0.0
