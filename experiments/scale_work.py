@@ -280,7 +280,9 @@ def _coded(job: Job) -> Work:
     # Limits are tried on blocks of all columns that a vector may have, and codes are of those that it has.
     of_limits = math.ceil(job.entities / (2**16 // WIDTH * job.devices))
     asks = of_limits + math.ceil(COORDINATES * job.entities / (2**16 * job.devices))
-    return own.plus(_asked(job.devices, asks, 4 * 2**16 * asks, 4 * asks)).plus(Work(gathered=COORDINATES * job.entities))
+    return own.plus(_asked(job.devices, asks, 4 * 2**16 * asks, 4 * asks)).plus(
+        Work(gathered=COORDINATES * job.entities)
+    )
 
 
 def _by_least_squares(job: Job) -> Work:

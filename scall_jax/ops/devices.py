@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scall_jax.ops.backend import by_backend
 from scall_jax.ops.indexing import take
 
 ROWS = "rows"
@@ -29,6 +30,9 @@ IN_PARTS = PartitionSpec(ROWS)
 """Of an array of which each device has an equal part of the first axis."""
 WHOLE = PartitionSpec()
 """Of an array that each device has all of."""
+
+_SUMMED_AT_ONCE = (2**18, 2**24)
+"""Numbers that one exchange sums, at most, where they answer several devices, on a CPU and on an accelerator."""
 
 T = TypeVar("T")
 A = TypeVar("A", bound=jax.Array | np.ndarray)
@@ -204,18 +208,22 @@ def ask(mesh: MeshConfig, request: Any, answer: Callable[[Any], T]) -> T:
       answer: from a request to a pytree of arrays that holds what lies in this device's own part, and zeros elsewhere.
 
     Returns:
-      The answer to this device's request, from all parts. An answer is all that is held at once, besides the requests.
+      The answer to this device's request, from all parts. Answers to all requests are summed at once where they are
+      short together, and otherwise one after another, so that one answer is all that is held, besides the requests.
     """
     if mesh.devices == 1:
         return answer(request)
     requests = jax.tree.map(lambda x: jax.lax.all_gather(x, ROWS), request)
-    me = number(mesh)
+    me, shapes = number(mesh), jax.eval_shape(answer, request)
+    if mesh.devices * sum(x.size for x in jax.tree.leaves(shapes)) <= by_backend(*_SUMMED_AT_ONCE):
+        # Devices wait for each other once, and not once for each of them.
+        found = together(mesh, jax.lax.map(answer, requests))
+        return jax.tree.map(lambda x: x[me], found)
 
     def one(asking: jax.Array, kept: T) -> T:
         found = together(mesh, answer(jax.tree.map(lambda x: x[asking], requests)))
         return jax.tree.map(lambda new, old: jnp.where(asking == me, new, old), found, kept)
 
-    shapes = jax.eval_shape(answer, request)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.fori_loop(0, mesh.devices, one, nothing)
 
