@@ -9,7 +9,7 @@ devices bytes over a link and a time for each exchange. The three rates of a CPU
 `experiments.scale`, without those of --held entities, which are predicted and compared. The counts for several devices
 stand beside those of the programs' traces. For accelerators the rates are assumptions, each with its source; memory on
 each device is as compiled (`experiments.scale_memory`). Writes scale_model.md beside --measured. Cost: seconds. Expect
-errors of a quarter at the point that was held back, and more devices to be slower from some number on: every device
+errors of a quarter at the point that was held back, and more devices to be no faster from some number on: every device
 answers all requests, and an exchange has a least time.
 """
 

@@ -65,7 +65,7 @@ class AtOnce:
     """How much a backend works on at once (`batches.batch_numbers`, `batches.batch_size`, `top.at_once`)."""
 
     numbers: int = 2**18
-    """Numbers of a batch's largest array."""
+    """Numbers of a batch's largest array, and of what an exchange sums at once (`ops.devices`)."""
     entities: int = 64
     """Entities of a batch whose numbers of interactions have no common bound."""
     users: int = 1024
@@ -182,19 +182,22 @@ class _Ask(NamedTuple):
 _PLAIN = _Ask()
 
 
-def _asked(devices: int, asks: float, answer: float, request: float, made_of: _Ask = _PLAIN) -> Work:
+def _asked(job: Job, asks: float, answer: float, request: float, made_of: _Ask = _PLAIN) -> Work:
     """Questions of this device to all, of so many bytes of answers and requests in all.
 
-    Every device answers all devices' requests, one device's after another: an answer is written, and summed over the
-    devices whoever asked. So what a device sums and moves does not fall with the number of devices.
+    Every device answers all devices' requests: an answer is written, and summed over the devices whoever asked. So what
+    a device sums and moves does not fall with the number of devices. Short answers are summed at once, long ones one
+    device's after another.
     """
-    if devices == 1:
+    devices = job.devices
+    if devices == 1 or not asks:
         return Work()
+    at_once = devices * answer / 4 / asks <= job.at_once.numbers
     return Work(
         moved=2 * devices * answer,
         summed=devices * answer,
         gathered=devices * request,
-        exchanges=asks * (made_of.requests + made_of.kinds * devices),
+        exchanges=asks * (made_of.requests + made_of.kinds * (1 if at_once else devices)),
     )
 
 
@@ -211,7 +214,8 @@ def _half_sweep(job: Job, side: _Side) -> Work:
         _laid_out(job, rows)
         .plus(_many_interactions(len(firsts), chunks, own))
         .plus(_few_interactions(visits * limits.few))
-        .plus(_read_neighbours(job, chunks + visits, chunks * own * _CHUNK + visits * limits.few * _FEW))
+        .plus(_read_neighbours(job, chunks, chunks * own * _CHUNK))
+        .plus(_read_neighbours(job, visits, visits * limits.few * _FEW))
         .plus(_written(job, len(firsts) + visits, len(firsts) * own + visits * limits.few, len(firsts)))
     )
 
@@ -222,7 +226,7 @@ def _laid_out(job: Job, rows: int) -> Work:
     # A vector's place and size are read and it is written; it is read for the Gram matrix, and read and written to be
     # turned to its axes. The Gram matrix and the turn are products with 16 columns, the sum one with a single one.
     own = Work(products=2 * rows * WIDTH * (2 * WIDTH + 1), moved=rows * (8 + 4 * _VECTOR), rounds=blocks)
-    found = own.plus(_asked(d, blocks, rows * _VECTOR, 8 * rows, _Ask(requests=2)))
+    found = own.plus(_asked(job, blocks, rows * _VECTOR, 8 * rows, _Ask(requests=2)))
     # Blocks of products are gathered, and added up one device after another.
     terms = 4 * d * blocks * (WIDTH + 1) * WIDTH
     return found if d == 1 else found.plus(Work(gathered=terms, moved=terms, exchanges=2 * blocks))
@@ -251,9 +255,7 @@ def _read_neighbours(job: Job, asks: float, neighbours: float) -> Work:
     read = neighbours * (_ENTRY + _VECTOR)
     # Which entries, then which vectors; nodes, roots with targets, and vectors are three sums.
     rounds = asks if job.devices == 1 else 0
-    return Work(moved=read, rounds=rounds).plus(
-        _asked(job.devices, asks, read, 8 * neighbours, _Ask(requests=2, kinds=3))
-    )
+    return Work(moved=read, rounds=rounds).plus(_asked(job, asks, read, 8 * neighbours, _Ask(requests=2, kinds=3)))
 
 
 def _written(job: Job, batches: float, entities: float, divided: int) -> Work:
@@ -280,9 +282,7 @@ def _coded(job: Job) -> Work:
     # Limits are tried on blocks of all columns that a vector may have, and codes are of those that it has.
     of_limits = math.ceil(job.entities / (2**16 // WIDTH * job.devices))
     asks = of_limits + math.ceil(COORDINATES * job.entities / (2**16 * job.devices))
-    return own.plus(_asked(job.devices, asks, 4 * 2**16 * asks, 4 * asks)).plus(
-        Work(gathered=COORDINATES * job.entities)
-    )
+    return own.plus(_asked(job, asks, 4 * 2**16 * asks, 4 * asks)).plus(Work(gathered=COORDINATES * job.entities))
 
 
 def _by_least_squares(job: Job) -> Work:
@@ -296,7 +296,7 @@ def _by_least_squares(job: Job) -> Work:
     # The pool is laid out by vector at first, back at the end, 2^14 coordinates at once.
     coordinates = COORDINATES * job.entities / job.devices
     asks = math.ceil(coordinates / 2**14)
-    moving = Work(moved=24 * coordinates).plus(_asked(job.devices, asks, 4 * coordinates, 4 * coordinates))
+    moving = Work(moved=24 * coordinates).plus(_asked(job, asks, 4 * coordinates, 4 * coordinates))
     return total.plus(moving, 2).plus(_coded(job), 2).plus(_ranked(job, min(_VALID_USERS, ranked_users(job))))
 
 
@@ -311,8 +311,11 @@ def _by_steps(job: Job) -> Work:
     adam = COORDINATES * nodes / d * 4 * 9
     step = Work(moved=every + adam + 3 * job.batch * 6 * _VECTOR, rounds=20)
     if d > 1:
-        # The block is a sum over devices, and so is what a negative is found by in the lists, which are in parts.
-        step = step.plus(Work(summed=nodes * _VECTOR + 40 * job.batch, exchanges=2, moved=nodes * _VECTOR))
+        # The block is a sum over devices, and so is each halving of the lists, which are in parts, by which a negative
+        # is found; the longest list takes the most of them.
+        longest = float(_sides(job)[0].degree(np.zeros(1))[0])
+        exchanges = 1 + math.ceil(math.log2(longest))
+        step = step.plus(Work(summed=nodes * _VECTOR + 40 * job.batch, exchanges=exchanges, moved=nodes * _VECTOR))
     return Work().plus(step, job.steps).plus(_coded(job)).plus(_ranked(job, min(_VALID_USERS, ranked_users(job))))
 
 
@@ -343,10 +346,10 @@ def _ranked_in_parts(job: Job, users: int, items: int) -> Work:
     moved = 4.0 * blocks * of_items * block * limits.columns + 8 * scores
     # Items' vectors are summed once; users' are asked for.
     found = Work(2 * scores * limits.columns, moved, of_items * block * _VECTOR, 80 * users, exchanges=of_items)
-    found = found.plus(_asked(d, blocks, blocks * at_once * _VECTOR, 4 * blocks * at_once))
+    found = found.plus(_asked(job, blocks, blocks * at_once * _VECTOR, 4 * blocks * at_once))
     # What users have met is asked for so many entries at once, however few are wanted.
     struck = math.ceil(_MET * at_once / limits.edges) * blocks * of_items
-    found = found.plus(_asked(d, struck, 4.0 * limits.edges * struck, 4.0 * limits.edges * struck))
+    found = found.plus(_asked(job, struck, 4.0 * limits.edges * struck, 4.0 * limits.edges * struck))
     return found.plus(Work(exchanges=struck + blocks * of_items))
 
 
