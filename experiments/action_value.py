@@ -38,6 +38,7 @@ from experiments.probe_value import best_of, cross_fitted, rank_correlation, rel
 from scall_jax import Budget, Config, make_run, streams
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli
 from scall_jax.methods.context import segment_context
 from scall_jax.methods.gains import WideFits, sizes_from
@@ -170,7 +171,7 @@ def fitter(config: Config, stream: streams.Stream) -> Fitter:
 
 def fit_all(flags: ActionValue) -> None:
     """Make the rows that the file lacks."""
-    stream = run_flags.load_stream(flags)
+    stream = stream_flags.load_stream(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     found, version = ways(flags.actions), cell_file.commit()
@@ -180,7 +181,7 @@ def fit_all(flags: ActionValue) -> None:
     made: dict[float, Fitter] = {}
     for seed in flags.seeds:
         for size in flags.mean_sizes:
-            config = run_flags.make_config(dataclasses.replace(flags, recommender="ials", sizes=bounds), "uniform")
+            config = method_flags.make_config(dataclasses.replace(flags, recommender="ials", sizes=bounds), "uniform")
             config = dataclasses.replace(config, budget=Budget.mean_size(size))
             name = cell_file.identity(config, stream, seed) + f"-{flags.actions}"
             known = cell_file.read(flags.results)

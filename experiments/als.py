@@ -32,11 +32,12 @@ import numpy as np
 from experiments import cell_file
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import protocol, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import ranking as evaluation
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, removal, segment_files, text_files
 from scall_jax.streams import RaggedItems, Segment, Stream
 
 Factorise = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -162,7 +163,7 @@ def run_width(
       ValueError: the library is not installed, or a factor is not finite.
     """
     rank, lines = make_rank(stream), []
-    run_folder.remove_run(folder)
+    removal.remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_identity(flags, stream, width, seed, folder)
     for t in range(len(stream)):
@@ -180,13 +181,13 @@ def run_width(
         line |= records.rows_of(segment)
         line |= records.metrics_of("valid", best.valid) | records.metrics_of("test", test)
         count = int(segment.test.count)
-        run_folder.store_user_metrics(
+        segment_files.store_user_metrics(
             folder, t, np.asarray(segment.test.users)[:count], np.asarray(test.by_user)[:count]
         )
-        run_folder.append_line(folder / "metrics.jsonl", line)
+        text_files.append_line(folder / "metrics.jsonl", line)
         lines.append(line)
     summary = {"method": "als", "width": width, "seed": seed} | records.summarise(lines)
-    run_folder.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    text_files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     run_folder.finish(folder, "metrics.jsonl", "users", "summary.json")
     return lines
 
@@ -239,14 +240,14 @@ def _add(path: Path, flags: Als, stream: Stream, width: int, seed: int) -> None:
         "MB": "-",
         "method": f"implicit ALS, width {width}",
     }
-    summary, lines = json.loads((folder / "summary.json").read_text()), run_folder.read_lines(folder / "metrics.jsonl")
+    summary, lines = json.loads((folder / "summary.json").read_text()), text_files.read_lines(folder / "metrics.jsonl")
     cell_file.add(path, row | cell_file.results(folder, summary, lines))
 
 
 def main(flags: Als, factorise: Factorise = by_implicit) -> str:
     """Run all widths and seeds; the table."""
-    flags = run_flags.by_protocol(flags)
-    stream = run_flags.load_stream(flags)
+    flags = protocol.by_protocol(flags)
+    stream = stream_flags.load_stream(flags)
     rows = []
     for width in flags.widths:
         runs = [run_width(flags, stream, width, s, flags.out / f"width{width}-seed{s}", factorise) for s in flags.seeds]
@@ -262,7 +263,7 @@ def main(flags: Als, factorise: Factorise = by_implicit) -> str:
     text = report.markdown(["outside the budget", "serving MB", "Recall@20", "NDCG@20", "valid R@20"], rows)
     note = "Mean ± standard deviation over seeds; regularisation and weight are chosen on valid in each segment."
     head = f"# {stream.source}: {len(stream)} segments, ALS of the implicit library\n\n`{command()}`"
-    run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
+    text_files.write_atomically(flags.out / "table.md", f"{head}\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text
 

@@ -33,6 +33,7 @@ from experiments import cell_file, compare
 from scall_jax import FitConfig
 from scall_jax.analysis import figures, memory_curves, plots, report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli
 from scall_jax.methods.registry import BASELINES
 
@@ -138,9 +139,9 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
         steps = "-" if method in BASELINES else str(flags.fit.steps)
         shown = {"flags": cell_file.shared_flags(flags), "most steps": steps} | shown
         # Raises where anything but the budget is wrong, which is wrong for all runs.
-        run_flags.make_config(cell, method)
+        method_flags.make_config(cell, method)
         if cell.cut not in streams:
-            streams[cell.cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
+            streams[cell.cut] = stream_flags.load_stream(dataclasses.replace(flags, cut=cell.cut))
         stream = streams[cell.cut]
         if method in BASELINES or method == "full":
             shown = shown | {"MB": "-"}
@@ -156,7 +157,7 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
         # Whether a budget can be used does not depend on the seed.
         setting = tuple(shown.values())
         if setting not in reasons:
-            reasons[setting] = _reason(run_flags.make_config(cell, method), stream)
+            reasons[setting] = _reason(method_flags.make_config(cell, method), stream)
             if reasons[setting]:
                 refused.append(compare.Cell(shown | {"refused": reasons[setting]}, cell))
         if not reasons[setting]:
@@ -170,7 +171,7 @@ def cells(flags: Arena) -> tuple[list[compare.Cell], list[compare.Cell]]:
 def _reason(config: Any, stream: Any) -> str:
     """Why a run cannot be made; empty where it can."""
     try:
-        run_flags.trace_init(config, stream)
+        method_flags.trace_init(config, stream)
     except ValueError as error:
         return str(error)
     return ""

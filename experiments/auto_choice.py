@@ -27,8 +27,7 @@ from scall_jax import Config
 from scall_jax.analysis import report
 from scall_jax.cli import commands
 from scall_jax.cli.cli import cli
-from scall_jax.run import auto, race, records
-from scall_jax.run import folder as run_folder
+from scall_jax.run import auto, race, records, removal, text_files
 from scall_jax.streams import Stream
 
 _KEPT = ("segment", "valid_users", "valid_recall@20", "valid_ndcg@20", "test_users", "test_recall@20", "bytes_serving")
@@ -94,7 +93,7 @@ def _run_one(flags: AutoChoice, cell: AutoChoice, stream: Stream, config: Config
     row |= {"seconds": [sum(line[key] for key in _SECONDS) for line in lines]}
     row |= {"seconds_compile": sum(line["seconds_compile"] for line in lines)}
     cell_file.add(flags.results, row)
-    run_folder.remove_run(folder)
+    removal.remove_run(folder)
 
 
 def lines_of(frame: pl.DataFrame) -> Lines:
@@ -215,7 +214,7 @@ def main(flags: AutoChoice) -> str:
     head = (
         "# What auto costs against its candidates\n\nBy `python -m experiments.auto_choice`; its help has the commands."
     )
-    run_folder.write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
+    text_files.write_atomically(flags.results.with_suffix(".md"), f"{head}\n\n{text}\n")
     print(f"\n{text}")
     return text
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scall_jax.analysis import plots, report
-from scall_jax.cli import commands
+from scall_jax.cli import commands, method_flags, protocol, stream_flags
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.streams import Stream
 
 
@@ -40,20 +39,20 @@ class BudgetCut(run_flags.Main):
 
 def main(flags: BudgetCut) -> dict[str, list[dict[str, Any]]]:
     """Run with and without the cut; the lines of metrics by run."""
-    flags = run_flags.by_protocol(flags)
-    stream = run_flags.load_stream(flags)
+    flags = protocol.by_protocol(flags)
+    stream = stream_flags.load_stream(flags)
     cut = _cut(flags, stream)
     budgets = _budgets(flags, stream, cut)
     found = {}
-    for method in run_flags.expand(flags.method):
+    for method in method_flags.expand(flags.method):
         for name, budget in budgets.items():
             cell = dataclasses.replace(flags, budget=budget, method=(method,), out=flags.out / method / name)
-            config = run_flags.make_config(cell, method)
+            config = method_flags.make_config(cell, method)
             _, found[f"{method}, {name}"] = commands.run_method(cell, config, stream, cell.out)
     title = f"{stream.source}: mean size {flags.size:g}, cut {flags.cut_size:g}"
     plots.plot_quality(flags.out / "cut.png", found, title)
     text = _table(found, {"before": range(1, cut.start), "during": cut, "after": range(cut.stop, len(stream))})
-    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n")
+    text_files.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n")
     print(f"\n{text}")
     return found
 
@@ -76,9 +75,9 @@ def _budgets(flags: BudgetCut, stream: Stream, cut: range) -> dict[str, run_flag
     }
     if flags.budget != run_flags.BudgetFlags():
         raise ValueError("--budget.*: give --size and --cut-size")
-    for method in run_flags.expand(flags.method):
+    for method in method_flags.expand(flags.method):
         for budget in budgets.values():
-            run_flags.check_run(run_flags.make_config(dataclasses.replace(flags, budget=budget), method), stream)
+            method_flags.check_run(method_flags.make_config(dataclasses.replace(flags, budget=budget), method), stream)
     return budgets
 
 

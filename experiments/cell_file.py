@@ -22,10 +22,8 @@ import polars as pl
 from experiments import compare
 from scall_jax import Config
 from scall_jax.analysis import report, significance
-from scall_jax.cli import commands
-from scall_jax.cli import flags as run_flags
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.cli import commands, method_flags, stream_flags
+from scall_jax.run import records, removal, text_files
 from scall_jax.streams import Stream
 
 DEFAULTS = 1
@@ -211,7 +209,7 @@ def publish(
     # Methods without a budget have no mean size.
     shown = frame.sort(pl.col("mean size").cast(float, strict=False), maintain_order=True)
     text = "\n\n".join([comparison(shown, row, arm, base), note(frame), *below])
-    run_folder.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
+    text_files.write_atomically(path.with_suffix(".md"), f"{title}\n\n{text}\n")
     print(f"\n{text}")
     return text
 
@@ -225,11 +223,11 @@ def keep_refused(path: Path, flags: compare.Compare, found: Sequence[compare.Cel
       found: the cells.
     """
     cuts = dict.fromkeys(cell.cut for _, cell in found)
-    streams = {cut: run_flags.load_stream(dataclasses.replace(flags, cut=cut)) for cut in cuts}
+    streams = {cut: stream_flags.load_stream(dataclasses.replace(flags, cut=cut)) for cut in cuts}
     version = commit()
     for shown, cell in found:
         stream = streams[cell.cut]
-        name = identity(run_flags.make_config(cell, *cell.method), stream, cell.seed)
+        name = identity(method_flags.make_config(cell, *cell.method), stream, cell.seed)
         known = read(path)
         if known.is_empty() or name not in known["cell"]:
             what = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
@@ -272,7 +270,7 @@ def run(path: Path, flags: compare.Compare, found: Sequence[compare.Cell]) -> pl
         row = {"cell": name, "commit": version, "stream": Path(stream.source).name, "seed": cell.seed}
         row |= {"flags": shared_flags(flags)}
         add(path, row | shown | results(folder, summary, lines), settings=("stream", "seed", "flags", *shown))
-        run_folder.remove_run(folder)
+        removal.remove_run(folder)
     return read(path)
 
 

@@ -23,7 +23,7 @@ from experiments import cell_file, compare
 from scall_jax.analysis import figures, plots
 from scall_jax.cli.cli import cli
 from scall_jax.config import SizesConfig
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 
 ROW = ("stream", "flags", "most steps", "bias", "mean size")
 """Columns that tell settings apart."""

@@ -18,12 +18,11 @@ import jax
 
 from scall_jax import Config
 from scall_jax.analysis import report
-from scall_jax.cli import commands
+from scall_jax.cli import commands, method_flags, protocol, stream_flags
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.streams import Stream
 
 ANY_SIZE = 8.0
@@ -84,13 +83,13 @@ def checked(flags: C) -> C:
         raise ValueError("--bias: runs are compared by --biases")
     if flags.overwrite:
         raise ValueError("--overwrite: finished runs are kept; choose another --out, or delete what is there")
-    return run_flags.by_protocol(flags)
+    return protocol.by_protocol(flags)
 
 
 def cells(flags: Compare) -> list[Cell]:
     """The distinct runs of a comparison; what does not depend on a budget or a seed runs once."""
     found = {}
-    for method in run_flags.expand(flags.method):
+    for method in method_flags.expand(flags.method):
         outside, full = method in BASELINES, method == "full"
         for bias in flags.biases[:1] if outside else flags.biases:
             for size in (ANY_SIZE,) if outside or full else flags.mean_sizes:
@@ -117,7 +116,7 @@ def cell_flags(flags: C, out: Path, method: str, size: float, seed: int) -> C:
     Returns:
       Flags of the same class. A cell is cut by itself, so that flags of the cut after the method's @ hold.
     """
-    budget, cut = run_flags.BudgetFlags(mean_size=size), run_flags.for_method(flags, method)[0].cut
+    budget, cut = run_flags.BudgetFlags(mean_size=size), method_flags.for_method(flags, method)[0].cut
     return dataclasses.replace(flags, method=(method,), budget=budget, seed=seed, cut=cut, resume=True, out=out)
 
 
@@ -140,13 +139,13 @@ def refuse(flags: Compare, found: Sequence[Cell]) -> tuple[list[Config], dict[ru
     Raises:
       ValueError: a cell cannot be run.
     """
-    configs = [run_flags.make_config(cell.flags, *cell.flags.method) for cell in found]
+    configs = [method_flags.make_config(cell.flags, *cell.flags.method) for cell in found]
     streams = {}
     for cut in dict.fromkeys([flags.cut, *(cell.cut for _, cell in found)]):
-        streams[cut] = run_flags.load_stream(dataclasses.replace(flags, cut=cut))
-        run_flags.check_stream(streams[cut])
+        streams[cut] = stream_flags.load_stream(dataclasses.replace(flags, cut=cut))
+        stream_flags.check_stream(streams[cut])
     for cut, config in dict.fromkeys(zip([cell.flags.cut for cell in found], configs, strict=True)):
-        run_flags.check_run(config, streams[cut])
+        method_flags.check_run(config, streams[cut])
     return configs, streams
 
 
@@ -186,14 +185,14 @@ def run_cells(
     if flags.cut.published:
         note += " Models and rewards are selected on the test part, as published: figures are optimistic."
     if flags.protocol == "published":
-        note += f" What differs from the official code: {'; '.join(run_flags.PUBLISHED_DIFFERS)}."
+        note += f" What differs from the official code: {'; '.join(protocol.PUBLISHED_DIFFERS)}."
     note = "\n\n".join(filter(None, [note, report.warning_lines(warnings)]))
     if below is not None:
         folders = {shown: [folder for folder, _ in members] for shown, members in groups.items()}
         note += "\n\n" + below(folders)
     title = f"{stream.source}: {len(stream)} segments"
-    run_folder.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n\n{note}\n")
-    run_folder.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
+    text_files.write_atomically(flags.out / "table.md", f"# {title}\n\n`{command()}`\n\n{text}\n\n{note}\n")
+    text_files.write_atomically(flags.out / "rows.json", json.dumps(rows, indent=1) + "\n")
     print(f"\n{text}\n\n{note}")
     return rows
 

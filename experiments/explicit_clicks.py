@@ -25,12 +25,13 @@ import numpy as np
 from scall_jax import streams, tables
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.ops.keys import Purpose, derive
 from scall_jax.recommenders.saros import learning
 from scall_jax.recommenders.saros.blocks import NOBODY, Blocks, explicit_blocks, thresholds, with_exposures
 from scall_jax.recommenders.saros.config import UPDATES, SarosConfig
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import Segment
 
 
@@ -67,7 +68,7 @@ def clicked(flags: ExplicitClicks, stream: streams.Stream) -> np.ndarray:
       ValueError: all rows are clicks, or the data has no ratings.
     """
     columns = dataclasses.replace(flags.columns, min_rating=flags.click_rating)
-    clicks = run_flags.load_stream(dataclasses.replace(flags, columns=columns))
+    clicks = stream_flags.load_stream(dataclasses.replace(flags, columns=columns))
 
     def rows(of: streams.Stream) -> list[tuple[object, object, int]]:
         ids = of.user_ids.gather(of.user).to_list(), of.item_ids.gather(of.item).to_list()
@@ -172,7 +173,7 @@ def storage_of(segment: Segment, size: int) -> tuple[tables.Storage, tables.Layo
 
 def main(flags: ExplicitClicks) -> list[list[str]]:
     """Go through the stream in each way, and print the table; its lines."""
-    stream = run_flags.load_stream(flags)
+    stream = stream_flags.load_stream(flags)
     click = clicked(flags, stream)
     by_segment, size = blocks_of(stream, click, flags.saros), max(1, int(flags.budget.mean_size or 8))
     key, lines = jax.random.key(flags.seed), []

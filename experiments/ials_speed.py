@@ -27,6 +27,7 @@ import numpy as np
 
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import stream_flags
 from scall_jax.cli.cli import cli
 from scall_jax.recommenders.ials.batches import CHUNK, batch_numbers, batch_size, most_entities
 from scall_jax.recommenders.ials.config import IalsConfig
@@ -189,7 +190,7 @@ def _known(segment: Segment) -> tuple[int, int]:
 
 def main(flags: IalsSpeed) -> str:
     """Time all widths; the text of the table."""
-    stream = run_flags.load_stream(flags)
+    stream = stream_flags.load_stream(flags)
     segment = jax.tree.map(jnp.asarray, stream.segment(len(stream) - 1))
     lines = []
     for width in flags.widths:

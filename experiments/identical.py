@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import compare
 from scall_jax.analysis import report, significance
-from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags
 from scall_jax.cli.cli import cli
 from scall_jax.methods.registry import BASELINES
 
@@ -115,7 +115,7 @@ def main(flags: Identical) -> str:
         raise ValueError(f"--seeds: {len(flags.seeds)} are not enough for two groups of {min(flags.per_side)}")
     if flags.most_splits < 1:
         raise ValueError(f"--most-splits {flags.most_splits}: at least 1")
-    if not_random := set(run_flags.expand(flags.method)) & set(BASELINES):
+    if not_random := set(method_flags.expand(flags.method)) & set(BASELINES):
         raise ValueError(f"--method {' '.join(sorted(not_random))}: a baseline is the same for every seed")
     texts: list[str] = []
 

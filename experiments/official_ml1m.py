@@ -24,11 +24,11 @@ import polars as pl
 
 from scall_jax import FitConfig, ObserveConfig, SizesConfig
 from scall_jax.analysis import report
-from scall_jax.cli import commands
+from scall_jax.cli import commands, method_flags
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.cli.protocol import PUBLISHED_DIFFERS, by_protocol
+from scall_jax.run import records, text_files
 from scall_jax.streams.stream import Bounds, Stream
 
 OFFICIAL = {
@@ -161,18 +161,18 @@ def main(flags: Official) -> str:
     """Run all protocols, methods and seeds; the text of table.md."""
     rows, costs = [], []
     for protocol in flags.protocols:
-        for method in run_flags.expand(flags.method):
+        for method in method_flags.expand(flags.method):
             runs = [_one(flags, protocol, method, seed) for seed in flags.seeds]
             rows += _quality_rows(f"{protocol} {method}", runs, range(1, flags.segments))
             costs.append(_cost_row(f"{protocol} {method}", runs))
     rows += _official_rows(range(1, flags.segments))
     header = ["test", *(f"t={t}" for t in range(1, flags.segments)), "mean", "mean of t > 1"]
     note = "Mean ± standard deviation over seeds. published: model and reward selected on test, as the official code."
-    note += f" What still differs from it: {'; '.join(run_flags.PUBLISHED_DIFFERS)}."
+    note += f" What still differs from it: {'; '.join(PUBLISHED_DIFFERS)}."
     cost_header = ["seconds, mean over seeds", "fit", "search", "compilation, first seed", "compilation, others"]
     parts = [report.markdown(header, rows), note, report.markdown([*cost_header, "peak MB"], costs)]
     text = "\n\n".join([*parts, "Peak MB: largest resident memory of the process up to the end of these runs."])
-    run_folder.write_atomically(flags.out / "table.md", f"`{command()}`\n\n{text}\n")
+    text_files.write_atomically(flags.out / "table.md", f"`{command()}`\n\n{text}\n")
     print(f"\n{text}")
     return text
 
@@ -192,8 +192,8 @@ def _one(flags: Official, protocol: str, method: str, seed: int) -> list[dict[st
     )
     cell.out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
-    cell = run_flags.by_protocol(cell)
-    _, lines = commands.run_method(cell, run_flags.make_config(cell, method), stream, cell.out)
+    cell = by_protocol(cell)
+    _, lines = commands.run_method(cell, method_flags.make_config(cell, method), stream, cell.out)
     return lines
 
 

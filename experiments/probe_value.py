@@ -35,6 +35,7 @@ from experiments import cell_file
 from scall_jax import Budget, Config, make_run, streams
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli
 from scall_jax.methods.allocators import ALLOCATORS
 from scall_jax.methods.context import segment_context
@@ -47,7 +48,7 @@ from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.make_step import make_step, optimiser
 from scall_jax.recommenders.train_step import TrainState, empty_opt_state
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 
 MEASURES = ("valid fitness", "valid recall@20", "test recall@20", "test ndcg@20")
 """What is measured after each length."""
@@ -162,7 +163,7 @@ def states_before(config: Config, stream: streams.Stream, segments: list[int], w
 
 def train(flags: ProbeValue) -> None:
     """Make the trainings that the file lacks."""
-    stream = run_flags.load_stream(flags)
+    stream = stream_flags.load_stream(flags)
     segments = list(flags.segments) or list(range(1, len(stream)))
     if not set(segments) <= set(range(1, len(stream))):
         raise ValueError(f"--segments {segments}: the stream has the segments 1 to {len(stream) - 1}")
@@ -170,7 +171,7 @@ def train(flags: ProbeValue) -> None:
     jax.config.update("jax_compilation_cache_dir", str(flags.out.resolve() / "compiled"))
     warm, version = flags.start == "warm", cell_file.commit()
     for size in flags.mean_sizes:
-        config = run_flags.make_config(flags, "scall")
+        config = method_flags.make_config(flags, "scall")
         config = dataclasses.replace(config, budget=Budget.mean_size(size))
         program = jax.jit(trajectory(config, flags.lengths, warm))
         states = None

@@ -24,8 +24,7 @@ import numpy as np
 from scall_jax import SEARCHED
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import manifest, text_files
 
 
 class Gain(NamedTuple):
@@ -84,7 +83,7 @@ def read(out: Path, first: int) -> dict[str, dict[str, np.ndarray]]:
             continue
         budget = json.dumps(config.get("budget"))
         runs += 1
-        for line in run_folder.read_lines(path.parent / "metrics.jsonl"):
+        for line in text_files.read_lines(path.parent / "metrics.jsonl"):
             # Without valid users fitness is minus the loss, and a ratio of losses is no gain.
             if line["segment"] < first or not line.get("probe_reference", 0) > 0 or len(line["probe_actions"][0]) != 3:
                 continue
@@ -269,7 +268,7 @@ def main(flags: Probes) -> str:
         "Percent of the uniform probe's fitness, ± standard error over searches; valid users: the median segment's. "
         "Explained: part of the variance within searches. rho: against the mean probe of the same search."
     )
-    run_folder.write_atomically(flags.out / "probes.md", f"`{command()}`\n\n{text}\n\n{note}\n")
+    text_files.write_atomically(flags.out / "probes.md", f"`{command()}`\n\n{text}\n\n{note}\n")
     print(f"{text}\n\n{note}")
     return text
 

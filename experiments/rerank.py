@@ -22,12 +22,13 @@ import numpy as np
 from scall_jax import make_run
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import KnownGraph
 from scall_jax.evaluation.top import best_items
 from scall_jax.recommenders.reciprocal import NOISE, Lists, nearest, rerank
 from scall_jax.recommenders.served import Served
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import RaggedItems, Segment
 
 DEPTH = 20
@@ -94,13 +95,13 @@ def judged(ids: np.ndarray, relevant: RaggedItems) -> np.ndarray:
 
 def main(flags: Rerank) -> list[list[str]]:
     """Train, put the lists of each segment into new orders, and print the table; its lines."""
-    (method,), stream = flags.method, run_flags.load_stream(flags)
+    (method,), stream = flags.method, stream_flags.load_stream(flags)
     if 1.0 not in flags.mixes or not all(0 <= mix <= 1 for mix in flags.mixes):
         raise ValueError(f"--mixes {flags.mixes}: weights from 0 to 1, with 1, which keeps the order")
     if min(flags.depth, flags.neighbours) < 2:
         raise ValueError(f"--depth {flags.depth} --neighbours {flags.neighbours}: at least 2")
-    config = run_flags.make_config(flags, method)
-    run_flags.check_run(config, stream)
+    config = method_flags.make_config(flags, method)
+    method_flags.check_run(config, stream)
     run = make_run(config)
     if run.method.serve is None:
         raise ValueError(f"--method {method}: it has no lists of its own")

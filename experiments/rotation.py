@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments import cell_file, compare
 from scall_jax.cli.cli import cli
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.tables import ROTATIONS
 
 ROW = ("stream", "flags", "most steps", "method", "mean size")

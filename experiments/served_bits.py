@@ -23,13 +23,14 @@ import numpy as np
 from scall_jax import Config, make_run
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.context import segment_context, served_bias
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.buffers import as_served
 from scall_jax.recommenders.judge import evaluate_params
 from scall_jax.recommenders.lightgcn import LightGcn
-from scall_jax.run.folder import write_atomically
+from scall_jax.run.text_files import write_atomically
 from scall_jax.streams import Segment
 from scall_jax.tables.compressed.few_bits import rows_bytes
 
@@ -60,9 +61,9 @@ def quality(config: Config, bits: int | None, state: RunState, segment: Segment)
 
 def main(flags: ServedBits) -> list[list[str]]:
     """Train, rank in all numbers of bits, and print the table; its lines."""
-    (method,), stream = flags.method, run_flags.load_stream(flags)
-    config = run_flags.make_config(flags, method)
-    run_flags.check_run(config, stream)
+    (method,), stream = flags.method, stream_flags.load_stream(flags)
+    config = method_flags.make_config(flags, method)
+    method_flags.check_run(config, stream)
     if config.recommender != "lightgcn" or not config.fit.layers:
         raise ValueError("experiments.served_bits ranks by vectors that propagation makes: leave out --recommender")
     run = make_run(config)

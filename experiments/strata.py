@@ -26,12 +26,12 @@ import polars as pl
 
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import protocol, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.evaluation import user_strata as strata
 from scall_jax.evaluation.user_strata import StrataConfig
-from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
-from scall_jax.run.folder import read_identity
+from scall_jax.run import manifest, text_files
+from scall_jax.run.config_file import read_identity
 from scall_jax.streams import Stream
 
 
@@ -170,15 +170,15 @@ def write(out: Path, groups: Mapping[str, Sequence[Path]], stream: Stream, confi
     )
     text = f"{to_markdown(frame)}\n\n{note}"
     head = f"# {stream.source}: by strata, {len(stream)} segments\n\n`{command()}`"
-    run_folder.write_atomically(out / "strata.md", f"{head}\n\n{text}\n")
+    text_files.write_atomically(out / "strata.md", f"{head}\n\n{text}\n")
     return text
 
 
 def main(flags: Strata) -> str:
     """Write and print the tables of the finished runs in the folder; the text."""
-    flags = run_flags.by_protocol(flags)
+    flags = protocol.by_protocol(flags)
     groups = finished(flags.out)
-    text = write(flags.out, groups, run_flags.load_stream(flags), flags.strata)
+    text = write(flags.out, groups, stream_flags.load_stream(flags), flags.strata)
     print(text)
     return text
 

@@ -25,10 +25,10 @@ import polars as pl
 from scall_jax import Budget, Config, scan
 from scall_jax.analysis import plots, report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, protocol, stream_flags
 from scall_jax.cli.cli import cli, command
 from scall_jax.methods.registry import BASELINES
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 from scall_jax.run.scan import ScanProgram, check_sweep, scan_program, sweep_program
 from scall_jax.run.step import Record
 from scall_jax.streams import Stream
@@ -82,20 +82,20 @@ def main(flags: Sweep) -> list[dict[str, Any]]:
         rows.append(swept.row)
         frames.append(swept.frame.with_columns(pl.lit(method).alias("method")))
         print(f"{method}: {json.dumps(swept.row)}")
-        run_folder.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
+        text_files.write_atomically(flags.out / "sweep.json", json.dumps(rows, indent=1) + "\n")
     pl.concat(frames, how="diagonal_relaxed").write_parquet(flags.out / "sweep.parquet")
     title = f"{stream.source}, last segment's memory"
     plots.plot_lines(
         flags.out / "sweep.png", series, title, f"budget (10^6 bytes, {flags.charge})", "test Recall@20", levels
     )
     head = f"# {stream.source}: {len(stream)} segments, mapped over budgets and seeds\n\n`{command()}`"
-    run_folder.write_atomically(flags.out / "table.md", f"{head}\n\n{to_markdown(rows)}\n")
+    text_files.write_atomically(flags.out / "table.md", f"{head}\n\n{to_markdown(rows)}\n")
     return rows
 
 
 def _checked(flags: Sweep) -> tuple[Sweep, Stream, dict[str, Config]]:
     """Flags by protocol, the stream, and the methods' configurations; refuses what cannot run before anything runs."""
-    flags = run_flags.by_protocol(flags)
+    flags = protocol.by_protocol(flags)
     if flags.budget != run_flags.BudgetFlags():
         raise ValueError("--budget.*: budgets are swept by --mean-sizes")
     for flag in ("method", "mean_sizes", "seeds"):
@@ -103,19 +103,19 @@ def _checked(flags: Sweep) -> tuple[Sweep, Stream, dict[str, Config]]:
             raise ValueError(f"--{flag.replace('_', '-')}: name at least one")
     if (flags.out / "sweep.json").exists() and not flags.overwrite:
         raise ValueError(f"{flags.out} holds a sweep: --overwrite it, or choose another --out")
-    methods = [*run_flags.expand(flags.method), *(["full"] if flags.full else [])]
-    configs = {method: run_flags.make_config(flags, method) for method in methods}
+    methods = [*method_flags.expand(flags.method), *(["full"] if flags.full else [])]
+    configs = {method: method_flags.make_config(flags, method) for method in methods}
     for seed in flags.seeds:
-        run_flags.make_config(dataclasses.replace(flags, seed=seed), methods[0])
-    stream = run_flags.load_stream(flags)
-    run_flags.check_stream(stream)
+        method_flags.make_config(dataclasses.replace(flags, seed=seed), methods[0])
+    stream = stream_flags.load_stream(flags)
+    stream_flags.check_stream(stream)
     for method, config in configs.items():
         if method in OUTSIDE:
-            run_flags.check_run(config, stream)
+            method_flags.check_run(config, stream)
             continue
         check_sweep(config)
         for size in flags.mean_sizes:
-            run_flags.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
+            method_flags.check_run(dataclasses.replace(config, budget=Budget.mean_size(size)), stream)
     flags.out.mkdir(parents=True, exist_ok=True)
     return flags, stream, configs
 

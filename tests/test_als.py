@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import als, strata
-from scall_jax.run import folder as run_folder
+from scall_jax.run import text_files
 from scall_jax.streams import cut, synthetic
 
 SMALL = {"regularisations": (0.1, 1e6), "weights": (5.0,), "iterations": 5}
@@ -38,7 +38,7 @@ def test_factors_are_ranked_as_runs_are(stream, tmp_path):
     flags = als.Als(**SMALL)
     folder = tmp_path / "als" / "width4-seed0"
     lines = als.run_width(flags, stream, 4, 0, folder, _plain)
-    assert lines == run_folder.read_lines(folder / "metrics.jsonl")
+    assert lines == text_files.read_lines(folder / "metrics.jsonl")
     for t, line in enumerate(lines):
         # the other regularisation leaves nothing of the factors
         assert line["regularisation"] == 0.1 and line["valid_recall@20"] > 0

@@ -14,7 +14,7 @@ from scall_jax import Budget, Config, load, streams
 from scall_jax.analysis import run_report
 from scall_jax.cli.main import main
 from scall_jax.recommenders.ials import IalsConfig
-from scall_jax.run import auto, choices, lock, manifest, race, records, run_segments
+from scall_jax.run import auto, choices, config_file, lock, manifest, race, records, removal, run_segments, text_files
 from scall_jax.run import folder as run_folder
 
 _CANDIDATES = auto.candidates
@@ -115,7 +115,7 @@ def test_a_second_process_is_refused_before_anything_is_deleted(few, finished, s
 
 def test_a_leader_without_its_files_is_refused(few, finished, stream, tmp_path):
     out = shutil.copytree(finished[1], tmp_path / "auto")
-    run_folder.remove_run(out)
+    removal.remove_run(out)
     name = choices.read_choices(finished[1] / choices.CHOICES)["segments"][1]["leader"]
     path = choices.candidate_folder(out, name) / "sizes" / "segment-0001.npz"
     path.unlink()
@@ -124,7 +124,7 @@ def test_a_leader_without_its_files_is_refused(few, finished, stream, tmp_path):
 
 
 def _lines_of(folder, name):
-    return run_folder.read_lines(choices.candidate_folder(folder, name) / manifest.GROWING)
+    return text_files.read_lines(choices.candidate_folder(folder, name) / manifest.GROWING)
 
 
 def test_the_test_part_chooses_nothing():
@@ -337,7 +337,7 @@ def test_an_edited_choice_is_found(finished, tmp_path):
     path.write_text(json.dumps(content | {"leader": "../../elsewhere"}))
     with pytest.raises(ValueError, match="choices"):
         load(folder)
-    assert run_folder.read_identity(folder / "config.json")["config"]["method"] == auto.NAME
+    assert config_file.read_identity(folder / "config.json")["config"]["method"] == auto.NAME
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scall_jax import Budget, Config, load, streams
-from scall_jax.run import auto, choices, manifest, open_auto, open_run, records, update
+from scall_jax.run import auto, choices, config_file, manifest, open_auto, open_run, records, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Start, follow
 from scall_jax.streams.following import GrowingFile
@@ -137,7 +137,7 @@ def killed(made, rows, tmp_path_factory):
 
     def unlinked(path, missing_ok=False):
         unlink(path, missing_ok=missing_ok)
-        if choices.CANDIDATES in path.parts and path.name == run_folder.CONFIG:
+        if choices.CANDIDATES in path.parts and path.name == config_file.CONFIG:
             copies.append(shutil.copytree(folder, place / "copies" / str(len(copies))))
 
     with pytest.MonkeyPatch.context() as patch, update.opened(folder) as run:

@@ -16,14 +16,14 @@ import scall_jax
 from experiments import arena, cell_file, claims, compare, strata, sweep_budgets
 from experiments.benchmark import __main__ as benchmark
 from scall_jax.analysis import about, events, run_report
-from scall_jax.cli import commands, help_page, progress
+from scall_jax.cli import commands, help_page, method_flags, progress
 from scall_jax.cli import flags as run_flags
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
 from scall_jax.cli.main import main
 from scall_jax.methods.registry import METHODS
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import manifest, text_files
 from scall_jax.sizes import FAMILIES
 from scall_jax.streams import FORMATS
 from tests.helpers import comparable, tiny_arguments
@@ -38,7 +38,7 @@ def test_main_job_writes_a_complete_run_folder(data, tmp_path, capsys):
     for method in ("uniform", codes, "popularity-all", "popularity-segment", "popularity-decayed"):
         assert f"| {method} " in printed
         folder = tmp_path / method
-        lines = run_folder.read_lines(folder / "metrics.jsonl")
+        lines = text_files.read_lines(folder / "metrics.jsonl")
         assert [line["segment"] for line in lines] == [0, 1, 2, 3]
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["segments"] == 4 and summary["method"] == method
@@ -283,10 +283,10 @@ def test_kill_and_resume_reach_the_same_records(data, tmp_path, method, segments
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < len(run_folder.read_lines(metrics)) < segments
+    assert 0 < len(text_files.read_lines(metrics)) < segments
     assert not (parts / method / "summary.json").exists()
     run_command(arguments=tiny_arguments(data, parts, *more, "--resume"))
-    one, other = (comparable(run_folder.read_lines(p / method / "metrics.jsonl")) for p in (whole, parts))
+    one, other = (comparable(text_files.read_lines(p / method / "metrics.jsonl")) for p in (whole, parts))
     assert one == other and len(one) == segments
 
 
@@ -393,7 +393,7 @@ def test_strata_add_up_to_the_metrics_of_their_runs(data, tmp_path, capsys, _com
     assert "recall@20 by mean conditional surprise (our reading of arXiv 2410.02453)" in printed
     for (folder, segment, split), part in frame.group_by("folder", "segment", "split"):
         if split != "relevant items":
-            line = run_folder.read_lines(tmp_path / folder / "metrics.jsonl")[segment]
+            line = text_files.read_lines(tmp_path / folder / "metrics.jsonl")[segment]
             assert part["users"].sum() == line["test_users"]
             mean = part["ndcg@20"].dot(part["users"]) / line["test_users"]
             assert mean == pytest.approx(line["test_ndcg@20"], abs=1e-6)
@@ -436,7 +436,7 @@ def test_the_short_help_has_text_and_default_for_each_flag_and_the_names_to_choo
     assert "usage: scall-jax run [flags]" in words
     assert "--sizes.maximum N " in words and "(default: 128)" in words and "--resume Continue" in words
     assert "Constant size of the table in 10^6 bytes, instead of a mean size. (default: none)" in words
-    for names in (METHODS, FORMATS, FAMILIES, run_flags.GROUPS):
+    for names in (METHODS, FORMATS, FAMILIES, method_flags.GROUPS):
         assert all(name in words for name in names)
     assert "a choice among methods on valid: auto " in words
 

@@ -13,8 +13,9 @@ import pytest
 from scall_jax import streams
 from scall_jax.cli import compilation_cache, head, list_methods
 from scall_jax.cli.commands import run_command
-from scall_jax.cli.flags import GROUPS, Main, check_auto, for_method
+from scall_jax.cli.flags import Main
 from scall_jax.cli.main import COMMANDS, main
+from scall_jax.cli.method_flags import GROUPS, check_auto, for_method
 from scall_jax.methods.registry import METHODS
 from scall_jax.sizes.budget import Budget
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from scall_jax import streams
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import stream_flags
 from scall_jax.streams import numpy_ops
 
 
@@ -323,7 +324,7 @@ def _checked(user, item, **rules):
     rows = streams.from_arrays(user, item, np.arange(len(user)))
     stream = streams.cut(rows, **({"segments": 4} | rules))
     with pytest.raises(ValueError, match="no segment after the first has 20 test users") as refused:
-        run_flags.check_stream(stream)
+        stream_flags.check_stream(stream)
     found = [stream.evaluated(t) for t in range(1, len(stream))]
     for part, t in zip(found, range(1, len(stream)), strict=True):
         assert part.users == stream.test(t).count
@@ -355,7 +356,7 @@ def test_on_a_command_line_rules_are_named_as_flags(tmp_path):
 
     def message(**rules):
         with pytest.raises(ValueError) as refused:
-            run_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(**rules)))
+            stream_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(**rules)))
         return str(refused.value)
 
     assert "fewer segments (--cut.segments) or a larger --cut.new-entities" in message(segments=50)
@@ -367,7 +368,7 @@ def test_on_a_command_line_rules_are_named_as_flags(tmp_path):
     assert "--cut.replay=-1" in message(replay=-1.0)
     path.write_text("user,item,timestamp\n" + "".join(f"{k % 9},{k % 13},7\n" for k in range(60)))
     with pytest.warns(streams.DataWarning, match="--cut.shuffle-ties orders them at random"):
-        run_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(segments=2)))
+        stream_flags.load_stream(run_flags.Main(data=str(path), cut=run_flags.Cut(segments=2)))
 
 
 @pytest.mark.parametrize("split", [(float("nan"), 0.0, 1.0), (0.7, float("nan"), 0.2), (0.8, 0.2), (2.0, -1.5, 0.5)])

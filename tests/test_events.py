@@ -11,7 +11,7 @@ import pytest
 from scall_jax.analysis import events, figures
 from scall_jax.cli.main import main
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import manifest, removal, text_files
 from tests.helpers import tiny_arguments
 
 
@@ -31,7 +31,7 @@ def _read(folder):
 
 
 def _check(folder, found):
-    lines = run_folder.read_lines(folder / "metrics.jsonl")
+    lines = text_files.read_lines(folder / "metrics.jsonl")
     assert len(lines) == 4
     for line in lines:
         t = line["segment"]
@@ -82,7 +82,7 @@ def test_event_files_have_what_the_lines_have_and_are_the_runs_own(data, tmp_pat
     main(["run", *flags, "--resume"])
     _check(folder, _read(folder))
     manifest.check(folder)
-    run_folder.remove_run(folder)
+    removal.remove_run(folder)
     assert not (folder / events.NAME).exists()
 
 

@@ -37,7 +37,7 @@ from experiments import (
 from scall_jax import Config, SizesConfig, tables
 from scall_jax.cli.cli import cli
 from scall_jax.cli.commands import run_command
-from scall_jax.run import folder as run_folder
+from scall_jax.run import text_files
 from tests.helpers import small_stream, tiny_arguments
 
 SHORT = ["--search.probes", "1", "--search.probe-steps", "4", "--seeds", "0", "--mean-sizes", "3"]
@@ -184,7 +184,7 @@ def test_ablations_change_what_they_say(data, tmp_path, capsys):
 def test_a_cut_budget_is_cut_and_comes_back(data, tmp_path):
     more = ["--method", "uniform", "--size", "4", "--cut-size", "2"]
     cli(budget_cut.BudgetCut, budget_cut.main, arguments=tiny_arguments(data, tmp_path, *more))
-    lines = {name: run_folder.read_lines(tmp_path / "uniform" / name / "metrics.jsonl") for name in ("constant", "cut")}
+    lines = {name: text_files.read_lines(tmp_path / "uniform" / name / "metrics.jsonl") for name in ("constant", "cut")}
     for t, (whole, cut) in enumerate(zip(lines["constant"], lines["cut"], strict=True)):
         assert cut["allocated_parameters"] * (2 if t == 1 else 1) == whole["allocated_parameters"]
     assert (tmp_path / "cut.png").exists() and "| uniform, cut" in (tmp_path / "table.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 from scall_jax import run_segments
 from scall_jax.methods.state import RunState
 from scall_jax.recommenders.baseline import Exporter
-from scall_jax.run import checkpoint, folder, lock, manifest
+from scall_jax.run import checkpoint, folder, lock, manifest, removal, segment_files, text_files
 from tests.helpers import comparable, small_config, small_stream
 
 CONFIG = small_config("popularity-decayed")
@@ -112,8 +112,8 @@ def test_a_hash_is_what_finds_it(stream, made, tmp_path, monkeypatch):
 
 
 _WRITES = [
-    (folder.np, "savez_compressed"),
-    (folder, "append_line"),
+    (segment_files.np, "savez_compressed"),
+    (segment_files, "append_line"),
     (checkpoint, "save"),
     (checkpoint, "publish"),
     (manifest, "write"),
@@ -125,7 +125,7 @@ _WRITES = [
 @pytest.mark.parametrize("place", range(len(_WRITES)), ids=[name for _, name in _WRITES])
 def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(stream, made, tmp_path, monkeypatch, place, after):
     module, name = _WRITES[place]
-    whole = comparable(folder.read_lines(made / "whole" / "metrics.jsonl"))
+    whole = comparable(text_files.read_lines(made / "whole" / "metrics.jsonl"))
     real, count = getattr(module, name), 0
 
     def killed(*arguments, **options):
@@ -161,7 +161,7 @@ def test_a_torn_line_is_written_again(stream, made, tmp_path):
     path = _stopped(made, tmp_path / "run")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"segment": 2, "torn')
-    whole = folder.read_lines(made / "whole" / "metrics.jsonl")
+    whole = text_files.read_lines(made / "whole" / "metrics.jsonl")
     assert comparable(run_segments(CONFIG, stream, KEY, folder=path)) == comparable(whole)
 
 
@@ -180,7 +180,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(stream, tmp_path
 
 def test_what_is_made_at_the_end_is_made_under_the_lock(made, tmp_path):
     path = shutil.copytree(made / "whole", tmp_path / "run")
-    segments = len(folder.read_lines(path / manifest.GROWING))
+    segments = len(text_files.read_lines(path / manifest.GROWING))
     with folder.making(path, segments, "summary.json"):
         with pytest.raises(ValueError, match=f"written by process {os.getpid()}"), lock.locked(path):
             pass
@@ -203,7 +203,7 @@ def test_links_are_not_followed(stream, made, tmp_path):
         with pytest.raises(ValueError, match="symbolic link"):
             run_segments(CONFIG, stream, KEY, folder=path)
         with pytest.raises(ValueError, match="symbolic link"):
-            folder.remove_run(path)
+            removal.remove_run(path)
     path = tmp_path / "config"
     path.mkdir()
     os.symlink(outside / "new", path / "config.json")
@@ -222,7 +222,7 @@ def test_a_manifest_cannot_point_outside(stream, made, tmp_path):
         with pytest.raises(ValueError, match="outside"):
             run_segments(CONFIG, stream, KEY, folder=path)
         with pytest.raises(ValueError, match="outside"):
-            folder.remove_run(path)
+            removal.remove_run(path)
     assert victim.read_text() == "kept"
 
 
@@ -231,7 +231,7 @@ def test_removing_a_run_leaves_what_it_did_not_write(stream, made, tmp_path):
     for name in ("notes.txt", "sizes/mine.npz", "checkpoints/segment-0099/mine"):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("kept")
-    folder.remove_run(path)
+    removal.remove_run(path)
     left = {file.relative_to(path).as_posix() for file in _files(path)}
     assert left == {"notes.txt", "sizes/mine.npz", "checkpoints/segment-0099/mine"}
     assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
@@ -240,7 +240,7 @@ def test_removing_a_run_leaves_what_it_did_not_write(stream, made, tmp_path):
 def test_a_folder_without_a_manifest_is_refused(stream, made, tmp_path):
     path = _stopped(made, tmp_path / "run")
     (path / manifest.NAME).unlink()
-    for use in (lambda: run_segments(CONFIG, stream, KEY, folder=path), lambda: folder.remove_run(path)):
+    for use in (lambda: run_segments(CONFIG, stream, KEY, folder=path), lambda: removal.remove_run(path)):
         with pytest.raises(ValueError, match=r"manifest\.json is missing"):
             use()
     for text in ("", "[]", "{}", '{"format": 99}', "\xff", json.dumps({"format": 1, "files": {"a": 3}})):
@@ -254,7 +254,7 @@ def test_numbers_that_are_not_finite_are_never_written(spoilt, tmp_path):
     """The table and its bfloat16 form, what a search remembers, and a line of metrics."""
     if spoilt == "metrics":
         with pytest.raises(ValueError, match="not JSON compliant"):
-            folder.append_line(tmp_path / "metrics.jsonl", {"test_recall@20": float("nan")})
+            text_files.append_line(tmp_path / "metrics.jsonl", {"test_recall@20": float("nan")})
         assert not (tmp_path / "metrics.jsonl").exists()
         return
     exporter = Exporter(lambda params, plan, known: {"parameters": np.asarray(params)}, lambda exported, known: None)

@@ -13,8 +13,7 @@ import pytest
 
 from scall_jax.cli.commands import run_command
 from scall_jax.ops.devices import MeshConfig
-from scall_jax.run import folder as run_folder
-from scall_jax.run import processes
+from scall_jax.run import processes, text_files
 from tests.helpers import tiny_arguments
 
 SMALL = ["--recommender", "ials", "--method", "frequency", "--sizes.maximum", "8", "--ials.sweeps", "2"]
@@ -62,7 +61,7 @@ def _start(data, out, *more, count=2, of_last=(), caches=None):
 
 
 def _lines(out):
-    return run_folder.read_lines(out / "frequency" / "metrics.jsonl")
+    return text_files.read_lines(out / "frequency" / "metrics.jsonl")
 
 
 def _same(lines, others):

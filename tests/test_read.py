@@ -17,6 +17,7 @@ import pytest
 
 from scall_jax import streams
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import stream_flags
 from scall_jax.cli.commands import run_command
 from scall_jax.streams import memory, progress, sources
 
@@ -873,16 +874,16 @@ def test_on_a_command_line_messages_name_flags(tmp_path):
     ):
         path = _write(tmp_path, "x.csv", text)
         with pytest.raises(ValueError, match=re.escape(message)):
-            run_flags.load_stream(run_flags.Main(data=str(path), columns=run_flags.Columns(**columns)))
+            stream_flags.load_stream(run_flags.Main(data=str(path), columns=run_flags.Columns(**columns)))
     path = _bytes(tmp_path, "x.csv", LATIN.encode("latin-1"))
     with pytest.raises(ValueError, match=r"--columns.encoding latin-1"):
-        run_flags.load_stream(run_flags.Main(data=str(path)))
+        stream_flags.load_stream(run_flags.Main(data=str(path)))
     with pytest.raises(ValueError, match=r"--columns.folder"):
-        run_flags.load_stream(run_flags.Main(data=str(tmp_path)))
+        stream_flags.load_stream(run_flags.Main(data=str(tmp_path)))
     with pytest.raises(ValueError, match="--max-memory"):
-        run_flags.load_stream(run_flags.Main(max_memory=1e-3))
+        stream_flags.load_stream(run_flags.Main(max_memory=1e-3))
     with pytest.raises(ValueError, match="is an embedded stream"):
-        run_flags.load_stream(run_flags.Main(columns=run_flags.Columns(folder=True)))
+        stream_flags.load_stream(run_flags.Main(columns=run_flags.Columns(folder=True)))
 
 
 def test_the_command_line_reads_parts_and_shows_time_range_notes_and_warnings(tmp_path, capsys):

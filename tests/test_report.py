@@ -10,6 +10,7 @@ import pytest
 from scall_jax import Budget, Config, FitConfig, SizesConfig, make_run, run_segments, streams
 from scall_jax.analysis import report
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import method_flags, protocol
 from scall_jax.cli.commands import run_command
 from scall_jax.run import records
 from tests.helpers import small_config, small_stream, tiny_arguments
@@ -160,8 +161,8 @@ def test_a_published_run_prints_what_differs_from_the_official_code_and_so_do_th
     printed = capsys.readouterr().out
     pages = Path(__file__).parent.parent / "docs"
     text = " ".join((pages / "methods.md").read_text().replace("`", "").split())
-    assert len(run_flags.PUBLISHED_DIFFERS) > 5
-    for difference in run_flags.PUBLISHED_DIFFERS:
+    assert len(protocol.PUBLISHED_DIFFERS) > 5
+    for difference in protocol.PUBLISHED_DIFFERS:
         assert f"- {difference}\n" in printed and f"- {difference}" in text
     assert "figures are optimistic" in printed
     run_command(arguments=tiny_arguments(data, tmp_path / "clean", "--method", "popularity-all"))
@@ -169,8 +170,8 @@ def test_a_published_run_prints_what_differs_from_the_official_code_and_so_do_th
 
 
 def test_what_is_published_is_set():
-    flags = run_flags.by_protocol(run_flags.Main(protocol="published"))
-    config = run_flags.make_config(flags, "scall-sac")
+    flags = protocol.by_protocol(run_flags.Main(protocol="published"))
+    config = method_flags.make_config(flags, "scall-sac")
     assert config.fit.l2 == 2e-4  # The official loss has 1e-4 of the whole squared norm, here half of it counts.
     assert config.policy.xavier and config.policy.distinct and config.policy.widths == (512, 512)
     assert config.search.most_ratio is None and config.search.settled_rounds == 4

@@ -13,7 +13,7 @@ import pytest
 
 from scall_jax.cli.commands import run_command
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import manifest, text_files
 from tests.helpers import comparable, tiny_arguments
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -95,7 +95,7 @@ def test_a_signal_ends_a_run_with_one_line_and_the_run_goes_on_from_there(data, 
         assert found == phase or phase in ("running", "writing")
     assert run_folder.finished_segments(run) < 6
     run_command(arguments=arguments)
-    lines = [comparable(run_folder.read_lines(x / "metrics.jsonl")) for x in (whole[0], run)]
+    lines = [comparable(text_files.read_lines(x / "metrics.jsonl")) for x in (whole[0], run)]
     assert lines[0] == lines[1]
     manifest.check(run)
 
@@ -115,7 +115,7 @@ def test_a_hundred_signals_at_random_moments(data, tmp_path, method):
     draw, counts = random.Random(0), collections.Counter()
     more = ["--method", method, "--cut.segments", "12"]
     run_command(arguments=tiny_arguments(data, tmp_path / "whole", *more))
-    wanted = comparable(run_folder.read_lines(tmp_path / "whole" / method / "metrics.jsonl"))
+    wanted = comparable(text_files.read_lines(tmp_path / "whole" / method / "metrics.jsonl"))
     finished = 0
     while counts.total() < 50:
         out = tmp_path / f"run{finished}"
@@ -128,10 +128,10 @@ def test_a_hundred_signals_at_random_moments(data, tmp_path, method):
         if result[0] != 0:
             counts[check_stop(result, number, out / method)] += 1
             continue
-        assert comparable(run_folder.read_lines(out / method / "metrics.jsonl")) == wanted
+        assert comparable(text_files.read_lines(out / method / "metrics.jsonl")) == wanted
         finished += 1
     print(dict(counts), f"{finished} runs finished")
     # Segments of so few rows run in a moment, which a signal may not meet.
     assert {*counts, "running"} == {"reading", "compiling", "running", "writing"}
     run_command(arguments=arguments)
-    assert comparable(run_folder.read_lines(out / method / "metrics.jsonl")) == wanted
+    assert comparable(text_files.read_lines(out / method / "metrics.jsonl")) == wanted

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from scall_jax import run_segments, streams
-from scall_jax.run import folder, manifest, stream_files
+from scall_jax.run import manifest, removal, stream_files
 from tests.helpers import small_config
 
 CONFIG, KEY = small_config("popularity-all"), jax.random.key(0)
@@ -108,7 +108,7 @@ def test_a_file_of_someone_else_is_not_overwritten(stream, tmp_path):
     (tmp_path / "users.parquet").write_text("mine")
     with pytest.raises(ValueError, match=r"users\.parquet is in the way"):
         run_segments(CONFIG, stream, KEY, folder=tmp_path)
-    folder.remove_run(tmp_path)
+    removal.remove_run(tmp_path)
     assert (tmp_path / "users.parquet").read_text() == "mine"
 
 
@@ -128,5 +128,5 @@ def test_a_run_that_was_killed_while_writing_the_stream_goes_on(stream, tmp_path
     assert (path / "users.parquet").read_bytes() == b"half"
     assert len(run_segments(CONFIG, stream, KEY, folder=path)) == 3
     assert _read(path).fingerprint == stream.fingerprint
-    folder.remove_run(path)
+    removal.remove_run(path)
     assert not list(path.iterdir())

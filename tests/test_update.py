@@ -14,7 +14,7 @@ from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
 from scall_jax.cli.main import main
 from scall_jax.cli.update_command import unknown_rows
 from scall_jax.methods.registry import method_of
-from scall_jax.run import checkpoint, compilation, manifest, open_run, stream_files, update
+from scall_jax.run import checkpoint, compilation, config_file, manifest, open_run, stream_files, text_files, update
 from scall_jax.run import folder as run_folder
 from tests import golden
 from tests.helpers import comparable, small_config
@@ -63,7 +63,7 @@ def folder(made, tmp_path):
 
 
 def _assert_same_run(one, other):
-    lines, others = (comparable(run_folder.read_lines(x / manifest.GROWING)) for x in (one, other))
+    lines, others = (comparable(text_files.read_lines(x / manifest.GROWING)) for x in (one, other))
     for line, expected in zip(lines, others, strict=True):
         assert {k: v for k, v in line.items() if k not in OF_CAPACITY} == {
             k: v for k, v in expected.items() if k not in OF_CAPACITY
@@ -76,8 +76,8 @@ def _assert_same_run(one, other):
             for name in a.files:
                 np.testing.assert_array_equal(a[name], b[name])
     assert (
-        run_folder.read_identity(one / "config.json")["stream"]
-        == (run_folder.read_identity(other / "config.json")["stream"])
+        config_file.read_identity(one / "config.json")["stream"]
+        == (config_file.read_identity(other / "config.json")["stream"])
     )
 
 
@@ -428,7 +428,7 @@ def test_pieces_of_ease_have_the_metrics_of_one_run_and_its_weights_but_for_roun
     with update.opened(pieces) as run:
         for piece in np.array_split(np.arange(1000, ROWS), 20):
             run.add(rows.take(piece))
-    lines = [run_folder.read_lines(folder / manifest.GROWING) for folder in (pieces, whole)]
+    lines = [text_files.read_lines(folder / manifest.GROWING) for folder in (pieces, whole)]
     assert [line["test_recall@20"] for line in lines[0]] == pytest.approx([line["test_recall@20"] for line in lines[1]])
     one, other = (checkpoint.read(x / "checkpoints", len(lines[0]) - 1).stored for x in (pieces, whole))
     np.testing.assert_allclose(one["parameters"], other["parameters"], atol=1e-5)

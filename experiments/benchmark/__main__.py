@@ -40,8 +40,7 @@ from experiments.benchmark.cases import CASES
 from experiments.benchmark.setting import Work
 from scall_jax.analysis import report
 from scall_jax.cli.cli import cli, command
-from scall_jax.run import folder as run_folder
-from scall_jax.run import process_memory
+from scall_jax.run import process_memory, text_files
 
 OFFICIAL = {
     "step official_ml1m_segments@2": 0.074,
@@ -287,12 +286,12 @@ def write(out: Path, rows: list[dict[str, Any]], old: dict[str, dict[str, Any]])
       The text of benchmark.md.
     """
     result = {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "jax": jax.__version__, "cases": rows}
-    run_folder.write_atomically(out / "benchmark.json", json.dumps(result, indent=1) + "\n")
+    text_files.write_atomically(out / "benchmark.json", json.dumps(result, indent=1) + "\n")
     copy, rate = (float(np.median([row[key] for row in rows])) for key in ("copy_bytes_per_second", "flops_per_second"))
     head = f"{result['cpu']}, {result['cpus']} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}; "
     head += f"copies {copy / 1e9:.1f} GB/s read and written, multiplies {rate / 1e9:.0f} Gflop/s (medians over cases)"
     text = f"`{command()}`\n\n{head}\n\n{_table(rows, old)}"
-    run_folder.write_atomically(out / "benchmark.md", text + "\n")
+    text_files.write_atomically(out / "benchmark.md", text + "\n")
     return text
 
 

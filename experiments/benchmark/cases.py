@@ -23,7 +23,7 @@ from scall_jax import (
     sizes,
     tables,
 )
-from scall_jax.cli import commands
+from scall_jax.cli import commands, method_flags, protocol, stream_flags
 from scall_jax.cli import flags as run_flags
 from scall_jax.evaluation import KnownGraph
 from scall_jax.methods.context import segment_context
@@ -284,7 +284,7 @@ def scall(data: str, at_once: str, compiled: str) -> Work:
     """
     flags = official_ml1m.Official(data=data.removeprefix("official:"))
     search = dataclasses.replace(flags.search, probe_steps=50)
-    cell = run_flags.by_protocol(dataclasses.replace(flags, search=search, protocol="published", bias="none"))
+    cell = protocol.by_protocol(dataclasses.replace(flags, search=search, protocol="published", bias="none"))
     cell = dataclasses.replace(cell, search=dataclasses.replace(cell.search, probes_at_once=int(at_once)))
     process_memory.limit_heap()
     note = "compiled"
@@ -294,7 +294,7 @@ def scall(data: str, at_once: str, compiled: str) -> Work:
 
     def whole():
         stream = official_ml1m.read_segments(flags.data, 8, True, 0)
-        config, key = run_flags.make_config(cell, "scall-sac"), jax.random.key(0)
+        config, key = method_flags.make_config(cell, "scall-sac"), jax.random.key(0)
         return len(run_segments(config, stream, key, on_compiled=jax.clear_caches))
 
     return Work(whole, repeats=1, note=note)
@@ -302,9 +302,9 @@ def scall(data: str, at_once: str, compiled: str) -> Work:
 
 def searched(data: str, method: str, segments: str) -> Work:
     """Some segments of a stream with 12 probes of 50 steps each, and 200 steps of training, compiled programs."""
-    stream = run_flags.load_stream(
+    stream = stream_flags.load_stream(
         run_flags.Main(
-            data=data, cut=run_flags.Cut(new_entities=run_flags.NEW_ENTITIES[data], max_segments=int(segments))
+            data=data, cut=run_flags.Cut(new_entities=stream_flags.NEW_ENTITIES[data], max_segments=int(segments))
         )
     )
     config = Config(method, fit=FitConfig(steps=200))

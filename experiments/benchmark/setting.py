@@ -18,6 +18,7 @@ import numpy as np
 from experiments import official_ml1m
 from scall_jax import Budget, Config, FitConfig, SizesConfig, make_run, streams, tables
 from scall_jax.cli import flags as run_flags
+from scall_jax.cli import stream_flags
 from scall_jax.recommenders import propagate, with_chunks
 from scall_jax.recommenders.fit import make_fit
 from scall_jax.recommenders.lightgcn import rows_from
@@ -105,11 +106,11 @@ def stream_of(data: str) -> tuple[streams.Stream, int, bool]:
     elif official and Path(path).name == "official_ml1m_segments.parquet":
         stream = official_ml1m.read_segments(path, 10, True, 0)
     elif official:
-        stream = run_flags.load_stream(
+        stream = stream_flags.load_stream(
             run_flags.Main(data=path, cut=run_flags.Cut(published=True, new_entities=10_000))
         )
     else:
-        stream = run_flags.load_stream(run_flags.Main(data=path))
+        stream = stream_flags.load_stream(run_flags.Main(data=path))
     return stream, int(at) if at else len(stream) - 1, official
 
 

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from scall_jax.analysis import pictures
-from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
+from scall_jax.run import manifest, text_files
 from scall_jax.streams import Stream
 
 NAME = "about.json"
@@ -36,7 +35,7 @@ def write(folder: Path, stream: Stream, command: str, version: str) -> None:
         "starts": [str(np.datetime64(int(stream.time[b.start]), "ms").astype("M8[m]")) for b in stream.bounds],
         "ids": _ids(stream, pictures.read_sizes(manifest.listed(folder, "sizes"))),
     }
-    run_folder.write_atomically(folder / NAME, json.dumps(found, indent=1) + "\n")
+    text_files.write_atomically(folder / NAME, json.dumps(found, indent=1) + "\n")
 
 
 def without_folders(command: str) -> str:

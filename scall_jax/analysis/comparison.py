@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from scall_jax.analysis import report, significance
 from scall_jax.methods.registry import BASELINES
 from scall_jax.run import manifest
-from scall_jax.run.folder import SUMMARY, finished_lines, read_identity
+from scall_jax.run.config_file import read_identity
+from scall_jax.run.folder import SUMMARY, finished_lines
 
 
 class FinishedRun(NamedTuple):

@@ -11,8 +11,7 @@ from scall_jax.analysis import about, comparison, page, pictures, report, signif
 from scall_jax.analysis.comparison import FinishedRun
 from scall_jax.analysis.page import Section
 from scall_jax.analysis.run_report import by_segment, drawn
-from scall_jax.run import folder as run_folder
-from scall_jax.run import records
+from scall_jax.run import records, text_files
 
 Groups = Mapping[str, Sequence[FinishedRun]]
 """Runs by a name, one for each seed (`comparison.by_method`)."""
@@ -30,7 +29,7 @@ def write(path: Path, groups: Groups, against: str) -> Path:
       The path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_atomically(path, build(groups, against))
+    text_files.write_atomically(path, build(groups, against))
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from scall_jax.run import config_file, text_files
 from scall_jax.run import folder as run_folder
 
 NAME = "tensorboard"
@@ -76,11 +77,11 @@ class EventLog:
         # Programs call `step` from threads of their own.
         self._lock = threading.Lock()
         later = [path for path in (folder / NAME).glob("events.*") if path.name >= self._path.name]
-        if (folder / run_folder.CONFIG).exists():
+        if (folder / config_file.CONFIG).exists():
             run_folder.unlist(folder, *(path.relative_to(folder).as_posix() for path in later))
         for path in later:
             path.unlink()
-        for line in run_folder.read_lines(folder / run_folder.GROWING):
+        for line in text_files.read_lines(folder / run_folder.GROWING):
             self._probes += len(line.get("probe_rewards", ()))
 
     def __enter__(self) -> "EventLog":

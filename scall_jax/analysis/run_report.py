@@ -11,7 +11,7 @@ from scall_jax.analysis.comparison import FinishedRun, flat, read_run
 from scall_jax.analysis.page import Picture, Section
 from scall_jax.methods.registry import SEARCHED
 from scall_jax.methods.scall import prices
-from scall_jax.run import auto, choices, manifest, race, records
+from scall_jax.run import auto, choices, manifest, race, records, text_files
 from scall_jax.run import folder as run_folder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def write(folder: Path) -> Path:
     """
     # What was written before may be damaged, and is no reason to refuse.
     with run_folder.making(folder, run_folder.finished_segments(folder), NAME):
-        run_folder.write_atomically(folder / NAME, build(read_run(folder)))
+        text_files.write_atomically(folder / NAME, build(read_run(folder)))
     return folder / NAME
 
 

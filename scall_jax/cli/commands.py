@@ -17,23 +17,15 @@ from scall_jax.analysis import about, comparison, comparison_report, events, fig
 from scall_jax.cli import head
 from scall_jax.cli.cli import cli, command
 from scall_jax.cli.compilation_cache import persistent_cache
-from scall_jax.cli.flags import (
-    PUBLISHED_DIFFERS,
-    Main,
-    by_data,
-    by_protocol,
-    check_auto,
-    check_run,
-    check_stream,
-    expand,
-    load_stream,
-    make_config,
-)
+from scall_jax.cli.flags import Main
+from scall_jax.cli.method_flags import by_data, check_auto, check_run, expand, make_config
 from scall_jax.cli.progress import Progress
+from scall_jax.cli.protocol import PUBLISHED_DIFFERS, by_protocol
 from scall_jax.cli.stopping import stop_on_signals
+from scall_jax.cli.stream_flags import check_stream, load_stream
 from scall_jax.config import Config
 from scall_jax.methods.registry import PROBED
-from scall_jax.run import auto, choices, manifest, processes, records, run_segments
+from scall_jax.run import auto, choices, manifest, processes, records, removal, run_segments, text_files
 from scall_jax.run import folder as run_folder
 
 _MADE_AT_THE_END = (run_folder.SUMMARY, *manifest.DERIVED)
@@ -178,7 +170,7 @@ def _write_table(
     peak = 1e-6 * max(summary["peak_rss_bytes"] for summary in summaries)
     head = f"# {stream.source}: {len(stream)} segments\n\n`{command()}`"
     foot = f"seed {flags.seed}; peak resident memory {peak:.0f} MB"
-    run_folder.write_atomically(
+    text_files.write_atomically(
         flags.out / "table.md", f"{head}\n\n{text}; {foot}\n" + (f"\n{warned}\n" if warned else "")
     )
 
@@ -219,7 +211,7 @@ def run_method(
     of_method = f" in {label or config.method}" if len(expand(flags.method)) > 1 else ""
     with stop_on_signals(lambda: _stopped(flags, folder, of_method)):
         if flags.overwrite and not flags.resume:
-            remove = auto.remove if config.method == auto.NAME else run_folder.remove_run
+            remove = auto.remove if config.method == auto.NAME else removal.remove_run
             processes.told_by_first(lambda: remove(folder))
         lines = _run_segments(flags, config, stream, folder, label or config.method, extras)
 
@@ -311,7 +303,7 @@ def finish_run(config: Config, stream: streams.Stream, folder: Path, label: str,
         if figures.has_matplotlib():
             _plot_run(config, stream, folder, lines)
         summary = report.describe(label, lines) | records.summarise(lines)
-        run_folder.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        text_files.write_atomically(folder / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
         about.write(folder, stream, command(), scall_jax.__version__)
     return summary
 

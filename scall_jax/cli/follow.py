@@ -11,8 +11,10 @@ import jax
 
 from scall_jax.cli.cli import cli
 from scall_jax.cli.compilation_cache import persistent_cache
-from scall_jax.cli.flags import FLAGS, Main, check_auto, expand, make_config
+from scall_jax.cli.flags import Main
+from scall_jax.cli.method_flags import check_auto, expand, make_config
 from scall_jax.cli.stopping import stop_on_signals
+from scall_jax.cli.stream_flags import FLAGS
 from scall_jax.run import auto, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Progress, Start, follow

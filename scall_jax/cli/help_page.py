@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from scall_jax.cli.flags import GROUPS
+from scall_jax.cli.method_flags import GROUPS
 from scall_jax.methods.registry import BASELINES, METHODS, PROBED
 from scall_jax.run import auto
 from scall_jax.sizes import FAMILIES

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from scall_jax.cli.cli import Positional, cli
-from scall_jax.cli.flags import GROUPS, expand
+from scall_jax.cli.method_flags import GROUPS, expand
 from scall_jax.cli.nearest import advice
 from scall_jax.methods.registry import BASELINES, METHODS, PROBED
 from scall_jax.run import auto

@@ -16,7 +16,7 @@ from scall_jax.cli.commands import finish_run
 from scall_jax.cli.compilation_cache import persistent_cache
 from scall_jax.cli.flags import Columns
 from scall_jax.cli.stopping import stop_on_signals
-from scall_jax.run import choices, manifest, stream_files, update
+from scall_jax.run import choices, config_file, manifest, stream_files, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.loop import Hooks
 from scall_jax.streams import Growing
@@ -156,7 +156,7 @@ def _made(folder: Path) -> _Made:
     if path.exists():
         label = manifest.read_json(path)["method"]
     else:
-        method = run_folder.read_identity(folder / run_folder.CONFIG)["config"]["method"]
+        method = config_file.read_identity(folder / config_file.CONFIG)["config"]["method"]
         name = folder.resolve().name
         label = name if name.split("@")[0] == method else method
     return _Made(label, path.exists(), (folder / run_report.NAME).exists())
@@ -164,8 +164,8 @@ def _made(folder: Path) -> _Made:
 
 def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:
     """Make it anew."""
-    config = run_folder.config_of(
-        run_folder.read_identity(folder / run_folder.CONFIG)["config"], folder / run_folder.CONFIG
+    config = config_file.config_of(
+        config_file.read_identity(folder / config_file.CONFIG)["config"], folder / config_file.CONFIG
     )
     lines = run_folder.finished_lines(folder, manifest.read(folder))
     finish_run(config, stream, folder, before.label, lines)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.devices import ONE, MeshConfig
-from scall_jax.recommenders.buffers import as_served, to_stored
+from scall_jax.recommenders.buffers import as_would_be_served
 from scall_jax.recommenders.judge import Judging, first_users
 from scall_jax.recommenders.recommender import EvaluateParams
 from scall_jax.streams import Segment
@@ -45,9 +45,7 @@ def fitness_by_weight(
       f32[W], the sum over these users of the mean of Recall@20 and NDCG@20.
     """
     storage, params, layout, segment, item_bias = fitted
-    served, own = storage, params
-    if storage.rounds:
-        served, own = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
+    served, own = as_would_be_served(storage, params, layout, mesh)
     sampled = first_users(segment.valid, judging.valid_users)
 
     def fitness(weight: jax.Array) -> jax.Array:

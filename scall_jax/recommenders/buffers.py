@@ -82,6 +82,25 @@ def as_served(
     return storage, on_devices(mesh, on_one, (stored, layout), WHOLE, IN_PARTS)
 
 
+def as_would_be_served(
+    storage: Storage, params: Params, layout: StorageLayout, mesh: MeshConfig = ONE
+) -> tuple[Storage, Params]:
+    """What ranks once trained parameters are stored, so that a fit is judged by what will serve.
+
+    Args:
+      storage: of the parameters.
+      params: from `to_buffer`.
+      layout: of the storage.
+      mesh: devices.
+
+    Returns:
+      (storage, parameters), as `as_served` does; those given where the storage keeps them as they are.
+    """
+    if not storage.rounds:
+        return storage, params
+    return as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
+
+
 def trained_as_served(
     storage: Storage, params: Params, stored: Stored, layout: StorageLayout, mesh: MeshConfig = ONE
 ) -> tuple[Storage, Params]:

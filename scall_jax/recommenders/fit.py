@@ -11,7 +11,7 @@ import optax
 
 from scall_jax.ops.devices import IN_PARTS, ONE, WHOLE, MeshConfig, on_devices
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.buffers import as_served, from_buffer, to_stored
+from scall_jax.recommenders.buffers import as_would_be_served, from_buffer
 from scall_jax.recommenders.fit_config import FitConfig
 from scall_jax.recommenders.fit_result import Fit, FitResult, Step
 from scall_jax.recommenders.graph import own_rows, with_chunks
@@ -169,14 +169,12 @@ def _train_interval(trainer: _Trainer, data: _FitData, state: FitState) -> FitSt
 
     count = jnp.minimum(config.eval_every, config.steps - state.step)
     carry = _steps(trainer, data, take_step, state, count)
-    model, trained = trainer.model, carry.state
+    trained = carry.state
     if trainer.ready is not None:
         trained = trained._replace(params=trainer.ready(trained.params, data.layout, data.segment))
-    params = trained.params
-    if storage.rounds:
-        # What is chosen here is what will serve.
-        served, params = as_served(storage, to_stored(storage, params, data.layout, mesh), data.layout, mesh)
-        model = LightGcn(served, config.layers)
+    # What is chosen here is what will serve.
+    served, params = as_would_be_served(storage, trained.params, data.layout, mesh)
+    model = LightGcn(served, config.layers)
     given = params, data.layout, data.segment, [data.sampled], data.item_bias
     (metrics,) = evaluate_on_devices(mesh, model, *given, config.served_bits, candidates=trainer.candidates)
     mean_loss = carry.total / count.astype(jnp.float32)

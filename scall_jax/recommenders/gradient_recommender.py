@@ -1,5 +1,6 @@
 """LightGCN and matrix factorisation as a `Recommender`: trained by gradients of the Bayesian personalised ranking."""
 
+import functools
 from typing import Any
 
 import chex
@@ -16,7 +17,7 @@ from scall_jax.recommenders.judge import Judging
 from scall_jax.recommenders.judge_on_devices import evaluate_on_devices
 from scall_jax.recommenders.lightgcn import LightGcn
 from scall_jax.recommenders.recommender import Recommender
-from scall_jax.recommenders.served import fold_neighbours, serve_propagated
+from scall_jax.recommenders.served import Served, fold_neighbours, serve_propagated
 from scall_jax.streams import Segment
 from scall_jax.tables.compressed.few_bits import round_rows, rows_bytes
 from scall_jax.tables.storage import Storage
@@ -65,31 +66,36 @@ def gradient_recommender(
     def ranking_bias(remembered: Any, item_bias: jax.Array) -> jax.Array:
         return weights[jnp.argmax(remembered)] * item_bias if biased else item_bias
 
-    def serve(storage: Storage, params, layout, segment, item_bias: jax.Array, remembered, width: int):
-        del remembered
-        served = serve_propagated(LightGcn(storage, config.layers), params, layout, segment, item_bias, width)
-        if config.served_bits is None:
-            return served
-        users, items = (round_rows(vectors, width, config.served_bits) for vectors in (served.users, served.items))
-        return served._replace(users=users, items=items)
-
-    def serves_by(known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
-        # The graph, or the vectors that propagation makes of it.
-        if not config.layers:
-            return {}
-        bits, count = config.served_bits, sum(known)
-        final = 4 * count * width if bits is None else rows_bytes(bits, count, width)
-        return {"graph": graph_bytes, "final_vectors": final}
-
     return Recommender(
         make_fit=make_weighing_fit,
         make_probe_fit=lambda storage: make_fit(storage, probe, None, candidates, mesh=mesh),
         evaluate=evaluate,
         held_by_training=held_by_training,
-        serves_by=serves_by,
+        serves_by=functools.partial(_serves_by, config),
         init=lambda: jnp.zeros(len(BIAS_WEIGHTS)) if biased else (),
         ranking_bias=ranking_bias,
         describe=lambda remembered: {"bias_weight": BIAS_WEIGHTS[int(remembered.argmax())]} if biased else {},
-        serve=serve,
+        serve=functools.partial(_serve, config),
         fold_in=fold_neighbours,
     )
+
+
+def _serve(
+    config: FitConfig, storage: Storage, params, layout, segment, item_bias: jax.Array, remembered, width: int
+) -> Served:
+    """`Recommender.serve`: the vectors that propagation makes, in as many bits as they serve in."""
+    del remembered
+    served = serve_propagated(LightGcn(storage, config.layers), params, layout, segment, item_bias, width)
+    if config.served_bits is None:
+        return served
+    users, items = (round_rows(vectors, width, config.served_bits) for vectors in (served.users, served.items))
+    return served._replace(users=users, items=items)
+
+
+def _serves_by(config: FitConfig, known: tuple[int, int], graph_bytes: int, width: int) -> dict[str, int]:
+    """`Recommender.serves_by`: the graph, or the vectors that propagation makes of it."""
+    if not config.layers:
+        return {}
+    bits, count = config.served_bits, sum(known)
+    final = 4 * count * width if bits is None else rows_bytes(bits, count, width)
+    return {"graph": graph_bytes, "final_vectors": final}

@@ -24,8 +24,8 @@ from scall_jax import tables
 from scall_jax.config import Config
 from scall_jax.methods.embedding_phases import budget_totals
 from scall_jax.methods.registry import BASELINES
+from scall_jax.run import config_file, manifest, removal, text_files
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest
 from scall_jax.run.choices import (
     CANDIDATES,
     CHOICES,
@@ -236,7 +236,7 @@ def _run_candidates(
     """Run candidates and write what their leader served; this process has locked the folder of the candidates."""
     fits, reasons = fitting
     if run_folder.is_new(folder):
-        run_folder.start(folder, run_folder.identity_of(config, stream, key))
+        run_folder.start(folder, config_file.identity_of(config, stream, key))
     folders = {name: candidate_folder(folder, name) for name in found}
 
     def reach(name: str, count: int) -> Lines:
@@ -244,7 +244,7 @@ def _run_candidates(
             made = run(name, found[name], stream.first(fits[name]), folders[name], count)
         except Diverged as error:
             # Its lines end before the segment; the others go on.
-            reasons[name], made = str(error), run_folder.read_lines(folders[name] / manifest.GROWING)
+            reasons[name], made = str(error), text_files.read_lines(folders[name] / manifest.GROWING)
         # A folder that holds more segments, of a run that was not raced, is read as far.
         return made[:count]
 
@@ -255,8 +255,8 @@ def _run_candidates(
     parts = Parts(folders, lines, chosen, reasons, began)
     if not _is_composed(folder, parts, composed_lines(config, parts)):
         # What was composed before was of other candidates or segments. A first run has composed nothing.
-        run_folder.remove_run(folder)
-        run_folder.start(folder, run_folder.identity_of(config, stream, key))
+        removal.remove_run(folder)
+        run_folder.start(folder, config_file.identity_of(config, stream, key))
     with locked(folder), run_folder.named_errors(folder):
         return _compose(config, stream, folder, parts)
 
@@ -358,7 +358,7 @@ def _compose(config: Config, stream: Stream, folder: Path, parts: Parts) -> Line
     found = manifest.read(folder)
     if CHOICES not in found.files:
         names = copy_results(folder, parts)
-        run_folder.write_atomically(folder / manifest.GROWING, "".join(json.dumps(line) + "\n" for line in lines))
+        text_files.write_atomically(folder / manifest.GROWING, "".join(json.dumps(line) + "\n" for line in lines))
         manifest.write_durably(folder / CHOICES, text_of(parts))
         entries = manifest.entries(folder, [manifest.GROWING, CHOICES, *names])
         manifest.write(folder, found._replace(files=found.files | entries))
@@ -377,11 +377,11 @@ def remove(folder: Path) -> None:
     """
     with contextlib.ExitStack() as held:
         # All of it is held before anything is deleted: the folder that another process writes to may be the last one.
-        begun = run_folder.holds_something(folder)
+        begun = removal.holds_something(folder)
         if begun:
-            held.enter_context(run_folder.held(folder))
+            held.enter_context(removal.held(folder))
         found = [(place, held.enter_context(held_candidates(place))) for place in places(folder)]
         for place, parts in found:
             remove_held_candidates(place, parts)
         if begun:
-            run_folder.remove_held(folder)
+            removal.remove_held(folder)

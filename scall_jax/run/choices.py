@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scall_jax.run import folder as run_folder
-from scall_jax.run import manifest, records
+from scall_jax.run import manifest, records, removal, text_files
 from scall_jax.run.lock import NAME as LOCK
 from scall_jax.run.lock import locked
 from scall_jax.run.manifest import Manifest
@@ -79,9 +79,9 @@ def held_candidates(place: Path) -> Iterator[list[Path]]:
     """
     with contextlib.ExitStack() as held:
         held.enter_context(locked(place / CANDIDATES))
-        parts = [part for part in sorted((place / CANDIDATES).iterdir()) if run_folder.holds_something(part)]
+        parts = [part for part in sorted((place / CANDIDATES).iterdir()) if removal.holds_something(part)]
         for part in parts:
-            held.enter_context(run_folder.held(part))
+            held.enter_context(removal.held(part))
         yield parts
 
 
@@ -93,7 +93,7 @@ def remove_held_candidates(place: Path, parts: Sequence[Path]) -> None:
       parts: `held_candidates`.
     """
     for part in parts:
-        run_folder.remove_held(part)
+        removal.remove_held(part)
     (place / CANDIDATES / LOCK).unlink(missing_ok=True)
     for path in (*sorted((place / CANDIDATES).iterdir()), place / CANDIDATES, place):
         # Something else in a folder keeps it.
@@ -164,7 +164,7 @@ def read_choices(path: Path) -> dict[str, Any]:
       ValueError: the file lacks one of these.
     """
     names = ("leader", "segments", "left_out", "seconds", "began")
-    return run_folder.require(manifest.read_json(path), names, path)
+    return text_files.require(manifest.read_json(path), names, path)
 
 
 def leader_folder(folder: Path, found: Manifest) -> Path | None:
@@ -216,7 +216,7 @@ def describe(folder: Path) -> str:
     if path is None:
         raise ValueError(f"{folder} is no finished run of auto: --resume it, or name another folder")
     content = read_choices(path)
-    lines = run_folder.read_lines(folder / manifest.GROWING)
+    lines = text_files.read_lines(folder / manifest.GROWING)
     counted = {line["segment"] for line in records.averaged(lines)}
     segments = content["segments"]
     text = [

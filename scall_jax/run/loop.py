@@ -15,9 +15,11 @@ from scall_jax.config import Config
 from scall_jax.methods.phases import Bookkeeping, Method
 from scall_jax.methods.state import RunState
 from scall_jax.run import checkpoint, compilation, placement, process_memory, processes, records
-from scall_jax.run.folder import identity_of, named_errors, open_folder, store_segment
+from scall_jax.run.config_file import identity_of
+from scall_jax.run.folder import named_errors, open_folder
 from scall_jax.run.lock import locked
 from scall_jax.run.phases import CompiledPhases, OnPhase
+from scall_jax.run.segment_files import store_segment
 from scall_jax.run.step import Record, Run, make_run
 from scall_jax.streams import Segment, Stream
 from scall_jax.tables.table import nbytes

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from scall_jax.config import Config
 from scall_jax.methods.phases import Method
-from scall_jax.run import checkpoint, manifest
-from scall_jax.run import folder as run_folder
+from scall_jax.run import checkpoint, manifest, text_files
 from scall_jax.run.auto import feasible, run_as_far
 from scall_jax.run.choices import CHOICES, candidate_folder, choices_path, places, read_choices, remove_candidates
 from scall_jax.run.leaders import Parts, composed_lines, copy_results, text_of
@@ -107,11 +106,11 @@ class AutoRunner(NamedTuple):
         runs = {name: self.runs[name].at(candidate_folder(place, name)) for name in staying}
         for name, run in runs.items():
             copy_run(self.runs[name].folder, run.folder)
-            if len(run_folder.read_lines(run.folder / GROWING)) != update.first:
+            if len(text_files.read_lines(run.folder / GROWING)) != update.first:
                 raise ValueError(f"{self.runs[name].folder} has been changed meanwhile: open {folder} anew")
             if error := run_as_far(run.add_placed, new, update.first, fits[name]):
                 reasons[name] = str(error)
-        lines = {name: run_folder.read_lines(run.folder / GROWING) for name, run in runs.items()}
+        lines = {name: text_files.read_lines(run.folder / GROWING) for name, run in runs.items()}
         choices = [*self.choices, *successive_halving(lines, self.began, update.first)]
         if len(choices) < update.end:
             raise ValueError("; ".join(["no candidate of auto comes to an end", *reasons.values(), NONE_LEFT]))
@@ -120,7 +119,7 @@ class AutoRunner(NamedTuple):
         names = copy_results(folder, parts, update.first)
         found = composed_lines(self.config, parts, update.first)
         for line in found:
-            run_folder.append_line(folder / GROWING, line)
+            text_files.append_line(folder / GROWING, line)
             self.hooks.segment(line)
         manifest.write_durably(place / CHOICES, text_of(parts))
         stay = {name: runs[name] for name in survivors(choices[-1].valid, len(choices), self.began)}

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Protocol
 import polars as pl
 
 from scall_jax.config import Config
-from scall_jax.run import checkpoint, manifest
+from scall_jax.run import checkpoint, config_file, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.checkpoint import Snapshot
 from scall_jax.run.choices import CHOICES
-from scall_jax.run.folder import commit, named_errors, stays, write_segment
+from scall_jax.run.folder import commit, named_errors, stays
 from scall_jax.run.manifest import GROWING, Manifest, Update
 from scall_jax.run.programs import Programs
+from scall_jax.run.segment_files import write_segment
 from scall_jax.run.update_files import read_growing, read_kept, write_update
 from scall_jax.streams import Growing, Interactions, advance
 from scall_jax.streams.growing import Late
@@ -207,8 +208,8 @@ def read_run(folder: Path, checkpoints: bool = True) -> tuple[Config, Growing, i
       ValueError: the folder holds no finished run, or its stream cannot go on.
     """
     found = manifest.check(folder)
-    identity = run_folder.read_identity(folder / run_folder.CONFIG)
-    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    identity = config_file.read_identity(folder / config_file.CONFIG)
+    config = config_file.config_of(identity["config"], folder / config_file.CONFIG)
     lines = run_folder.recover(folder, found, checkpoints)
     if len(lines) != identity["stream"]["segments"]:
         segments = identity["stream"]["segments"]

@@ -7,7 +7,7 @@ import jax
 
 from scall_jax.config import Config
 from scall_jax.methods.phases import Method
-from scall_jax.run import checkpoint, choices, manifest, race
+from scall_jax.run import checkpoint, choices, config_file, manifest, race, text_files
 from scall_jax.run import folder as run_folder
 from scall_jax.run.choices import check_leader, leader_folder
 from scall_jax.run.programs import Programs
@@ -104,13 +104,13 @@ def _read_files(folder: Path) -> _Stored:
         parts = {name: choices.candidate_folder(path.parent, name) for name in race.running(content)}
         others = _read_candidates(folder, parts)
         return stored._replace(stream=stream, grown=grown, others=others, began=content["began"])
-    identity = run_folder.read_identity(folder / run_folder.CONFIG)
-    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    identity = config_file.read_identity(folder / config_file.CONFIG)
+    config = config_file.config_of(identity["config"], folder / config_file.CONFIG)
     lines = run_folder.finished_lines(folder, found)
     if not lines:
         raise ValueError(f"{folder} has no finished segment yet: wait for the run, or --resume it")
-    line = run_folder.require(lines[-1], _OF_A_LINE, folder / manifest.GROWING)
-    run_folder.require(identity["stream"], ("source", "segments", "fingerprint"), folder / run_folder.CONFIG)
+    line = text_files.require(lines[-1], _OF_A_LINE, folder / manifest.GROWING)
+    text_files.require(identity["stream"], ("source", "segments", "fingerprint"), folder / config_file.CONFIG)
     stream, grown = _stream(folder, found, len(lines))
     if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
@@ -152,8 +152,8 @@ def _read_candidates(folder: Path, parts: dict[str, Path]) -> dict[str, _Other] 
 
 def _read_candidate(folder: Path) -> _Other:
     found = manifest.check(folder)
-    identity = run_folder.read_identity(folder / run_folder.CONFIG)
-    config = run_folder.config_of(identity["config"], folder / run_folder.CONFIG)
+    identity = config_file.read_identity(folder / config_file.CONFIG)
+    config = config_file.config_of(identity["config"], folder / config_file.CONFIG)
     lines = run_folder.finished_lines(folder, found)
     total = race.faded(map(race.score, lines))
     return _Other(identity, config, total, checkpoint.read(folder / "checkpoints", len(lines) - 1))

@@ -1,7 +1,7 @@
 """Interactions to a Stream: order, cores, segment boundaries, parts of a segment, replay."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from scall_jax.streams import boundaries, row_order
 from scall_jax.streams.divide import divide
@@ -77,25 +77,14 @@ def cut(
     (4, Bounds(start=250, train=425, valid=450, end=500))
     """
     _check(max_segments, replay, replay_by, published, seed)
-    if sum(rule is not None for rule in (new_entities, segments, rows, at)) > 1:
+    where = _Where(new_entities, segments, rows, at)
+    if sum(rule is not None for rule in where) > 1:
         rules = f"{option('new_entities')}, {option('segments')}, {option('rows')} and {option('at')}"
         raise ValueError(f"give one of {rules}")
     kept = row_order.k_core(interactions, k_core) if k_core else interactions
     split = _PUBLISHED_SPLIT if published else split
     stream = _in_order(kept, shuffle_ties, seed, select_on_test=split[1] == 0)
-    count = len(stream.user)
-    how: list[str] = []
-    if at is not None:
-        edges = boundaries.edges_by_time(stream.time, at, stream.source)
-    elif segments == "auto":
-        edges, explained = edges_with_enough_users(stream, split, align=not published)
-        how.append(explained)
-    elif segments is not None:
-        edges = boundaries.edges_of_equal_parts(count, segments, stream.source)
-    elif rows is not None:
-        edges = boundaries.edges_of_rows(count, rows, stream.source)
-    else:
-        edges = boundaries.edges_by_arrivals(stream.user, stream.item, new_entities)
+    edges, how = _edges(stream, where, split, align=not published)
     edges = edges[: None if max_segments is None else max_segments + 1]
     by_arrivals = at is None and segments is None and rows is None
     rule = Rule(
@@ -110,6 +99,7 @@ def cut(
     )
     bounds, replayed = divide(rule, stream.user, stream.item, stream.time, edges, seed, stream.source)
     waits = rows is not None and max_segments is None
+    count = len(stream.user)
     if waits and edges[-1] < count:
         left = f"the last {count - edges[-1]:,} rows are too few for a segment of {rows:,}"
         how.append(f"{left}, and {WAITS}")
@@ -127,6 +117,32 @@ def _check(max_segments: int | None, replay: float, replay_by: str, published: b
     if published and replay >= 4:
         reason = f"below 4 with {option('published')}, where replayed rows are among the 80% trained on"
         raise ValueError(f"{option('replay')}={replay}: {reason}")
+
+
+class _Where(NamedTuple):
+    """Where segments start: at most one of these, as `cut` takes them."""
+
+    new_entities: int | None
+    segments: int | Literal["auto"] | None
+    rows: int | None
+    at: Sequence[Any] | None
+
+
+def _edges(
+    stream: Stream, where: _Where, split: tuple[float, float, float], align: bool
+) -> tuple[list[int], list[str]]:
+    """First rows of all segments and the end, and notes that say how they were chosen."""
+    count = len(stream.user)
+    if where.at is not None:
+        return boundaries.edges_by_time(stream.time, where.at, stream.source), []
+    if where.segments == "auto":
+        edges, explained = edges_with_enough_users(stream, split, align)
+        return edges, [explained]
+    if where.segments is not None:
+        return boundaries.edges_of_equal_parts(count, where.segments, stream.source), []
+    if where.rows is not None:
+        return boundaries.edges_of_rows(count, where.rows, stream.source), []
+    return boundaries.edges_by_arrivals(stream.user, stream.item, where.new_entities), []
 
 
 def _in_order(interactions: Interactions, shuffle_ties: bool, seed: int, select_on_test: bool) -> Stream:

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scall_jax.ops.indexing import take
+
 WIDTHS = (64, 32, 16)
 """Columns of a block. A sparse product 32 columns wide costs no more than one 16 wide, and one 64 wide half of four."""
 
@@ -87,3 +89,30 @@ def make_layout(sizes: jax.Array, users: int, maximum: int) -> Layout:
     sides = sizes[:users], sizes[users:nodes]
     largest = jnp.stack([side.max(initial=own) for side, own in zip(sides, sizes[nodes:], strict=True)])
     return Layout(sizes, order, jnp.where(sizes[:nodes] > 0, position[:nodes], shared), starts, largest)
+
+
+def column_and_rank(starts: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which column each coordinate of the pool is in, and which of the column's vectors it belongs to.
+
+    Args:
+      starts: i32[K + 1], where K adjacent columns begin, and where the last of them ends: `Layout.starts`, or a part of
+        it.
+      at: i32[...] >= 0, places in the pool.
+
+    Returns:
+      bool[...], whether a coordinate of these columns lies there; i32[...], its column, from 0 for the first of the K;
+      i32[...], the place of its vector in `Layout.order`. Where none lies, the last two are 0.
+
+    The first column has three vectors, the second two and the third one:
+
+    >>> exists, column, rank = column_and_rank(jnp.array([0, 3, 5, 6]), jnp.array([2, 3, 5, 6]))
+    >>> exists.tolist(), column.tolist(), rank.tolist()
+    ([True, True, True, False], [0, 1, 2, 0], [2, 0, 0, 0])
+    """
+    chex.assert_rank(starts, 1)
+    chex.assert_type([starts, at], jnp.int32)
+    exists = (at >= starts[0]) & (at < starts[-1])
+    # Of columns that begin at one place, the last one alone may have vectors.
+    found = jnp.searchsorted(starts, jnp.where(exists, at, starts[0]), side="right").astype(jnp.int32) - 1
+    column = jnp.where(exists, found, 0)
+    return exists, column, jnp.where(exists, at - take(starts, column), 0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from scall_jax.ops.backend import by_backend
 from scall_jax.ops.devices import MeshConfig, number, part_of, together
 from scall_jax.ops.indexing import ceil_div, dynamic_slice, dynamic_update_slice, take
-from scall_jax.tables.layout import Layout
+from scall_jax.tables.layout import Layout, column_and_rank
 from scall_jax.tables.table import Table
 
 
@@ -55,9 +55,8 @@ def _update(mesh: MeshConfig, parts, layout: Layout, first, values: jax.Array, r
         # A chunk that would end beyond the part is moved back, over places that have been changed or come before.
         at = jnp.minimum(wanted, length - chunk)
         within = at + jnp.arange(chunk, dtype=jnp.int32)
-        place = own + within
-        column = jnp.clip(jnp.searchsorted(starts, place, side="right").astype(jnp.int32) - 1, 0, count - 1)
-        rank = jnp.clip(place - starts[column], 0, layout.order.shape[0] - 1)
+        # Some of the chunk's places may be of columns before these or after them.
+        _, column, rank = column_and_rank(starts, own + within)
         vector = take(layout.order, rank)
         value = values[vector, column]
         if weighted_buffer is not None:

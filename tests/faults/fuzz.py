@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from scall_jax import Config, streams
-from scall_jax.run import folder as run_folder
+from scall_jax.run import config_file
 from scall_jax.serving import reader
 from tests.faults.outcomes import EXACT, FAILURE, Outcome
 
@@ -101,14 +101,14 @@ def config_target(data: bytes) -> None:
     path = _place() / "config.json"
     path.write_bytes(data)
     try:
-        stored = run_folder.read_identity(path)
-        config = run_folder.config_of(stored["config"], path)
+        stored = config_file.read_identity(path)
+        config = config_file.config_of(stored["config"], path)
     except ValueError as error:
         _refused_well(error, "config.json")
         return
     if not isinstance(config, Config):
         raise Wrong(f"{config!r} is no configuration")
-    again = run_folder.config_of(json.loads(json.dumps(dataclasses.asdict(config))), path)
+    again = config_file.config_of(json.loads(json.dumps(dataclasses.asdict(config))), path)
     if json.dumps(dataclasses.asdict(again)) != json.dumps(dataclasses.asdict(config)):
         raise Wrong(f"{config} comes back as {again}")
 
@@ -119,7 +119,8 @@ def flags_target(data: bytes) -> None:
     import io
 
     from scall_jax.cli.cli import cli
-    from scall_jax.cli.flags import Main, make_config
+    from scall_jax.cli.flags import Main
+    from scall_jax.cli.method_flags import make_config
 
     words = [word for word in data.decode("utf-8", "replace").replace("\0", "").split("\n") if word]
     silent = io.StringIO()
@@ -263,8 +264,8 @@ _STREAMS = tuple(
 INSTRUMENTED = {
     "reader": _STREAMS,
     "rows": _STREAMS,
-    "config": ("scall_jax.run.folder", "scall_jax.config"),
-    "flags": ("scall_jax.cli.flags", "scall_jax.cli.cli"),
+    "config": ("scall_jax.run.config_file", "scall_jax.config"),
+    "flags": ("scall_jax.cli.flags", "scall_jax.cli.method_flags", "scall_jax.cli.cli"),
     "model": ("scall_jax.serving.reader",),
 }
 """Modules whose branches guide the search."""

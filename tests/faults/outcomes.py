@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import polars as pl
 
+from scall_jax.run import config_file, records, text_files
 from scall_jax.run import folder as run_folder
-from scall_jax.run import records
 
 EXACT = "exact"
 """The answer is bit for bit the one without the fault."""
@@ -103,10 +103,10 @@ _TIMES = ("seconds", "peak_rss", "disk_bytes")
 
 def contents(folder: Path) -> dict[str, Any]:
     """Everything that a run has left, without what differs from one execution to the next, as a nested dictionary."""
-    lines = run_folder.read_lines(folder / "metrics.jsonl")
+    lines = text_files.read_lines(folder / "metrics.jsonl")
     found: dict[str, Any] = {
         "lines": [{k: v for k, v in line.items() if k not in records.VOLATILE} for line in lines],
-        "config": json.loads((folder / run_folder.CONFIG).read_text()),
+        "config": json.loads((folder / config_file.CONFIG).read_text()),
     }
     for path in sorted(folder.glob("*/segment-*.npz")):
         with np.load(path) as stored:

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 import scall_jax
+from scall_jax.run import config_file, loop, manifest, removal
 from scall_jax.run import folder as run_folder
-from scall_jax.run import loop, manifest
 from scall_jax.serving import reader
 from tests.faults import damage, kills, places
 from tests.faults.outcomes import EXACT, FAILURE, REFUSED, contents, observe
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_while_its_folder_was_made_starts_and_one_that_los
     popularity, tmp_path
 ):
     stream, config = places.tiny_stream(), places.CONFIGS["popularity"]
-    identity = run_folder.identity_of(config, stream, places.KEY)
+    identity = config_file.identity_of(config, stream, places.KEY)
     for left in (["manifest.json.tmp"], ["manifest.json"], ["manifest.json", "config.json.tmp"]):
         folder = tmp_path / "-".join(left)
         run_folder.start(folder, identity)
@@ -98,14 +98,14 @@ def test_a_run_that_was_killed_while_its_folder_was_made_starts_and_one_that_los
         for path in [path for path in folder.iterdir() if path.name not in left]:
             path.unlink()
         assert run_folder.open_folder(folder, config, stream, places.KEY) == []
-        run_folder.remove_run(folder)
+        removal.remove_run(folder)
         assert not list(folder.iterdir())
     with damage.copy_of(popularity[0].folder, tmp_path / "copy") as folder:
-        config_file = (folder / "config.json").rename(tmp_path / "config.json")
+        config_path = (folder / "config.json").rename(tmp_path / "config.json")
         found = observe("lost", "", lambda: popularity[0].answer(folder), None, ["config.json is missing"])
         assert found.kind == REFUSED
         # Nothing has been lost with it.
-        config_file.rename(folder / "config.json")
+        config_path.rename(folder / "config.json")
         assert popularity[0].answer(folder) == contents(popularity[0].folder.parent / "whole")
 
 

@@ -76,36 +76,7 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         return SearchState(policy_state, jnp.float32(1), jnp.float32(0), space.init())
 
     def plan(context: SegmentContext, key: jax.Array) -> Planned:
-        # Nothing has been searched before segment 0: its sizes are uniform, as published.
-        state, segment, storage = context.state, context.segment, context.storage
-        observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
-        action = agreed(config.mesh, policy_for(storage.width).greedy(state.planner.policy, observation))
-        meaning = space.meaning(context, state.planner.space)
-
-        def own_sizes(total: jax.Array) -> jax.Array:
-            return jax.lax.cond(
-                segment.index > 0,
-                lambda: meaning.sizes(key, total, action),
-                lambda: ALLOCATORS["uniform"](config.sizes)(key, segment, total),
-            )
-
-        new_plan = context.spend(own_sizes)
-        start_by_action = meaning.start
-        # What is recorded is the action that sizes come from.
-        taken = jnp.where(segment.index > 0, action, no_action(config))
-        if start_by_action is None:
-            return Planned(new_plan, taken)
-        table_key = context.keys().table
-
-        def usual() -> Any:
-            return to_buffer(storage, context.warm_params(new_plan, table_key), config.mesh)
-
-        start = jax.lax.cond(
-            segment.index > 0,
-            lambda: start_by_action(action, new_plan, usual),
-            usual,
-        )
-        return Planned(new_plan, taken, start)
+        return _plan(context, key, space, policy_for(context.storage.width))
 
     def search(context: SegmentContext) -> tuple[RunState, SearchRecord]:
         planner_state = context.state.planner
@@ -119,6 +90,42 @@ def scall_planner(name: str, config: Config, on_probes: OnProbes | None = None) 
         return start, held, held_by_probes(context, config.search.probes_at_once)
 
     return searching_planner(config, init, plan, search, search_holds)
+
+
+def _plan(context: SegmentContext, key: jax.Array, space: ActionSpace, policy: policies.Policy) -> Planned:
+    """The plan by the action that the policy thinks best.
+
+    Nothing has been searched before segment 0: its sizes are uniform, as published.
+    """
+    config, state, segment = context.config, context.state, context.segment
+    observation = observe(context, context.stored_params(), state.plan, state.planner.ratio)
+    action = agreed(config.mesh, policy.greedy(state.planner.policy, observation))
+    meaning = space.meaning(context, state.planner.space)
+
+    def own_sizes(total: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            segment.index > 0,
+            lambda: meaning.sizes(key, total, action),
+            lambda: ALLOCATORS["uniform"](config.sizes)(key, segment, total),
+        )
+
+    new_plan = context.spend(own_sizes)
+    # What is recorded is the action that sizes come from.
+    taken = jnp.where(segment.index > 0, action, no_action(config))
+    return Planned(new_plan, taken, _start_of_fit(context, meaning, action, new_plan))
+
+
+def _start_of_fit(context: SegmentContext, meaning: Meaning, action: jax.Array, plan: Any) -> Any:
+    """Parameters that the fit starts from, where actions say so; None for those carried over."""
+    start_by_action = meaning.start
+    if start_by_action is None:
+        return None
+    table_key = context.keys().table
+
+    def usual() -> Any:
+        return to_buffer(context.storage, context.warm_params(plan, table_key), context.config.mesh)
+
+    return jax.lax.cond(context.segment.index > 0, lambda: start_by_action(action, plan, usual), usual)
 
 
 class _SearchCarry(NamedTuple):

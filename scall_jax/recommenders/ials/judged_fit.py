@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.recommenders.bias_weight import Fitted, fitness_by_weight
-from scall_jax.recommenders.buffers import as_served, to_stored
+from scall_jax.recommenders.buffers import as_would_be_served
 from scall_jax.recommenders.fit_result import Fit, FitResult
 from scall_jax.recommenders.ials.choice import RANKING_WEIGHTS, Chosen, Grid, hyper_of
 from scall_jax.recommenders.ials.config import IalsConfig
@@ -140,10 +140,7 @@ def _judged(
     setting: Setting, storage: Storage, solution: Solution, layout, segment: Segment, item_bias: jax.Array
 ) -> FitResult:
     """A solution with its fitness on valid, as what is stored of it ranks."""
-    served, params = storage, solution.params
-    if storage.rounds:
-        mesh = setting.mesh
-        served, params = as_served(storage, to_stored(storage, params, layout, mesh), layout, mesh)
+    served, params = as_would_be_served(storage, solution.params, layout, setting.mesh)
     sampled, candidates = _sampled(setting, segment), setting.judging.candidates
     (metrics,) = evaluate(setting.mesh, served, params, layout, segment, [sampled], item_bias, candidates=candidates)
     # The last half sweep has the users' own half-life, so that its loss is another one.

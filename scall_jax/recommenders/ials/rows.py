@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from scall_jax.ops.devices import ONE, MeshConfig, ask, number, part_of, places
 from scall_jax.ops.indexing import dynamic_slice, dynamic_update_slice, take
 from scall_jax.tables.column_blocks import gather_all, shared_max, write
-from scall_jax.tables.layout import Layout
+from scall_jax.tables.layout import Layout, column_and_rank
 from scall_jax.tables.table import Params, Table
 
 _AT_ONCE = 2**14
@@ -161,10 +161,8 @@ def _in_rows(rows: RowLayout, layout: Layout) -> _Source:
     """Where the coordinates at places of a packed table lie in the pool."""
 
     def source(at: jax.Array) -> tuple[jax.Array, jax.Array]:
-        exists = at < layout.starts[-1]
-        column = jnp.searchsorted(layout.starts, jnp.where(exists, at, 0), side="right").astype(jnp.int32) - 1
-        vector = take(layout.order, jnp.where(exists, at - take(layout.starts, column), 0))
-        return take(rows.first, vector) + column, exists
+        exists, column, rank = column_and_rank(layout.starts, at)
+        return take(rows.first, take(layout.order, rank)) + column, exists
 
     return source
 

@@ -97,6 +97,12 @@ def pair_loss(own: jax.Array, clicks: jax.Array, exposures: jax.Array, bias: tup
     return jnp.where(weight.sum() > 0, ranking / jnp.maximum(weight.sum(), 1.0) + l2 * norms, 0.0)
 
 
+def _nodes_of(block: Block, users: int) -> jax.Array:
+    """The user, the clicks and the non-clicks, i32[1 + P + M]; the first item in places that are not in use."""
+    items, others = jnp.maximum(block.clicks, 0), jnp.maximum(block.exposures, 0)
+    return jnp.concatenate([block.user[None], items + users, others + users])
+
+
 def make_update(storage: Storage, config: SarosConfig, layout: StorageLayout, item_bias: jax.Array):
     """Build the update by a block: one step by all its pairs, or a step by each click, as `SarosConfig.update` says.
 
@@ -111,40 +117,40 @@ def make_update(storage: Storage, config: SarosConfig, layout: StorageLayout, it
     """
     read, users = reader(storage, layout), storage.nodes - item_bias.shape[0]
 
-    def nodes_of(block: Block) -> jax.Array:
-        items, others = jnp.maximum(block.clicks, 0), jnp.maximum(block.exposures, 0)
-        return jnp.concatenate([block.user[None], items + users, others + users])
-
     def of_vectors(own: jax.Array, block: Block, clicks: jax.Array) -> jax.Array:
         bias = take(item_bias, jnp.maximum(block.clicks, 0)), take(item_bias, jnp.maximum(block.exposures, 0))
         exposures = (block.exposures != NOBODY).astype(jnp.float32)
         return pair_loss(own, clicks, exposures, bias, config.l2)
 
     def objective(params: Params, block: Block, clicks: jax.Array) -> jax.Array:
-        loss = of_vectors(read(params, nodes_of(block)), block, clicks)
+        loss = of_vectors(read(params, _nodes_of(block, users)), block, clicks)
         return loss if storage.penalty is None else loss + storage.penalty(params, layout)
 
-    def changed(params: Params, block: Block, clicks: jax.Array, rate: jax.Array) -> tuple[Params, jax.Array]:
+    def descend(params: Params, block: Block, clicks: jax.Array, rate: jax.Array) -> tuple[Params, jax.Array]:
         """A step of plain descent, which touches the block's vectors alone where the storage has a table."""
         if storage.table is None or storage.penalty is not None:
             loss, gradient = jax.value_and_grad(objective)(params, block, clicks)
             return jax.tree.map(lambda p, d: p - rate * d, params, gradient), loss
-        nodes = nodes_of(block)
+        nodes = _nodes_of(block, users)
         loss, gradient = jax.value_and_grad(of_vectors)(read(params, nodes), block, clicks)
         return storage.table.add(params, layout, nodes, -rate * gradient), loss
+
+    def descend_with_momentum(
+        state: Learned, block: Block, clicks: jax.Array, counts: jax.Array, rate: jax.Array
+    ) -> tuple[Params, Params, jax.Array]:
+        mu = config.momentum
+        loss, gradient = jax.value_and_grad(objective)(state.params, block, clicks)
+        # A block without a pair makes no update, so that its momentum stays as it is.
+        momentum = jax.tree.map(lambda m, g: jnp.where(counts, mu * m + (1 - mu) * g, m), state.momentum, gradient)
+        return jax.tree.map(lambda p, d: p - rate * d, state.params, momentum), momentum, loss
 
     def step(state: Learned, block: Block, clicks: jax.Array, place: jax.Array) -> Learned:
         counts = (clicks.sum() > 0) & (block.exposures != NOBODY).any()
         rate = jnp.where(counts, config.learning_rate, 0.0)
-        momentum = state.momentum
         if config.momentum:
-            mu = config.momentum
-            loss, gradient = jax.value_and_grad(objective)(state.params, block, clicks)
-            # A block without a pair makes no update, so that its momentum stays as it is.
-            momentum = jax.tree.map(lambda m, g: jnp.where(counts, mu * m + (1 - mu) * g, m), momentum, gradient)
-            params = jax.tree.map(lambda p, d: p - rate * d, state.params, momentum)
+            params, momentum, loss = descend_with_momentum(state, block, clicks, counts, rate)
         else:
-            params, loss = changed(state.params, block, clicks, rate)
+            momentum, (params, loss) = state.momentum, descend(state.params, block, clicks, rate)
         bad = jnp.where((state.bad < 0) & ~jnp.isfinite(loss), place, state.bad)
         return state._replace(
             params=params,

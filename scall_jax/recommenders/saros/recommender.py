@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from scall_jax.ops.keys import Purpose, derive
-from scall_jax.recommenders.buffers import as_served, from_buffer, to_buffer
+from scall_jax.recommenders.buffers import as_would_be_served, from_buffer, to_buffer
 from scall_jax.recommenders.fit_result import FitResult
 from scall_jax.recommenders.judge import evaluate_params, first_users
 from scall_jax.recommenders.lightgcn import LightGcn
@@ -174,9 +174,7 @@ def _one_pass(
     blocks = with_exposures(derive(data.key, Purpose.TRAINING_STEP, state.passes), data.blocks, data.segment)
     learned = state.learned._replace(loss=jnp.float32(0), updates=jnp.int32(0))
     learned = learning.learn(storage, config, learned, data.layout, blocks, data.item_bias, met)
-    served, params = storage, to_buffer(storage, learned.params)
-    if storage.rounds:
-        served, params = as_served(storage, storage.store(learned.params, data.layout), data.layout)
+    served, params = as_would_be_served(storage, to_buffer(storage, learned.params), data.layout)
     (metrics,) = evaluate_params(
         LightGcn(served, 0), params, data.layout, data.segment, [data.sampled], data.item_bias, candidates=candidates
     )

@@ -25,7 +25,7 @@ from scall_jax.ops.devices import ONE, MeshConfig
 from scall_jax.ops.indexing import div, dynamic_slice, dynamic_update_slice, rem, take
 from scall_jax.tables.compressed.bit_packing import pack_codes, unpack_codes
 from scall_jax.tables.compressed.low_precision import Rounding, rounded
-from scall_jax.tables.layout import Layout
+from scall_jax.tables.layout import Layout, column_and_rank
 from scall_jax.tables.sized import in_equal_parts
 from scall_jax.tables.storage import Exported, Sides, Storage, StorageFactory, most_spent, size_bytes, with_room
 
@@ -279,7 +279,7 @@ def decode_part(coded: Coded, layout: Layout, begin: jax.Array | int, length: in
         # A last block that would end beyond the part is moved back.
         first = jnp.minimum(index * count, length - count)
         at = begin + first + jnp.arange(count, dtype=jnp.int32)
-        exists, rank = _vectors_at(layout, at)
+        exists, _, rank = column_and_rank(layout.starts, at)
         planes = take(coded.codes, jnp.where(exists, div(at, 8), 0)).astype(jnp.int32)
         bit = (planes >> rem(at, 8)[:, None]) & 1
         code = (bit << jnp.arange(bits, dtype=jnp.int32)[None, :]).sum(1, dtype=jnp.int32)
@@ -287,13 +287,6 @@ def decode_part(coded: Coded, layout: Layout, begin: jax.Array | int, length: in
         return dynamic_update_slice(part, jnp.where(exists, values, 0.0), (first,))
 
     return jax.lax.fori_loop(0, -(-length // count), block, jnp.zeros(length))
-
-
-def _vectors_at(layout: Layout, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether coordinates lie at places i32[n] of the pool, and the place of each one's vector in `Layout.order`."""
-    exists = at < layout.starts[-1]
-    column = jnp.searchsorted(layout.starts, jnp.where(exists, at, 0), side="right").astype(jnp.int32) - 1
-    return exists, jnp.where(exists, at - take(layout.starts, column), 0)
 
 
 def _codes_of_parts(part: jax.Array, layout: Layout, scales: jax.Array, top: jax.Array, bits: int, mesh: MeshConfig):
@@ -311,7 +304,7 @@ def _codes_of_parts(part: jax.Array, layout: Layout, scales: jax.Array, top: jax
         def answer(first: jax.Array) -> jax.Array:
             return devices.part_of(mesh, part, first + jnp.arange(8 * count, dtype=jnp.int32))
 
-        x, (exists, rank) = devices.ask(mesh, at[0], answer), _vectors_at(layout, at)
+        x, (exists, _, rank) = devices.ask(mesh, at[0], answer), column_and_rank(layout.starts, at)
         code = _code_of(x, limit_of(take(scales, rank), top) / half, half) + half
         code = jnp.where(exists, code, 0.0).astype(jnp.uint8)
         return dynamic_update_slice(packed, pack_codes(code, bits), (first, 0))

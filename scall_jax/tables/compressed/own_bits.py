@@ -17,7 +17,7 @@ import numpy as np
 
 from scall_jax.tables import size_codes
 from scall_jax.tables.compressed.few_bits import BITS, best_scales, limit_of, quantised
-from scall_jax.tables.layout import Layout
+from scall_jax.tables.layout import Layout, column_and_rank
 from scall_jax.tables.packed import packed
 from scall_jax.tables.sized import all_sizes, sized, sizes_in_use
 from scall_jax.tables.storage import Exported, Previous, Sides, Storage, StorageFactory
@@ -101,9 +101,8 @@ def _joined(sizes, bits):
 
 def _ranks(layout: BitLayout, capacity: int) -> tuple[jax.Array, jax.Array]:
     """Place i32[capacity] in `order` of the vector that each coordinate belongs to, and whether it is in use."""
-    at = jnp.arange(capacity, dtype=jnp.int32)
-    column = jnp.searchsorted(layout.starts, at, side="right") - 1
-    return jnp.minimum(at - layout.starts[column], layout.order.shape[0] - 1), at < layout.starts[-1]
+    used, _, rank = column_and_rank(layout.starts, jnp.arange(capacity, dtype=jnp.int32))
+    return rank, used
 
 
 def _places(layout: BitLayout, capacity: int) -> tuple[jax.Array, jax.Array]:
