@@ -14,7 +14,9 @@ import pytest
 
 import scall_jax
 from scall_jax import Budget, Config, run_segments, streams
+from scall_jax.analysis import comparison
 from scall_jax.cli.follow import follow_command
+from scall_jax.cli.main import main
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
 from scall_jax.run.follow import Pace, Start, follow
@@ -154,6 +156,23 @@ def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
             follow(source(written(tmp_path / "wrong.csv", wrong)), other, None, ONCE)
     with pytest.raises(ValueError, match="holds no run"):
         follow(source(path), tmp_path / "nothing", None, ONCE)
+
+
+def test_update_adds_nothing_to_a_folder_that_is_followed_and_finishes_it(followed, tmp_path, capsys):
+    folder, live, more = followed[0], tmp_path / "live", [(u, i, t + 10**6) for u, i, t in ROWS[:200]]
+    shutil.copytree(folder, live)
+    tomorrow = written(tmp_path / "tomorrow.csv", more)
+    with pytest.raises(SystemExit):
+        main(["update", str(live), "--data", str(tomorrow), "--no-compilation-cache"])
+    assert "goes on with scall-jax follow" in capsys.readouterr().err
+    assert rows_in(live) == ROWS
+    with pytest.raises(ValueError, match="scall-jax update, without --data"):
+        comparison.read_run(live)
+    main(["update", str(live), "--no-compilation-cache"])
+    assert comparison.read_run(live).summary["method"] == "popularity-decayed" and (live / "report.html").exists()
+    grown = written(tmp_path / "events.csv", [*ROWS, *more])
+    assert follow(source(grown), live, START, ONCE) == 1200
+    assert rows_in(live) == [*ROWS, *more]
 
 
 def test_a_last_row_without_an_end_of_its_line_is_said(tmp_path):

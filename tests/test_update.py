@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
+from scall_jax.cli import update_command
 from scall_jax.cli.main import main
 from scall_jax.cli.update_command import unknown_rows
 from scall_jax.methods.registry import method_of
@@ -364,6 +365,31 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["updat"])
     assert "did you mean update?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("it is being written")])
+def test_an_error_after_the_commit_says_that_the_rows_count(error, folder, rows, tmp_path, capsys, monkeypatch):
+    part, path = _part(rows, 1000, 1100), tmp_path / "rows.csv"
+    users, items = part.user_ids.gather(part.user), part.item_ids.gather(part.item)
+    pl.DataFrame({"user": users, "item": items, "timestamp": part.time}).write_csv(path)
+
+    def fails(*arguments):
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(update_command, "finish_run", fails)
+        main(["update", str(folder), "--data", str(path), "--no-compilation-cache"])
+    said = capsys.readouterr().err
+    assert "the 100 new rows were added, and are not to be added again" in said and said.count("\n") == 1
+    with update.opened(folder) as run:
+        assert len(run.growing.waiting) == 50
+    assert not (folder / run_folder.SUMMARY).exists()
+    # What is said ends the work, and adds nothing.
+    main(["update", str(folder), "--no-compilation-cache"])
+    assert "summary and the report" in capsys.readouterr().out
+    assert (folder / run_folder.SUMMARY).exists() and (folder / "report.html").exists()
+    with update.opened(folder) as run:
+        assert len(run.growing.waiting) == 50
 
 
 def test_the_command_finds_new_rows_behind_those_of_the_run_that_are_earlier_than_its_last(folder, rows):
