@@ -1,5 +1,6 @@
 """Following a source: each row counts once wherever the process ended, and readers find whole models."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +20,9 @@ from scall_jax.cli.follow import follow_command
 from scall_jax.cli.main import main
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
+from scall_jax.run import follow as follow_module
 from scall_jax.run.follow import Pace, Start, follow
+from scall_jax.run.lock import locked
 from scall_jax.run.update import opened
 from scall_jax.run.update_files import read_growing
 from scall_jax.streams.following import GrowingFile, StandardInput
@@ -156,6 +159,30 @@ def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
             follow(source(written(tmp_path / "wrong.csv", wrong)), other, None, ONCE)
     with pytest.raises(ValueError, match="holds no run"):
         follow(source(path), tmp_path / "nothing", None, ONCE)
+
+
+@pytest.mark.parametrize("keeps_on", [True, False])
+def test_a_second_follower_leaves_the_first_one_its_lock(tmp_path, monkeypatch, keeps_on):
+    """The second has found no run yet when the first one begins it."""
+    path, live, first = written(tmp_path / "events.csv", ROWS[:400]), tmp_path / "live", follow_module._first_segment
+    with contextlib.ExitStack() as held:
+
+        def slow(*arguments):
+            monkeypatch.setattr(follow_module, "_first_segment", first)
+            follow(source(path), live, START, ONCE)
+            if keeps_on:
+                held.enter_context(opened(live))
+            return first(*arguments)
+
+        monkeypatch.setattr(follow_module, "_first_segment", slow)
+        said = "is being written by process" if keeps_on else "another process has begun meanwhile"
+        with pytest.raises(ValueError, match=said):
+            follow(source(path), live, START, ONCE)
+        if keeps_on:
+            with pytest.raises(ValueError, match="is being written by"), locked(live):
+                pass
+    assert rows_in(live) == ROWS[:400] and sorted(x.name for x in tmp_path.iterdir()) == ["events.csv", "live"]
+    assert follow(source(path), live, START, ONCE) == 400
 
 
 def test_update_adds_nothing_to_a_folder_that_is_followed_and_finishes_it(followed, tmp_path, capsys):

@@ -5,6 +5,7 @@ is killed at any moment goes on behind the last row that counts. No commit compl
 segment is run on does not depend on how the rows came, nor on where the process was stopped before.
 """
 
+import contextlib
 import os
 import time
 import warnings
@@ -19,7 +20,9 @@ import polars as pl
 from scall_jax import streams
 from scall_jax.config import Config
 from scall_jax.run import auto, manifest
+from scall_jax.run.folder import named_errors
 from scall_jax.run.lock import NAME as LOCK
+from scall_jax.run.lock import locked
 from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
 from scall_jax.run.programs import Programs
 from scall_jax.run.update import OpenRun, opened
@@ -216,8 +219,8 @@ def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks)
 
     It is made under another name and moved as a whole, since a folder that lacks the offset could not go on.
     """
-    if folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+    if folder.exists():
+        _refuse_filled(folder)
     if start.config.method != auto.NAME:
         Programs(start.config)  # A method that cannot go on is refused before anything is read.
     found = _first_rows(source, start, pace)
@@ -229,12 +232,34 @@ def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks)
     rows = streams.from_arrays(first["user"], first["item"], first["time"].to_numpy(), source.name)
     stream = streams.cut(rows, seed=start.seed, **start.cut)
     line = _first_segment(start, stream, making, hooks)
-    with opened(making, hooks=hooks) as run:
-        run.add(rest, offset=offset)
-        (folder / LOCK).unlink(missing_ok=True)
+    try:
+        with opened(making, hooks=hooks) as run:
+            run.add(rest, offset=offset)
+            _put_in_place(making, folder)
+    except ValueError:
+        with contextlib.suppress(ValueError, OSError):
+            auto.remove(making)
+            making.rmdir()
+        raise
+    return line
+
+
+def _refuse_filled(folder: Path) -> None:
+    """Check that nothing but a lock is in a folder in which a run is to be begun."""
+    if (folder / manifest.NAME).exists():
+        raise ValueError(f"{folder} holds a run that another process has begun meanwhile: the same command goes on")
+    if any(file.name != LOCK for file in folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+
+
+def _put_in_place(making: Path, folder: Path) -> None:
+    """Move a run, which is locked where it was made, to its folder."""
+    with named_errors(folder, "nothing was begun; choose another folder, or start again"), locked(folder):
+        # Another process may have begun a run here since the first look, and may keep it up: its lock must stay.
+        _refuse_filled(folder)
+        (folder / LOCK).unlink()
         os.replace(making, folder)
         manifest.sync_folder(folder.parent)
-    return line
 
 
 def _first_segment(start: Start, stream: streams.Stream, folder: Path, hooks: Hooks) -> dict[str, Any]:
