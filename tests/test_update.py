@@ -322,6 +322,24 @@ def test_an_updated_model_is_that_of_the_updated_folder(folder, rows):
     _assert_same_model(first, first.update(_part(rows, 0, 0)))
 
 
+def test_a_model_knows_the_held_out_rows_of_its_last_segment_where_nothing_waits(folder, rows):
+    """As one that is served while a follower adds rows; a run that has ended is as its last evaluation was."""
+    finished = load(folder)
+    with update.opened(folder) as run:
+        run.add(_part(rows, 1000, 1050))
+        assert run.growing.stream.bounds[-1].end == 1050 and not len(run.growing.waiting)
+    model = load(folder)
+    found = model.recommend(model.users.ids, k=80)
+    met = pl.DataFrame(
+        {
+            "user": _part(rows, 0, 1050).user_ids.gather(rows.user[:1050]),
+            "item": rows.item_ids.gather(rows.item[:1050]),
+        }
+    )
+    assert not len(found.join(met, on=["user", "item"]))
+    _assert_same_model(finished.update(_part(rows, 1000, 1050)), model)
+
+
 def test_rows_that_wait_count_until_their_segment_is_complete(folder, rows):
     model = load(folder)
     item, other = model.items.ids[7], model.recommend(["nobody"], k=1)["item"][0]

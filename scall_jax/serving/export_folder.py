@@ -14,7 +14,9 @@
     weights         f32[m, m], of EASE instead of these
     bias            f32[m], added to scores; missing where there is none
     popularity      f32[m], scores for users of whom nothing is known
-    seen_offsets, seen_items   what each user has met, in compressed rows; also the graph of LightGCN
+    seen_offsets, seen_items   what each user has met before the last cut, in compressed rows; also LightGCN's graph
+    later_offsets, later_items   what each has met since then and not before, which is left out of recommendations and
+                    of which vectors know nothing; missing where it is nothing
 """
 
 import hashlib
@@ -30,6 +32,7 @@ import polars as pl
 from scall_jax.methods.recommender import settled
 from scall_jax.run.folder import named_errors
 from scall_jax.run.parquet import as_system_errors, write_durably
+from scall_jax.serving.answers import met_since
 from scall_jax.serving.data import ModelData
 from scall_jax.tables import size_codes
 from scall_jax.tables.storage import Exported
@@ -55,6 +58,8 @@ _PURPOSES = {
     "popularity": "popularity",
     "seen_offsets": "interactions",
     "seen_items": "interactions",
+    "later_offsets": "interactions",
+    "later_items": "interactions",
 }
 """What the bytes of an array are for."""
 
@@ -100,8 +105,10 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
         "popularity": model.popularity.astype(np.float32),
         "seen_offsets": model.seen.offsets,
         "seen_items": model.seen.items,
+        **_later(model),
     }
-    bias = np.asarray(model.served.bias)
+    # Who ranks by nothing else ranks by the counts as they stand, and not as they were at the cut.
+    bias = np.asarray(model.served.bias) if model.personal else beside["popularity"]
     if bias.any():
         beside["bias"] = bias
     if "parameters_ridge" in model.stored:
@@ -112,6 +119,17 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
         return own | beside, layers
     served = model.served
     return beside | {"vectors": np.concatenate([np.asarray(served.users), np.asarray(served.items)])}, 0
+
+
+def _later(model: ModelData) -> Arrays:
+    """What known users have met since the cut and not before, as the graph has it; nothing where that is nothing."""
+    places, items = met_since(model, model.users.ids)
+    user = np.repeat(np.arange(len(model.users)), np.diff(model.seen.offsets.astype(np.int64)))
+    new = ~np.isin(places << 32 | items, user << 32 | model.seen.items.astype(np.int64))
+    if not new.any():
+        return {}
+    offsets = np.searchsorted(places[new], np.arange(len(model.users) + 1)).astype(np.uint32)
+    return {"later_offsets": offsets, "later_items": items[new].astype(model.seen.items.dtype)}
 
 
 def _own_arrays(stored: Exported, vectors: int) -> Arrays | None:
