@@ -161,6 +161,38 @@ def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
         follow(source(path), tmp_path / "nothing", None, ONCE)
 
 
+def piped(path):
+    """The bytes of a file in a pipe that is closed behind them."""
+    read, write = os.pipe()
+    os.write(write, path.read_bytes())
+    os.close(write)
+    return StandardInput(ReadOptions(), descriptor=read)
+
+
+@pytest.mark.parametrize("of", [source, piped])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(("u1", "i1", "then"), r"row 432"), (ROWS[0], r"(events.csv|input): 1 of 1 new row\(s\) are earlier than")],
+)
+def test_rows_in_front_of_a_bad_one_are_in_the_folder(tmp_path, of, bad, message):
+    path = written(tmp_path / "events.csv", [*ROWS[:430], bad, *ROWS[430:600]])
+    with pytest.raises(ValueError, match=message):
+        follow(of(path), tmp_path / "live", START, ONCE)
+    assert rows_in(tmp_path / "live") == ROWS[:430]
+    if of is source:
+        written(path, ROWS[:600])
+        assert follow(of(path), tmp_path / "live", START, ONCE) == 600
+
+
+@pytest.mark.parametrize("of", [source, piped])
+def test_a_bad_row_behind_the_first_segment_does_not_keep_it_out(tmp_path, of):
+    path = written(tmp_path / "events.csv", [*ROWS[:310], ("u1", "i1", "then"), *ROWS[310:320]])
+    start = START._replace(cut={"new_entities": 40})
+    with pytest.raises(ValueError, match="row 312"):
+        follow(of(path), tmp_path / "live", start, Pace(once=True))
+    assert rows_in(tmp_path / "live") == ROWS[:310]
+
+
 @pytest.mark.parametrize("keeps_on", [True, False])
 def test_a_second_follower_leaves_the_first_one_its_lock(tmp_path, monkeypatch, keeps_on):
     """The second has found no run yet when the first one begins it."""

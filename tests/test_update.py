@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -156,6 +157,15 @@ def test_late_rows_are_refused_with_their_number_or_placed_at_the_clock(rows):
     with pytest.raises(ValueError, match=r"2 of 3 new row.*user 'new', item 1.*late='clamp'"):
         streams.advance(grown, late)
     assert streams.advance(grown, late, "clamp").waiting["time"].to_list() == [grown.clock] * 3
+    # The name is that of the new rows, and not that of the run's file.
+    given = streams.from_arrays(["new"], [1], np.array([7]), "tomorrow.csv")
+    for wrong, source, said in (
+        (late, None, "new rows: 2"),
+        (late, "x.csv", "x.csv: 2"),
+        (given, None, "tomorrow.csv: 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said} of"):
+            streams.advance(grown, wrong, "refuse", source)
 
 
 def test_pieces_end_in_the_run_over_all_rows(folder, rows, tmp_path, monkeypatch):
@@ -380,6 +390,9 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(written(0, 900))
     assert "it has 900 rows" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(written(500, 600))
+    assert re.search(r"rows\.csv: 100 of 100 new row\(s\) are earlier", capsys.readouterr().err)
     with pytest.raises(SystemExit):
         main(["updat"])
     assert "did you mean update?" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from scall_jax.run import choices, config_file, manifest, stream_files, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.loop import Hooks
 from scall_jax.streams import Growing
-from scall_jax.streams.growing import as_frame, rows_of, same_rows
+from scall_jax.streams.growing import advance, as_frame, rows_of, same_rows
 from scall_jax.streams.options import OF_ROWS
 from scall_jax.streams.wording import spelled_as_flags
 
@@ -115,7 +115,7 @@ def _added(flags: Update, rows: streams.Interactions, run: update.OpenRun) -> up
     new, known = unknown_rows(rows, run.growing, flags.data)
     if known:
         print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
-    return run.add(new, late=flags.late)
+    return run.add_placed(advance(run.growing, new, flags.late, flags.data))
 
 
 def _print_segment(line: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
 from scall_jax.run.programs import Programs
 from scall_jax.run.update import OpenRun, opened
 from scall_jax.streams.following import Batch, Offset, Source
-from scall_jax.streams.growing import Late, joined, numbered, rows_of, same_rows
+from scall_jax.streams.growing import Growing, Late, advance, joined, numbered, rows_of, same_rows
 from scall_jax.streams.rule import Rule
 from scall_jax.streams.wording import DataWarning
 
@@ -70,6 +70,8 @@ class Progress(NamedTuple):
     offset: Offset | None
     """How far the source was read."""
 
+
+P = TypeVar("P")
 
 Tell = Callable[[Progress], object]
 
@@ -117,8 +119,12 @@ def follow(
         if run.offset is None:
             run.add(run.growing.waiting.clear(), offset=_behind_the_run(source, run, pace))
         tell(_progress(run, begun))
-        for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
-            lines = run.add(batch.rows, offset=batch.offset, late=pace.late).lines
+
+        def placed(rows: pl.DataFrame) -> Growing:
+            return advance(run.growing, rows, pace.late, source.name)
+
+        for batch, new in _batches(source, pace, lambda: run.offset, lambda: _room(run), placed):
+            lines = run.add_placed(new, batch.offset).lines
             tell(_progress(run, lines[-1] if lines else None))
         _warn_of_a_rest(source, run.offset)
         return _progress(run, None).rows
@@ -196,15 +202,19 @@ def _few(rule: Rule) -> int:
 
 
 def _batches(
-    source: Source, pace: Pace, offset: Callable[[], Offset | None], room: Callable[[], int]
-) -> Iterator[Batch]:
-    """Batches that are not empty, until there is an end."""
+    source: Source,
+    pace: Pace,
+    offset: Callable[[], Offset | None],
+    room: Callable[[], int],
+    placed: Callable[[pl.DataFrame], P],
+) -> Iterator[tuple[Batch, P]]:
+    """Batches that are not empty, and what `placed` makes of their rows, until there is an end."""
     last = time.monotonic()
     while True:
         before = offset()
-        batch = source.read(before, min(pace.most, room()))
+        batch, found = _up_to_a_bad_row(source, before, min(pace.most, room()), placed)
         if batch.read or batch.offset != before:
-            yield batch
+            yield batch, found
             last = time.monotonic()
             continue
         idle = time.monotonic() - last
@@ -212,6 +222,20 @@ def _batches(
             return
         left = pace.poll if pace.until_idle is None else min(pace.poll, max(pace.until_idle - idle, 0.001))
         source.wait(left)
+
+
+def _up_to_a_bad_row(
+    source: Source, offset: Offset | None, most: int, placed: Callable[[pl.DataFrame], P]
+) -> tuple[Batch, P]:
+    """A batch, of fewer rows where one of them is bad or late: that one is an error when it comes first."""
+    while True:
+        try:
+            batch = source.read(offset, most)
+            return batch, placed(batch.rows)
+        except ValueError:
+            if most == 1:
+                raise
+            most //= 2
 
 
 def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks) -> dict[str, Any] | None:
@@ -287,7 +311,7 @@ def _first_rows(source: Source, start: Start, pace: Pace) -> tuple[pl.DataFrame,
     def room() -> int:
         return _few(rule) if rule.rows is None else rule.rows - (0 if rows is None else rows.height)
 
-    for batch in _batches(source, pace, lambda: at[0], room):
+    for batch, _ in _batches(source, pace, lambda: at[0], room, lambda rows: rows):
         rows, at[0] = _with(rows, batch), batch.offset
         if rows is None or (rule.rows is not None and rows.height < rule.rows):
             continue
