@@ -319,19 +319,20 @@ def prefixes(model):
     return dataclasses.replace(model, served=served)
 
 
-@pytest.mark.parametrize("widths", [None, (4, 16, 128)])
+@pytest.mark.parametrize("widths", [None, (4, 16, 128), (4, 16, 200)])
 @pytest.mark.parametrize("name", [None, pytest.param("ials-packed", marks=pytest.mark.slow)])
 def test_indexes_of_each_width_find_what_one_index_finds(made, prefixes, name, widths):
     model = prefixes if name is None else scall_jax.load(made(name)[0])
     groups = model.groups("items", widths)
     together = np.zeros_like(model.vectors("items"))
     for group in groups:
+        assert group.vectors.shape == (len(group.rows), group.width)
         together[group.rows, : group.width] = group.vectors[:, : together.shape[1]]
     assert np.array_equal(together, model.vectors("items"))
     assert np.array_equal(np.sort(np.concatenate([group.rows for group in groups])), np.arange(len(model.items)))
     held = sum(group.vectors.size for group in groups)
     exact = model.sizes().filter(pl.col("side") == "items")["size"].sum()
-    assert held == exact if widths is None else exact < held < together.size
+    assert held == exact if widths is None else exact < held < len(model.items) * widths[-1]
     named = _example("import numpy as np\n\n\ndef search_widths")
     wanted = _by_user(model.recommend(k=8, exclude_seen=False))
     found = named["search_widths"](model, model.vectors("users"), groups, k=8)
@@ -563,6 +564,17 @@ def test_requests_of_many_lengths_compile_few_programs(model, monkeypatch):
     whole = model.recommend(k=3)
     monkeypatch.setattr(answers, "_MOST", 16)
     assert model.recommend(k=3).equals(whole)
+
+
+@pytest.mark.parametrize("k", [20_000_000, 10**9])
+def test_as_many_as_there_are_are_recommended_where_more_are_asked_for(made, k):
+    model = scall_jax.load(made("method-popularity-decayed")[0])
+    users = model.users.ids[:2].to_list()
+    every = model.recommend(users, k=len(model.items))
+    assert model.recommend(users, k=k).equals(every) and len(every) < 2 * len(model.items)
+    assert len(model.recommend("who", k=k)) == len(model.items)
+    vectors = dataclasses.replace(model, served=model.served._replace(items=np.eye(len(model.items), 4, dtype="f")))
+    assert len(vectors.similar_items(vectors.items.ids[1], k=k)) == len(model.items) - 1
 
 
 def test_a_folder_that_is_no_whole_run_is_refused(made, tmp_path):

@@ -199,13 +199,14 @@ _best = jax.jit(best_items, static_argnames="depth")
 
 
 def _ranked(served: Served, queries: np.ndarray, hidden: _Pairs, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f32[B, k] and items i32[B, k] of users by their vectors."""
+    """Scores f32[B, n] and items i32[B, n] of users by their vectors, n = k or, where that is less, all items."""
+    depth = min(k, len(served.items))
     users, room = _power(len(queries)), _power(len(hidden.items))
     offsets = np.pad(hidden.offsets, (0, users - len(queries)), mode="edge").astype(np.int32)
     items = np.pad(hidden.items, (0, room - len(hidden.items))).astype(np.int32)
     padded = np.pad(queries, ((0, users - len(queries)), (0, 0)))
     seen = KnownGraph(Graph(jnp.asarray(offsets), jnp.asarray(items), jnp.zeros(0)), 0, jnp.int32(len(served.items)))
-    scores, found = _best(padded, served.items, served.bias, seen, depth=k)
+    scores, found = _best(padded, served.items, served.bias, seen, depth=depth)
     return np.asarray(scores)[: len(queries)], np.asarray(found)[: len(queries)]
 
 

@@ -129,7 +129,7 @@ class Model(ModelData):
 
         Args:
           side: `users` or `items`.
-          widths: that there are to be, such as (8, 16, 32): each vector goes to the narrowest one that holds it, with
+          widths: that there are to be, such as (16, 32, 64): each vector goes to the narrowest one that holds it, with
             zeros behind it. None for one group of each width that occurs.
 
         Returns:
