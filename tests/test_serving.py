@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
+import errno
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -363,6 +365,47 @@ def test_an_export_to_a_full_disk_is_refused_by_name(model, tmp_path, monkeypatc
         with pytest.raises(ValueError, match=rf"{name} cannot be written \(No space.*nothing was exported"):
             model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists() and model.export(tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not say which files are open")
+def test_all_files_of_an_export_are_on_disk_before_it_has_its_name(model, tmp_path, monkeypatch):
+    synced, replace, sync = set(), os.replace, os.fsync
+
+    def replaced(here, there):
+        if Path(there) == tmp_path / "out":
+            named = {Path(file).name.removesuffix(".tmp") for file in synced if Path(file).parent == Path(here)}
+            assert named == {file.name for file in Path(here).iterdir()} and str(here) in synced
+        replace(here, there)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(_opened(descriptor)), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", replaced)
+    model.export(tmp_path / "out")
+    assert str(tmp_path) in synced
+
+
+def _opened(descriptor):
+    """Path of an open file."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_recommendations_take_the_place_of_others_as_a_whole(made, tmp_path, capsys, monkeypatch, name):
+    kind, out = name.removeprefix("out."), tmp_path / name
+    command = ["recommend", str(made("method-popularity-decayed")[0]), "--k", "3", "--out", str(out)]
+    out.write_bytes(b"before")
+
+    def full(frame, file):
+        file.write(b"the first half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="2"):
+        patched.setattr(pl.DataFrame, f"write_{kind}", full)
+        main(command)
+    error = capsys.readouterr().err
+    assert f"{out} cannot be written (No space left" in error and "choose another --out" in error
+    assert out.read_bytes() == b"before" and [file.name for file in tmp_path.iterdir()] == [name]
+    main(command)
+    assert len((pl.read_csv if kind == "csv" else pl.read_parquet)(out)) and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")

@@ -30,6 +30,7 @@ import numpy as np
 import polars as pl
 
 from scall_jax.methods.recommender import settled
+from scall_jax.run import manifest
 from scall_jax.run.folder import named_errors
 from scall_jax.run.parquet import as_system_errors, write_durably
 from scall_jax.serving.answers import met_since
@@ -90,13 +91,15 @@ def _write(model: ModelData, path: Path) -> None:
     about = _about(model, arrays, layers)
     (pending / "README.md").write_text(_card(about, model.users.ids), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(READER), pending / READER)
-    about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
+    # All files are on disk before the folder has its name: what is there then is a whole model, or nothing.
+    written = manifest.entries(pending, sorted(file.name for file in pending.iterdir()))
+    about["files"] = {name: {"bytes": entry.nbytes, "sha256": entry.sha256} for name, entry in written.items()}
     # The reader works out the same hash from what it has parsed.
     about["sha256"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    (pending / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    # What is there is a whole model, or nothing.
+    manifest.write_durably(pending / "manifest.json", json.dumps(about, indent=1) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(pending, path)
+    manifest.sync_folder(path.parent)
 
 
 def _arrays(model: ModelData) -> tuple[Arrays, int]:
@@ -217,11 +220,6 @@ def _about(model: ModelData, arrays: Arrays, layers: int) -> dict[str, Any]:
         "popularity": model.popularity_name,
         "made": dict(model.origin),
     }
-
-
-def _file(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _card(about: dict[str, Any], users: pl.Series) -> str:

@@ -169,7 +169,7 @@ class Model(ModelData):
           The path.
 
         Raises:
-          ValueError: the file exists, flatbuffers is not installed (the extra `stablehlo`), or the method has no
-            vectors of users (ease).
+          ValueError: the file exists or cannot be written, flatbuffers is not installed (the extra `stablehlo`), or the
+            method has no vectors of users (ease).
         """
         return scoring.write(self, Path(path))
