@@ -302,6 +302,9 @@ def _bytes(start, end):
         (["--method", "pep"], "method pep cannot go on"),
         (["--data", "sqlite:events.db"], "--source.table and --source.key: name the table"),
         (["--most-rows", "0"], "0 rows at once"),
+        (["--data", "."], ".: a folder, not a file: name one file"),
+        (["--out", __file__], f"{__file__} is a file, not a folder"),
+        (["--out", f"{__file__}/live"], f"{__file__} is a file, not a folder"),
     ],
 )
 def test_flags_that_cannot_be_followed(tmp_path, capsys, more, message):

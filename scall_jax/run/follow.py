@@ -107,6 +107,7 @@ def follow(
     folder, tell = Path(folder), tell or (lambda progress: None)
     if pace.most < 1 or not pace.poll > 0:
         raise ValueError(f"{pace.most} rows at once, {pace.poll} s between polls: at least 1, and more than 0")
+    _refuse_a_file(folder)
     begun = None
     if not (folder / manifest.NAME).exists():
         if start is None:
@@ -128,6 +129,13 @@ def follow(
             tell(_progress(run, lines[-1] if lines else None))
         _warn_of_a_rest(source, run.offset)
         return _progress(run, None).rows
+
+
+def _refuse_a_file(folder: Path) -> None:
+    """Check that a folder is none of a file's name, nor below one."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"{there} is a file, not a folder: choose another folder to write the run to")
 
 
 def _rest(source: Source, offset: Offset | None) -> str:
