@@ -44,6 +44,13 @@ def test_an_unknown_name_gets_the_nearest(capsys, arguments, message):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_limit_that_is_no_number_is_named(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("user,item,timestamp\n1,2,3\n")
+    with pytest.raises(SystemExit):
+        main(["run", "--data", str(tmp_path / "rows.csv"), "--max-memory", "nan", "--out", str(tmp_path / "out")])
+    assert "--max-memory: nan MB, must be above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "value"),
     [

@@ -282,6 +282,8 @@ def test_core_is_what_repeated_removal_leaves(k):
         ({"at": ["1971-01-01"]}, "outside"),
         ({"max_segments": 0}, "max_segments=0"),
         ({"replay": float("inf")}, "finite"),
+        ({"replay": 1e308}, r"replay=1e\+308: .* at most 1,000,000"),
+        ({"k_core": -1}, "k_core=-1: .*0 keeps all"),
         ({"replay": 4.0, "published": True}, "below 4 with published"),
         ({"seed": -1}, "seed=-1"),
     ],

@@ -147,13 +147,15 @@ def test_no_users_gives_zeros():
     assert int(got.users.sum()) == 0 and float(got.fitness()) == 0
 
 
-@pytest.mark.parametrize("depth", [1, 20, 90])
-def test_the_best_items_are_those_of_a_stable_sort(depth, monkeypatch):
+@pytest.mark.parametrize(("depth", "levels"), [(1, (128, 16)), (20, (4, 2)), (20, (128, 16)), (90, (128, 16))])
+def test_the_best_items_are_those_of_a_stable_sort(depth, levels, monkeypatch):
     (user_vectors, item_vectors), bias, met, *_, graph, _ = _case(2)
     monkeypatch.setattr(top, "at_once", lambda: top.AtOnce(users=7, scores=2**20, edges=32))
+    monkeypatch.setattr(top, "_LEVELS", levels)
     offsets, items = graph.indptr[:24], graph.indices - 23
     seen = top.KnownGraph(graph._replace(indptr=offsets, indices=items), users=0, items=jnp.int32(140))
-    values, found = jax.jit(evaluation.best_items, static_argnums=4)(user_vectors, item_vectors, bias, seen, depth)
+    ranked = jax.jit(lambda *arrays: evaluation.best_items(*arrays, depth))
+    values, found = ranked(user_vectors, item_vectors, bias, seen)
     scores = np.where(met, -np.inf, user_vectors @ item_vectors.T + bias)
     scores[:, 140:] = -np.inf
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :depth]

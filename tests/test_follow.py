@@ -1,5 +1,6 @@
 """Following a source: each row counts once wherever the process ended, and readers find whole models."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,10 +15,14 @@ import pytest
 
 import scall_jax
 from scall_jax import Budget, Config, run_segments, streams
+from scall_jax.analysis import comparison
 from scall_jax.cli.follow import follow_command
+from scall_jax.cli.main import main
 from scall_jax.run import checkpoint, manifest
 from scall_jax.run import folder as run_folder
+from scall_jax.run import follow as follow_module
 from scall_jax.run.follow import Pace, Start, follow
+from scall_jax.run.lock import locked
 from scall_jax.run.update import opened
 from scall_jax.run.update_files import read_growing
 from scall_jax.streams.following import GrowingFile, StandardInput
@@ -156,6 +161,79 @@ def test_a_run_over_the_first_rows_of_a_source_goes_on(followed, tmp_path):
         follow(source(path), tmp_path / "nothing", None, ONCE)
 
 
+def piped(path):
+    """The bytes of a file in a pipe that is closed behind them."""
+    read, write = os.pipe()
+    os.write(write, path.read_bytes())
+    os.close(write)
+    return StandardInput(ReadOptions(), descriptor=read)
+
+
+@pytest.mark.parametrize("of", [source, piped])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(("u1", "i1", "then"), r"row 432"), (ROWS[0], r"(events.csv|input): 1 of 1 new row\(s\) are earlier than")],
+)
+def test_rows_in_front_of_a_bad_one_are_in_the_folder(tmp_path, of, bad, message):
+    path = written(tmp_path / "events.csv", [*ROWS[:430], bad, *ROWS[430:600]])
+    with pytest.raises(ValueError, match=message):
+        follow(of(path), tmp_path / "live", START, ONCE)
+    assert rows_in(tmp_path / "live") == ROWS[:430]
+    if of is source:
+        written(path, ROWS[:600])
+        assert follow(of(path), tmp_path / "live", START, ONCE) == 600
+
+
+@pytest.mark.parametrize("of", [source, piped])
+def test_a_bad_row_behind_the_first_segment_does_not_keep_it_out(tmp_path, of):
+    path = written(tmp_path / "events.csv", [*ROWS[:310], ("u1", "i1", "then"), *ROWS[310:320]])
+    start = START._replace(cut={"new_entities": 40})
+    with pytest.raises(ValueError, match="row 312"):
+        follow(of(path), tmp_path / "live", start, Pace(once=True))
+    assert rows_in(tmp_path / "live") == ROWS[:310]
+
+
+@pytest.mark.parametrize("keeps_on", [True, False])
+def test_a_second_follower_leaves_the_first_one_its_lock(tmp_path, monkeypatch, keeps_on):
+    """The second has found no run yet when the first one begins it."""
+    path, live, first = written(tmp_path / "events.csv", ROWS[:400]), tmp_path / "live", follow_module._first_segment
+    with contextlib.ExitStack() as held:
+
+        def slow(*arguments):
+            monkeypatch.setattr(follow_module, "_first_segment", first)
+            follow(source(path), live, START, ONCE)
+            if keeps_on:
+                held.enter_context(opened(live))
+            return first(*arguments)
+
+        monkeypatch.setattr(follow_module, "_first_segment", slow)
+        said = "is being written by process" if keeps_on else "another process has begun meanwhile"
+        with pytest.raises(ValueError, match=said):
+            follow(source(path), live, START, ONCE)
+        if keeps_on:
+            with pytest.raises(ValueError, match="is being written by"), locked(live):
+                pass
+    assert rows_in(live) == ROWS[:400] and sorted(x.name for x in tmp_path.iterdir()) == ["events.csv", "live"]
+    assert follow(source(path), live, START, ONCE) == 400
+
+
+def test_update_adds_nothing_to_a_folder_that_is_followed_and_finishes_it(followed, tmp_path, capsys):
+    folder, live, more = followed[0], tmp_path / "live", [(u, i, t + 10**6) for u, i, t in ROWS[:200]]
+    shutil.copytree(folder, live)
+    tomorrow = written(tmp_path / "tomorrow.csv", more)
+    with pytest.raises(SystemExit):
+        main(["update", str(live), "--data", str(tomorrow), "--no-compilation-cache"])
+    assert "goes on with scall-jax follow" in capsys.readouterr().err
+    assert rows_in(live) == ROWS
+    with pytest.raises(ValueError, match="scall-jax update, without --data"):
+        comparison.read_run(live)
+    main(["update", str(live), "--no-compilation-cache"])
+    assert comparison.read_run(live).summary["method"] == "popularity-decayed" and (live / "report.html").exists()
+    grown = written(tmp_path / "events.csv", [*ROWS, *more])
+    assert follow(source(grown), live, START, ONCE) == 1200
+    assert rows_in(live) == [*ROWS, *more]
+
+
 def test_a_last_row_without_an_end_of_its_line_is_said(tmp_path):
     begun = streams.cut(streams.read(written(tmp_path / "begun.csv", ROWS[:700])), rows=300)
     run_segments(START.config, begun, jax.random.key(0), folder=tmp_path / "run")
@@ -224,6 +302,9 @@ def _bytes(start, end):
         (["--method", "pep"], "method pep cannot go on"),
         (["--data", "sqlite:events.db"], "--source.table and --source.key: name the table"),
         (["--most-rows", "0"], "0 rows at once"),
+        (["--data", "."], ".: a folder, not a file: name one file"),
+        (["--out", __file__], f"{__file__} is a file, not a folder"),
+        (["--out", f"{__file__}/live"], f"{__file__} is a file, not a folder"),
     ],
 )
 def test_flags_that_cannot_be_followed(tmp_path, capsys, more, message):

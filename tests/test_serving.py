@@ -2,12 +2,15 @@
 
 import ast
 import dataclasses
+import errno
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -130,6 +133,50 @@ def test_recommendations_of_model_and_export_have_the_recall_of_the_record(strea
     _check_bytes(tmp_path / "out", line)
 
 
+@pytest.mark.parametrize("name", ["method-popularity-decayed", "method-frequency", "method-ease"])
+def test_an_export_leaves_out_what_users_have_met_since_the_last_cut(made, tmp_path, name):
+    model = scall_jax.load(made(name)[0])
+    user, item = model.users.ids[3], model.recommend(model.users.ids[3], k=1)["item"][0]
+    assert not isinstance(model.going_on, str)
+    clock = model.going_on.growing.clock
+    model = model.update(pl.DataFrame({"user": [user, "ann of later"], "item": [item] * 2, "time": [clock] * 2}))
+    # The held-out rows of the last segment have been met, too.
+    found = _by_user(model.recommend(k=12))
+    assert item not in found[user]
+    reader = _reader()
+    exported = reader["load"](model.export(tmp_path / "out"))
+    for one, items in found.items():
+        _equal_up_to_ties(model, one, items, reader["recommend"](exported, one, 12))
+    # LightGCN's graph is that of the cut.
+    np.testing.assert_array_equal(exported[2]["seen_items"], model.seen.items)
+    sums = json.loads((tmp_path / "out" / "manifest.json").read_text())["bytes"]
+    assert sums["interactions"] > model.seen.items.nbytes + model.seen.offsets.nbytes
+
+
+def test_the_reader_takes_no_more_memory_than_a_few_times_the_vectors():
+    users, items, size, bits = 20_000, 5_000, 32, 4
+    rng, count = np.random.default_rng(0), 25_002
+    arrays = {
+        "values": rng.integers(0, 256, (-(-count * size // 8), bits), np.uint8),
+        "size_values": np.array([size, size, size], np.uint8),
+        "size_codes": np.zeros((0, -(-(count - 2) // 8)), np.uint8),
+        "scales": np.full(count, 255, np.uint8),
+        "top": np.float32(1),
+        "popularity": np.zeros(items, np.float32),
+    }
+    stored = _reader()["stored"]
+    tracemalloc.start()
+    try:
+        vectors = stored(arrays, users)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    code = np.unpackbits(arrays["values"], axis=1, bitorder="little").reshape(-1, bits, 8).astype(int)
+    code = (code * (1 << np.arange(bits))[:, None]).sum(1).ravel()[: (count - 2) * size].reshape(count - 2, size)
+    np.testing.assert_allclose(vectors, (2 * code + 1) / 2**bits - 1, rtol=1e-6)
+    assert most < 7 * vectors.nbytes
+
+
 def _equal_up_to_ties(model, user, items, others):
     """Whether two lists have the same items; asserts that each place has the same score.
 
@@ -207,7 +254,7 @@ def test_the_reader_of_the_guide_is_short_and_needs_no_jax(model, tmp_path):
     texts = [ast.get_docstring(node) for node in (tree, *functions)]
     assert all(text and "\n" not in text for text in texts)
     lines = [line for line in block.splitlines() if line.strip()]
-    assert len(lines) - len(texts) < 60
+    assert len(lines) - len(texts) < 65
     path = model.export(tmp_path / "out")
     assert block == (path / "reader.py").read_text()
     user = model.users.ids[3]
@@ -274,19 +321,20 @@ def prefixes(model):
     return dataclasses.replace(model, served=served)
 
 
-@pytest.mark.parametrize("widths", [None, (4, 16, 128)])
+@pytest.mark.parametrize("widths", [None, (4, 16, 128), (4, 200)])
 @pytest.mark.parametrize("name", [None, pytest.param("ials-packed", marks=pytest.mark.slow)])
 def test_indexes_of_each_width_find_what_one_index_finds(made, prefixes, name, widths):
     model = prefixes if name is None else scall_jax.load(made(name)[0])
     groups = model.groups("items", widths)
     together = np.zeros_like(model.vectors("items"))
     for group in groups:
+        assert group.vectors.shape == (len(group.rows), group.width)
         together[group.rows, : group.width] = group.vectors[:, : together.shape[1]]
     assert np.array_equal(together, model.vectors("items"))
     assert np.array_equal(np.sort(np.concatenate([group.rows for group in groups])), np.arange(len(model.items)))
     held = sum(group.vectors.size for group in groups)
     exact = model.sizes().filter(pl.col("side") == "items")["size"].sum()
-    assert held == exact if widths is None else exact < held < together.size
+    assert held == exact if widths is None else exact < held < len(model.items) * widths[-1]
     named = _example("import numpy as np\n\n\ndef search_widths")
     wanted = _by_user(model.recommend(k=8, exclude_seen=False))
     found = named["search_widths"](model, model.vectors("users"), groups, k=8)
@@ -317,6 +365,47 @@ def test_an_export_to_a_full_disk_is_refused_by_name(model, tmp_path, monkeypatc
         with pytest.raises(ValueError, match=rf"{name} cannot be written \(No space.*nothing was exported"):
             model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists() and model.export(tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not say which files are open")
+def test_all_files_of_an_export_are_on_disk_before_it_has_its_name(model, tmp_path, monkeypatch):
+    synced, replace, sync = set(), os.replace, os.fsync
+
+    def replaced(here, there):
+        if Path(there) == tmp_path / "out":
+            named = {Path(file).name.removesuffix(".tmp") for file in synced if Path(file).parent == Path(here)}
+            assert named == {file.name for file in Path(here).iterdir()} and str(here) in synced
+        replace(here, there)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(_opened(descriptor)), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", replaced)
+    model.export(tmp_path / "out")
+    assert str(tmp_path) in synced
+
+
+def _opened(descriptor):
+    """Path of an open file."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_recommendations_take_the_place_of_others_as_a_whole(made, tmp_path, capsys, monkeypatch, name):
+    kind, out = name.removeprefix("out."), tmp_path / name
+    command = ["recommend", str(made("method-popularity-decayed")[0]), "--k", "3", "--out", str(out)]
+    out.write_bytes(b"before")
+
+    def full(frame, file):
+        file.write(b"the first half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="2"):
+        patched.setattr(pl.DataFrame, f"write_{kind}", full)
+        main(command)
+    error = capsys.readouterr().err
+    assert f"{out} cannot be written (No space left" in error and "choose another --out" in error
+    assert out.read_bytes() == b"before" and [file.name for file in tmp_path.iterdir()] == [name]
+    main(command)
+    assert len((pl.read_csv if kind == "csv" else pl.read_parquet)(out)) and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no file that is always full")
@@ -518,6 +607,17 @@ def test_requests_of_many_lengths_compile_few_programs(model, monkeypatch):
     whole = model.recommend(k=3)
     monkeypatch.setattr(answers, "_MOST", 16)
     assert model.recommend(k=3).equals(whole)
+
+
+@pytest.mark.parametrize("k", [20_000_000, 10**9])
+def test_as_many_as_there_are_are_recommended_where_more_are_asked_for(made, k):
+    model = scall_jax.load(made("method-popularity-decayed")[0])
+    users = model.users.ids[:2].to_list()
+    every = model.recommend(users, k=len(model.items))
+    assert model.recommend(users, k=k).equals(every) and len(every) < 2 * len(model.items)
+    assert len(model.recommend("who", k=k)) == len(model.items)
+    vectors = dataclasses.replace(model, served=model.served._replace(items=np.eye(len(model.items), 4, dtype="f")))
+    assert len(vectors.similar_items(vectors.items.ids[1], k=k)) == len(model.items) - 1
 
 
 def test_a_folder_that_is_no_whole_run_is_refused(made, tmp_path):

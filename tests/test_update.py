@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 
 from scall_jax import METHODS, Budget, SizesConfig, load, run_segments, streams
+from scall_jax.cli import update_command
 from scall_jax.cli.main import main
 from scall_jax.cli.update_command import unknown_rows
 from scall_jax.methods.registry import method_of
@@ -155,6 +157,15 @@ def test_late_rows_are_refused_with_their_number_or_placed_at_the_clock(rows):
     with pytest.raises(ValueError, match=r"2 of 3 new row.*user 'new', item 1.*late='clamp'"):
         streams.advance(grown, late)
     assert streams.advance(grown, late, "clamp").waiting["time"].to_list() == [grown.clock] * 3
+    # The name is that of the new rows, and not that of the run's file.
+    given = streams.from_arrays(["new"], [1], np.array([7]), "tomorrow.csv")
+    for wrong, source, said in (
+        (late, None, "new rows: 2"),
+        (late, "x.csv", "x.csv: 2"),
+        (given, None, "tomorrow.csv: 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said} of"):
+            streams.advance(grown, wrong, "refuse", source)
 
 
 def test_pieces_end_in_the_run_over_all_rows(folder, rows, tmp_path, monkeypatch):
@@ -321,6 +332,24 @@ def test_an_updated_model_is_that_of_the_updated_folder(folder, rows):
     _assert_same_model(first, first.update(_part(rows, 0, 0)))
 
 
+def test_a_model_knows_the_held_out_rows_of_its_last_segment_where_nothing_waits(folder, rows):
+    """As one that is served while a follower adds rows; a run that has ended is as its last evaluation was."""
+    finished = load(folder)
+    with update.opened(folder) as run:
+        run.add(_part(rows, 1000, 1050))
+        assert run.growing.stream.bounds[-1].end == 1050 and not len(run.growing.waiting)
+    model = load(folder)
+    found = model.recommend(model.users.ids, k=80)
+    met = pl.DataFrame(
+        {
+            "user": _part(rows, 0, 1050).user_ids.gather(rows.user[:1050]),
+            "item": rows.item_ids.gather(rows.item[:1050]),
+        }
+    )
+    assert not len(found.join(met, on=["user", "item"]))
+    _assert_same_model(finished.update(_part(rows, 1000, 1050)), model)
+
+
 def test_rows_that_wait_count_until_their_segment_is_complete(folder, rows):
     model = load(folder)
     item, other = model.items.ids[7], model.recommend(["nobody"], k=1)["item"][0]
@@ -362,8 +391,36 @@ def test_the_command_knows_the_rows_of_the_run(folder, rows, tmp_path, capsys):
         main(written(0, 900))
     assert "it has 900 rows" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main(written(500, 600))
+    assert re.search(r"rows\.csv: 100 of 100 new row\(s\) are earlier", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
         main(["updat"])
     assert "did you mean update?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("it is being written")])
+def test_an_error_after_the_commit_says_that_the_rows_count(error, folder, rows, tmp_path, capsys, monkeypatch):
+    part, path = _part(rows, 1000, 1100), tmp_path / "rows.csv"
+    users, items = part.user_ids.gather(part.user), part.item_ids.gather(part.item)
+    pl.DataFrame({"user": users, "item": items, "timestamp": part.time}).write_csv(path)
+
+    def fails(*arguments):
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(update_command, "finish_run", fails)
+        main(["update", str(folder), "--data", str(path), "--no-compilation-cache"])
+    said = capsys.readouterr().err
+    assert "the 100 new rows were added, and are not to be added again" in said and said.count("\n") == 1
+    with update.opened(folder) as run:
+        assert len(run.growing.waiting) == 50
+    assert not (folder / run_folder.SUMMARY).exists()
+    # What is said ends the work, and adds nothing.
+    main(["update", str(folder), "--no-compilation-cache"])
+    assert "summary and the report" in capsys.readouterr().out
+    assert (folder / run_folder.SUMMARY).exists() and (folder / "report.html").exists()
+    with update.opened(folder) as run:
+        assert len(run.growing.waiting) == 50
 
 
 def test_the_command_finds_new_rows_behind_those_of_the_run_that_are_earlier_than_its_last(folder, rows):

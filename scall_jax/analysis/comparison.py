@@ -69,7 +69,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not (folder / SUMMARY).exists():
         way = "continue it with scall-jax run --resume"
         if any(name.startswith(f"{manifest.UPDATES}/") for name in found.files):
-            way = "scall-jax follow leaves it open, and scall-jax update finishes it"
+            way = "scall-jax follow leaves it open, and scall-jax update, without --data, writes its summary"
         raise ValueError(f"{folder}: the run is not finished: {way}")
     summary = manifest.read_json(folder / SUMMARY)
     return FinishedRun(folder, read_identity(folder / "config.json"), summary, finished_lines(folder, found))

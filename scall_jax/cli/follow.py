@@ -79,7 +79,7 @@ class Follow(Main):
     method: tuple[str, ...] = (auto.NAME,)
     """The method: auto, or one that has sizes; flags may follow its name after an @, as for scall-jax run."""
     report: bool = False
-    """Refused here: `scall-jax report` writes one once `scall-jax update` has finished the run."""
+    """Refused here: `scall-jax update RUN`, without --data, writes the summary and the report of the run."""
     out: Path = Path("runs/live")
     """Folder of the run. It is made by this command, and goes on if it exists; one that scall-jax run made of the first
     rows of the source goes on too."""

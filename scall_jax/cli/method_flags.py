@@ -151,7 +151,9 @@ def make_config(flags: Main, method: str) -> Config:
     own = {f.name for f in dataclasses.fields(Config)} - {"method"}
     # A method cannot have a stream, a seed or a folder of its own: the runs are made of what is common to all.
     for field in sorted({f.name for f in dataclasses.fields(Main)} - own):
-        if getattr(flags, field) != getattr(shared, field):
+        here, there = getattr(flags, field), getattr(shared, field)
+        # What is no number equals nothing, itself included; it is refused where it is used.
+        if here is not there and here != there:
             raise ValueError(f"--{field.replace('_', '-')} after an @: it is the same for all methods; give it alone")
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed {flags.seed}: must lie between 0 and 2^32 - 1")

@@ -8,7 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from scall_jax.cli.cli import Positional, cli
+from scall_jax.run.folder import named_errors
 from scall_jax.run.parquet import as_system_errors
+from scall_jax.run.whole_file import replaced
 from scall_jax.serving import load
 
 RECOMMEND = """
@@ -72,8 +74,8 @@ def recommend_job(flags: Recommend) -> pl.DataFrame:
       The rows.
 
     Raises:
-      ValueError: a folder that holds no model, a request that no model answers, or a file of another kind.
-      OSError: the file cannot be written.
+      ValueError: a folder that holds no model, a request that no model answers, a file of another kind, or one that
+        cannot be written; what was there before is there still.
     """
     if flags.out is not None and flags.out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {flags.out}: give a name that ends with .csv or .parquet")
@@ -85,11 +87,11 @@ def recommend_job(flags: Recommend) -> pl.DataFrame:
     if flags.out is None:
         frame.write_csv(sys.stdout)
         return frame
-    with as_system_errors(flags.out):
+    with named_errors(flags.out, "choose another --out"), replaced(flags.out) as file, as_system_errors(flags.out):
         if flags.out.suffix == ".csv":
-            frame.write_csv(flags.out)
+            frame.write_csv(file)
         else:
-            frame.write_parquet(flags.out)
+            frame.write_parquet(file)
     return frame
 
 

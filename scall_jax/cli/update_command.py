@@ -1,8 +1,9 @@
 """The command `scall-jax update`: a finished run is kept up with its stream."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,16 +21,18 @@ from scall_jax.run import choices, config_file, manifest, stream_files, update
 from scall_jax.run import folder as run_folder
 from scall_jax.run.loop import Hooks
 from scall_jax.streams import Growing
-from scall_jax.streams.growing import as_frame, rows_of, same_rows
+from scall_jax.streams.growing import advance, as_frame, rows_of, same_rows
 from scall_jax.streams.options import OF_ROWS
 from scall_jax.streams.wording import spelled_as_flags
 
 UPDATE = """
 Add new rows to a finished run. Segments that are complete then are cut by the run's own rule and run; the rest of the
 rows wait in the folder. The file has new rows alone, or those of the run in front of them. All of it is done, or
-nothing.
+nothing. Without --data no rows are added: only the summary and the report are written, also those of a folder that
+scall-jax follow keeps, which takes its rows from its source alone.
 
     scall-jax update runs/clicks/uniform --data tomorrow.csv --columns.user uid --columns.item sku
+    scall-jax update runs/live     # the summary and the report
 """
 """What `scall-jax update` does, as its help shows it."""
 
@@ -41,7 +44,7 @@ class Update:
     run: Positional[Path] = Path(".")
     """Folder of a finished run, such as runs/demo/uniform."""
     data: str = ""
-    """Path of a file of interactions."""
+    """Path of a file of interactions; without one, only the summary and the report of the run are written."""
     late: Literal["refuse", "clamp"] = "refuse"
     """What becomes of rows earlier than the last row of a segment: an error, or they are placed at its time."""
     columns: Columns = Columns()
@@ -63,48 +66,73 @@ def update_job(flags: Update) -> update.Added:
     """Add the rows of a file to a run, and print what was done.
 
     Args:
-      flags: of the update.
+      flags: of the update; without a file only the summary and the report are written.
 
     Returns:
       What was done.
 
     Raises:
-      ValueError: a folder or a file that cannot be used; the folder is then as it was.
+      ValueError: a folder or a file that cannot be used, or a folder whose rows come from a source that is followed;
+        the folder is then as it was. Or the summary or the report cannot be written; the message says whether rows
+        have been added, which then are not to be added again.
     """
-    if not flags.data:
-        raise ValueError("name a file of interactions: scall-jax update RUN --data FILE")
     start = time.perf_counter()
-
-    def on_segment(line: dict[str, Any]) -> None:
-        print(
-            f"segment {line['segment']}: test recall@20 {line['test_recall@20']:.4f}, {line['test_users']} test users"
-        )
-
     before = run_folder.updates(flags.run)
     with (
         spelled_as_flags(_FLAGS),
         persistent_cache(flags.compilation_cache) as settled,
         stop_on_signals(lambda: _STOPPED[run_folder.updates(flags.run) > before]),
     ):
-        rows = _read(flags)
-        hooks = Hooks(compiled=settled, segment=on_segment)
-        with update.opened(flags.run, hooks=hooks) as run:
+        rows = _read(flags) if flags.data else None
+        with update.opened(flags.run, hooks=Hooks(compiled=settled, segment=_print_segment)) as run:
             parts = choices.latest_folders(flags.run) | {"": flags.run}
             made = {name: _made(part) for name, part in parts.items()}
-            new, known = unknown_rows(rows, run.growing, flags.data)
-            if known:
-                print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
-            added = run.add(new, late=flags.late)
+            if rows is None:
+                added = update.Added(0, (), len(run.growing.waiting))
+                # Whoever asks for nothing else wants the report, too.
+                made[""] = made[""]._replace(page=True)
+            else:
+                added = _added(flags, rows, run)
             stream = run.growing.stream
         # An update that was killed after its commit has left no summary; this one ends its work.
-        if added.lines or not all(found.whole for found in made.values()):
-            parts = choices.latest_folders(flags.run)
-            for name, folder in (parts | {"": flags.run}).items():
-                _finish(folder, stream, made[name])
-            if parts:
-                print(f"\n{choices.describe(flags.run)}\ncandidates: {next(iter(parts.values())).parent}/")
-    _print(flags.run, added, time.perf_counter() - start)
+        if rows is None or added.lines or not all(found.whole for found in made.values()):
+            with _said_what_counts(flags.run, added.rows):
+                _finish_all(flags.run, stream, made)
+    if rows is None:
+        print(f"the summary and the report of {flags.run} are written; {added.waiting:,} rows wait for a segment")
+    else:
+        _print(flags.run, added, time.perf_counter() - start)
     return added
+
+
+def _added(flags: Update, rows: streams.Interactions, run: update.OpenRun) -> update.Added:
+    """Add the rows that the run does not have."""
+    if run.offset is not None:
+        raise ValueError(
+            f"{flags.run} keeps how far its source has been read, and would read rows of {flags.data} once more: it "
+            "goes on with scall-jax follow; scall-jax update without --data writes its summary and its report"
+        )
+    new, known = unknown_rows(rows, run.growing, flags.data)
+    if known:
+        print(f"{known:,} rows of {flags.data} are those of the run; {len(new):,} are new")
+    return run.add_placed(advance(run.growing, new, flags.late, flags.data))
+
+
+def _print_segment(line: dict[str, Any]) -> None:
+    print(f"segment {line['segment']}: test recall@20 {line['test_recall@20']:.4f}, {line['test_users']} test users")
+
+
+@contextlib.contextmanager
+def _said_what_counts(folder: Path, rows: int) -> Iterator[None]:
+    """Within this context, which follows a commit, errors say that its rows are not to be added again."""
+    count = f"the {rows:,} new rows were added, and are not to be added again; " if rows else ""
+    way = f"{count}scall-jax update {folder}, without --data, writes the summary and the report"
+    try:
+        with run_folder.named_errors(folder, way):
+            yield
+    except ValueError as error:
+        # Errors of the system have become one of these, which says so already.
+        raise error if way in str(error) else ValueError(f"{error}; {way}") from error
 
 
 _STOPPED = {
@@ -160,6 +188,15 @@ def _made(folder: Path) -> _Made:
         name = folder.resolve().name
         label = name if name.split("@")[0] == method else method
     return _Made(label, path.exists(), (folder / run_report.NAME).exists())
+
+
+def _finish_all(folder: Path, stream: streams.Stream, made: Mapping[str, _Made]) -> None:
+    """Make anew what belongs to a run and, if it is one of auto, to its candidates."""
+    parts = choices.latest_folders(folder)
+    for name, part in (parts | {"": folder}).items():
+        _finish(part, stream, made[name])
+    if parts:
+        print(f"\n{choices.describe(folder)}\ncandidates: {next(iter(parts.values())).parent}/")
 
 
 def _finish(folder: Path, stream: streams.Stream, before: _Made) -> None:

@@ -204,7 +204,7 @@ def best_items(
       item_bias: f32[V].
       seen: items that are not to be recommended, row i of the graph those of row i of `user_vectors`, and the number of
         known items.
-      depth: items of each user; static.
+      depth: items of each user, static.
 
     Returns:
       (scores f32[B, depth], descending, -inf where no item is left; items i32[B, depth]). Ties go to the lower item.
@@ -215,8 +215,10 @@ def best_items(
     """
     chex.assert_rank([user_vectors, item_vectors, item_bias], [2, 2, 1])
     chex.assert_equal_shape_suffix([user_vectors, item_vectors], 1)
-    users, width = user_vectors.shape
-    length = padded(item_vectors.shape[0], depth, _LEVELS[0])
+    (users, width), items = user_vectors.shape, item_vectors.shape[0]
+    # Where so many are asked for, chunks would be more columns than there are items: a sort of these is less work.
+    few = depth * _LEVELS[0] > items
+    length = max(items, depth) if few else padded(items, depth, _LEVELS[0])
     allowed = jnp.arange(length) < seen.items
     score = scorers(pad(item_vectors, length), jnp.where(allowed, pad(item_bias, length), -jnp.inf))
     most = at_once()
@@ -228,10 +230,8 @@ def best_items(
         row = first + jnp.arange(block, dtype=jnp.int32)
         vectors = jax.lax.dynamic_slice_in_dim(user_vectors, first, block, allow_negative_indices=False)
         scores = mask_seen_items(score(vectors, jnp.int32(width)), seen, row, -jnp.inf)
-        return tuple(
-            dynamic_update_slice(whole, part, (first, 0))
-            for whole, part in zip(found, top_k(scores, depth, _LEVELS), strict=True)
-        )
+        best = jax.lax.top_k(scores, depth) if few else top_k(scores, depth, _LEVELS)
+        return tuple(dynamic_update_slice(whole, part, (first, 0)) for whole, part in zip(found, best, strict=True))
 
     start = jnp.zeros((users, depth)), jnp.zeros((users, depth), jnp.int32)
     return jax.lax.fori_loop(0, ceil_div(jnp.int32(users), block), rank_block, start)

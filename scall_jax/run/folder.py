@@ -281,6 +281,6 @@ def updates(folder: Path) -> int:
     """
     try:
         kept = read_kept(folder, manifest.read(folder))
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError, NotADirectoryError):
         return 0
     return 0 if kept is None else kept.number

@@ -5,12 +5,13 @@ is killed at any moment goes on behind the last row that counts. No commit compl
 segment is run on does not depend on how the rows came, nor on where the process was stopped before.
 """
 
+import contextlib
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -19,12 +20,14 @@ import polars as pl
 from scall_jax import streams
 from scall_jax.config import Config
 from scall_jax.run import auto, manifest
+from scall_jax.run.folder import named_errors
 from scall_jax.run.lock import NAME as LOCK
+from scall_jax.run.lock import locked
 from scall_jax.run.loop import NO_HOOKS, Hooks, run_segments
 from scall_jax.run.programs import Programs
 from scall_jax.run.update import OpenRun, opened
 from scall_jax.streams.following import Batch, Offset, Source
-from scall_jax.streams.growing import Late, joined, numbered, rows_of, same_rows
+from scall_jax.streams.growing import Growing, Late, advance, joined, numbered, rows_of, same_rows
 from scall_jax.streams.rule import Rule
 from scall_jax.streams.wording import DataWarning
 
@@ -68,6 +71,8 @@ class Progress(NamedTuple):
     """How far the source was read."""
 
 
+P = TypeVar("P")
+
 Tell = Callable[[Progress], object]
 
 _PACE = Pace()
@@ -102,6 +107,7 @@ def follow(
     folder, tell = Path(folder), tell or (lambda progress: None)
     if pace.most < 1 or not pace.poll > 0:
         raise ValueError(f"{pace.most} rows at once, {pace.poll} s between polls: at least 1, and more than 0")
+    _refuse_a_file(folder)
     begun = None
     if not (folder / manifest.NAME).exists():
         if start is None:
@@ -114,11 +120,22 @@ def follow(
         if run.offset is None:
             run.add(run.growing.waiting.clear(), offset=_behind_the_run(source, run, pace))
         tell(_progress(run, begun))
-        for batch in _batches(source, pace, lambda: run.offset, lambda: _room(run)):
-            lines = run.add(batch.rows, offset=batch.offset, late=pace.late).lines
+
+        def placed(rows: pl.DataFrame) -> Growing:
+            return advance(run.growing, rows, pace.late, source.name)
+
+        for batch, new in _batches(source, pace, lambda: run.offset, lambda: _room(run), placed):
+            lines = run.add_placed(new, batch.offset).lines
             tell(_progress(run, lines[-1] if lines else None))
         _warn_of_a_rest(source, run.offset)
         return _progress(run, None).rows
+
+
+def _refuse_a_file(folder: Path) -> None:
+    """Check that a folder is none of a file's name, nor below one."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"{there} is a file, not a folder: choose another folder to write the run to")
 
 
 def _rest(source: Source, offset: Offset | None) -> str:
@@ -193,15 +210,19 @@ def _few(rule: Rule) -> int:
 
 
 def _batches(
-    source: Source, pace: Pace, offset: Callable[[], Offset | None], room: Callable[[], int]
-) -> Iterator[Batch]:
-    """Batches that are not empty, until there is an end."""
+    source: Source,
+    pace: Pace,
+    offset: Callable[[], Offset | None],
+    room: Callable[[], int],
+    placed: Callable[[pl.DataFrame], P],
+) -> Iterator[tuple[Batch, P]]:
+    """Batches that are not empty, and what `placed` makes of their rows, until there is an end."""
     last = time.monotonic()
     while True:
         before = offset()
-        batch = source.read(before, min(pace.most, room()))
+        batch, found = _up_to_a_bad_row(source, before, min(pace.most, room()), placed)
         if batch.read or batch.offset != before:
-            yield batch
+            yield batch, found
             last = time.monotonic()
             continue
         idle = time.monotonic() - last
@@ -211,13 +232,27 @@ def _batches(
         source.wait(left)
 
 
+def _up_to_a_bad_row(
+    source: Source, offset: Offset | None, most: int, placed: Callable[[pl.DataFrame], P]
+) -> tuple[Batch, P]:
+    """A batch, of fewer rows where one of them is bad or late: that one is an error when it comes first."""
+    while True:
+        try:
+            batch = source.read(offset, most)
+            return batch, placed(batch.rows)
+        except ValueError:
+            if most == 1:
+                raise
+            most //= 2
+
+
 def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks) -> dict[str, Any] | None:
     """Make the folder with the first segment, whose line is returned; None where the source ends before it is complete.
 
     It is made under another name and moved as a whole, since a folder that lacks the offset could not go on.
     """
-    if folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+    if folder.exists():
+        _refuse_filled(folder)
     if start.config.method != auto.NAME:
         Programs(start.config)  # A method that cannot go on is refused before anything is read.
     found = _first_rows(source, start, pace)
@@ -229,12 +264,34 @@ def _begin(source: Source, folder: Path, start: Start, pace: Pace, hooks: Hooks)
     rows = streams.from_arrays(first["user"], first["item"], first["time"].to_numpy(), source.name)
     stream = streams.cut(rows, seed=start.seed, **start.cut)
     line = _first_segment(start, stream, making, hooks)
-    with opened(making, hooks=hooks) as run:
-        run.add(rest, offset=offset)
-        (folder / LOCK).unlink(missing_ok=True)
+    try:
+        with opened(making, hooks=hooks) as run:
+            run.add(rest, offset=offset)
+            _put_in_place(making, folder)
+    except ValueError:
+        with contextlib.suppress(ValueError, OSError):
+            auto.remove(making)
+            making.rmdir()
+        raise
+    return line
+
+
+def _refuse_filled(folder: Path) -> None:
+    """Check that nothing but a lock is in a folder in which a run is to be begun."""
+    if (folder / manifest.NAME).exists():
+        raise ValueError(f"{folder} holds a run that another process has begun meanwhile: the same command goes on")
+    if any(file.name != LOCK for file in folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a run: choose another folder")
+
+
+def _put_in_place(making: Path, folder: Path) -> None:
+    """Move a run, which is locked where it was made, to its folder."""
+    with named_errors(folder, "nothing was begun; choose another folder, or start again"), locked(folder):
+        # Another process may have begun a run here since the first look, and may keep it up: its lock must stay.
+        _refuse_filled(folder)
+        (folder / LOCK).unlink()
         os.replace(making, folder)
         manifest.sync_folder(folder.parent)
-    return line
 
 
 def _first_segment(start: Start, stream: streams.Stream, folder: Path, hooks: Hooks) -> dict[str, Any]:
@@ -262,7 +319,7 @@ def _first_rows(source: Source, start: Start, pace: Pace) -> tuple[pl.DataFrame,
     def room() -> int:
         return _few(rule) if rule.rows is None else rule.rows - (0 if rows is None else rows.height)
 
-    for batch in _batches(source, pace, lambda: at[0], room):
+    for batch, _ in _batches(source, pace, lambda: at[0], room, lambda rows: rows):
         rows, at[0] = _with(rows, batch), batch.offset
         if rows is None or (rule.rows is not None and rows.height < rule.rows):
             continue

@@ -61,7 +61,7 @@ def _request(model: ModelData, users: Any, items_of: Any) -> _Request:
     if not len(ids):
         raise ValueError("no users: give one id at least")
     rows = np.arange(len(ids)) if users is None else model.users.rows(ids)
-    places, items = _waiting(model, ids)
+    places, items = met_since(model, ids)
     if items_of is not None:
         more = _given(model, ids, items_of)
         pairs = np.unique(np.concatenate([places << 32 | items, more[0] << 32 | more[1]]))
@@ -69,8 +69,16 @@ def _request(model: ModelData, users: Any, items_of: Any) -> _Request:
     return _Request(ids, rows, places, items)
 
 
-def _waiting(model: ModelData, ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Places in a request, ascending, and known items that their users have met in rows that are in no segment yet."""
+def met_since(model: ModelData, ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Known items that users have met after the segment's cut (`ModelData.waiting`).
+
+    Args:
+      model: of which some of the users may be unknown.
+      ids: [B], of users.
+
+    Returns:
+      Places in `ids`, i64[G] and ascending, and for each an item i64[G], ascending for each user.
+    """
     users, seen = model.waiting
     if not len(users):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -191,13 +199,14 @@ _best = jax.jit(best_items, static_argnames="depth")
 
 
 def _ranked(served: Served, queries: np.ndarray, hidden: _Pairs, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores f32[B, k] and items i32[B, k] of users by their vectors."""
+    """Scores f32[B, n] and items i32[B, n] of users by their vectors, n = k or, where that is less, all items."""
+    depth = min(k, len(served.items))
     users, room = _power(len(queries)), _power(len(hidden.items))
     offsets = np.pad(hidden.offsets, (0, users - len(queries)), mode="edge").astype(np.int32)
     items = np.pad(hidden.items, (0, room - len(hidden.items))).astype(np.int32)
     padded = np.pad(queries, ((0, users - len(queries)), (0, 0)))
     seen = KnownGraph(Graph(jnp.asarray(offsets), jnp.asarray(items), jnp.zeros(0)), 0, jnp.int32(len(served.items)))
-    scores, found = _best(padded, served.items, served.bias, seen, depth=k)
+    scores, found = _best(padded, served.items, served.bias, seen, depth=depth)
     return np.asarray(scores)[: len(queries)], np.asarray(found)[: len(queries)]
 
 

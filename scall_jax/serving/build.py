@@ -52,7 +52,8 @@ def fields(fitted: Fitted, waiting: pl.DataFrame | None, going_on: GoingOn | Aut
 
     Args:
       fitted: the last segment that was run.
-      waiting: rows that are in no segment yet (`streams.Growing.waiting`); None where none count.
+      waiting: rows that are in no segment yet (`streams.Growing.waiting`), with which the held-out rows of the segment
+        count as met, also where there are none; None for a run that has ended, which is as its last evaluation was.
       going_on: as the field of this name.
 
     Returns:
@@ -94,7 +95,7 @@ def fields(fitted: Fitted, waiting: pl.DataFrame | None, going_on: GoingOn | Aut
         "going_on": going_on,
         "waiting": NOTHING,
     }
-    if waiting is None or not len(waiting):
+    if waiting is None:
         return found
     return found | _since(stream, waiting, known[1], statistic)
 
@@ -176,7 +177,7 @@ def slim(found: Growing) -> Growing:
 
 
 def _since(stream: Stream, waiting: pl.DataFrame, items: int, statistic: str) -> dict[str, Any]:
-    """Fields that follow from all rows so far, the held-out ones of the last segment included."""
+    """Fields that follow from all rows so far, the held-out ones of the last segment included; none need wait."""
     last = stream.bounds[-1]
     item, _ = numbered(stream.item_ids, waiting["item"])
     everything = np.concatenate([stream.item[: last.end], item])

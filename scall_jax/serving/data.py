@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """What has been met since the segment's cut, where rows have come that are in no segment yet; else empty."""
+    """What has been met since the segment's cut, where rows wait or the run has been updated; else empty."""
 
     users: Ids
     """Users of these rows, known ones or not."""
@@ -125,7 +125,7 @@ class ModelData:
     origin: Mapping[str, Any]
     """How the model was made: versions, method, stream, segment, key."""
     waiting: Waiting
-    """What new rows say of users until a segment of them is complete."""
+    """What rows after the segment's cut say of users: held-out ones of a run that goes on, and those that wait."""
     going_on: GoingOn | AutoGoingOn | str
     """What `update` needs; or why the model cannot be updated."""
 

@@ -14,7 +14,9 @@
     weights         f32[m, m], of EASE instead of these
     bias            f32[m], added to scores; missing where there is none
     popularity      f32[m], scores for users of whom nothing is known
-    seen_offsets, seen_items   what each user has met, in compressed rows; also the graph of LightGCN
+    seen_offsets, seen_items   what each user has met before the last cut, in compressed rows; also LightGCN's graph
+    later_offsets, later_items   what each has met since then and not before, which is left out of recommendations and
+                    of which vectors know nothing; missing where it is nothing
 """
 
 import hashlib
@@ -28,8 +30,10 @@ import numpy as np
 import polars as pl
 
 from scall_jax.methods.recommender import settled
+from scall_jax.run import manifest
 from scall_jax.run.folder import named_errors
 from scall_jax.run.parquet import as_system_errors, write_durably
+from scall_jax.serving.answers import met_since
 from scall_jax.serving.data import ModelData
 from scall_jax.tables import size_codes
 from scall_jax.tables.storage import Exported
@@ -55,6 +59,8 @@ _PURPOSES = {
     "popularity": "popularity",
     "seen_offsets": "interactions",
     "seen_items": "interactions",
+    "later_offsets": "interactions",
+    "later_items": "interactions",
 }
 """What the bytes of an array are for."""
 
@@ -85,13 +91,15 @@ def _write(model: ModelData, path: Path) -> None:
     about = _about(model, arrays, layers)
     (pending / "README.md").write_text(_card(about, model.users.ids), encoding="utf-8")
     shutil.copy(Path(__file__).with_name(READER), pending / READER)
-    about["files"] = {file.name: _file(file) for file in sorted(pending.iterdir())}
+    # All files are on disk before the folder has its name: what is there then is a whole model, or nothing.
+    written = manifest.entries(pending, sorted(file.name for file in pending.iterdir()))
+    about["files"] = {name: {"bytes": entry.nbytes, "sha256": entry.sha256} for name, entry in written.items()}
     # The reader works out the same hash from what it has parsed.
     about["sha256"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    (pending / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    # What is there is a whole model, or nothing.
+    manifest.write_durably(pending / "manifest.json", json.dumps(about, indent=1) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(pending, path)
+    manifest.sync_folder(path.parent)
 
 
 def _arrays(model: ModelData) -> tuple[Arrays, int]:
@@ -100,8 +108,10 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
         "popularity": model.popularity.astype(np.float32),
         "seen_offsets": model.seen.offsets,
         "seen_items": model.seen.items,
+        **_later(model),
     }
-    bias = np.asarray(model.served.bias)
+    # Who ranks by nothing else ranks by the counts as they stand, and not as they were at the cut.
+    bias = np.asarray(model.served.bias) if model.personal else beside["popularity"]
     if bias.any():
         beside["bias"] = bias
     if "parameters_ridge" in model.stored:
@@ -112,6 +122,17 @@ def _arrays(model: ModelData) -> tuple[Arrays, int]:
         return own | beside, layers
     served = model.served
     return beside | {"vectors": np.concatenate([np.asarray(served.users), np.asarray(served.items)])}, 0
+
+
+def _later(model: ModelData) -> Arrays:
+    """What known users have met since the cut and not before, as the graph has it; nothing where that is nothing."""
+    places, items = met_since(model, model.users.ids)
+    user = np.repeat(np.arange(len(model.users)), np.diff(model.seen.offsets.astype(np.int64)))
+    new = ~np.isin(places << 32 | items, user << 32 | model.seen.items.astype(np.int64))
+    if not new.any():
+        return {}
+    offsets = np.searchsorted(places[new], np.arange(len(model.users) + 1)).astype(np.uint32)
+    return {"later_offsets": offsets, "later_items": items[new].astype(model.seen.items.dtype)}
 
 
 def _own_arrays(stored: Exported, vectors: int) -> Arrays | None:
@@ -199,11 +220,6 @@ def _about(model: ModelData, arrays: Arrays, layers: int) -> dict[str, Any]:
         "popularity": model.popularity_name,
         "made": dict(model.origin),
     }
-
-
-def _file(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _card(about: dict[str, Any], users: pl.Series) -> str:

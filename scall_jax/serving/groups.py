@@ -10,7 +10,7 @@ class Group(NamedTuple):
     """The vectors of one width."""
 
     width: int
-    """Columns d; those beyond are 0 in all of these vectors."""
+    """Columns d; the model's beyond are 0 in all of these vectors, and those beyond the model's are 0 here."""
     rows: np.ndarray
     """i64[n], rows of the model's ids of the side, ascending."""
     vectors: np.ndarray
@@ -33,6 +33,8 @@ def by_width(vectors: np.ndarray, widths: Sequence[int] | None = None) -> list[G
     >>> found = by_width(np.array([[1.0, 0.0, 0.0], [1.0, 2.0, 3.0], [4.0, 0.0, 0.0]]))
     >>> [(group.width, group.rows.tolist()) for group in found]
     [(1, [0, 2]), (3, [1])]
+    >>> by_width(np.array([[1.0, 2.0]]), widths=(4,))[0].vectors.tolist()
+    [[1.0, 2.0, 0.0, 0.0]]
     """
     used = vectors != 0
     lengths = np.where(used.any(axis=1), vectors.shape[1] - used[:, ::-1].argmax(axis=1), 1)
@@ -45,5 +47,7 @@ def by_width(vectors: np.ndarray, widths: Sequence[int] | None = None) -> list[G
     groups = []
     for width in np.unique(place).tolist():
         rows = np.flatnonzero(place == width)
-        groups.append(Group(width, rows, np.ascontiguousarray(vectors[rows, :width])))
+        padded = np.zeros((len(rows), width), vectors.dtype)
+        padded[:, : vectors.shape[1]] = vectors[rows, :width]
+        groups.append(Group(width, rows, padded))
     return groups

@@ -56,7 +56,8 @@ def load(path: str | Path, *, method: Method | None = None) -> Model:
     if isinstance(grown, str):
         return Model(**build.fields(fitted, None, grown))
     # Rows that a run leaves out, by its largest number of segments, count once it goes on.
-    waiting = grown.waiting if stream.waits else None
+    live = stored.updated or (stream.waits and len(grown.waiting) > 0)
+    waiting = grown.waiting if live else None
     return Model(**build.fields(fitted, waiting, _going_on(stored, method, grown)))
 
 
@@ -86,6 +87,8 @@ class _Stored(NamedTuple):
     """Candidates of a run of auto that go on, the leader among them, or what is wrong with one of them; else none."""
     began: int = 0
     """Their number at the beginning."""
+    updated: bool = False
+    """Whether the run has had an update: then it goes on, and what its last segment held out has come to pass."""
 
 
 def _read_files(folder: Path) -> _Stored:
@@ -103,7 +106,8 @@ def _read_files(folder: Path) -> _Stored:
         content = choices.read_choices(path)
         parts = {name: choices.candidate_folder(path.parent, name) for name in race.running(content)}
         others = _read_candidates(folder, parts)
-        return stored._replace(stream=stream, grown=grown, others=others, began=content["began"])
+        updated = read_kept(folder, found) is not None
+        return stored._replace(stream=stream, grown=grown, others=others, began=content["began"], updated=updated)
     identity = config_file.read_identity(folder / config_file.CONFIG)
     config = config_file.config_of(identity["config"], folder / config_file.CONFIG)
     lines = run_folder.finished_lines(folder, found)
@@ -115,7 +119,7 @@ def _read_files(folder: Path) -> _Stored:
     if stream.fingerprint != identity["stream"]["fingerprint"]:
         raise ValueError(f"{folder / manifest.STREAM[0]} is not the stream of the run: make the run anew")
     kept = checkpoint.read(folder / "checkpoints", line["segment"])
-    return _Stored(identity, config, line, stream, grown, kept, {})
+    return _Stored(identity, config, line, stream, grown, kept, {}, updated=read_kept(folder, found) is not None)
 
 
 def _stream(folder: Path, found: manifest.Manifest, segments: int) -> tuple[Stream, Growing | str]:

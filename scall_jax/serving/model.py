@@ -129,7 +129,7 @@ class Model(ModelData):
 
         Args:
           side: `users` or `items`.
-          widths: that there are to be, such as (8, 16, 32): each vector goes to the narrowest one that holds it, with
+          widths: that there are to be, such as (16, 32, 64): each vector goes to the narrowest one that holds it, with
             zeros behind it. None for one group of each width that occurs.
 
         Returns:
@@ -169,7 +169,7 @@ class Model(ModelData):
           The path.
 
         Raises:
-          ValueError: the file exists, flatbuffers is not installed (the extra `stablehlo`), or the method has no
-            vectors of users (ease).
+          ValueError: the file exists or cannot be written, flatbuffers is not installed (the extra `stablehlo`), or the
+            method has no vectors of users (ease).
         """
         return scoring.write(self, Path(path))

@@ -35,20 +35,24 @@ def stored(arrays, users):
     """Vectors of users, then items, as they are stored; those of size 0 have the shared one of their side."""
     if "values" not in arrays:
         return arrays.get("vectors", np.zeros((users, 0), np.float32))
-    planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]), "little").astype(int)
-    number = (planes << np.arange(len(planes))[:, None]).sum(0)  # Plane k has bit k of the number of each size.
+    planes = np.unpackbits(arrays["size_codes"], 1, users + len(arrays["popularity"]), "little")
+    number = np.zeros(planes.shape[1], int)
+    for k, plane in enumerate(planes):  # Plane k has bit k of the number of each size.
+        number += plane.astype(int) << k
     sizes = np.append(arrays["size_values"][number], arrays["size_values"][-2:]).astype(int)
-    vector = np.repeat(np.arange(len(sizes)), sizes)
-    column = arrays.get("columns", np.arange(len(vector)) - (np.cumsum(sizes) - sizes)[vector])
     values = (v.astype(np.uint32) << 16).view(np.float32) if (v := arrays["values"]).dtype == np.uint16 else v
     if "scales" in arrays:  # Byte k of 8 coordinates has their bits k; a scale is the logarithm of a vector's limit.
-        planes = np.unpackbits(values, axis=1, bitorder="little").reshape(len(values), -1, 8).astype(int)
-        code = (planes << np.arange(planes.shape[1])[:, None]).sum(1).ravel()[: len(vector)]
+        planes = np.unpackbits(values, axis=1, bitorder="little").reshape(len(values), -1, 8)
+        code = np.packbits(planes, 1, "little").ravel()[: sizes.sum()].astype(np.float32)
         limit = np.exp2(np.log2(arrays["top"]) + (arrays["scales"] - 255.0) / 16) * (arrays["scales"] > 0)
-        values = ((code + 0.5) * 2 / 2 ** planes.shape[1] - 1) * np.repeat(limit, sizes[sizes > 0])
-    vectors, node = np.zeros((len(sizes), 1 + column.max(initial=0)), np.float32), np.arange(len(sizes) - 2)
-    vectors[vector, column] = values
-    return vectors[np.where(sizes[:-2] > 0, node, len(sizes) - 2 + (node >= users))]
+        values = ((code + 0.5) * 2 / 2 ** planes.shape[1] - 1) * np.repeat(limit.astype(np.float32), sizes[sizes > 0])
+    width, node = 1 + int(arrays.get("columns", sizes - 1).max(initial=0)), np.arange(len(sizes))
+    places = np.arange(width) < sizes[:, None]
+    if "columns" in arrays:  # Vectors have gaps.
+        places = np.repeat(node, sizes), arrays["columns"]
+    vectors = np.zeros((len(sizes), width), np.float32)
+    vectors[places] = values
+    return vectors[np.where(sizes > 0, node, len(sizes) - 2 + (node >= users))[:-2]]
 
 
 def propagated(x, arrays, users, layers):
@@ -70,7 +74,8 @@ def recommend(model, user, k=10):
     rows, items, arrays, vectors = model
     seen, scores, weights = np.zeros(0, int), arrays["popularity"].copy(), arrays.get("weights")
     if user in rows:
-        seen = arrays["seen_items"][slice(*arrays["seen_offsets"][rows[user] : rows[user] + 2])]
+        ends, kinds = slice(rows[user], rows[user] + 2), ["seen", "later"] if "later_items" in arrays else ["seen"]
+        seen = np.concatenate([arrays[f"{x}_items"][slice(*arrays[f"{x}_offsets"][ends])] for x in kinds])
         scores = vectors[len(rows) :] @ vectors[rows[user]] if weights is None else weights[seen].sum(0)  # EASE's.
         scores = scores + arrays.get("bias", 0)
     scores[seen] = -np.inf

@@ -8,6 +8,8 @@ import numpy as np
 from jax import export
 
 from scall_jax.ops.indexing import take
+from scall_jax.run.folder import named_errors
+from scall_jax.run.whole_file import replaced
 from scall_jax.serving.data import ModelData
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,8 +25,10 @@ def write(model: ModelData, path: Path) -> Path:
         content = program.serialize()
     except ImportError:
         raise ValueError('a serialized program needs flatbuffers: pip install "scall_jax[stablehlo]"') from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with named_errors(path, "nothing was written; choose another name"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as file:
+            file.write(content)
     return path
 
 

@@ -77,6 +77,8 @@ def cut(
     (4, Bounds(start=250, train=425, valid=450, end=500))
     """
     _check(max_segments, replay, replay_by, published, seed)
+    if k_core < 0:
+        raise ValueError(f"{option('k_core')}={k_core}: rows of each user and item, at least 1; 0 keeps all of them")
     where = _Where(new_entities, segments, rows, at)
     if sum(rule is not None for rule in where) > 1:
         rules = f"{option('new_entities')}, {option('segments')}, {option('rows')} and {option('at')}"

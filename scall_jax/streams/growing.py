@@ -93,7 +93,9 @@ def growing(stream: Stream) -> Growing:
     return Growing(finished, waiting)
 
 
-def advance(before: Growing, rows: Interactions | pl.DataFrame, late: Late = "refuse") -> Growing:
+def advance(
+    before: Growing, rows: Interactions | pl.DataFrame, late: Late = "refuse", source: str | None = None
+) -> Growing:
     """Add rows to a stream, and cut the segments that are complete then.
 
     Rows are sorted by time among those that wait; rows of equal time stay in the order in which they arrived.
@@ -104,6 +106,7 @@ def advance(before: Growing, rows: Interactions | pl.DataFrame, late: Late = "re
         `time` (dates, or integers in milliseconds since 1970).
       late: what becomes of rows that are earlier than the last row of a segment: an error, or they are placed at the
         time of that row.
+      source: what messages call the rows; None for the name that interactions have, and "new rows" for a frame.
 
     Returns:
       The stream with all rows. How they were divided into calls makes no difference, unless some were clamped or rows
@@ -112,7 +115,8 @@ def advance(before: Growing, rows: Interactions | pl.DataFrame, late: Late = "re
     Raises:
       ValueError: late rows; rows of another form, or with a value missing; a segment with too few rows to be divided.
     """
-    waiting = joined(before.waiting, _placed(as_frame(rows, before.stream.source), before, late))
+    name = source or (rows.source if isinstance(rows, Interactions) else "new rows")
+    waiting = joined(before.waiting, _placed(as_frame(rows, name), before, late, name))
     if not _may_be_complete(before.rule, len(waiting)):
         return Growing(before.stream, waiting)
     return _cut(before.stream, before.rule, waiting)
@@ -159,7 +163,7 @@ def _cut(stream: Stream, rule: Rule, waiting: pl.DataFrame) -> Growing:
     return Growing(grown, waiting[order[rest[order]]])
 
 
-def _placed(rows: pl.DataFrame, before: Growing, late: Late) -> pl.DataFrame:
+def _placed(rows: pl.DataFrame, before: Growing, late: Late, source: str) -> pl.DataFrame:
     """Rows, none of which is earlier than the clock."""
     if late not in ("refuse", "clamp"):
         raise ValueError(f"late={late!r}: choose refuse or clamp")
@@ -170,7 +174,7 @@ def _placed(rows: pl.DataFrame, before: Growing, late: Late) -> pl.DataFrame:
         return rows.with_columns(time=pl.col("time").clip(before.clock))
     first, clock = rows.row(int(early[0]), named=True), shown(before.clock)
     raise ValueError(
-        f"{before.stream.source}: {len(early):,} of {len(rows):,} new row(s) are earlier than the last row of a "
+        f"{source}: {len(early):,} of {len(rows):,} new row(s) are earlier than the last row of a "
         f"segment, {clock}, and cannot be placed; the first is user {first['user']!r}, item {first['item']!r}, "
         f"{shown(first['time'])}: leave them out, or {option('late', 'clamp')} places them at {clock}"
     )

@@ -15,6 +15,9 @@ from scall_jax.streams.wording import option
 WAYS = ("uniform", "neighbourhood")
 """How replayed rows are chosen."""
 
+_MOST_PART = 1_000_000
+"""Replayed rows as a part of the segment's, at most: far more than the rows that there are to be replayed."""
+
 
 def draw_replay(
     user: np.ndarray,
@@ -41,10 +44,13 @@ def draw_replay(
       Ascending i64[...] for each segment: rows of users who appear in its training part.
 
     Raises:
-      ValueError: a part that is negative or infinite.
+      ValueError: a part that is negative or above a million.
     """
-    if not 0 <= part < float("inf"):
-        raise ValueError(f"{option('replay')}={part}: must be finite and not negative")
+    if not 0 <= part <= _MOST_PART:
+        raise ValueError(
+            f"{option('replay')}={part}: must be finite, not negative and at most {_MOST_PART:,}; much less "
+            "replays all earlier rows of a segment's users"
+        )
     drawn, before = list(earlier), zip(bounds, earlier, strict=False)
     pool = np.concatenate([np.empty(0, np.int64), *(_pooled(b, rows, compounding) for b, rows in before)])
     for t, b in enumerate(bounds[len(earlier) :], len(earlier)):

@@ -47,6 +47,10 @@ class GrowingFile:
             if offset is None:
                 return Batch(EMPTY, None)
             raise ValueError(f"{self.name}: no such file any more: put it back, or start in another folder") from None
+        except IsADirectoryError:
+            raise ValueError(f"{self.name}: a folder, not a file: name one file, to which rows are appended") from None
+        except OSError as error:
+            raise ValueError(f"{self.name} cannot be read ({error.strerror}): name a file that can be") from None
         with file:
             if offset is None:
                 return self._first(file, most)

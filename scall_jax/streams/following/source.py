@@ -36,6 +36,8 @@ class Source(Protocol):
     def read(self, offset: Offset | None, most: int) -> Batch:
         """The next rows that are there; none where nothing has come. It does not wait.
 
+        After an error, or a batch that the caller does not want, fewer rows may be asked for from the same place.
+
         Args:
           offset: where to begin; None for the start.
           most: rows to read at most, at least 1.

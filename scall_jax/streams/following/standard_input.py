@@ -46,6 +46,7 @@ class StandardInput:
         self._bytes, self._path = TextBytes(self.name, options), Path(self.name)
         self._waiting = b""
         self._at: Offset | None = None
+        self._last: tuple[Offset | None, bytes] | None = None  # where the last batch began, and what was there
         self._started, self._closed = False, False
         self._skipped_bytes, self._skipped_crc = 0, 0
         self._quoted = False
@@ -59,20 +60,24 @@ class StandardInput:
         """The rows that have come; see `Source.read`.
 
         Raises:
-          ValueError: also an offset that is not the one behind the rows that were read last.
+          ValueError: also an offset that is neither behind the rows that were read last nor in front of them.
         """
         if not self._started:
             if offset is not None and not self._resumed(offset):
                 return Batch(EMPTY, offset, held=not self._closed)
             self._at, self._started = offset, True
+        if offset != self._at and self._last is not None and offset == self._last[0]:
+            self._at, self._waiting = self._last
         if offset != self._at:
             raise ValueError(f"{self.name}: a pipe cannot go back to {offset}")
         if self._at is None:
             self._fill()
+            self._last = None, self._waiting
             return self._first(most)
         text = from_json(self._at["text"], self._options, self.name)
         self._quoted = text.layout.quoted
         self._fill()
+        self._last = self._at, self._waiting
         return self._rows(self._at, text, most)
 
     def _resumed(self, offset: Offset) -> bool:
