@@ -91,8 +91,8 @@ def halfway(low: jax.Array, high: jax.Array) -> jax.Array:
       f32[], `low` itself where the two are neighbours.
 
     >>> import jax.numpy as jnp
-    >>> float(halfway(jnp.float32(2.0**-20), jnp.float32(2.0**20))), float(halfway(jnp.float32(-1.0), jnp.float32(1.0)))
-    (1.0, -1.401298464324817e-45)
+    >>> float(halfway(jnp.float32(2.0**-20), jnp.float32(2.0**20)))
+    1.0
     """
     chex.assert_type([low, high], jnp.float32)
     low, high = (_in_order(jax.lax.bitcast_convert_type(end, jnp.int32)) for end in (low, high))
