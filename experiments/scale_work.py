@@ -289,8 +289,8 @@ def _by_least_squares(job: Job) -> Work:
     """A fit of least squares: the problem, its order, half sweeps, and the judgement on users of valid."""
     users, items = _sides(job)
     entries = 2 * job.trained / job.devices
-    # Ages become roots and targets, twice, since users have a half-life of their own at the end. The order is sorted
-    # by three keys on every device, which reads and writes them for each halving.
+    # Ages become roots and targets, twice, since users have a half-life of their own at the end. Every device sorts the
+    # order by three keys, which it reads and writes for each halving.
     total = Work(moved=2 * 28 * entries + 2 * 12 * job.entities * math.log2(job.entities))
     total = total.plus(_half_sweep(job, users), job.sweeps + 1).plus(_half_sweep(job, items), job.sweeps)
     # The pool is laid out by vector at first, back at the end, 2^14 coordinates at once.
@@ -303,9 +303,9 @@ def _by_least_squares(job: Job) -> Work:
 def _by_steps(job: Job) -> Work:
     """A fit of matrix factorisation: steps on triples, and the judgement on users of valid."""
     nodes, d = job.entities, job.devices
-    # A block of 16 columns of all nodes is read from the pool and written, gathered by node (read, written), made zero
-    # for the gradient, pulled to vectors (read, written) and laid out (read): seven times, whole on every device. How
-    # often the batch has each vector is four numbers of each.
+    # Every device passes seven times over a block of 16 columns of all nodes. It reads the block from the pool and
+    # writes it, gathers it by node (read and written), makes a gradient of zeros, pulls that to vectors (read and
+    # written) and lays it out (read). How often the batch has each vector is four numbers of each.
     every = nodes * (7 * _VECTOR + 16)
     # Adam reads and writes both moments, reads the gradient, then reads both and changes the parameters.
     adam = COORDINATES * nodes / d * 4 * 9

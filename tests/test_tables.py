@@ -1,3 +1,5 @@
+import functools
+import importlib
 import itertools
 
 import jax
@@ -94,6 +96,31 @@ def test_writing_columns_leaves_the_others_alone(name):
     expected = was.copy()
     expected[:, 5:21] = values
     np.testing.assert_array_equal(now, np.where(has, expected, 0))
+
+
+def test_columns_are_changed_alike_where_places_behind_a_table_are_too_many_for_int32(monkeypatch):
+    """Such a table does not fit here, so that the limit is lowered instead."""
+    module = importlib.import_module("scall_jax.tables.packed")
+    rng = np.random.default_rng(5)
+    buffer, starts = jnp.asarray(rng.normal(size=20), jnp.float32), jnp.array([2, 7, 9, 9])
+    columns = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
+
+    def rule(old, new):
+        return 2 * old + new
+
+    def changed():
+        change = functools.partial(module._change_at_once, rule=rule)
+        given = buffer, starts, columns
+        return jax.make_jaxpr(change)(*given), np.asarray(change(*given))
+
+    expected = np.array(buffer)
+    expected[2:7], expected[7:9] = 2 * expected[2:7] + columns[0, :5], 2 * expected[7:9] + columns[1, :2]
+    narrow, found = changed()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    monkeypatch.setattr(module, "_INT32_MAX", 20 + columns.size - 1)
+    wide, found = changed()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert "u32[3,6]" in str(wide) and "u32[3,6]" not in str(narrow)
 
 
 @pytest.mark.parametrize("used", [0, 1, 16, 17, 33, 48, 49, 65, 80, 97, 113, 128])

@@ -219,8 +219,8 @@ def _next(setting: _Setting, state: _State) -> _State:
         state = state._replace(pool=jax.lax.cond(state.last, items_as_stored, lambda pool: pool, state.pool))
     problem = jax.lax.cond(state.last, setting.served, lambda: setting.problem)
     state = _half(setting._replace(problem=problem), state)
-    # Nearly all of a loss may be a constant, beside which the progress of a fit would seem to be none from the start,
-    # and be lost in rounding. Vectors that only shrink explain less than nothing, and go on to do so.
+    # Nearly all of a loss may be a constant: beside it a fit seems to make no progress from the start, and float32
+    # rounds the progress away. Vectors that only shrink explain less than nothing, which rises for as long as they do.
     before, after = (state.explained[jnp.maximum(state.half - n, 0)] for n in (3, 1))
     settled = (state.half > 3) & ~(after - before > setting.sweeps.tolerance * after)
     whole_sweep = state.half % 2 == 0

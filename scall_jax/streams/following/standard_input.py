@@ -46,7 +46,8 @@ class StandardInput:
         self._bytes, self._path = TextBytes(self.name, options), Path(self.name)
         self._waiting = b""
         self._at: Offset | None = None
-        self._last: tuple[Offset | None, bytes] | None = None  # where the last batch began, and what was there
+        # A batch may be asked for again with fewer rows, so that where it began is kept, with the bytes from there on.
+        self._last: tuple[Offset | None, bytes] | None = None
         self._started, self._closed = False, False
         self._skipped_bytes, self._skipped_crc = 0, 0
         self._quoted = False
